@@ -1,0 +1,32 @@
+"""Data: from a `DataConfig` to checked, disjoint, reproducible `DataSplits`.
+
+Names are resolved on first use, so that reading a configuration (`greg_cert.data.schema`) imports
+neither torch nor any image library.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from greg_cert.data.load import load_data
+    from greg_cert.data.schema import DataConfig, LabelledSource, Source
+    from greg_cert.data.types import DataSplits, ImageSet
+
+__all__ = ["DataConfig", "DataSplits", "ImageSet", "LabelledSource", "Source", "load_data"]
+
+_HOME = {
+    "DataConfig": "schema",
+    "DataSplits": "types",
+    "ImageSet": "types",
+    "LabelledSource": "schema",
+    "Source": "schema",
+    "load_data": "load",
+}
+
+
+def __getattr__(name: str) -> object:
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_HOME[name]}"), name)

@@ -1,0 +1,124 @@
+"""Images and labels from `.npz` and `.npy` files, without ever unpickling."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from greg_cert.data.gather import pick
+from greg_cert.data.labels import check_labels, limited_labels
+from greg_cert.data.reject import data_error
+from greg_cert.data.schema import ArraySource
+from greg_cert.data.types import ImageSet
+
+_Array = NDArray[np.generic]
+
+
+def load_array(source: ArraySource, *, field: str, labelled: bool) -> ImageSet:
+    """The set in a `.npz` or `.npy` file, at its own size; labels are read only if `labelled`.
+
+    Raises:
+        DataError: The file is missing, damaged, pickled, or does not hold such images and labels.
+    """
+    path = source.path.expanduser()
+    if not path.is_file():
+        raise data_error(f"{field}.path", "an existing .npz or .npy file", repr(str(path)))
+    if labelled and path.suffix != ".npz":
+        raise data_error(f"{field}.path", "a .npz file, to hold the labels too", repr(str(path)))
+    labels: _Array | None = None
+    try:
+        if path.suffix == ".npz":
+            # Opened here, since numpy leaves its own handle open when the archive is damaged.
+            with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
+                if not isinstance(archive, np.lib.npyio.NpzFile):
+                    raise ValueError("it holds a bare array, as .npy files do")
+                _require_key(archive.files, source.images, field=f"{field}.images")
+                if labelled:
+                    _require_key(archive.files, source.labels, field=f"{field}.labels")
+                    labels = archive[source.labels]
+                images = archive[source.images]
+        elif path.suffix == ".npy":
+            images = np.load(path, allow_pickle=False, mmap_mode="r")
+        else:
+            raise ValueError("its name ends in neither .npz nor .npy")
+    except _Missing as error:
+        raise error.told from None
+    except Exception as error:  # zipfile, zlib and numpy each raise their own on damaged files
+        raise data_error(
+            f"{field}.path",
+            "a complete .npz or .npy file of numbers (pickled objects are never loaded)",
+            f"{str(path)!r} ({type(error).__name__}: {error})",
+        ) from error
+    images = _channels_first(images, source.layout, field=field)
+    checked = None if labels is None else check_labels(labels, len(images), field=f"{field}.labels")
+    chosen = pick(len(images), source.limit, source.seed)
+    pixels = _checked_pixels(images, chosen, field=f"{field}.images")
+    if checked is None:
+        return ImageSet(source.title, pixels)
+    return ImageSet(source.title, pixels, limited_labels(checked, chosen, field=field))
+
+
+class _Missing(Exception):
+    """Carries a finished `DataError` past the handler of damaged files."""
+
+    def __init__(self, told: Exception) -> None:
+        super().__init__(str(told))
+        self.told = told
+
+
+def _require_key(keys: list[str], key: str, *, field: str) -> None:
+    if key not in keys:
+        raise _Missing(data_error(field, f"one of the file's keys {', '.join(keys)}", repr(key)))
+
+
+def _channels_first(images: _Array, layout: str, *, field: str) -> _Array:
+    """A view of the images as (N, C, H, W)."""
+    shape = images.shape
+    field_shape = f"{field}.images"
+    if images.ndim not in (3, 4) or 0 in shape:
+        expected = "an array (N, H, W), (N, H, W, C) or (N, C, H, W), none of them 0"
+        raise data_error(field_shape, expected, f"shape {shape}")
+    if layout == "auto":
+        if images.ndim == 3:
+            layout = "nhw"
+        else:
+            first, last = shape[1] in (1, 3), shape[3] in (1, 3)
+            if first == last:
+                raise data_error(
+                    f"{field}.layout",
+                    "either axis 1 or axis 3 to be the channels, 1 or 3 of them",
+                    f"shape {shape}",
+                    hint="Set the layout to nchw or nhwc" if first else "",
+                )
+            layout = "nchw" if first else "nhwc"
+    if images.ndim != len(layout):
+        raise data_error(f"{field}.layout", f"{images.ndim} axes as in shape {shape}", repr(layout))
+    if layout == "nhw":
+        return images[:, None]
+    images = images.transpose(0, 3, 1, 2) if layout == "nhwc" else images
+    if images.shape[1] not in (1, 3):
+        raise data_error(field_shape, f"1 or 3 channels in layout {layout}", f"shape {shape}")
+    return images
+
+
+def _checked_pixels(images: _Array, chosen: NDArray[np.int64], *, field: str) -> Tensor:
+    """The chosen images as a uint8 tensor, or float32 once known to be finite and in [0, 1]."""
+    if images.dtype != np.uint8 and images.dtype.kind != "f":
+        expected = "uint8, or floating point in [0, 1]"
+        raise data_error(field, expected, f"dtype {images.dtype}")
+    part = images if len(chosen) == len(images) else images[chosen]
+    if part.dtype == np.uint8:
+        return torch.from_numpy(np.array(part, dtype=np.uint8, order="C"))
+    pixels = np.array(part, dtype=np.float32, order="C")
+    for start in range(0, len(pixels), 1024):
+        block = pixels[start : start + 1024]
+        wrong = ~((block >= 0) & (block <= 1))  # NaN compares false with both
+        if wrong.any():
+            at = np.argwhere(wrong)[0]
+            value = float(block[tuple(at)])
+            found = f"{value:g} in image {int(chosen[start + at[0]])}"
+            hint = "Store grey levels as uint8, or divide them by 255" if value > 1 else ""
+            raise data_error(field, "finite values in [0, 1]", found, hint=hint)
+    return torch.from_numpy(pixels)

@@ -1,0 +1,61 @@
+"""Images of any size and colour brought to one size and number of channels."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn.functional import interpolate
+
+_LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601
+_CHUNK_VALUES = 1 << 24  # float32 values held at a time
+
+
+def centre_square(images: Tensor) -> Tensor:
+    """The largest centred square of each image, (N, C, H, W) -> (N, C, M, M), M = min(H, W)."""
+    height, width = images.shape[-2:]
+    side = min(height, width)
+    top, left = (height - side) // 2, (width - side) // 2
+    return images[..., top : top + side, left : left + side]
+
+
+def to_channels(images: Tensor, channels: int) -> Tensor:
+    """Images in `channels` channels: RGB to grey by ITU-R 601 luma, grey to RGB by repetition.
+
+    Args:
+        images: (N, 1 or 3, H, W), floating point.
+        channels: 1 or 3.
+    """
+    if images.shape[1] == channels:
+        return images
+    if channels == 3:
+        return images.expand(-1, 3, -1, -1)
+    weights = torch.tensor(_LUMA, dtype=images.dtype).view(1, 3, 1, 1)
+    return (images * weights).sum(dim=1, keepdim=True)
+
+
+def conform(images: Tensor, *, channels: int, size: int) -> Tensor:
+    """Images as (N, channels, size, size) in the dtype they came in.
+
+    The largest centred square is kept, so that shapes are not distorted; it is then resized
+    bilinearly with antialiasing. uint8 images are computed in float32 and rounded once at the end.
+    Images that already fit come back with their very pixels.
+
+    Args:
+        images: (N, 1 or 3, H, W), uint8 or float32 in [0, 1].
+        channels: 1 or 3.
+        size: Height and width wanted.
+    """
+    images = centre_square(images)
+    if images.shape[1:] == (channels, size, size):
+        return images.contiguous()
+    result = torch.empty((len(images), channels, size, size), dtype=images.dtype)
+    chunk = max(1, _CHUNK_VALUES // max(images[0].numel(), result[0].numel()))
+    for start in range(0, len(images), chunk):
+        part = to_channels(images[start : start + chunk].to(torch.float32), channels)
+        if part.shape[-1] != size:
+            part = interpolate(
+                part, size=(size, size), mode="bilinear", align_corners=False, antialias=True
+            )
+        whole = images.dtype == torch.uint8
+        result[start : start + chunk] = part.round().clamp(0, 255) if whole else part.clamp(0, 1)
+    return result

@@ -1,0 +1,50 @@
+"""Stratified splits: each class is dealt out in the same proportions."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from greg_cert.data.reject import data_error
+
+
+def stratified_split(
+    labels: Tensor, fractions: Mapping[str, float], *, num_classes: int, seed: int, field: str
+) -> dict[str, Tensor]:
+    """Positions of each split: disjoint, together all of them, ascending, and fixed by the seed.
+
+    Of a class with m images, each split in `fractions` gets m times its fraction, rounded, and
+    ``train`` gets the rest.
+
+    Args:
+        labels: (N,) int64, classes 0..K-1.
+        fractions: Fraction of each split other than ``train``.
+        num_classes: K.
+        seed: Seed of the shuffle within the classes.
+        field: Path of the field that holds the set.
+
+    Raises:
+        DataError: Some split would be without some class.
+    """
+    generator = np.random.default_rng(seed)
+    classes = labels.numpy()
+    parts: dict[str, list[np.ndarray[tuple[int], np.dtype[np.intp]]]] = {"train": []}
+    parts |= {name: [] for name in fractions}
+    for label in range(num_classes):
+        members = generator.permutation(np.flatnonzero(classes == label))
+        sizes = {n: math.floor(len(members) * f + 0.5) for n, f in fractions.items()}
+        sizes["train"] = len(members) - sum(sizes.values())
+        for name, count in sizes.items():
+            if count < 1:
+                raise data_error(
+                    field,
+                    f"enough images of every class for each of {', '.join(sizes)}",
+                    f"{len(members)} of class {label}, which leaves {name} none",
+                )
+            parts[name].append(members[:count])
+            members = members[count:]
+    return {name: torch.from_numpy(np.sort(np.concatenate(p))) for name, p in parts.items()}

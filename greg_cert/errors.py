@@ -1,0 +1,39 @@
+"""The errors a user may meet; every one derives from `GregCertError`.
+
+The command line turns `UsageError` and its children into exit code 2 with the message as one line,
+so a message names the field, the value found and what was expected.
+"""
+
+from __future__ import annotations
+
+
+class GregCertError(Exception):
+    """Root of every error that greg-cert raises on purpose."""
+
+
+class UsageError(GregCertError, ValueError):
+    """What the user supplied is wrong: an argument, a configuration or a file."""
+
+
+class ConfigError(UsageError):
+    """A configuration field is missing, unknown, or has a value it cannot have."""
+
+
+class DataError(UsageError):
+    """A data source is missing, empty, truncated, mislabelled or of the wrong shape."""
+
+
+class UnsupportedModelError(UsageError):
+    """A model has a layer that cannot be bounded soundly; the message names the layer."""
+
+
+class RunError(UsageError):
+    """A run folder is missing, incomplete, corrupt, or does not fit the request."""
+
+
+class TrainingError(GregCertError):
+    """Training had to stop, for example because a loss term was not finite."""
+
+
+class EngineError(GregCertError):
+    """A bound-propagation engine is missing or failed."""

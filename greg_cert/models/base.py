@@ -1,0 +1,45 @@
+"""What every model of the registry has: normalisation, features, and one linear head."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Tensor, nn
+
+from greg_cert.models.normalize import Normalize
+
+
+class Classifier(nn.Module):
+    """Raw images in [0, 1] (B, C, H, W) to logits (B, K), by way of penultimate features (B, D).
+
+    Args:
+        body: network from normalised images to features (B, D).
+        num_features: D.
+        num_classes: K.
+        mean: per-channel mean of the raw pixels.
+        std: per-channel standard deviation of the raw pixels.
+    """
+
+    def __init__(
+        self,
+        body: nn.Module,
+        num_features: int,
+        *,
+        num_classes: int,
+        mean: Sequence[float],
+        std: Sequence[float],
+    ) -> None:
+        super().__init__()
+        self.normalize = Normalize(mean, std)
+        self.body = body
+        self.head = nn.Linear(num_features, num_classes)
+
+    def features(self, x: Tensor) -> Tensor:
+        """Penultimate features (B, D) of raw images (B, C, H, W)."""
+        out: Tensor = self.body(self.normalize(x))
+        return out
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits (B, K) of raw images (B, C, H, W)."""
+        logits: Tensor = self.head(self.features(x))
+        return logits

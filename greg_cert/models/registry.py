@@ -1,0 +1,71 @@
+"""Models by name."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+
+from torch import nn
+
+from greg_cert.errors import UsageError
+from greg_cert.models.base import Classifier
+from greg_cert.models.resnet import resnet18_body
+from greg_cert.models.small import cnn_small_body, mlp_body
+from greg_cert.models.wide_resnet import wide_resnet_body
+
+Body = Callable[[int, int], tuple[nn.Module, int]]
+
+_BODIES: Mapping[str, Body] = {
+    "mlp": mlp_body,
+    "cnn_small": cnn_small_body,
+    "resnet18_32x32": lambda channels, _: resnet18_body(channels),
+    "wrn16_2": lambda channels, _: wide_resnet_body(channels, 16, 2),
+    "wrn40_2": lambda channels, _: wide_resnet_body(channels, 40, 2, dropout=0.3),
+}
+
+MODEL_NAMES: tuple[str, ...] = tuple(_BODIES)
+
+
+def build_model(
+    name: str,
+    *,
+    num_classes: int,
+    in_channels: int,
+    image_size: int,
+    mean: Sequence[float],
+    std: Sequence[float],
+) -> Classifier:
+    """A freshly initialised model of the registry, on the CPU in float32.
+
+    It takes raw [0, 1] images (B, C, H, W) to logits (B, K); normalisation is inside.
+    `.features(x)` gives the (B, D) penultimate features.
+
+    Args:
+        name: one of `MODEL_NAMES`.
+        num_classes: K ≥ 1.
+        in_channels: C ≥ 1.
+        image_size: height and width of the images.
+        mean: per-channel mean of raw pixels, length C.
+        std: per-channel standard deviation of raw pixels, length C, each > 0.
+
+    Raises:
+        UsageError: for an unknown name or a value out of range.
+    """
+    if name not in _BODIES:
+        raise UsageError(f"expected model name in {', '.join(MODEL_NAMES)}, but got {name!r}")
+    for field, value in (
+        ("num_classes", num_classes),
+        ("in_channels", in_channels),
+        ("image_size", image_size),
+    ):
+        if value < 1:
+            raise UsageError(f"expected {field} >= 1, but got {value}")
+    if len(mean) != in_channels or len(std) != in_channels:
+        raise UsageError(
+            f"expected mean and std of length in_channels = {in_channels}, "
+            f"but got {len(mean)} and {len(std)}"
+        )
+    if not all(math.isfinite(v) for v in (*mean, *std)):
+        raise UsageError(f"expected finite mean and std, but got {tuple(mean)} and {tuple(std)}")
+    body, num_features = _BODIES[name](in_channels, image_size)
+    return Classifier(body, num_features, num_classes=num_classes, mean=mean, std=std)

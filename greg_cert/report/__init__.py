@@ -1,0 +1,18 @@
+"""Reports of a verification: tables, figures and one page, from two files and without torch."""
+
+from greg_cert.report.results import Results, load_results
+from greg_cert.report.style import DOUBLE_COLUMN, SINGLE_COLUMN, FigureStyle
+from greg_cert.report.tables import summary_table
+from greg_cert.report.write import FigureFiles, ReportFiles, write_report
+
+__all__ = [
+    "DOUBLE_COLUMN",
+    "SINGLE_COLUMN",
+    "FigureFiles",
+    "FigureStyle",
+    "ReportFiles",
+    "Results",
+    "load_results",
+    "summary_table",
+    "write_report",
+]

@@ -1,0 +1,77 @@
+"""The report's four figures: name, drawing function and what the caption says."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from greg_cert.report import wording
+from greg_cert.report.canvas import Draw
+from greg_cert.report.figure_bracket import draw_bracket
+from greg_cert.report.figure_fraction import draw_fraction
+from greg_cert.report.figure_gradient import draw_gradient
+from greg_cert.report.figure_histogram import draw_histogram
+from greg_cert.report.summary_file import Summary
+
+
+@dataclass(frozen=True)
+class FigureSpec:
+    """One figure of the report.
+
+    Attributes:
+        name: stem of its files.
+        title: its title on the page.
+        draw: the function that draws it.
+        text: its caption, with places for `norm`, `ball`, `wrong` and `searched`.
+    """
+
+    name: str
+    title: str
+    draw: Draw
+    text: str
+
+    def caption(self, summary: Summary) -> str:
+        """The caption for these results, saying what is proof, upper bound and estimate."""
+        searched = "" if summary.max_radius is None else f" up to {summary.max_radius:g}"
+        return self.text.format(
+            norm=wording.norm_name(summary.norm),
+            ball=wording.ball(summary),
+            wrong=wording.wrong_side(summary),
+            searched=searched,
+        )
+
+
+FIGURES = (
+    FigureSpec(
+        "radius_histogram",
+        "Certified radii",
+        draw_histogram,
+        "Certified {norm} radii (proof; {ball}). Vertical lines: medians over all samples. The "
+        "legend counts the samples that are not drawn, because their radius is 0: {wrong} before "
+        "any perturbation, or without a proof.",
+    ),
+    FigureSpec(
+        "certified_fraction",
+        "Certified fraction",
+        draw_fraction,
+        "Fraction of all samples that no {norm} perturbation within the radius can turn ({ball}). "
+        "Solid: certified, a proven lower bound. Dashed: not yet broken by the attack, an upper "
+        "bound. The true curve lies in the shaded band between them.",
+    ),
+    FigureSpec(
+        "bracket",
+        "Bracket of every sample",
+        draw_bracket,
+        "Certified {norm} radius (proof) against the smallest attack found (upper bound), one "
+        "point a sample; the true radius lies between the two. On the line they meet; a point in "
+        "the grey area would contradict a certificate. Ticks at the upper rim: no attack "
+        "found{searched}. Samples {wrong} before any perturbation are left out.",
+    ),
+    FigureSpec(
+        "gradient_vs_certified",
+        "Gradient norm and certified radius",
+        draw_gradient,
+        "Dual norm of the score's gradient at the sample (estimate: it says nothing about the rest "
+        "of the ball) against the certified {norm} radius (proof). Samples {wrong} before any "
+        "perturbation are left out.",
+    ),
+)

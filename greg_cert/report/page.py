@@ -1,0 +1,90 @@
+"""The report as one HTML page that needs nothing beside itself."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from greg_cert.report import wording
+from greg_cert.report.comparison import Comparison
+from greg_cert.report.figures import FIGURES
+from greg_cert.report.markup import Html, join, tag, text
+from greg_cert.report.page_css import CSS
+from greg_cert.report.page_samples import sample_lists
+from greg_cert.report.page_table import provenance_block, runs_table
+from greg_cert.report.pictures import Pictures, data_uri
+from greg_cert.report.results import Results
+from greg_cert.report.rows import Row
+from greg_cert.report.statement import has_violations, statement
+
+# The browser itself refuses scripts and every outside resource.
+POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
+
+
+def html_page(
+    results: Results,
+    rows: list[Row],
+    comparisons: list[Comparison],
+    figures: Mapping[str, bytes],
+    pictures: Pictures,
+    *,
+    title: str,
+) -> str:
+    """The whole page.
+
+    Args:
+        results: the checked results.
+        rows: the table's records.
+        comparisons: the runs against the baseline.
+        figures: PNG bytes by figure name.
+        pictures: sample images, shown in the lists of most and least robust samples.
+        title: the page's title.
+    """
+    alarm = " alarm" if has_violations(rows) else ""
+    head = tag(
+        "head",
+        tag("meta", charset="utf-8"),
+        tag("meta", name="viewport", content="width=device-width, initial-scale=1"),
+        tag("meta", http_equiv="Content-Security-Policy", content=POLICY),
+        tag("title", title),
+        tag("style", Html(CSS)),
+    )
+    body = tag(
+        "main",
+        tag("h1", title),
+        tag("p", _subtitle(results), class_="sub"),
+        tag("p", statement(results, rows, comparisons), class_="result" + alarm),
+        tag("h2", "Runs"),
+        runs_table(results, rows, comparisons),
+        tag("h2", "Figures"),
+        tag("div", _figures(results, figures), class_="figures"),
+        tag("h2", "Samples"),
+        [sample_lists(results, run, pictures) for run in results.runs],
+        tag("h2", "Provenance"),
+        provenance_block(results),
+    )
+    return join([Html("<!DOCTYPE html>"), tag("html", head, tag("body", body), lang="en")]) + "\n"
+
+
+def _subtitle(results: Results) -> str:
+    summary = results.summary
+    return (
+        f"{wording.count(len(results.runs), 'run')}, {results.samples} "
+        f"{wording.population(summary)}, {wording.norm_name(summary.norm)} norm of raw pixels in "
+        f"[0,1], {wording.ball(summary)}"
+    )
+
+
+def _figures(results: Results, figures: Mapping[str, bytes]) -> list[Html]:
+    blocks = []
+    for spec in FIGURES:
+        words = spec.caption(results.summary)
+        image = tag("img", src=data_uri(figures[spec.name]), alt=f"{spec.title}. {words}")
+        blocks.append(
+            tag(
+                "figure",
+                tag("h3", spec.title),
+                image,
+                tag("figcaption", text(words), f" Files: {spec.name}.png, {spec.name}.pdf."),
+            )
+        )
+    return blocks

@@ -1,0 +1,143 @@
+"""The contents of `summary.json`, checked field by field.
+
+Keys of the contract (docs, `summary.json` schema 1) are required; the keys that later versions
+of the verifier add are optional, and unknown keys are ignored. Every failure is one `RunError`
+that names the file and the field.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from greg_cert.errors import RunError
+
+SUMMARY_FILE = "summary.json"
+SCHEMA = 1
+
+
+class _Record(BaseModel):
+    model_config = ConfigDict(frozen=True, strict=True, extra="ignore")
+
+
+class MedianMean(_Record):
+    """Median and mean of a radius over the samples of a run."""
+
+    median: float | None
+    mean: float | None = None
+
+
+class GradientRadius(_Record):
+    """Median of the first-order estimate, and how often a real attack undercuts it."""
+
+    median: float | None
+    above_attack: float | None = None
+
+
+class RunSummary(_Record):
+    """What the verifier measured for one run; rates are fractions in [0, 1]."""
+
+    method: str
+    id_accuracy: float | None
+    threshold: float
+    fpr95: float | None
+    auroc: float | None
+    samples: int = Field(ge=1)
+    certified_radius: MedianMean
+    attack_radius: MedianMean
+    gradient_radius: GradientRadius
+    lipschitz_radius: MedianMean
+    violations: int = Field(ge=0)
+    seconds: float | None
+    fpr95_ood_recall: float | None = None
+    ood: dict[str, Any] = Field(default_factory=dict)
+    status: dict[str, int] | None = None
+
+
+class Provenance(_Record):
+    """Where the numbers came from; everything is optional, because old folders lack it."""
+
+    command: str | None = None
+    created: str | None = None
+    versions: dict[str, str | None] = Field(default_factory=dict)
+    device: str | None = None
+    seed: int | None = None
+    git_commit: str | None = None
+    configs: dict[str, str] = Field(default_factory=dict)
+
+
+class Summary(_Record):
+    """The whole of `summary.json`."""
+
+    norm: float
+    tpr: float = Field(gt=0, le=1)
+    runs: dict[str, RunSummary] = Field(min_length=1)
+    max_radius: float | None = None
+    side: str = "id"
+    clip: bool = False
+    baseline: str | None = None
+    provenance: Provenance = Field(default_factory=Provenance)
+
+    @field_validator("norm", mode="before")
+    @classmethod
+    def _norm(cls, value: object) -> object:
+        if isinstance(value, str) and value.lower() in {"inf", "linf"}:
+            return math.inf
+        if isinstance(value, bool) or value not in (1, 2, math.inf):
+            raise ValueError(f'expected 1, 2 or "inf", but got {value!r}')
+        return float(str(value))
+
+    @field_validator("side")
+    @classmethod
+    def _side(cls, value: str) -> str:
+        if value not in {"id", "ood"}:
+            raise ValueError(f'expected "id" or "ood", but got {value!r}')
+        return value
+
+    @field_validator("provenance", mode="before")
+    @classmethod
+    def _provenance(cls, value: object) -> object:
+        return {} if value is None else value
+
+    @model_validator(mode="after")
+    def _baseline_is_a_run(self) -> Summary:
+        if self.baseline is not None and self.baseline not in self.runs:
+            raise ValueError(
+                f"baseline: expected one of the runs {list(self.runs)}, but got {self.baseline!r}"
+            )
+        return self
+
+
+def read_summary(folder: Path) -> Summary:
+    """The checked contents of `folder/summary.json`.
+
+    Raises:
+        RunError: the file is missing, is not JSON, has another schema number, or lacks a field.
+    """
+    path = folder / SUMMARY_FILE
+    try:
+        raw = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise RunError(f"{path}: the file is missing; expected a verification folder") from None
+    except OSError as error:
+        raise RunError(f"{path}: cannot be read ({error.strerror or error})") from error
+    except ValueError as error:
+        raise RunError(f"{path}: not valid JSON, perhaps truncated ({error})") from error
+    if not isinstance(raw, dict):
+        raise RunError(f"{path}: expected a JSON object, but got {type(raw).__name__}")
+    if "schema" not in raw:
+        raise RunError(f"{path}: field schema: missing")
+    if raw["schema"] != SCHEMA or isinstance(raw["schema"], bool):
+        raise RunError(f"{path}: field schema: expected {SCHEMA}, but got {raw['schema']!r}")
+    try:
+        return Summary.model_validate(raw)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        field = ".".join(str(part) for part in first["loc"])
+        prefix = f"field {field}: " if field else "field "
+        reason = "missing" if first["type"] == "missing" else first["msg"]
+        raise RunError(f"{path}: {prefix}{reason.removeprefix('Value error, ')}") from None

@@ -1,0 +1,99 @@
+"""The words, symbols and number formats that the table, the figures and the page share."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from greg_cert.report.summary_file import Summary
+
+MISSING = "\u2013"
+
+
+def norm_name(norm: float) -> str:
+    """The norm as plain text: ℓ1, ℓ2 or ℓ∞."""
+    return "\u2113∞" if math.isinf(norm) else f"\u2113{norm:g}"
+
+
+def norm_tex(norm: float) -> str:
+    """The norm as mathematics, for LaTeX and for figure labels."""
+    return r"$\ell_\infty$" if math.isinf(norm) else rf"$\ell_{{{norm:g}}}$"
+
+
+def population(summary: Summary) -> str:
+    """What the samples are."""
+    return "ID test samples" if summary.side == "id" else "OOD test samples"
+
+
+def wrong_side(summary: Summary) -> str:
+    """What a sample of status `rejected` is, in words that fit the certified side."""
+    return "rejected" if summary.side == "id" else "accepted as ID"
+
+
+def ball(summary: Summary) -> str:
+    """How the perturbation ball was taken."""
+    return "ball clipped to [0,1]" if summary.clip else "ball not clipped"
+
+
+def fpr_name(summary: Summary) -> str:
+    """The false-positive rate's name at this true-positive rate."""
+    return f"FPR{100 * summary.tpr:g}"
+
+
+def count(number: int, noun: str) -> str:
+    """A count with its noun, in the plural unless it is one."""
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
+def percent(value: float | None, digits: int = 2) -> str:
+    """A fraction in per cent without the sign, or a dash where there is none."""
+    return MISSING if value is None or not math.isfinite(value) else f"{100 * value:.{digits}f}"
+
+
+def radius_digits(values: Sequence[float]) -> int:
+    """Decimals that show three figures of the largest finite radius; at least 3, at most 7."""
+    largest = max((value for value in values if math.isfinite(value)), default=0.0)
+    return 3 if largest <= 0 else min(7, max(3, 2 - math.floor(math.log10(largest))))
+
+
+def radius(value: float | None, digits: int, max_radius: float | None) -> str:
+    """A radius; an infinite one means that the search found nothing, and up to where it looked."""
+    if value is None or math.isnan(value):
+        return MISSING
+    if math.isinf(value):
+        return "none" if max_radius is None else f"none ≤ {max_radius:g}"
+    return f"{value:.{digits}f}"
+
+
+def p_value(p: float) -> str:
+    """A p-value to two figures; one too small for a float is given as a bound."""
+    return "p < 1e-300" if p < 1e-300 else f"p = {p:.2g}"
+
+
+def one_line(text: str) -> str:
+    """Text with every run of white space and control characters made one space."""
+    return " ".join("".join(c if c.isprintable() else " " for c in text).split())
+
+
+def short_names(names: Sequence[str], limit: int) -> dict[str, str]:
+    """Names cut in their middle to `limit` characters, still different from one another."""
+    taken: set[str] = set()
+    short: dict[str, str] = {}
+    for name in names:
+        line = one_line(name) or "(no name)"
+        cut = _middle(line, limit)
+        number = 2
+        while cut in taken:
+            tail = f" #{number}"
+            cut = _middle(line, limit - len(tail)) + tail
+            number += 1
+        taken.add(cut)
+        short[name] = cut
+    return short
+
+
+def _middle(text: str, limit: int) -> str:
+    if len(text) <= limit:
+        return text
+    tail = (limit - 1) // 2
+    return f"{text[: limit - 1 - tail]}…{text[-tail:]}"

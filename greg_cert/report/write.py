@@ -1,0 +1,107 @@
+"""From a verification folder to a folder of tables, figures and a page."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from greg_cert.errors import UsageError
+from greg_cert.report.canvas import render
+from greg_cert.report.comparison import compare
+from greg_cert.report.figures import FIGURES
+from greg_cert.report.files import write_atomic
+from greg_cert.report.page import html_page
+from greg_cert.report.pictures import Pictures, check_pictures
+from greg_cert.report.results import load_results
+from greg_cert.report.rows import table_rows
+from greg_cert.report.style import FigureStyle
+from greg_cert.report.tables import latex_table, markdown_table
+
+DEFAULT_TITLE = "Certified robustness of an OOD detector"
+_DEFAULT_STYLE = FigureStyle()
+
+
+@dataclass(frozen=True)
+class FigureFiles:
+    """The two files of one figure."""
+
+    png: Path
+    pdf: Path
+
+
+@dataclass(frozen=True)
+class ReportFiles:
+    """The paths of everything that `write_report` wrote."""
+
+    folder: Path
+    html: Path
+    markdown: Path
+    latex: Path
+    figures: dict[str, FigureFiles]
+
+    def __iter__(self) -> Iterator[Path]:
+        """Every file, the page first."""
+        yield from (self.html, self.markdown, self.latex)
+        for files in self.figures.values():
+            yield from (files.png, files.pdf)
+
+
+def write_report(
+    folder: Path,
+    out: Path | None = None,
+    *,
+    style: FigureStyle = _DEFAULT_STYLE,
+    images: Pictures | None = None,
+    title: str = DEFAULT_TITLE,
+    seed: int = 0,
+) -> ReportFiles:
+    """The report of a verification: `report.html`, `table.md`, `table.tex` and four figures.
+
+    Each file is written whole or not at all, and equal inputs give equal bytes.
+
+    Args:
+        folder: holds `certificates.parquet` and `summary.json`.
+        out: where to write; by default `folder/report`. Made if absent.
+        style: sizes and type of the figures.
+        images: clean images, or (clean, adversarial) pairs, by (run, sample index); floats in
+            [0, 1] of shape (H, W) or (H, W, 3).
+        title: heading of the page.
+        seed: seed of the bootstrap interval.
+
+    Returns:
+        The paths written.
+
+    Raises:
+        RunError: the folder lacks something, or is damaged.
+        DataError: an image has the wrong shape, type or values.
+        UsageError: `out` cannot be made or written.
+    """
+    target = Path(folder) / "report" if out is None else Path(out)
+    if target.exists() and not target.is_dir():
+        raise UsageError(f"out {target}: expected a folder, but it is a file")
+    check_pictures(images or {})
+    results = load_results(Path(folder))
+    rows, comparisons = table_rows(results), compare(results, seed=seed)
+    drawn = {spec.name: render(spec.draw, results, style) for spec in FIGURES}
+    pngs = {name: figure.png for name, figure in drawn.items()}
+    page = html_page(results, rows, comparisons, pngs, images or {}, title=title)
+    markdown = markdown_table(results, rows, comparisons, title=title)
+    latex = latex_table(results, rows, comparisons)
+    try:
+        target.mkdir(parents=True, exist_ok=True)
+        return ReportFiles(
+            folder=target,
+            html=write_atomic(target / "report.html", page),
+            markdown=write_atomic(target / "table.md", markdown),
+            latex=write_atomic(target / "table.tex", latex),
+            figures={
+                name: FigureFiles(
+                    png=write_atomic(target / f"{name}.png", figure.png),
+                    pdf=write_atomic(target / f"{name}.pdf", figure.pdf),
+                )
+                for name, figure in drawn.items()
+            },
+        )
+    except OSError as error:
+        raise UsageError(f"out {target}: cannot be written ({error.strerror or error})") from error

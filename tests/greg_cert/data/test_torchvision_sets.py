@@ -1,0 +1,168 @@
+import hashlib
+import pickle
+import struct
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from greg_cert.data.schema import TorchvisionSource
+from greg_cert.data.torchvision_sets import load_torchvision
+from greg_cert.data.types import ImageSet
+from greg_cert.errors import DataError
+
+RNG = np.random.default_rng(0)
+LABELS = np.arange(20, dtype=np.uint8) % 10
+
+
+def read(
+    dataset: str, root: Path, *, labelled: bool = True, size: int | None = None, **options: Any
+) -> ImageSet:
+    source = TorchvisionSource.model_validate(
+        {"dataset": dataset, "root": root, "split": "test", **options}
+    )
+    return load_torchvision(source, field="data.id", labelled=labelled, channels=None, size=size)
+
+
+def idx(array: np.ndarray[Any, np.dtype[np.uint8]]) -> bytes:
+    shape = array.shape
+    return struct.pack(f">HBB{len(shape)}I", 0, 8, len(shape), *shape) + array.tobytes()
+
+
+def write_mnist(root: Path, name: str = "MNIST") -> np.ndarray[Any, np.dtype[np.uint8]]:
+    raw = root / name / "raw"
+    raw.mkdir(parents=True)
+    images = RNG.integers(0, 256, (20, 28, 28), dtype=np.uint8)
+    for part, pixels in (("train", images[::-1]), ("t10k", images)):
+        (raw / f"{part}-images-idx3-ubyte").write_bytes(idx(pixels))
+        (raw / f"{part}-labels-idx1-ubyte").write_bytes(idx(LABELS))
+    return images
+
+
+@pytest.mark.parametrize("name", ["MNIST", "FashionMNIST"])
+def test_mnist_files_give_back_their_pixels(tmp_path: Path, name: str) -> None:
+    images = write_mnist(tmp_path, name)
+    test, train = read(name, tmp_path), read(name, tmp_path, split="train")
+    assert np.array_equal(test.images.numpy()[:, 0], images)
+    assert np.array_equal(train.images.numpy()[:, 0], images[::-1])
+    assert test.labels is not None
+    assert test.labels.tolist() == LABELS.tolist()
+    assert test.classes is not None
+    assert len(test.classes) == 10
+    assert read(name, tmp_path, labelled=False).labels is None
+
+
+def test_truncated_and_mislabelled_mnist(tmp_path: Path) -> None:
+    write_mnist(tmp_path)
+    raw = tmp_path / "MNIST" / "raw"
+    images, labels = raw / "t10k-images-idx3-ubyte", raw / "t10k-labels-idx1-ubyte"
+    whole = images.read_bytes()
+    for damaged in (whole[:-100], whole[:3], b""):
+        images.write_bytes(damaged)
+        with pytest.raises(
+            DataError, match=r"^data\.id\.root: expected MNIST's test files"
+        ) as error:
+            read("MNIST", tmp_path)
+        assert error.value.__cause__ is not None
+        assert "\n" not in str(error.value)
+    images.write_bytes(whole)
+    labels.write_bytes(idx(LABELS[:19]))
+    with pytest.raises(DataError, match=r"^data\.id\.root: expected one label an image.*\(19,\)"):
+        read("MNIST", tmp_path)
+    labels.write_bytes(idx(LABELS % 9))
+    with pytest.raises(DataError, match=r"all 10 classes of MNIST, but got labels up to 8"):
+        read("MNIST", tmp_path)
+
+
+@pytest.mark.parametrize("name", ["CIFAR10", "CIFAR100", "MNIST", "FashionMNIST", "SVHN", "DTD"])
+def test_missing_files_say_how_to_get_them(tmp_path: Path, name: str) -> None:
+    with pytest.raises(DataError) as error:
+        read(name, tmp_path / "nowhere")
+    told = str(error.value)
+    assert told.startswith(f"data.id.root: expected {name}'s test files")
+    assert "nowhere" in told
+    assert "Set download: true" in told
+    assert "http" in told
+
+
+def write_cifar(root: Path) -> dict[str, tuple[np.ndarray[Any, np.dtype[np.uint8]], str]]:
+    base = root / "cifar-10-batches-py"
+    base.mkdir()
+    written = {}
+    for name in (*(f"data_batch_{i}" for i in range(1, 6)), "test_batch"):
+        data = RNG.integers(0, 256, (20, 3072), dtype=np.uint8)
+        content = pickle.dumps({"data": data, "labels": LABELS.tolist()})
+        (base / name).write_bytes(content)
+        written[name] = (data, hashlib.md5(content).hexdigest())
+    meta = pickle.dumps({"label_names": list("abcdefghij")})
+    (base / "batches.meta").write_bytes(meta)
+    written["batches.meta"] = (np.empty(0, np.uint8), hashlib.md5(meta).hexdigest())
+    return written
+
+
+def test_cifar_is_read_only_if_its_checksums_match(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from torchvision.datasets import CIFAR10
+
+    written = write_cifar(tmp_path)
+    with pytest.raises(DataError, match=r"data\.id\.root: .*CIFAR10.*unchanged"):
+        read("CIFAR10", tmp_path)  # the files are not the true ones, so they are not unpickled
+    train = [[name, md5] for name, (_, md5) in written.items() if name.startswith("data")]
+    monkeypatch.setattr(CIFAR10, "train_list", train)
+    monkeypatch.setattr(CIFAR10, "test_list", [["test_batch", written["test_batch"][1]]])
+    meta = {"filename": "batches.meta", "key": "label_names", "md5": written["batches.meta"][1]}
+    monkeypatch.setattr(CIFAR10, "meta", meta)
+    test = read("CIFAR10", tmp_path)
+    assert np.array_equal(test.images.numpy(), written["test_batch"][0].reshape(-1, 3, 32, 32))
+    assert test.classes == tuple("abcdefghij")
+    assert len(read("CIFAR10", tmp_path, split="train")) == 100
+    some = read("CIFAR10", tmp_path, split="train", limit=60)
+    assert len(some) == 60
+    assert read("CIFAR10", tmp_path, split="train", limit=60).fingerprint() == some.fingerprint()
+
+
+def test_svhn_counts_its_zeros_as_class_zero(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from scipy.io import savemat
+    from torchvision.datasets import SVHN
+
+    images = RNG.integers(0, 256, (32, 32, 3, 20), dtype=np.uint8)
+    file = tmp_path / "test_32x32.mat"
+    savemat(file, {"X": images, "y": (LABELS + 1)[:, None]})
+    md5 = hashlib.md5(file.read_bytes()).hexdigest()
+    monkeypatch.setattr(SVHN, "split_list", {"test": ["", file.name, md5]})
+    loaded = read("SVHN", tmp_path)
+    assert np.array_equal(loaded.images.numpy(), images.transpose(3, 2, 0, 1))
+    assert loaded.labels is not None
+    assert loaded.labels.tolist() == [(label + 1) % 10 for label in LABELS.tolist()]
+    assert loaded.classes == tuple("0123456789")
+
+
+def test_dtd_photographs_are_squared_and_resized(tmp_path: Path) -> None:
+    base = tmp_path / "dtd" / "dtd"
+    (base / "labels").mkdir(parents=True)
+    names = []
+    for level, name in ((40, "banded"), (200, "woven")):
+        (base / "images" / name).mkdir(parents=True)
+        for i, shape in enumerate([(30, 40, 3), (50, 30, 3)]):
+            Image.fromarray(np.full(shape, level, np.uint8)).save(
+                base / "images" / name / f"{i}.jpg"
+            )
+            names.append(f"{name}/{i}.jpg")
+    (base / "labels" / "test1.txt").write_text("\n".join(names))
+    loaded = read("DTD", tmp_path, size=16)
+    assert loaded.images.shape == (4, 3, 16, 16)
+    assert loaded.classes == ("banded", "woven")
+    expected = torch.tensor([40.0, 40, 200, 200])
+    assert (loaded.images.float().mean(dim=(1, 2, 3)) - expected).abs().max() < 2
+    with pytest.raises(DataError, match=r"data\.id\.root: expected images of one size"):
+        read("DTD", tmp_path)
+    broken = base / "images" / "woven" / "1.jpg"
+    broken.write_bytes(broken.read_bytes()[:200])
+    with pytest.raises(DataError, match=r"data\.id\.root: expected complete, .* image 3 "):
+        read("DTD", tmp_path, size=16, labelled=False)

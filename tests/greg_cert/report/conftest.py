@@ -1,0 +1,31 @@
+import importlib.util
+import sys
+from pathlib import Path
+
+import pytest
+
+
+def _load():
+    # `--import-mode=importlib` puts no test folder on the path.
+    name = "report_made"
+    if name not in sys.modules:
+        spec = importlib.util.spec_from_file_location(name, Path(__file__).with_name("made.py"))
+        sys.modules[name] = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(sys.modules[name])
+    return sys.modules[name]
+
+
+@pytest.fixture(scope="session")
+def made():
+    """The functions of made.py."""
+    return _load()
+
+
+@pytest.fixture
+def small(made, tmp_path):
+    """Two runs of five samples, the last one rejected; the baseline is "a"."""
+    frames = [
+        made.frame_of("a", [0.1, 0.2, 0.3, 0.0, 9], [0.2, 0.5, 0.4, 0.6, 9], [4]),
+        made.frame_of("b", [0.2, 0.4, 0.6, 0.1, 9], [0.4, 0.5, float("inf"), 0.2, 9], [4]),
+    ]
+    return made.write(tmp_path / "small", frames, baseline="a")

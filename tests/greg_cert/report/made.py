@@ -1,0 +1,118 @@
+"""Verification folders made up for the tests, with numbers that a test can compute by itself."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+
+def frame_of(run, certified, attack, rejected=(), *, lipschitz=None, gradient=None):
+    """One run's rows; `rejected` lists the positions whose radii become 0."""
+    certified = np.array(certified, dtype=float)
+    attack = np.array(attack, dtype=float)
+    n = len(certified)
+    wrong = np.isin(np.arange(n), list(rejected))
+    certified[wrong], attack[wrong] = 0.0, 0.0
+    lipschitz = 0.5 * certified if lipschitz is None else np.array(lipschitz, dtype=float)
+    gradient = 2.0 * certified if gradient is None else np.array(gradient, dtype=float)
+    status = np.where(wrong, "rejected", np.where(certified > 0, "certified", "undecided"))
+    with np.errstate(divide="ignore"):
+        norm = np.where(certified > 0, 2.0 / np.maximum(certified, 1e-9), 30.0)
+    return pd.DataFrame(
+        {
+            "run": run,
+            "method": "energy",
+            "index": np.arange(n) + 100,
+            "label": np.arange(n) % 10,
+            "predicted": np.arange(n) % 10,
+            "correct": True,
+            "status": status,
+            "score": -15.0 + wrong * 4.0,
+            "threshold": -13.7,
+            "gradient_norm": norm,
+            "lipschitz": 2 * norm,
+            "radius_gradient": np.where(wrong, 0.0, gradient),
+            "radius_lipschitz": np.where(wrong, 0.0, lipschitz),
+            "radius_certified": certified,
+            "radius_attack": attack,
+            "violation": certified > attack,
+        }
+    )
+
+
+def summary_of(frames, *, norm=2.0, baseline=None, minimal=False, **more):
+    """A summary that fits the frames; `minimal` keeps only the keys of the contract."""
+    runs = {}
+    for frame in frames:
+        attack = float(np.median(frame["radius_attack"]))
+        record = {
+            "method": "energy",
+            "id_accuracy": 0.981,
+            "threshold": -13.7,
+            "fpr95": 0.0123,
+            "auroc": 0.9951,
+            "samples": len(frame),
+            "certified_radius": {
+                "median": float(np.median(frame["radius_certified"])),
+                "mean": float(np.mean(frame["radius_certified"])),
+            },
+            "attack_radius": {"median": attack if np.isfinite(attack) else None},
+            "gradient_radius": {"median": float(np.median(frame["radius_gradient"]))},
+            "lipschitz_radius": {"median": float(np.median(frame["radius_lipschitz"]))},
+            "violations": int(frame["violation"].sum()),
+            "seconds": 4.2,
+        }
+        if not minimal:
+            record["fpr95_ood_recall"] = 0.02
+            record["ood"] = {"mnist": {"fpr95": 0.01, "auroc": 0.99}}
+            counts = frame["status"].value_counts()
+            record["status"] = {
+                s: int(counts.get(s, 0)) for s in ("certified", "rejected", "undecided")
+            }
+        runs[str(frame["run"].iloc[0])] = record
+    summary = {"schema": 1, "norm": norm, "tpr": 0.95, "runs": runs}
+    if not minimal:
+        summary |= {
+            "max_radius": 2.0,
+            "side": "id",
+            "clip": False,
+            "baseline": baseline,
+            "provenance": {
+                "command": "greg-cert verify runs/greg+ --baseline runs/energy",
+                "created": "2025-01-02T03:04:05+00:00",
+                "versions": {"torch": "2.15.0", "greg-cert": "0.1.0"},
+                "device": "cpu",
+                "seed": 0,
+                "git_commit": "0123abcd",
+                "configs": {name: f"name: {name}\nlambda: 1.0\n" for name in runs},
+            },
+        }
+    return summary | more
+
+
+def write(folder: Path, frames, summary=None, **options) -> Path:
+    """The folder, with both files written."""
+    folder.mkdir(parents=True, exist_ok=True)
+    pd.concat(frames, ignore_index=True).to_parquet(folder / "certificates.parquet")
+    summary = summary_of(frames, **options) if summary is None else summary
+    (folder / "summary.json").write_text(json.dumps(summary), encoding="utf-8")
+    return folder
+
+
+def realistic(n=500, names=("energy", "greg+"), seed=0, found=1.0, scale=1.0):
+    """Frames such as digits gave: radii near 0.19, larger for each later run, a few rejected."""
+    rng = np.random.default_rng(seed)
+    ease = rng.gamma(6.0, 1 / 6.0, n)
+    frames = []
+    for k, name in enumerate(names):
+        certified = scale * 0.19 * (1 + 0.37 * k) * ease * rng.gamma(40.0, 1 / 40.0, n)
+        attack = certified * (1 + rng.gamma(8.0, 0.1, n))
+        attack[rng.random(n) > found] = np.inf
+        undecided = rng.choice(n, max(n // 100, 1), replace=False)
+        certified[undecided] = 0.0
+        frame = frame_of(name, certified, attack, rng.choice(n, n // 20, replace=False))
+        frame["gradient_norm"] *= rng.gamma(20.0, 1 / 20.0, n)
+        frame["radius_gradient"] *= rng.gamma(20.0, 1 / 20.0, n) * 1.15
+        frames.append(frame)
+    return frames

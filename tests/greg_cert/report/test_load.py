@@ -1,0 +1,180 @@
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from greg_cert.errors import RunError
+from greg_cert.report import load_results
+from greg_cert.report.frame_file import COLUMNS
+
+
+@pytest.fixture
+def folder(made, tmp_path):
+    return made.write(tmp_path / "v", made.realistic(40), baseline="energy")
+
+
+def edit(folder, change):
+    path = folder / "summary.json"
+    summary = json.loads(path.read_text())
+    change(summary)
+    path.write_text(json.dumps(summary))
+
+
+def edit_frame(folder, change):
+    path = folder / "certificates.parquet"
+    frame = pd.read_parquet(path)
+    frame = change(frame)
+    frame.to_parquet(path)
+
+
+def refused(folder, *words):
+    with pytest.raises(RunError) as error:
+        load_results(folder)
+    message = str(error.value)
+    assert "\n" not in message
+    for word in words:
+        assert word in message, message
+
+
+def test_rows_are_paired_whatever_the_order_of_the_file(folder):
+    edit_frame(folder, lambda f: f.sample(frac=1, random_state=0))
+    results = load_results(folder)
+    assert results.runs == ("energy", "greg+")
+    assert results.samples == 40
+    for run in results.runs:
+        assert results.of(run)["index"].tolist() == list(range(100, 140))
+
+
+def test_keys_beyond_the_contract_are_optional(made, tmp_path):
+    results = load_results(made.write(tmp_path / "v", made.realistic(20), minimal=True))
+    assert results.summary.baseline is None
+    assert results.summary.max_radius is None
+    assert results.summary.provenance.command is None
+
+
+@pytest.mark.parametrize("norm", ["inf", 2, 2.0, 1])
+def test_norms(folder, norm):
+    edit(folder, lambda s: s.update(norm=norm))
+    assert load_results(folder).summary.norm == float(norm)
+
+
+def test_no_folder_and_no_files(tmp_path, folder):
+    refused(tmp_path / "none", "none")
+    (folder / "certificates.parquet").unlink()
+    refused(folder, "certificates.parquet", "missing")
+    (folder / "summary.json").unlink()
+    refused(folder, "summary.json", "missing")
+
+
+@pytest.mark.parametrize("name", ["summary.json", "certificates.parquet"])
+@pytest.mark.parametrize("keep", [0, 0.6])
+def test_truncated_files(folder, name, keep):
+    path = folder / name
+    data = path.read_bytes()
+    path.write_bytes(data[: int(keep * len(data))])
+    refused(folder, name, "truncated")
+
+
+def test_summary_that_is_no_text_or_no_object(folder):
+    (folder / "summary.json").write_bytes(b"\xff\xfe\x00")
+    refused(folder, "summary.json")
+    (folder / "summary.json").write_text("[1]")
+    refused(folder, "summary.json", "object")
+
+
+@pytest.mark.parametrize("schema", [2, "1", None, True])
+def test_unknown_schema(folder, schema):
+    edit(folder, lambda s: s.update(schema=schema))
+    refused(folder, "summary.json", "schema", repr(schema))
+
+
+@pytest.mark.parametrize("key", ["schema", "norm", "tpr", "runs"])
+def test_missing_top_keys(folder, key):
+    edit(folder, lambda s: s.pop(key))
+    refused(folder, "summary.json", key, "missing")
+
+
+@pytest.mark.parametrize(
+    "key",
+    [
+        *("method", "id_accuracy", "threshold", "fpr95", "auroc", "samples", "certified_radius"),
+        *("attack_radius", "gradient_radius", "lipschitz_radius", "violations", "seconds"),
+    ],
+)
+def test_missing_run_keys(folder, key):
+    edit(folder, lambda s: s["runs"]["greg+"].pop(key))
+    refused(folder, "summary.json", f"runs.greg+.{key}", "missing")
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda s: s.update(norm=3), ("norm", "3")),
+        (lambda s: s.update(norm=[2]), ("norm",)),
+        (lambda s: s.update(side="up"), ("side", "up")),
+        (lambda s: s.update(tpr=0), ("tpr",)),
+        (lambda s: s.update(runs={}), ("runs",)),
+        (lambda s: s.update(baseline="none"), ("baseline", "none")),
+        (lambda s: s["runs"]["energy"].update(auroc="high"), ("runs.energy.auroc",)),
+        (lambda s: s["runs"]["energy"].update(samples=41), ("runs.energy.samples", "41")),
+        (lambda s: s["runs"]["energy"].update(violations=4), ("runs.energy.violations", "4")),
+        (
+            lambda s: s["runs"]["energy"]["status"].update(rejected=9),
+            ("runs.energy.status.rejected", "9"),
+        ),
+        (lambda s: s["runs"].update(more=s["runs"]["energy"]), ("more",)),
+        (lambda s: s["runs"].pop("greg+"), ("greg+",)),
+    ],
+)
+def test_wrong_values_in_the_summary(folder, change, words):
+    edit(folder, change)
+    refused(folder, *words)
+
+
+@pytest.mark.parametrize("column", COLUMNS)
+def test_missing_columns(folder, column):
+    edit_frame(folder, lambda f: f.drop(columns=column))
+    refused(folder, "certificates.parquet", column)
+
+
+@pytest.mark.parametrize(
+    ("column", "value"),
+    [
+        ("radius_certified", -0.1),
+        ("radius_certified", np.inf),
+        ("radius_certified", np.nan),
+        ("radius_lipschitz", np.nan),
+        ("radius_attack", np.nan),
+        ("radius_attack", -1.0),
+        ("radius_gradient", np.nan),
+        ("radius_certified", "far"),
+        ("status", "fine"),
+        ("status", None),
+        ("run", None),
+        ("index", 0.5),
+        ("index", 100),
+        ("violation", "no"),
+    ],
+)
+def test_wrong_values_in_a_column(folder, column, value):
+    def change(frame):
+        values = frame[column].astype(object)
+        values.iloc[3] = value
+        if isinstance(value, float):
+            values = values.astype(float)
+        elif isinstance(value, str) and column != "status":
+            values = values.astype(str)
+        elif isinstance(value, int):
+            values = values.astype(int)
+        return frame.assign(**{column: values})
+
+    edit_frame(folder, change)
+    refused(folder, "certificates.parquet", column)
+
+
+def test_no_rows_and_unpaired_runs(folder):
+    edit_frame(folder, lambda f: f.assign(index=f["index"] + 1000 * (f["run"] == "greg+")))
+    refused(folder, "certificates.parquet", "index", "energy", "greg+")
+    edit_frame(folder, lambda f: f.iloc[:0])
+    refused(folder, "certificates.parquet", "row")

@@ -1,0 +1,166 @@
+import io
+from html.parser import HTMLParser
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from greg_cert.errors import DataError
+from greg_cert.report import load_results
+from greg_cert.report.comparison import compare
+from greg_cert.report.figures import FIGURES
+from greg_cert.report.page import html_page
+from greg_cert.report.pictures import png_of
+from greg_cert.report.rows import table_rows
+from greg_cert.report.tables import markdown_table
+
+PIXEL = png_of(np.zeros((1, 1)), "pixel")
+
+
+class Page(HTMLParser):
+    """Collects tags, attributes and text, and checks that elements close in order."""
+
+    def __init__(self, raw):
+        super().__init__()
+        self.raw = raw
+        self.tags, self.attributes, self.words, self.open = [], [], [], []
+        self.feed(raw)
+        self.close()
+        assert self.open == []
+        self.text = " ".join(self.words)
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append(tag)
+        self.attributes += [(tag, key, value) for key, value in attrs]
+        if tag not in {"img", "meta", "br"}:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        self.words.append(data)
+
+
+@pytest.fixture
+def page(made, tmp_path):
+    """The page of some frames, with a black pixel for each figure."""
+
+    def build(frames, summary=None, *, images=None, title="T", **options):
+        results = load_results(made.write(tmp_path / "v", frames, summary, **options))
+        rows, comparisons = table_rows(results), compare(results, resamples=999)
+        figures = {spec.name: PIXEL for spec in FIGURES}
+        return Page(html_page(results, rows, comparisons, figures, images or {}, title=title))
+
+    return build
+
+
+def test_page_is_whole_and_needs_nothing_else(made, page):
+    found = page(made.realistic(60), baseline="energy")
+    assert "http://" not in found.raw
+    assert "https://" not in found.raw
+    assert "<script" not in found.raw
+    assert not {"link", "script", "iframe", "object"} & set(found.tags)
+    assert not [a for a in found.attributes if a[1] in {"href", "srcset", "onclick"}]
+    sources = [value for tag, key, value in found.attributes if (tag, key) == ("img", "src")]
+    assert len(sources) == 4
+    assert all(source.startswith("data:image/png;base64,") for source in sources)
+    captions = [value for tag, key, value in found.attributes if (tag, key) == ("img", "alt")]
+    assert all("proof" in caption or "proven" in caption for caption in captions)
+    for word in ("which is larger", "proof", "upper bound", "estimate", "torch 2.15.0", "0123abcd"):
+        assert word in found.text
+    for word in ("greg-cert verify runs/greg+", "lambda: 1.0", "sha256", "not clipped"):
+        assert word in found.text
+
+
+def test_names_labels_and_configs_cannot_inject_markup(made, page, tmp_path):
+    name = '<script>alert("x")</script>'
+    frame = made.frame_of(name, [0.1, 0.2, 0.3], [0.2, 0.4, 0.6])
+    frame["label"] = "<img src=x onerror=x>"
+    summary = made.summary_of([frame])
+    summary["provenance"]["configs"] = {name: "</pre><script>bad()</script>"}
+    summary["provenance"]["command"] = "<b>cmd</b>"
+    summary["provenance"]["versions"] = {"<i>": "<u>"}
+    found = page([frame], summary, title="<h1>T</h1>")
+    assert "<script" not in found.raw
+    assert not {"script", "b", "i", "u"} & set(found.tags)
+    assert found.tags.count("img") == 4
+    assert found.tags.count("h1") == 1
+    assert name in found.text
+    assert "</pre><script>bad()</script>" in found.text
+    results = load_results(tmp_path / "v")
+    assert "<script" not in markdown_table(results, table_rows(results), [])
+
+
+def test_statement_with_a_smaller_radius(made, page):
+    text = page(made.realistic(60), baseline="greg+").text
+    assert "which is smaller: 0." in text
+    assert "No attack contradicted a certificate." in text
+
+
+def test_statement_without_a_baseline(made, page):
+    text = page(made.realistic(60), minimal=True).text
+    assert "no baseline to compare with" in text
+    assert "not recorded" in text
+
+
+def test_statement_without_a_difference(made, page):
+    frames = made.realistic(60, names=("one",))
+    frames.append(frames[0].assign(run="two"))
+    assert "no clear difference" in page(frames, baseline="one").text
+
+
+def test_statement_where_attacks_failed(made, page):
+    inf = float("inf")
+    frames = [
+        made.frame_of("some", [0.1, 0.2, 0.3], [0.2, inf, 0.6]),
+        made.frame_of("none", [0.1, 0.2, 0.3], [inf] * 3),
+    ]
+    text = page(frames).text
+    assert "50 % for “some” (where an attack was found: 2 of 3)" in text
+    assert "Nothing bounds the radii of “none” from above" in text
+
+
+def test_contradicted_certificates_raise_an_alarm(made, page):
+    found = page([made.frame_of("x", [0.3, 0.1], [0.2, 0.4])])
+    assert "must not be relied on" in found.text
+    assert ("p", "class", "result alarm") in found.attributes
+    assert ("td", "class", "bad") in found.attributes
+
+
+def test_other_side_and_clipped_ball_are_named(made, page):
+    frames = made.realistic(20)
+    text = page(frames, made.summary_of(frames) | {"side": "ood", "clip": True}).text
+    for word in ("OOD test samples", "ball clipped to [0,1]", "accepted as ID"):
+        assert word in text
+
+
+def test_sample_images_are_embedded_pixel_for_pixel(made, page):
+    grey = np.linspace(0, 1, 64).reshape(8, 8)
+    colour = np.dstack([grey, grey, 1 - grey]).astype(np.float32)
+    images = {("a", 100): grey, ("a", 101): (colour, colour + 0.5), ("a", 999): grey}
+    found = page([made.frame_of("a", [0.1, 0.2, 0.3], [0.2, 0.4, 0.6])], images=images)
+    # Each of the three samples stands in both lists; one has no image.
+    assert found.tags.count("img") == 4 + 2 * 3
+    assert "image-rendering:pixelated" in found.raw
+    with Image.open(io.BytesIO(png_of(grey, "x"))) as image:
+        np.testing.assert_array_equal(np.asarray(image), np.rint(255 * grey))
+    with Image.open(io.BytesIO(png_of(colour + 0.5, "x"))) as image:
+        assert image.size == (8, 8)
+        assert np.asarray(image).max() == 255
+
+
+@pytest.mark.parametrize(
+    "picture",
+    [
+        np.zeros((8, 8), dtype=np.uint8),
+        np.zeros((3, 8, 8)),
+        np.zeros(8),
+        np.zeros((0, 8)),
+        np.full((8, 8), np.nan),
+        (np.zeros((8, 8)),),
+    ],
+)
+def test_wrong_images_are_refused(made, page, picture):
+    with pytest.raises(DataError, match="image"):
+        page([made.frame_of("a", [0.1], [0.2])], images={("a", 100): picture})

@@ -1,0 +1,67 @@
+"""The terms of the GReg objective, as pure functions of scores and gradient norms.
+
+Source: Sharifi et al., "Gradient-Regularized Out-of-Distribution Detection", ECCV 2024, section 3;
+the value loss is that of Liu et al., "Energy-based Out-of-distribution Detection", NeurIPS 2020.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from greg_cert.errors import UsageError
+
+
+def energy_margin_loss(
+    id_scores: Tensor, ood_scores: Tensor, *, m_in: float, m_out: float
+) -> Tensor:
+    """L_S = mean max(0, S − m_in)² over ID + mean max(0, m_out − S)² over auxiliary samples.
+
+    Args:
+        id_scores: (N,) scores of ID samples; those above `m_in` are pulled down.
+        ood_scores: (M,) scores of auxiliary outliers; those below `m_out` are pushed up.
+        m_in: margin of ID scores, below `m_out`.
+        m_out: margin of outlier scores.
+
+    Returns:
+        A scalar, in squared score units; an empty batch contributes 0.
+
+    Raises:
+        UsageError: for scores that are not one-dimensional, or margins in the wrong order.
+    """
+    for name, scores in (("id_scores", id_scores), ("ood_scores", ood_scores)):
+        if scores.ndim != 1:
+            raise UsageError(f"expected {name} of shape (N,), but got {tuple(scores.shape)}")
+    if not m_in < m_out:
+        raise UsageError(f"expected m_in < m_out, but got m_in = {m_in} and m_out = {m_out}")
+    return _mean((id_scores - m_in).clamp_min(0) ** 2) + _mean(
+        (m_out - ood_scores).clamp_min(0) ** 2
+    )
+
+
+def correctly_detected(scores: Tensor, is_id: Tensor, *, m_in: float, m_out: float) -> Tensor:
+    """Samples (B,) whose score is past its margin already: S ≤ m_in for ID, S ≥ m_out for others.
+
+    Only these are smoothed: elsewhere the slope is still needed to move the value.
+    """
+    return (is_id & (scores <= m_in)) | (~is_id & (scores >= m_out))
+
+
+def gradient_loss(
+    id_norms: Tensor, id_correct: Tensor, ood_norms: Tensor, ood_correct: Tensor
+) -> Tensor:
+    """L_∇ = mean 1{correct}·‖∇S‖ over ID + the same over auxiliary samples.
+
+    Args:
+        id_norms: (N,) gradient norms ‖∇_x S‖₂ of ID samples.
+        id_correct: (N,) bool, S ≤ m_in.
+        ood_norms: (M,) gradient norms of auxiliary samples.
+        ood_correct: (M,) bool, S ≥ m_out.
+
+    Returns:
+        A scalar, in score units per pixel unit. The means run over all samples, masked or not.
+    """
+    return _mean(id_norms * id_correct) + _mean(ood_norms * ood_correct)
+
+
+def _mean(values: Tensor) -> Tensor:
+    return values.mean() if values.numel() else values.sum()

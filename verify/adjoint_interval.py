@@ -1,0 +1,80 @@
+"""Interval backward pass: boxes around ∂S/∂v for every node v, over a whole ball (DESIGN §5, A)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from torch import Tensor
+
+from greg_cert.verify.graph import Activation, Add, Concat, Conv, Flatten, Graph, Linear, Op
+from greg_cert.verify.interval import Interval, activation_derivative
+from greg_cert.verify.softmax_box import mixture_box, softmax_box
+
+
+def adjoint_boxes(
+    graph: Graph, preactivations: Mapping[int, Interval], logits: Interval
+) -> dict[int, Interval]:
+    """Boxes (B, *shape) that hold −∂S/∂v = ∂logsumexp/∂v for all points of each ball.
+
+    Args:
+        graph: the network.
+        preactivations: for each activation node its input's (lower, upper) over the ball.
+        logits: (lower, upper) of the logits over the ball, each (B, K).
+    """
+    last = len(graph.nodes) - 1
+    probabilities = softmax_box(*logits)
+    boxes: dict[int, Interval] = {last: probabilities}
+    complete: dict[int, Interval] = {}
+    for i in range(last, -1, -1):
+        if i not in boxes:
+            continue
+        box, node = boxes.pop(i), graph.nodes[i]
+        complete[i] = box
+        if i == last and isinstance(node.op, Linear):
+            parts = [mixture_box(*probabilities, node.op.weight)]
+        elif i == 0:
+            continue
+        else:
+            shapes = [graph.nodes[j].shape for j in node.inputs]
+            parts = _back(node.op, box, shapes, preactivations.get(i))
+        for j, part in zip(node.inputs, parts, strict=True):
+            if j in boxes:
+                part = (boxes[j][0] + part[0], boxes[j][1] + part[1])
+            boxes[j] = part
+    return complete
+
+
+def _back(
+    op: Op, box: Interval, shapes: list[tuple[int, ...]], bounds: Interval | None
+) -> list[Interval]:
+    """Boxes of the operands' adjoints from the box of the result's."""
+    low, high = box
+    match op:
+        case Conv() | Linear():
+            centre, spread = (low + high) / 2, (high - low) / 2
+            if isinstance(op, Conv):
+                middle = op.adjoint(centre)
+                width = op.adjoint(spread, op.weight.abs())
+            else:
+                middle, width = centre @ op.weight, spread @ op.weight.abs()
+            return [(middle - width, middle + width)]
+        case Activation():
+            assert bounds is not None
+            smallest, largest = activation_derivative(*bounds, op.negative_slope)
+            # Derivatives are nonnegative, so the sign of each end picks the factor.
+            return [(_scaled(low, smallest, largest, -1), _scaled(high, smallest, largest, 1))]
+        case Add():
+            return [box, box]
+        case Concat():
+            sizes = [s[0] for s in shapes]
+            return list(zip(low.split(sizes, 1), high.split(sizes, 1), strict=True))
+        case Flatten():
+            return [(low.unflatten(1, shapes[0]), high.unflatten(1, shapes[0]))]
+        case _:
+            raise AssertionError(f"unexpected operation {op}")
+
+
+def _scaled(end: Tensor, smallest: Tensor, largest: Tensor, direction: int) -> Tensor:
+    """The end of {d·a : smallest ≤ d ≤ largest} furthest in `direction`."""
+    outward = end * direction > 0
+    return end * largest.where(outward, smallest)

@@ -1,0 +1,212 @@
+"""Projected gradient attacks: the upper end of every bracket, and the audit of every certificate."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from greg_cert.errors import UsageError
+from greg_cert.verify.norms import (
+    check_norm,
+    check_radius,
+    dual_norm,
+    per_sample,
+    project,
+    steepest_direction,
+    vector_norm,
+)
+from greg_cert.verify.scorer import (
+    Margin,
+    ScoreFunction,
+    check_inputs,
+    score_and_gradient,
+    score_function,
+)
+
+
+@dataclass(frozen=True)
+class AttackResult:
+    """Smallest perturbations found: `radius` (B,), inf where none was; `delta` (B, ...)."""
+
+    radius: Tensor
+    delta: Tensor
+
+
+def attack_radius(
+    model: nn.Module,
+    inputs: Tensor,
+    threshold: float,
+    *,
+    side: str = "id",
+    norm: float = 2.0,
+    max_radius: float = 1.0,
+    seed: int = 0,
+    steps: int = 30,
+    rounds: int = 12,
+    restarts: int = 2,
+    clip: bool = False,
+) -> Tensor:
+    """Smallest distance (B,) at which PGD moved each sample across the threshold.
+
+    An upper bound on the true radius: inf where nothing was found within `max_radius`, 0 where the
+    clean sample is on the wrong side already.
+
+    Args:
+        model: raw images (B, C, H, W) to logits (B, K); evaluated in float64, eval mode.
+        inputs: (B, C, H, W) raw pixels.
+        threshold: γ; accepted as ID iff S ≤ γ.
+        side: `id` attacks accepted samples, `ood` rejected ones.
+        norm: 2 or inf.
+        max_radius: how far to search, > 0.
+        seed: of the random starts.
+        steps: gradient steps of one PGD run.
+        rounds: PGD runs, each at a radius chosen by bisection.
+        restarts: how often the search starts over from a random point.
+        clip: keep attacked images inside [0, 1].
+
+    Raises:
+        UsageError: for a value out of range.
+    """
+    x = check_inputs(inputs)
+    margin = Margin(threshold, side)
+    check_norm(norm)
+    check_radius("max_radius", max_radius)
+    for name, value in (("steps", steps), ("rounds", rounds), ("restarts", restarts)):
+        if value < 1:
+            raise UsageError(f"expected {name} >= 1, but got {value}")
+    plan = AttackPlan(margin, norm, seed, steps, rounds, restarts, clip)
+    return smallest_attack(score_function(model), x, max_radius, plan).radius
+
+
+@dataclass(frozen=True)
+class AttackPlan:
+    """Settings of an attack, as in `attack_radius`."""
+
+    margin: Margin
+    norm: float = 2.0
+    seed: int = 0
+    steps: int = 30
+    rounds: int = 12
+    restarts: int = 2
+    clip: bool = False
+
+
+def smallest_attack(
+    score: ScoreFunction, x: Tensor, max_radius: float, plan: AttackPlan
+) -> AttackResult:
+    """Minimal-norm search: bisection on the radius, PGD at each, then back along the segment."""
+    wrong = plan.margin.wrong(score(x))
+    best = torch.full_like(wrong, torch.inf, dtype=x.dtype)
+    best[wrong] = 0.0
+    delta = torch.zeros_like(x)
+    generator = torch.Generator(device=x.device).manual_seed(plan.seed)
+    for restart in range(plan.restarts):
+        active = (best > 0).nonzero().squeeze(1)
+        if len(active) == 0:
+            break
+        searched = _bisect(
+            score, x[active], best[active], delta[active], max_radius, plan, generator, restart
+        )
+        best[active], delta[active] = searched.radius, searched.delta
+    return AttackResult(best, delta)
+
+
+def attack_within(
+    score: ScoreFunction, x: Tensor, radius: Tensor, plan: AttackPlan
+) -> tuple[Tensor, Tensor]:
+    """Whether PGD crosses the threshold inside each ball of `radius` (B,), and its point (B, ...).
+
+    Starts at the centre first, then at random points of the ball, `plan.restarts` in all.
+    """
+    generator = torch.Generator(device=x.device).manual_seed(plan.seed + 1)
+    found = torch.zeros(len(x), dtype=torch.bool, device=x.device)
+    delta = torch.zeros_like(x)
+    for restart in range(plan.restarts):
+        start = torch.zeros_like(x) if restart == 0 else _random_in_ball(x, radius, plan, generator)
+        hit, point = _pgd(score, x, start, radius, plan)
+        better = hit & ~found
+        delta[better], found = point[better], found | hit
+    return found, delta
+
+
+def _bisect(
+    score: ScoreFunction,
+    x: Tensor,
+    best: Tensor,
+    delta: Tensor,
+    max_radius: float,
+    plan: AttackPlan,
+    generator: torch.Generator,
+    restart: int,
+) -> AttackResult:
+    values, gradient = score_and_gradient(score, x)
+    first_order = plan.margin.of(values) / dual_norm(gradient, plan.norm)
+    low = torch.zeros_like(best)  # largest radius at which PGD failed: a guide, no proof
+    radius = (1.2 * first_order).nan_to_num(posinf=max_radius).clamp(max=max_radius)
+    radius = torch.where(best.isfinite(), 0.95 * best, radius).clamp_min(1e-12 * max_radius)
+    for _ in range(plan.rounds):
+        if restart == 0:
+            start = project(delta, radius, plan.norm)
+        else:
+            start = _random_in_ball(x, radius, plan, generator)
+        hit, point = _pgd(score, x, start, radius, plan)
+        point, size = _pull_back(score, x, point, hit, plan)
+        better = hit & (size < best)
+        best = torch.where(better, size, best)
+        delta = torch.where(per_sample(better, delta), point, delta)
+        low = torch.where(hit, low.minimum(best), radius)
+        # Without a hit the radius doubles; with one it closes in from the failure below.
+        radius = torch.where(best.isfinite(), (low + best) / 2, 2 * radius).clamp(max=max_radius)
+    return AttackResult(best, delta)
+
+
+def _pgd(
+    score: ScoreFunction, x: Tensor, start: Tensor, radius: Tensor, plan: AttackPlan
+) -> tuple[Tensor, Tensor]:
+    """One PGD run with decaying steps; whether it crossed, and the first point that did."""
+    delta = _keep(x, start, plan.clip)
+    crossed = torch.zeros(len(x), dtype=torch.bool, device=x.device)
+    point = torch.zeros_like(x)
+    for step in range(plan.steps + 1):
+        values, gradient = score_and_gradient(score, x + delta)
+        new = plan.margin.wrong(values) & ~crossed
+        point = torch.where(per_sample(new, point), delta, point)
+        crossed = crossed | new
+        if step == plan.steps or crossed.all():
+            break
+        uphill = gradient if plan.margin.side == "id" else -gradient
+        size = radius * (0.5 * (1 - step / plan.steps) + 0.02)
+        move = per_sample(size, delta) * steepest_direction(uphill, plan.norm)
+        delta = _keep(x, project(delta + move, radius, plan.norm), plan.clip)
+    return crossed, point
+
+
+def _pull_back(
+    score: ScoreFunction, x: Tensor, point: Tensor, hit: Tensor, plan: AttackPlan
+) -> tuple[Tensor, Tensor]:
+    """Bisect from each crossing point back towards its centre; the result still crosses."""
+    low, high = torch.zeros_like(hit, dtype=x.dtype), torch.ones_like(hit, dtype=x.dtype)
+    if hit.any():
+        for _ in range(12):
+            middle = (low + high) / 2
+            with torch.no_grad():
+                wrong = plan.margin.wrong(score(x + per_sample(middle, x) * point))
+            high = torch.where(wrong, middle, high)
+            low = torch.where(wrong, low, middle)
+    point = per_sample(high, x) * point
+    return point, vector_norm(point, plan.norm)
+
+
+def _random_in_ball(
+    x: Tensor, radius: Tensor, plan: AttackPlan, generator: torch.Generator
+) -> Tensor:
+    noise = torch.randn(x.shape, generator=generator, dtype=x.dtype, device=x.device)
+    share = torch.rand(len(x), generator=generator, dtype=x.dtype, device=x.device)
+    length = vector_norm(noise, plan.norm)
+    return noise * per_sample(radius * share / length, noise)
+
+
+def _keep(x: Tensor, delta: Tensor, clip: bool) -> Tensor:
+    return (x + delta).clamp(0.0, 1.0) - x if clip else delta

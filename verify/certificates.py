@@ -1,0 +1,58 @@
+"""The record that `certify` returns."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+CERTIFIED, REJECTED, UNDECIDED = "certified", "rejected", "undecided"
+
+
+@dataclass(frozen=True)
+class Certificates:
+    """One row a sample; radii in the norm asked for, of raw pixels in [0, 1].
+
+    Attributes:
+        score: (B,) S(x), higher = more OOD.
+        gradient_norm: (B,) ‖∇S(x)‖* at the point.
+        lipschitz: (B,) proven bound of ‖∇S‖* over the ball that gave `radius_lipschitz`; NaN where
+            none was computed.
+        radius_gradient: (B,) first-order radius with the one-point slope: an ESTIMATE.
+        radius_lipschitz: (B,) min{ε, (γ − S)/L_S(ε)}: proven.
+        radius_certified: (B,) the radius proven by the method asked for.
+        radius_attack: (B,) smallest distance at which an attack succeeded; inf where none did. The
+            true radius lies in [radius_certified, radius_attack].
+        status: (B,) strings. `certified`; `rejected`, when the clean sample is on the wrong side
+            already (all radii 0); `undecided`, when nothing could be proven (radius 0).
+
+    A column that was not asked for is NaN. No row is ever dropped.
+    """
+
+    score: Tensor
+    gradient_norm: Tensor
+    lipschitz: Tensor
+    radius_gradient: Tensor
+    radius_lipschitz: Tensor
+    radius_certified: Tensor
+    radius_attack: Tensor
+    status: NDArray[np.str_]
+
+    def __len__(self) -> int:
+        return len(self.score)
+
+    def to_frame(self) -> pd.DataFrame:
+        """The table, a row a sample and a column a field."""
+        import pandas as pd
+
+        columns = {}
+        for f in fields(self):
+            value = getattr(self, f.name)
+            columns[f.name] = value.cpu().numpy() if isinstance(value, Tensor) else value
+        return pd.DataFrame(columns)

@@ -1,0 +1,73 @@
+"""What `certify` needs from bound propagation, and nothing else (DESIGN §4)."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Mapping
+from typing import Protocol
+
+from torch import Tensor
+
+from greg_cert.errors import UsageError
+from greg_cert.verify.graph import Graph
+
+Interval = tuple[Tensor, Tensor]
+
+ENGINES = ("auto", "auto-lirpa", "native")
+RELAXATIONS = ("crown", "crown-ibp")
+
+
+class Relaxation(Protocol):
+    """A network relaxed over one ball a sample; every number is proven over the whole ball."""
+
+    @property
+    def preactivations(self) -> Mapping[int, Interval]:
+        """For each activation node its input's (lower, upper), each (B, *shape)."""
+
+    def lower(self, rows: Tensor) -> Tensor:
+        """Lower bounds (B, R) of rows (B, R, K) times the logits; differentiable in `rows`."""
+
+    def linear(self, rows: Tensor) -> tuple[Tensor, Tensor]:
+        """A linear lower bound of rows (B, R, K) times the logits, over each ball.
+
+        Returns:
+            Its value at the centre and the dual norm of its slope, both (B, R).
+        """
+
+
+class Engine(Protocol):
+    """Bound propagation for one network."""
+
+    name: str
+
+    def relax(
+        self, inputs: Tensor, radii: Tensor, norm: float, method: str = "crown"
+    ) -> Relaxation:
+        """Relax the network over the balls of `radii` (B,) about `inputs` (B, ...), float64.
+
+        Args:
+            inputs: centres.
+            radii: positive radii, one a sample.
+            norm: 2.0 or inf.
+            method: how intermediate bounds are found: `crown`, or `crown-ibp` (faster, looser).
+        """
+
+
+def make_engine(name: str, graph: Graph) -> Engine:
+    """The engine of that name for a graph; `auto` is auto-LiRPA where it is installed.
+
+    Raises:
+        UsageError: for an unknown name.
+        EngineError: if the engine's package is missing.
+    """
+    if name == "auto":
+        name = "auto-lirpa" if importlib.util.find_spec("auto_LiRPA") else "native"
+    if name == "auto-lirpa":
+        from greg_cert.verify.lirpa_engine import AutoLirpaEngine
+
+        return AutoLirpaEngine(graph)
+    if name == "native":
+        from greg_cert.verify.native_engine import NativeEngine
+
+        return NativeEngine(graph)
+    raise UsageError(f"expected engine in {', '.join(ENGINES)}, but got {name!r}")

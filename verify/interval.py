@@ -1,0 +1,44 @@
+"""Interval arithmetic on the canonical graph."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from greg_cert.verify.graph import Activation, Add, Concat, Conv, Flatten, Linear, Op
+
+Interval = tuple[Tensor, Tensor]
+
+
+def forward_interval(op: Op, operands: Sequence[Interval]) -> Interval:
+    """Interval (B, ...) of an operation's output from those of its operands."""
+    low, high = operands[0]
+    match op:
+        case Conv() | Linear():
+            centre, radius = (low + high) / 2, (high - low) / 2
+            if isinstance(op, Conv):
+                middle = op.apply(centre)
+                spread = op.apply(radius, op.weight.abs())
+            else:
+                middle = F.linear(centre, op.weight, op.bias)
+                spread = F.linear(radius, op.weight.abs())
+            return middle - spread, middle + spread
+        case Activation():
+            return F.leaky_relu(low, op.negative_slope), F.leaky_relu(high, op.negative_slope)
+        case Add():
+            return low + operands[1][0], high + operands[1][1]
+        case Concat():
+            return torch.cat([o[0] for o in operands], 1), torch.cat([o[1] for o in operands], 1)
+        case Flatten():
+            return low.flatten(1), high.flatten(1)
+        case _:
+            raise AssertionError(f"unexpected operation {op}")
+
+
+def activation_derivative(low: Tensor, high: Tensor, negative_slope: float) -> Interval:
+    """Interval of the LeakyReLU's derivative on [low, high]: {slope}, {1} or [slope, 1]."""
+    one, flat = torch.ones_like(low), torch.full_like(low, negative_slope)
+    return torch.where(low >= 0, one, flat), torch.where(high <= 0, flat, one)

@@ -1,0 +1,192 @@
+"""Bound propagation by auto-LiRPA, fed a module it bounds soundly, one scalar radius a call."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import math
+import warnings
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from greg_cert.errors import EngineError, UsageError
+from greg_cert.verify.engine import RELAXATIONS, Interval
+from greg_cert.verify.graph import Graph, forward_all
+from greg_cert.verify.lirpa_compat import load_auto_lirpa
+from greg_cert.verify.norms import dual_norm
+from greg_cert.verify.rebuild import RebuiltModule
+
+_BATCH = 128  # samples a call; memory grows as batch × unstable neurons × input size
+_METHODS = {"crown": "CROWN", "crown-ibp": "CROWN-IBP"}
+
+
+class AutoLirpaEngine:
+    """CROWN, or CROWN-IBP, through auto_LiRPA (Xu et al., NeurIPS 2020)."""
+
+    name = "auto-lirpa"
+
+    def __init__(self, graph: Graph) -> None:
+        self._lirpa = load_auto_lirpa()
+        self._graph = graph
+        probe = _probe(graph)
+        with _surroundings():
+            self._module = self._lirpa.BoundedModule(
+                RebuiltModule(graph), probe, bound_opts={"conv_mode": "matrix", "verbosity": 0}
+            )
+        self._interval_name = (  # moved from 0.3 to 0.7
+            "interm_bounds"
+            if "interm_bounds" in self._module.compute_bounds.__code__.co_varnames
+            else "intermediate_layer_bounds"
+        )
+        self._names = self._match_activations(probe)
+
+    def relax(
+        self, inputs: Tensor, radii: Tensor, norm: float, method: str = "crown"
+    ) -> LirpaRelaxation:
+        """See `Engine.relax`. One call of auto-LiRPA for each distinct radius."""
+        if method not in RELAXATIONS:
+            raise UsageError(f"expected relaxation in {', '.join(RELAXATIONS)}, but got {method!r}")
+        groups = []
+        for radius in radii.unique().tolist():
+            for members in (radii == radius).nonzero().squeeze(1).split(_BATCH):
+                bounds = self._intermediate(inputs[members], radius, norm, method)
+                groups.append(_Group(members, inputs[members], radius, bounds))
+        return LirpaRelaxation(self, norm, tuple(groups))
+
+    def _intermediate(
+        self, x: Tensor, radius: float, norm: float, method: str
+    ) -> dict[str, Interval]:
+        rows = torch.zeros(len(x), 1, self._graph.num_classes, dtype=x.dtype, device=x.device)
+        with torch.no_grad(), _surroundings():
+            self._module.compute_bounds(
+                x=(self._ball(x, radius, norm),), C=rows, method=_METHODS[method], bound_upper=False
+            )
+            return {
+                name: (self._module[name].lower.clone(), self._module[name].upper.clone())
+                for name in self._names.values()
+            }
+
+    def bound_rows(self, group: _Group, norm: float, rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Lower bound (b, R), slope (b, R, ...) and offset (b, R) with the group's bounds fixed."""
+        output, root = self._module.output_name[0], self._module.input_name[0]
+        with _surroundings():
+            low, _, record = self._module.compute_bounds(
+                x=(self._ball(group.inputs, group.radius, norm),),
+                C=rows,
+                method="CROWN",
+                bound_upper=False,
+                return_A=True,
+                needed_A_dict={output: [root]},
+                **{self._interval_name: dict(group.bounds)},
+            )
+        found = record[output][root]
+        return low, found["lA"], found["lbias"]
+
+    def activation_names(self) -> Mapping[int, str]:
+        """For each activation node of the graph the auto-LiRPA name of its input."""
+        return self._names
+
+    def _ball(self, x: Tensor, radius: float, norm: float) -> Any:
+        # math.inf and np.inf are one value; auto-LiRPA compares with ==.
+        return self._lirpa.BoundedTensor(
+            x, self._lirpa.PerturbationLpNorm(norm=norm, eps=float(radius))
+        )
+
+    def _match_activations(self, probe: Tensor) -> dict[int, str]:
+        """Pair our activation nodes with auto-LiRPA's, by order and checked by value."""
+        kinds = ("BoundRelu", "BoundLeakyRelu")
+        theirs = [n for n in self._module._modules.values() if type(n).__name__ in kinds]
+        with torch.no_grad(), _surroundings():
+            self._module(probe)
+            values = forward_all(self._graph, probe)
+            if len(theirs) != len(self._graph.activations):
+                raise EngineError(
+                    f"auto-LiRPA sees {len(theirs)} activations where the graph has "
+                    f"{len(self._graph.activations)}"
+                )
+            names = {}
+            for i, node in zip(self._graph.activations, theirs, strict=True):
+                source = node.inputs[0]
+                ours = values[self._graph.nodes[i].inputs[0]]
+                if not torch.allclose(source.forward_value, ours, rtol=1e-8, atol=1e-8):
+                    raise EngineError(f"auto-LiRPA's {source.name!r} is not the input of node {i}")
+                names[i] = source.name
+        return names
+
+
+@dataclass(frozen=True)
+class _Group:
+    """Samples of one radius, with their intermediate bounds by auto-LiRPA's names."""
+
+    members: Tensor
+    inputs: Tensor
+    radius: float
+    bounds: Mapping[str, Interval]
+
+
+@dataclass(frozen=True)
+class LirpaRelaxation:
+    """Groups of one radius each, put together again in the caller's order."""
+
+    engine: AutoLirpaEngine
+    norm: float
+    groups: tuple[_Group, ...]
+
+    @property
+    def preactivations(self) -> dict[int, Interval]:
+        """See `Relaxation.preactivations`."""
+        return {
+            i: (
+                self._gather([g.bounds[name][0] for g in self.groups]),
+                self._gather([g.bounds[name][1] for g in self.groups]),
+            )
+            for i, name in self.engine.activation_names().items()
+        }
+
+    def lower(self, rows: Tensor) -> Tensor:
+        """See `Relaxation.lower`."""
+        parts = [self.engine.bound_rows(g, self.norm, rows[g.members])[0] for g in self.groups]
+        return self._gather(parts)
+
+    def linear(self, rows: Tensor) -> tuple[Tensor, Tensor]:
+        """See `Relaxation.linear`."""
+        values, slopes = [], []
+        with torch.no_grad():
+            for g in self.groups:
+                _, slope, offset = self.engine.bound_rows(g, self.norm, rows[g.members])
+                centre = torch.einsum("brd,bd->br", slope.flatten(2), g.inputs.flatten(1))
+                values.append(centre + offset)
+                norms = dual_norm(slope.flatten(0, 1), self.norm)
+                slopes.append(norms.unflatten(0, slope.shape[:2]))
+        return self._gather(values), self._gather(slopes)
+
+    def _gather(self, parts: list[Tensor]) -> Tensor:
+        order = torch.cat([g.members for g in self.groups]).argsort()
+        return torch.cat(parts)[order]
+
+
+def _probe(graph: Graph) -> Tensor:
+    size = math.prod(graph.input_shape)
+    values = torch.linspace(0.0, 1.0, 2 * size, dtype=torch.float64)
+    device = next((n.op.weight.device for n in graph.nodes if hasattr(n.op, "weight")), None)
+    return values.reshape(2, *graph.input_shape).to(device)
+
+
+@contextlib.contextmanager
+def _surroundings() -> Iterator[None]:
+    """float64 throughout, and without what auto-LiRPA prints and warns of on its own account.
+
+    0.3 makes some of its own constants in the default type, so that has to be float64 too.
+    """
+    before = torch.get_default_dtype()
+    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+        warnings.simplefilter("ignore")
+        torch.set_default_dtype(torch.float64)
+        try:
+            yield
+        finally:
+            torch.set_default_dtype(before)

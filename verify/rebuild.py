@@ -1,0 +1,92 @@
+"""The canonical graph as an `nn.Module` again, in the form bound propagation takes soundly."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from greg_cert.verify.graph import Activation, Add, Concat, Conv, Flatten, Graph, Linear
+
+
+class RebuiltModule(nn.Module):
+    """The graph's function (B, *input_shape) -> (B, K), whose first operation is always affine.
+
+    Where the graph begins with anything but one convolution or linear layer, an identity layer is
+    put first: auto-LiRPA's ℓ2 bounds are silently unsound otherwise (DESIGN §6.1).
+    """
+
+    def __init__(self, graph: Graph) -> None:
+        super().__init__()
+        self.graph = graph
+        self.layers = nn.ModuleDict()
+        for i, node in enumerate(graph.nodes):
+            if isinstance(node.op, Conv):
+                self.layers[str(i)] = _conv_module(node.op)
+            elif isinstance(node.op, Linear):
+                self.layers[str(i)] = _linear_module(node.op)
+        readers = graph.consumers()[0]
+        first = graph.nodes[readers[0]].op if len(readers) == 1 else None
+        self.entry: nn.Module | None = None
+        if not isinstance(first, (Conv, Linear)):
+            self.entry = _identity_module(graph.input_shape)
+        self.eval().requires_grad_(False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits (B, K)."""
+        values = [x if self.entry is None else self.entry(x)]
+        for i, node in enumerate(self.graph.nodes[1:], start=1):
+            operands = [values[j] for j in node.inputs]
+            match node.op:
+                case Conv() | Linear():
+                    out = self.layers[str(i)](operands[0])
+                case Activation(0.0):
+                    out = F.relu(operands[0])
+                case Activation(slope):
+                    out = F.leaky_relu(operands[0], slope)
+                case Add():
+                    out = operands[0] + operands[1]
+                case Concat():
+                    out = torch.cat(operands, dim=1)
+                case Flatten():
+                    out = torch.flatten(operands[0], 1)
+                case _:
+                    raise AssertionError(f"unexpected operation {node.op}")
+            values.append(out)
+        return values[-1]
+
+
+def _conv_module(op: Conv) -> nn.Conv2d:
+    out_channels, per_group, *kernel = op.weight.shape
+    module = nn.Conv2d(
+        per_group * op.groups,
+        out_channels,
+        (kernel[0], kernel[1]),
+        op.stride,
+        op.padding,
+        op.dilation,
+        op.groups,
+        dtype=op.weight.dtype,
+        device=op.weight.device,
+    )
+    module.weight.data, module.bias.data = op.weight, op.bias  # type: ignore[union-attr]
+    return module
+
+
+def _linear_module(op: Linear) -> nn.Linear:
+    module = nn.Linear(
+        op.weight.shape[1], op.weight.shape[0], dtype=op.weight.dtype, device=op.weight.device
+    )
+    module.weight.data, module.bias.data = op.weight, op.bias
+    return module
+
+
+def _identity_module(shape: tuple[int, ...]) -> nn.Module:
+    if len(shape) == 3:
+        one = torch.ones(shape[0], 1, 1, 1, dtype=torch.float64)
+        return _conv_module(
+            Conv(one, torch.zeros(shape[0], dtype=torch.float64), shape, groups=shape[0])
+        )
+    return _linear_module(
+        Linear(torch.eye(shape[0], dtype=torch.float64), torch.zeros(shape[0], dtype=torch.float64))
+    )

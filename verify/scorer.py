@@ -1,0 +1,75 @@
+"""A model as a float64 score function, which gradients and attacks share with the bounds."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from greg_cert.errors import UsageError
+from greg_cert.scores import energy
+
+ScoreFunction = Callable[[Tensor], Tensor]
+"""Inputs (B, ...) to scores (B,), differentiable."""
+
+SIDES = ("id", "ood")
+
+
+def score_function(model: nn.Module) -> ScoreFunction:
+    """The energy score of a float64 copy of `model` in evaluation mode; `model` is not touched."""
+    twin = copy.deepcopy(model).double().eval().requires_grad_(False)
+
+    def score(x: Tensor) -> Tensor:
+        return energy(twin(x))
+
+    return score
+
+
+def score_and_gradient(score: ScoreFunction, x: Tensor) -> tuple[Tensor, Tensor]:
+    """Scores (B,) and their input gradients (B, ...), both detached."""
+    with torch.enable_grad():
+        leaf = x.detach().requires_grad_()
+        values = score(leaf)
+        (gradient,) = torch.autograd.grad(values.sum(), leaf)
+    return values.detach(), gradient
+
+
+@dataclass(frozen=True)
+class Margin:
+    """Signed distance of a score from being on the wrong side of γ; wrong means `wrong(S)`.
+
+    For ID samples the wrong side is S > γ (rejected), for OOD samples it is S ≤ γ (accepted).
+    """
+
+    threshold: float
+    side: str
+
+    def __post_init__(self) -> None:
+        if self.side not in SIDES:
+            raise UsageError(f"expected side 'id' or 'ood', but got {self.side!r}")
+        if not math.isfinite(self.threshold):
+            raise UsageError(f"expected a finite threshold, but got {self.threshold}")
+
+    def of(self, scores: Tensor) -> Tensor:
+        """γ − S for ID and S − γ for OOD samples, (B,); an attack makes it small."""
+        return self.threshold - scores if self.side == "id" else scores - self.threshold
+
+    def wrong(self, scores: Tensor) -> Tensor:
+        """Whether each score is on the wrong side, (B,) bool."""
+        return scores > self.threshold if self.side == "id" else scores <= self.threshold
+
+
+def check_inputs(inputs: Tensor) -> Tensor:
+    """`inputs` in float64; raises `UsageError` unless it is a non-empty, finite floating batch."""
+    if inputs.ndim not in (2, 4) or len(inputs) == 0 or not inputs.is_floating_point():
+        raise UsageError(
+            "expected inputs (B, C, H, W) or (B, D) of a floating type with B >= 1, "
+            f"but got {tuple(inputs.shape)} of {inputs.dtype}"
+        )
+    if not torch.isfinite(inputs).all():
+        raise UsageError("expected finite inputs, but found NaN or infinity")
+    return inputs.detach().double()

@@ -1,0 +1,63 @@
+"""Searching the radius at which a bound is worth most, for a whole batch at once.
+
+A relaxation made for radius ε proves r(ε) = min{ε, q(ε)}. For small ε the first term is the smaller
+one, for large ε the second, because bounds loosen; the best radius is near where they meet. Any ε
+gives a valid radius, so the search can only cost tightness, never soundness.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+_GRID = math.log(1.04)  # engines with one radius a call share it among samples this close
+_GROWTH = 1.6
+
+
+class RadiusSearch:
+    """Where each of B samples stands: the best radius and the bracket of the optimum.
+
+    Args:
+        guess: (B,) where to begin, > 0; not finite means anywhere.
+        max_radius: no ball is larger.
+    """
+
+    def __init__(self, guess: Tensor, max_radius: float) -> None:
+        self.max_radius = max_radius
+        usable = guess.isfinite() & (guess > 0)
+        self._guess = torch.where(usable, guess, max_radius / 8).clamp(1e-9, max_radius)
+        self.best = torch.zeros_like(guess)
+        self.best_at = torch.full_like(guess, torch.nan)  # the ε that gave the best radius
+        self._low = torch.zeros_like(guess)  # largest ε whose whole ball was proven
+        self._high = torch.full_like(guess, torch.inf)  # smallest ε whose ball was not
+
+    def update(self, members: Tensor, radii: Tensor, reach: Tensor) -> Tensor:
+        """Take in q = `reach` at ε = `radii` for the samples `members`; which of them improved."""
+        proven = torch.minimum(radii, reach).nan_to_num(nan=0.0)
+        better = proven > self.best[members]
+        self.best[members[better]] = proven[better]
+        self.best_at[members[better]] = radii[better]
+        whole = reach >= radii
+        low, high = self._low[members], self._high[members]
+        self._low[members] = torch.where(whole, radii.maximum(low), low)
+        self._high[members] = torch.where(whole, high, radii.minimum(high))
+        return better
+
+    def open(self, tolerance: float) -> Tensor:
+        """Indices of samples whose optimum may be more than `tolerance` (relative) above the best."""
+        ceiling = self._high.clamp(max=self.max_radius)
+        return (ceiling > self.best * (1 + tolerance)).nonzero().squeeze(1)
+
+    def propose(self, members: Tensor) -> Tensor:
+        """The next ε for some open samples, inside their brackets, rounded to a common grid."""
+        low = torch.maximum(self._low, self.best)[members]
+        high = self._high[members]
+        untried = (low == 0) & high.isinf()
+        between = torch.where(low > 0, (low * high).sqrt(), high / 4)
+        radius = torch.where(high.isinf(), _GROWTH * low, between)
+        radius = torch.where(untried, self._guess[members], radius).clamp(max=self.max_radius)
+        rounded = ((radius.log() / _GRID).round() * _GRID).exp()
+        inside = (rounded > low) & (rounded < high) & (rounded < self.max_radius)
+        return torch.where(inside, rounded, radius)

@@ -1,0 +1,159 @@
+"""From an `nn.Module` to the canonical graph, by torch.fx; what does not fit is refused by name.
+
+Canonical means: BatchNorm and other per-channel affine steps are folded into the convolution or
+linear layer before them, or else written as a depthwise 1×1 convolution; pools are convolutions
+(average) or convolutions with ReLU (max); dropout and identities are gone. A shift is never folded
+forward into a zero-padded convolution, because that would change the border.
+"""
+
+from __future__ import annotations
+
+import copy
+import operator
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from greg_cert.errors import UnsupportedModelError
+from greg_cert.verify.build import GraphBuilder
+from greg_cert.verify.graph import Graph, forward_all
+from greg_cert.verify.operations import LEAVES, Call, Context
+
+_PROBES = 3  # batch of the tracing input; not 1, so that a flattened batch axis cannot pass unseen
+
+
+class _Tracer(fx.Tracer):
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        # A subclass that changed forward is traced through: its name says nothing of what it does.
+        for leaf in LEAVES:
+            if isinstance(m, leaf):
+                return type(m).forward is leaf.forward
+        return super().is_leaf_module(m, module_qualified_name)
+
+
+def trace_model(model: nn.Module, input_shape: tuple[int, ...]) -> Graph:
+    """The canonical float64 graph of a classifier in evaluation mode.
+
+    Args:
+        model: raw images (B, *input_shape) to logits (B, K); left as it was found.
+        input_shape: shape of one input, (C, H, W) or (D,).
+
+    Returns:
+        A graph on the CPU or the model's device, checked to equal the model on random inputs.
+
+    Raises:
+        UnsupportedModelError: names the first layer that cannot be expressed, or a layer with a
+            NaN or infinite weight.
+    """
+    twin = copy.deepcopy(model).double().eval()
+    for name, tensor in (*twin.named_parameters(), *twin.named_buffers()):
+        if not torch.isfinite(tensor).all():
+            raise UnsupportedModelError(
+                f"expected finite weights, but {name!r} holds NaN or infinity"
+            )
+    try:
+        traced = fx.GraphModule(twin, _Tracer().trace(twin))
+    except Exception as error:  # torch.fx raises many kinds, all of them mean "not a static graph"
+        raise UnsupportedModelError(
+            f"cannot trace {type(model).__name__} to a static graph: {error}"
+        ) from error
+    device = next(iter(twin.parameters()), torch.empty(0)).device
+    generator = torch.Generator().manual_seed(0)
+    probe = torch.rand(_PROBES, *input_shape, generator=generator, dtype=torch.float64).to(device)
+    with torch.no_grad():
+        graph = _Translation(traced, probe).run()
+        _check_equal(graph, twin, input_shape, generator, device)
+    return graph
+
+
+def _check_equal(
+    graph: Graph,
+    twin: nn.Module,
+    shape: tuple[int, ...],
+    generator: torch.Generator,
+    device: torch.device,
+) -> None:
+    # Outside [0, 1] too, because balls are not clipped.
+    x = torch.randn(5, *shape, generator=generator, dtype=torch.float64).to(device)
+    for inputs in (x, x.sigmoid()):
+        ours, theirs = forward_all(graph, inputs)[-1], twin(inputs)
+        scale = theirs.abs().max().clamp(min=1.0)
+        if ours.shape != theirs.shape or not (ours - theirs).abs().max() <= 1e-8 * scale:
+            raise UnsupportedModelError(
+                f"the graph of {type(twin).__name__} differs from the model on random inputs; "
+                "it has a step that tracing does not see"
+            )
+
+
+class _Translation:
+    """Walks the fx graph once, running it on a probe and building the canonical graph beside it."""
+
+    def __init__(self, traced: fx.GraphModule, probe: Tensor) -> None:
+        self.traced = traced
+        self.probe = probe
+        self.context = Context(GraphBuilder(tuple(probe.shape[1:])), len(probe))
+
+    def run(self) -> Graph:
+        """The finished graph; every step is translated or refused."""
+        for node in self.traced.graph.nodes:
+            if node.op == "output":
+                return self._finish(node)
+            self._step(node)
+        raise UnsupportedModelError("the model returns nothing")
+
+    def _finish(self, node: fx.Node) -> Graph:
+        out = node.args[0]
+        if not isinstance(out, fx.Node) or out not in self.context.index:
+            raise UnsupportedModelError("expected the model to return one tensor of logits (B, K)")
+        logits = self.context.values[out]
+        if logits.ndim != 2 or len(logits) != _PROBES:
+            raise UnsupportedModelError(
+                f"expected logits of shape (B, K), but got {tuple(logits.shape)} for B = {_PROBES}"
+            )
+        return self.context.builder.finish(self.context.index[out])
+
+    def _step(self, node: fx.Node) -> None:
+        if node.op == "placeholder":
+            if self.context.index:
+                raise UnsupportedModelError(
+                    f"expected a model of one input, but {node.name!r} is a second one"
+                )
+            self.context.values[node], self.context.index[node] = self.probe, 0
+            return
+        if node.op == "get_attr":
+            self.context.values[node] = operator.attrgetter(str(node.target))(self.traced)
+            return
+        args = fx.map_arg(node.args, lambda n: self.context.values[n])
+        kwargs = fx.map_arg(node.kwargs, lambda n: self.context.values[n])
+        name = _layer_name(node)
+        target: Any = node.target
+        if node.op == "call_module":
+            target = self.traced.get_submodule(str(node.target))
+            value = target(*args, **kwargs)
+        elif node.op == "call_method":
+            value = getattr(args[0], str(node.target))(*args[1:], **kwargs)
+        else:
+            value = target(*args, **kwargs)
+        self.context.values[node] = value
+        operands = [n for n in node.all_input_nodes if n in self.context.index]
+        if not operands or _is_shape_query(node):
+            return
+        call = Call(self.context, node, name, target, args, kwargs)
+        if not isinstance(value, Tensor):
+            raise call.refuse("its result is not a tensor")
+        translated = call.translate()
+        if self.context.builder.shape(translated) != tuple(value.shape[1:]):
+            raise call.refuse("its output shape was not understood")
+        self.context.index[node] = translated
+
+
+def _is_shape_query(node: fx.Node) -> bool:
+    """Whether a call only asks for sizes, which are the same for every input."""
+    if node.op == "call_method" and node.target in ("size", "dim", "numel"):
+        return True
+    return node.target is getattr and node.args[1] in ("shape", "ndim", "device", "dtype")
+
+
+def _layer_name(node: fx.Node) -> str:
+    return str(node.target) if node.op == "call_module" else str(node.name)
