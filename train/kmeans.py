@@ -100,6 +100,7 @@ def _faiss(
     )
     array = points.cpu().numpy()
     engine.train(array)
+    assert engine.centroids is not None
     _, assigned = engine.index.search(array, 1)
     return (
         torch.from_numpy(engine.centroids.copy()).to(points.device),

@@ -80,7 +80,8 @@ def _finite_difference(
     if select is None:
         slope = (score_fn(moved) - scores) / h
         # Zero in value, the derivative in gradient: the value stays the exact norm.
-        return norms + (slope - slope.detach()) * (norms > 0)
+        whole: Tensor = norms + (slope - slope.detach()) * (norms > 0)
+        return whole
     chosen = select.nonzero().squeeze(1)
     if len(chosen) == 0:
         return torch.zeros_like(norms)

@@ -1,4 +1,4 @@
-"""Projected gradient attacks: the upper end of every bracket, and the audit of every certificate."""
+"""Projected gradient attacks: the upper end of brackets, and the audit of certificates."""
 
 from __future__ import annotations
 

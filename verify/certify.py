@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from greg_cert.errors import UsageError
 from greg_cert.scores import energy
 from greg_cert.verify.attack import AttackPlan, smallest_attack
-from greg_cert.verify.certificates import CERTIFIED, REJECTED, UNDECIDED, Certificates
 from greg_cert.verify.ball import BallBounds, first_order_reach
+from greg_cert.verify.certificates import CERTIFIED, REJECTED, UNDECIDED, Certificates
 from greg_cert.verify.engine import make_engine
 from greg_cert.verify.gradient import first_order_radius
 from greg_cert.verify.graph import Graph, forward_all
@@ -87,12 +87,12 @@ def certify(
         model: raw images (B, C, H, W) to logits (B, K).
         inputs: (B, C, H, W) raw pixels.
         threshold: γ from calibration data; accepted as ID iff S(x) ≤ γ.
-        side: `id` proves that accepted samples stay accepted, `ood` that rejected ones stay rejected.
+        side: `id` proves that accepted samples stay accepted, `ood` that rejected ones stay so.
         norm: 2 or inf.
         max_radius: radii are capped here, > 0.
-        method: what `radius_certified` holds. `crown`: linear bounds with CROWN intermediate bounds;
-            `crown-ibp`: the same with interval ones; `lipschitz`: the paper's ε* with a proven L_S;
-            `best`: the larger of `crown` and `lipschitz`.
+        method: what `radius_certified` holds. `crown`: linear bounds with CROWN bounds of
+            the layers between; `crown-ibp`: with interval ones; `lipschitz`: the paper's
+            ε* with a proven L_S; `best`: the larger of `crown` and `lipschitz`.
         engine: whose bounds prove the radii: `auto-lirpa`, `native`, or `auto` (the first that is
             installed). Where to look for them is always found by the native engine.
         **options: fields of `CertifyOptions`.
@@ -130,7 +130,7 @@ def _options(options: dict[str, object]) -> CertifyOptions:
 
 
 class _Prover:
-    """Certifies batches of one model: a float32 search proposes balls, float64 bounds prove them."""
+    """Certifies batches of one model: a float32 search proposes balls, float64 proves them."""
 
     def __init__(
         self,

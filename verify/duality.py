@@ -31,7 +31,7 @@ def acceptance_radius(relaxation: Relaxation, p: Tensor, threshold: float) -> Te
     """
     value, slope = (t.squeeze(1) for t in relaxation.linear(p.unsqueeze(1)))
     slack = _SLACK * (1 + value.abs() + abs(threshold))
-    # Rounding leaves Σp off one by some ulps, which moves p·f by as much times |f|: inside the slack.
+    # Rounding leaves Σp off one by some ulps, which moves p·f by that times |f|: inside the slack.
     gap = threshold + value + entropy(p) - slack
     return torch.where(gap > 0, gap / slope, torch.zeros_like(gap))
 
@@ -43,7 +43,7 @@ def rejection_radius(
     """Radius (B,) ≤ `cap` (B,) within which S > γ follows from linear upper bounds of all logits.
 
     At distance r every logit is at most u_i + r·‖a_i‖*, and logsumexp of those grows with r; the
-    largest r that keeps it below −γ is found by bisection. Zero where the bound fails at the centre.
+    largest r that keeps it below −γ is found by bisection. Zero where the bound fails at once.
     """
     eye = torch.eye(num_classes, dtype=cap.dtype, device=cap.device)
     value, slope = relaxation.linear((-eye).expand(len(cap), -1, -1))

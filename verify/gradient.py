@@ -9,7 +9,7 @@ from greg_cert.verify.scorer import check_inputs, score_and_gradient, score_func
 
 
 def gradient_norm(model: nn.Module, inputs: Tensor, *, norm: float = 2.0) -> Tensor:
-    """Dual norm ‖∇S(x)‖\\* of the energy score's input gradient, at each input itself.
+    """Dual norm ‖∇S(x)‖* of the energy score's input gradient, at each input itself.
 
     This is no Lipschitz constant: the slope may be larger at any distance from x.
     `lipschitz_bound` is the proven one.
@@ -31,7 +31,7 @@ def gradient_norm(model: nn.Module, inputs: Tensor, *, norm: float = 2.0) -> Ten
 
 
 def first_order_radius(margin: Tensor, gradient: Tensor, max_radius: float) -> Tensor:
-    """min{max_radius, margin/‖∇S‖\\*}, the paper's ε* with the one-point slope: an ESTIMATE.
+    """min{max_radius, margin/‖∇S‖*}, the paper's ε* with the one-point slope: an ESTIMATE.
 
     Args:
         margin: (B,) distance of the score to the threshold; negative gives 0.

@@ -71,7 +71,7 @@ class Conv:
         if self.is_diagonal:
             return y * (self.weight if weight is None else weight).reshape(-1, 1, 1)
         if weight is None and self.matrix is not None:
-            return (y.flatten(1) @ self.matrix).unflatten(1, self.input_shape)
+            return (y.flatten(1) @ self.matrix).reshape(-1, *self.input_shape)
         weight = self.weight if weight is None else weight
         size = [
             (n - 1) * s - 2 * p + d * (k - 1) + 1

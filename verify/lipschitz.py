@@ -25,7 +25,7 @@ def lipschitz_bound(
     engine: str = "auto",
     method: str = "crown",
 ) -> Tensor:
-    """Upper bound of ‖∇S‖\\* over the whole ball about each input: |S(x′)−S(x)| ≤ L·‖x′−x‖ there.
+    """Upper bound L of ‖∇S‖* over the whole ball about each input, so |S(x′)−S(x)| ≤ L‖x′−x‖.
 
     The smallest, over all nodes that every path passes, of (interval bound of the score's gradient
     at the node) × (masked operator norms from the input to the node).

@@ -92,7 +92,7 @@ def _supply_node_attributes() -> None:
     def get(self: Any, name: str) -> Any:
         return getattr(self, self.kindOf(name))(name)
 
-    node.__getitem__ = get
+    node.__getitem__ = get  # type: ignore[method-assign]
 
 
 def _accept_remove_duplicate(module_class: Any) -> None:

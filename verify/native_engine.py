@@ -124,7 +124,7 @@ def _unit_rows(indices: Tensor, node: Node, like: Tensor) -> Tensor:
     size = int(torch.Size(node.shape).numel())
     rows = like.new_zeros(len(indices), size)
     rows[torch.arange(len(indices), device=indices.device), indices] = 1.0
-    return rows.unflatten(1, node.shape).unsqueeze(0)
+    return rows.reshape(1, -1, *node.shape)
 
 
 def _at_centre(slope: Tensor, offset: Tensor, inputs: Tensor) -> Tensor:
@@ -136,4 +136,4 @@ def _at_centre(slope: Tensor, offset: Tensor, inputs: Tensor) -> Tensor:
 
 
 def _slope_norms(slope: Tensor, norm: float) -> Tensor:
-    return dual_norm(slope.flatten(0, 1), norm).unflatten(0, slope.shape[:2])
+    return dual_norm(slope.flatten(0, 1), norm).reshape(slope.shape[:2])

@@ -26,7 +26,8 @@ def check_radius(name: str, radius: float) -> float:
 
 def vector_norm(v: Tensor, norm: float) -> Tensor:
     """Norm of each sample, (B, ...) -> (B,)."""
-    return torch.linalg.vector_norm(v.flatten(1), ord=norm, dim=1)
+    length: Tensor = torch.linalg.vector_norm(v.flatten(1), ord=norm, dim=1)
+    return length
 
 
 def dual_norm(v: Tensor, norm: float) -> Tensor:

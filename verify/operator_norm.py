@@ -101,4 +101,5 @@ def spectral_norm_bound(matrices: Tensor) -> Tensor:
     size = torch.linalg.matrix_norm(gram).clamp_min(tiny)
     exponent = 0.5 / 2**_GRAM_STEPS
     # The rounding of a few hundred additions a step is far below this slack.
-    return (exponent * (log_scale + size.log())).exp() * (1 + 1e-9)
+    bound: Tensor = (exponent * (log_scale + size.log())).exp()
+    return bound * (1 + 1e-9)

@@ -46,7 +46,7 @@ class RadiusSearch:
         return better
 
     def open(self, tolerance: float) -> Tensor:
-        """Indices of samples whose optimum may be more than `tolerance` (relative) above the best."""
+        """Indices of samples whose optimum may be over `tolerance` (relative) above the best."""
         ceiling = self._high.clamp(max=self.max_radius)
         return (ceiling > self.best * (1 + tolerance)).nonzero().squeeze(1)
 

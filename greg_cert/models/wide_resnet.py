@@ -40,7 +40,7 @@ class PreActivationBlock(nn.Module):
 def wide_resnet_body(
     in_channels: int, depth: int, widen: int, dropout: float = 0.0
 ) -> tuple[nn.Module, int]:
-    """Stem of 16 planes, three stages of (depth − 4)/6 blocks (16k, 32k, 64k planes), global pool."""
+    """Stem of 16 planes, three stages of (depth − 4)/6 blocks at 16k, 32k, 64k planes, pool."""
     if depth < 10 or (depth - 4) % 6:
         raise UsageError(f"expected WRN depth 6n + 4 with n >= 1, but got {depth}")
     layers: list[nn.Module] = [nn.Conv2d(in_channels, 16, 3, padding=1, bias=False)]

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from greg_cert.errors import UsageError
+from greg_cert.files import write_atomic
 from greg_cert.report.canvas import render
 from greg_cert.report.comparison import compare
 from greg_cert.report.figures import FIGURES
-from greg_cert.report.files import write_atomic
 from greg_cert.report.page import html_page
 from greg_cert.report.pictures import Pictures, check_pictures
 from greg_cert.report.results import load_results

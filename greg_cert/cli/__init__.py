@@ -1,0 +1,34 @@
+"""The command line; heavy imports wait until a command runs, so `--help` answers at once."""
+
+from __future__ import annotations
+
+import sys
+
+import typer
+
+from greg_cert.cli import demo, doctor, evaluate, report, train, verify
+
+app = typer.Typer(
+    name="greg-cert",
+    help="Train OOD detectors with gradient regularisation and certify how far they hold.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+)
+for module in (demo, train, verify, evaluate, report, doctor):
+    module.register(app)
+
+
+def main() -> None:
+    """Run the command line; exit 2 for what the user can mend, 1 for anything else."""
+    from greg_cert.errors import GregCertError, UsageError
+
+    try:
+        app()
+    except GregCertError as error:
+        line = " ".join(str(error).split())
+        sys.stderr.write(f"greg-cert: error: {line}\n")
+        sys.exit(2 if isinstance(error, UsageError) else 1)
+    except KeyboardInterrupt:
+        sys.stderr.write("greg-cert: interrupted\n")
+        sys.exit(130)

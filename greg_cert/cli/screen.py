@@ -1,0 +1,110 @@
+"""What commands show: progress on standard error, results on standard output."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from rich.console import Console, RenderableType
+    from rich.progress import Progress
+
+
+def out(*parts: RenderableType) -> None:
+    """Print results."""
+    from rich.console import Console
+
+    Console().print(*parts, soft_wrap=True)
+
+
+def plain(line: str) -> None:
+    """Print one line as it is: no wrapping, no markup, so that paths can be copied."""
+    sys.stdout.write(line + "\n")
+
+
+def error_console() -> Console:
+    """The console of progress bars and notes."""
+    from rich.console import Console
+
+    return Console(stderr=True)
+
+
+def command_line() -> str:
+    """The command as typed, for the record."""
+    return shlex.join(["greg-cert", *sys.argv[1:]])
+
+
+@contextmanager
+def _bar(*columns: str) -> Iterator[Progress]:
+    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+    from rich.progress import Progress as Bar
+
+    with Bar(
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=24),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+        *(TextColumn(c) for c in columns),
+        console=error_console(),
+        refresh_per_second=5,
+    ) as bar:
+        yield bar
+
+
+class TrainingBar:
+    """Progress of a training run: losses and gradient norm beside the bar."""
+
+    def __init__(self, title: str, bar: Progress) -> None:
+        self._bar, self._title = bar, title
+        self._task = bar.add_task(title, total=None, shown="")
+
+    def begin(self, steps: int, done: int) -> None:
+        """See `greg_cert.train.journal.Observer`."""
+        self._bar.update(self._task, total=steps, completed=done)
+
+    def step(self, stage: str, epoch: int, values: Mapping[str, float]) -> None:
+        """See `greg_cert.train.journal.Observer`."""
+        if values:
+            names = {
+                "loss": "loss",
+                "ce": "CE",
+                "score_loss": "L_S",
+                "grad_loss": "L_∇",
+                "grad_norm_id": "‖∇S‖",
+                "accuracy": "acc",
+            }
+            shown = "  ".join(f"{t} {values[k]:.3g}" for k, t in names.items() if k in values)
+            title = f"{self._title} [dim]{stage} {epoch}[/dim]"
+            self._bar.update(self._task, description=title, shown=shown)
+        self._bar.advance(self._task)
+
+
+@contextmanager
+def training_bar(title: str) -> Iterator[TrainingBar]:
+    """A live bar for one training run."""
+    with _bar("{task.fields[shown]}") as bar:
+        yield TrainingBar(title, bar)
+
+
+class VerifyBar:
+    """Progress of a verification, a bar a run."""
+
+    def __init__(self, bar: Progress) -> None:
+        self._bar = bar
+        self._tasks: dict[str, object] = {}
+
+    def __call__(self, run: str, done: int, of: int) -> None:
+        """See `greg_cert.verify.runs.Progress`."""
+        if run not in self._tasks:
+            self._tasks[run] = self._bar.add_task(f"certify {run}", total=of)
+        self._bar.update(self._tasks[run], completed=done)  # type: ignore[arg-type]
+
+
+@contextmanager
+def verify_bar() -> Iterator[VerifyBar]:
+    """A live bar for one verification."""
+    with _bar() as bar:
+        yield VerifyBar(bar)

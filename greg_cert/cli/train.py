@@ -1,0 +1,43 @@
+"""`greg-cert train`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from greg_cert.cli import screen
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command."""
+    app.command("train")(train)
+
+
+def train(
+    config: Annotated[Path, typer.Argument(help="YAML file of the experiment.")],
+    out: Annotated[Path | None, typer.Option(help="Run folder; runs/NAME by default.")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with a stopped run.")] = False,
+) -> None:
+    """Train a model and leave a run folder.
+
+    Example: greg-cert train configs/digits_gregplus.yaml --out runs/greg+
+    """
+    from greg_cert.config import load_config
+    from greg_cert.data import load_data
+    from greg_cert.train import fit
+
+    experiment = load_config(config)
+    folder = out or Path("runs") / experiment.title
+    splits = load_data(experiment.data)
+    with screen.training_bar(experiment.title) as bar:
+        run = fit(
+            experiment,
+            splits,
+            folder,
+            resume=resume,
+            observer=bar,
+            command=screen.command_line(),
+        )
+    screen.plain(f"run: {run.path}")

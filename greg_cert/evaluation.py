@@ -1,0 +1,72 @@
+"""How well a model classifies and detects, before anything is certified."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import nn
+
+from greg_cert.data import DataSplits
+from greg_cert.errors import DataError
+from greg_cert.inference import logits_of
+from greg_cert.metrics import accuracy, detection_metrics, threshold_at_tpr
+from greg_cert.scores import energy
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Accuracy, threshold and detection metrics of one model.
+
+    Attributes:
+        id_accuracy: on the ID test split.
+        tpr: share of the calibration split that the threshold accepts.
+        threshold: γ, from the calibration split alone.
+        test_tpr: share of the ID test split that γ accepts.
+        ood: for each OOD test set its metrics, by name.
+    """
+
+    id_accuracy: float
+    tpr: float
+    threshold: float
+    test_tpr: float
+    ood: dict[str, dict[str, float]]
+
+    def mean(self, metric: str) -> float:
+        """Unweighted mean of a metric over the OOD test sets."""
+        return float(np.mean([values[metric] for values in self.ood.values()]))
+
+
+def evaluate_model(
+    model: nn.Module,
+    splits: DataSplits,
+    *,
+    tpr: float = 0.95,
+    device: torch.device | None = None,
+) -> Evaluation:
+    """Metrics of a model on the test split and every OOD test set, in float64.
+
+    FPR95 sets its threshold on the ID test scores, as benchmarks do; `threshold` comes from the
+    calibration split and is the γ that certificates are about.
+
+    Raises:
+        DataError: if there is no OOD test set.
+    """
+    if not splits.ood:
+        raise DataError("data.ood: expected at least one OOD test set, but got none")
+    calibration = energy(logits_of(model, splits.calibration, device=device))
+    gamma = threshold_at_tpr(calibration, tpr)
+    logits = logits_of(model, splits.test, device=device)
+    scores = energy(logits)
+    assert splits.test.labels is not None
+    return Evaluation(
+        id_accuracy=accuracy(logits, splits.test.labels),
+        tpr=tpr,
+        threshold=gamma,
+        test_tpr=float((scores <= gamma).double().mean()),
+        ood={
+            name: detection_metrics(scores, energy(logits_of(model, images, device=device)))
+            for name, images in splits.ood.items()
+        },
+    )

@@ -1,0 +1,211 @@
+"""Run folders: what a training run leaves behind, and how to open it again."""
+
+from __future__ import annotations
+
+import json
+import platform
+import subprocess
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from functools import cached_property
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import yaml
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from greg_cert.config import ExperimentConfig, dump_config, parse_config
+from greg_cert.data import DataSplits
+from greg_cert.errors import ConfigError, RunError
+from greg_cert.files import atomic_path, write_atomic
+from greg_cert.models import Classifier, build_model
+
+_PACKAGES = (
+    "greg-cert",
+    "torch",
+    "torchvision",
+    "auto-LiRPA",
+    "numpy",
+    "scipy",
+    "scikit-learn",
+    "scikit-image",
+    "faiss-gpu",
+    "faiss-cpu",
+    "lightning-fabric",
+)
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """The files of one run, by name."""
+
+    path: Path
+
+    @property
+    def config_file(self) -> Path:
+        """The resolved configuration."""
+        return self.path / "config.yaml"
+
+    @property
+    def manifest_file(self) -> Path:
+        """Versions, seed, device, data fingerprints and model sizes."""
+        return self.path / "manifest.json"
+
+    @property
+    def weights_file(self) -> Path:
+        """The trained weights; there only once training is complete."""
+        return self.path / "model.safetensors"
+
+    @property
+    def metrics_file(self) -> Path:
+        """A JSON object a line."""
+        return self.path / "metrics.jsonl"
+
+    @property
+    def checkpoint_file(self) -> Path:
+        """State to resume from."""
+        return self.path / "checkpoint" / "last.pt"
+
+    @property
+    def complete(self) -> bool:
+        """Whether training came to its end."""
+        return self.weights_file.is_file()
+
+    @cached_property
+    def config(self) -> ExperimentConfig:
+        """The configuration the run was made with.
+
+        Raises:
+            RunError: if it is missing or cannot be read.
+        """
+        try:
+            raw = yaml.safe_load(self.config_file.read_text(encoding="utf-8"))
+            return parse_config(raw)
+        except (OSError, UnicodeDecodeError, yaml.YAMLError, ConfigError) as error:
+            raise RunError(
+                f"run: expected a run folder with a valid config.yaml, but got {self.path}: {error}"
+            ) from error
+
+    @cached_property
+    def manifest(self) -> dict[str, Any]:
+        """What `write_manifest` wrote.
+
+        Raises:
+            RunError: if it is missing or cannot be read.
+        """
+        try:
+            found: dict[str, Any] = json.loads(self.manifest_file.read_text(encoding="utf-8"))
+        except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+            raise RunError(
+                f"run: expected a readable manifest.json in {self.path}, but got: {error}"
+            ) from error
+        return found
+
+    def save_weights(self, model: nn.Module) -> None:
+        """Write the weights, all of them or none."""
+        tensors = {k: v.detach().cpu().contiguous() for k, v in model.state_dict().items()}
+        with atomic_path(self.weights_file) as temporary:
+            save_file(tensors, temporary)
+
+    def load_model(self) -> Classifier:
+        """The trained model, on the CPU in evaluation mode.
+
+        Raises:
+            RunError: if the run is not complete, or its weights are corrupt or of another model.
+        """
+        if not self.complete:
+            raise RunError(
+                f"run: expected a trained run with model.safetensors, but got {self.path}; "
+                "train it, or go on with --resume"
+            )
+        sizes = self.manifest.get("model")
+        if not isinstance(sizes, dict):
+            raise RunError(
+                f"run: expected model sizes in manifest.json of {self.path}, but got none"
+            )
+        try:
+            model = build_model(self.config.model.name, **sizes)
+            load_weights(model, self.weights_file)
+        except TypeError as error:
+            raise RunError(f"run: manifest.json of {self.path} names odd sizes: {error}") from error
+        return model.eval()
+
+
+def load_weights(model: nn.Module, path: Path) -> None:
+    """Fill `model` from a safetensors file; every key must match.
+
+    Raises:
+        RunError: for a missing or corrupt file, or a missing, unexpected or misshapen tensor.
+    """
+    try:
+        tensors = load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise RunError(f"weights: expected a safetensors file, but got {path}: {error}") from error
+    try:
+        model.load_state_dict(tensors)
+    except RuntimeError as error:
+        line = " ".join(str(error).split())
+        raise RunError(f"weights: {path} does not fit the model: {line}") from error
+
+
+def write_config(run: RunFolder, config: ExperimentConfig) -> None:
+    """Write the resolved configuration."""
+    write_atomic(run.config_file, dump_config(config))
+
+
+def write_manifest(run: RunFolder, manifest: dict[str, Any]) -> None:
+    """Write the manifest."""
+    write_atomic(run.manifest_file, json.dumps(manifest, indent=2, allow_nan=False) + "\n")
+
+
+def model_sizes(splits: DataSplits) -> dict[str, Any]:
+    """Arguments of `build_model` that follow from the data."""
+    return {
+        "num_classes": splits.num_classes,
+        "in_channels": splits.channels,
+        "image_size": splits.image_size,
+        "mean": list(splits.mean),
+        "std": list(splits.std),
+    }
+
+
+def environment(device: str) -> dict[str, Any]:
+    """What a number depends on beside code and seed: versions, device, commit, time."""
+    return {
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "device": device,
+        "versions": package_versions(),
+        "git_commit": git_commit(),
+    }
+
+
+def package_versions() -> dict[str, str]:
+    """Installed versions of the packages that decide numbers."""
+    found = {}
+    for name in _PACKAGES:
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def git_commit() -> str | None:
+    """Commit of the checkout this package runs from, marked where it is modified; or None."""
+    try:
+        out = subprocess.run(
+            ["git", "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"],
+            cwd=Path(__file__).parent,
+            capture_output=True,
+            text=True,
+            timeout=10,
+            check=True,
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return out.stdout.strip() or None

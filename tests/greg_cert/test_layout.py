@@ -1,0 +1,230 @@
+"""The layout contract: packages, imports between rooms, and what library code must not do."""
+
+from __future__ import annotations
+
+import ast
+import os
+import shutil
+import subprocess
+import tomllib
+from collections.abc import Iterator
+from fnmatch import fnmatch
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+ROOMS = ("greg_cert", "train", "verify")
+TOP_LEVEL = {".ci", "benchmarks", "configs", "docs", "greg_cert", "tests", "train", "verify"}
+
+
+def folders(room: str) -> Iterator[tuple[str, Path]]:
+    """Package name and path of every folder of a room, links not followed."""
+    for path, below, _ in os.walk(ROOT / room):
+        below[:] = sorted(name for name in below if name != "__pycache__")
+        parts = Path(path).relative_to(ROOT).parts
+        yield ".".join(parts if room == "greg_cert" else ("greg_cert", *parts)), Path(path)
+
+
+def sources() -> dict[str, ast.Module]:
+    """Syntax tree of every module of the library, by its dotted name."""
+    trees = {}
+    for room in ROOMS:
+        for package, folder in folders(room):
+            for file in sorted(folder.glob("*.py")):
+                name = package if file.stem == "__init__" else f"{package}.{file.stem}"
+                trees[name] = ast.parse(file.read_text(encoding="utf-8"), filename=str(file))
+    return trees
+
+
+TREES = sources()
+
+
+def imported(tree: ast.Module) -> set[str]:
+    """Dotted names of all that a module imports, inside functions as well."""
+    names: set[str] = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            names |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
+    return names
+
+
+def reached(room: str) -> set[str]:
+    """Modules of the library that a room imports, directly or by way of others."""
+    edges = {name: imported(tree) & TREES.keys() for name, tree in TREES.items()}
+    seen = {name for name in TREES if inside(name, room)}
+    todo = list(seen)
+    while todo:
+        new = edges[todo.pop()] - seen
+        seen |= new
+        todo += new
+    return seen
+
+
+def inside(name: str, package: str) -> bool:
+    return name == package or name.startswith(package + ".")
+
+
+def is_cli(name: str) -> bool:
+    return inside(name, "greg_cert.cli") or name == "greg_cert.__main__"
+
+
+def pyproject() -> dict[str, Any]:
+    return tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+
+
+def tracked() -> list[str]:
+    git = shutil.which("git")
+    if git is None or not (ROOT / ".git").exists():
+        pytest.skip("not a git checkout")
+    listed = subprocess.run([git, "ls-files", "-z"], cwd=ROOT, capture_output=True, check=False)
+    if listed.returncode:
+        pytest.skip(f"git cannot list files: {listed.stderr.decode().strip()}")
+    return [name for name in listed.stdout.decode().split("\0") if name]
+
+
+def test_pyproject_lists_every_package() -> None:
+    found = [
+        name for room in ROOMS for name, path in folders(room) if (path / "__init__.py").is_file()
+    ]
+    assert sorted(pyproject()["tool"]["setuptools"]["packages"]) == sorted(found)
+
+
+def test_every_folder_with_modules_is_a_package() -> None:
+    bare = [
+        name
+        for room in ROOMS
+        for name, path in folders(room)
+        if any(path.glob("*.py")) and not (path / "__init__.py").is_file()
+    ]
+    assert bare == []
+
+
+def test_package_folders_exist() -> None:
+    assert pyproject()["tool"]["setuptools"]["package-dir"] == {
+        "greg_cert": "greg_cert",
+        "greg_cert.train": "train",
+        "greg_cert.verify": "verify",
+    }
+
+
+def test_every_other_file_of_a_package_is_package_data() -> None:
+    patterns = pyproject()["tool"]["setuptools"].get("package-data", {})
+    left_out = [
+        f"{name}/{file.name}"
+        for room in ROOMS
+        for name, path in folders(room)
+        for file in path.iterdir()
+        if file.is_file() and file.suffix not in {".py", ".pyc"}
+        if not any(fnmatch(file.name, pattern) for pattern in patterns.get(name, []))
+    ]
+    assert left_out == []
+
+
+@pytest.mark.parametrize("room", ["train", "verify"])
+def test_rooms_are_linked_into_the_package(room: str) -> None:
+    link = ROOT / "greg_cert" / room
+    assert link.is_symlink()
+    assert os.readlink(link) == f"../{room}"  # noqa: PTH115  the text of the link, unresolved
+
+
+def test_the_walk_sees_the_library() -> None:
+    expected = {"greg_cert.scores", "greg_cert.models", "greg_cert.models.base"}
+    assert expected | {"greg_cert.train.losses", "greg_cert.verify.certify"} <= TREES.keys()
+    assert "greg_cert.errors" in imported(TREES["greg_cert.scores"])
+    assert "greg_cert.errors" in reached("greg_cert.train")
+
+
+@pytest.mark.parametrize(("one", "other"), [("train", "verify"), ("verify", "train")])
+def test_train_and_verify_never_import_each_other(one: str, other: str) -> None:
+    crossed = {name for name in reached(f"greg_cert.{one}") if inside(name, f"greg_cert.{other}")}
+    assert crossed == set()
+
+
+def test_the_command_line_alone_imports_both() -> None:
+    both = [
+        name
+        for name, tree in TREES.items()
+        if not is_cli(name)
+        and all(
+            any(inside(i, f"greg_cert.{room}") for i in imported(tree))
+            for room in ("train", "verify")
+        )
+    ]
+    assert both == []
+
+
+def test_imports_are_absolute_and_by_the_installed_name() -> None:
+    wrong = [
+        f"{name}: line {node.lineno}"
+        for name, tree in TREES.items()
+        for node in ast.walk(tree)
+        if (isinstance(node, ast.ImportFrom) and node.level > 0)
+        or (
+            isinstance(node, ast.ImportFrom)
+            and (node.module or "").partition(".")[0] in {"train", "verify"}
+        )
+        or (
+            isinstance(node, ast.Import)
+            and any(a.name.partition(".")[0] in {"train", "verify"} for a in node.names)
+        )
+    ]
+    assert wrong == []
+
+
+def test_library_code_never_prints() -> None:
+    def prints(node: ast.AST) -> bool:
+        if not isinstance(node, ast.Call):
+            return False
+        return ast.unparse(node.func) in {"print", "rich.print", "builtins.print", "pprint"} or (
+            ast.unparse(node.func) in {"sys.stdout.write", "sys.stderr.write"}
+        )
+
+    found = [
+        f"{name}: line {node.lineno}"
+        for name, tree in TREES.items()
+        if not is_cli(name)
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Call) and prints(node)
+    ]
+    assert found == []
+
+
+def public(body: list[ast.stmt], prefix: str) -> Iterator[tuple[str, ast.AST]]:
+    """Public functions, classes and methods."""
+    for node in body:
+        if not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+            continue
+        decorators = {ast.unparse(d).rpartition(".")[2] for d in node.decorator_list}
+        if node.name.startswith("_") or decorators & {"overload", "override"}:
+            continue
+        yield f"{prefix}.{node.name}", node
+        if isinstance(node, ast.ClassDef):
+            yield from public(node.body, f"{prefix}.{node.name}")
+
+
+def test_everything_public_says_what_it_is() -> None:
+    silent = [name for name, tree in TREES.items() if not ast.get_docstring(tree)]
+    silent += [
+        name
+        for module, tree in TREES.items()
+        for name, node in public(tree.body, module)
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef)
+        if not ast.get_docstring(node)
+    ]
+    assert silent == []
+
+
+def test_top_level_folders_are_those_of_the_design() -> None:
+    present = {name.split("/")[0] for name in tracked() if "/" in name}
+    assert present <= TOP_LEVEL
+    assert present >= {*ROOMS, "tests"}
+
+
+def test_no_lock_file_is_tracked() -> None:
+    names = {Path(name).name for name in tracked()}
+    assert "pyproject.toml" in names
+    assert "uv.lock" not in names

@@ -1,0 +1,371 @@
+from __future__ import annotations
+
+import itertools
+
+import pytest
+import torch
+import torch.nn.functional as F
+from sklearn.cluster import KMeans
+from torch import Tensor
+
+from greg_cert.errors import UsageError
+from greg_cert.train.kmeans import kmeans
+from greg_cert.train.sampling import two_ended_sample
+
+BACKENDS = ("torch", "faiss")
+
+
+def rng(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def blobs(count: int = 8, size: int = 12, dim: int = 16, seed: int = 0) -> tuple[Tensor, Tensor]:
+    """Points around `count` orthogonal directions in mixed order, and the blob of each."""
+    generator = rng(seed)
+    blob = torch.arange(count).repeat_interleave(size)
+    blob = blob[torch.randperm(len(blob), generator=generator)]
+    noise = 0.02 * torch.randn(len(blob), dim, generator=generator)
+    return torch.eye(dim)[blob] + noise, blob
+
+
+def unit_features(n: int = 384, dim: int = 128, seed: int = 0) -> Tensor:
+    return F.normalize(torch.randn(n, dim, generator=rng(seed)), dim=1)
+
+
+def inertia(points: Tensor, centres: Tensor, assigned: Tensor) -> float:
+    return float(((points - centres[assigned]) ** 2).sum())
+
+
+def same_partition(a: Tensor, b: Tensor) -> bool:
+    return torch.equal(a[:, None] == a[None], b[:, None] == b[None])
+
+
+def ends_by_hand(cluster: Tensor, scores: Tensor, count: int) -> tuple[list[int], list[int]]:
+    low: list[int] = []
+    high: list[int] = []
+    for c in sorted(set(cluster.tolist())):
+        members = [i for i, k in enumerate(cluster.tolist()) if k == c]
+        members.sort(key=lambda i: float(scores[i]))
+        low += members[:count]
+        high += members[::-1][:count]
+    return low, high
+
+
+# k-means
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("seed", range(3))
+def test_separated_blobs_are_found(backend: str, seed: int) -> None:
+    # faiss starts from random points, so it is given fewer blobs to miss.
+    points, blob = blobs(8 if backend == "torch" else 2, 12, seed=seed)
+    k = int(blob.max()) + 1
+    centres, assigned = kmeans(points, k, backend=backend, generator=rng(seed))
+    assert same_partition(assigned, blob)
+    assert centres.shape == (k, 16)
+    for i in range(k):
+        mean = points[assigned == i].mean(dim=0)
+        torch.testing.assert_close(centres[i], mean, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_every_point_belongs_to_its_nearest_centre(backend: str) -> None:
+    points = unit_features(200, 8)
+    centres, assigned = kmeans(points, 20, backend=backend, generator=rng())
+    distance = torch.cdist(points.double(), centres.double())
+    own = distance.gather(1, assigned.unsqueeze(1)).squeeze(1)
+    torch.testing.assert_close(own, distance.min(dim=1).values, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("seed", range(3))
+def test_inertia_is_close_to_scikit_learns(backend: str, seed: int) -> None:
+    points = unit_features(seed=seed)
+    reference = KMeans(64, n_init=3, random_state=0).fit(points.numpy()).inertia_
+    got = inertia(points, *kmeans(points, 64, backend=backend, generator=rng(seed)))
+    assert reference * 0.9 < got < reference * 1.05
+
+
+def test_iterations_never_raise_the_inertia() -> None:
+    points = unit_features(300, 6)
+    steps = [
+        inertia(points, *kmeans(points, 12, backend="torch", iterations=n, generator=rng()))
+        for n in (0, 1, 2, 5, 20, 60)
+    ]
+    assert all(b <= a * (1 + 1e-6) for a, b in itertools.pairwise(steps))
+    assert steps[-1] < 0.9 * steps[0]
+
+
+def test_first_centres_are_spread_out() -> None:
+    """k-means++ draws by squared distance: with no iterations, still one centre a blob."""
+    hits = 0
+    for seed in range(20):
+        points, blob = blobs(8, 12, seed=seed)
+        _, assigned = kmeans(points, 8, backend="torch", iterations=0, generator=rng(seed))
+        hits += same_partition(assigned, blob)
+    assert hits >= 18  # uniform draws would manage once in four hundred
+
+
+def test_a_point_far_away_gets_a_centre_of_its_own() -> None:
+    points = torch.cat([unit_features(200, 4), torch.full((1, 4), 1e4)])
+    for seed in range(10):
+        _, assigned = kmeans(points, 2, backend="torch", generator=rng(seed))
+        assert (assigned == assigned[-1]).sum() == 1
+
+
+def test_auto_takes_torch_for_a_batch_and_faiss_for_a_pool() -> None:
+    small, large = unit_features(300, 4), unit_features(4200, 2)
+    for points, k, expected in ((small, 32, "torch"), (large, 1000, "faiss")):
+        got = {
+            b: kmeans(points, k, backend=b, iterations=2, generator=rng())[1]
+            for b in ("auto", *BACKENDS)
+        }
+        assert torch.equal(got["auto"], got[expected])
+        assert not torch.equal(got["torch"], got["faiss"])
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_double_points_and_points_with_a_graph_are_taken(backend: str) -> None:
+    points = unit_features(60, 5)
+    expected = kmeans(points, 4, backend=backend, generator=rng())
+    double = points.double().requires_grad_()
+    centres, assigned = kmeans(double, 4, backend=backend, generator=rng())
+    assert torch.equal(assigned, expected[1])
+    assert not centres.requires_grad
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"n_clusters": 0}, r"1 <= n_clusters <= 5 .*but got 0"),
+        ({"n_clusters": 6}, r"1 <= n_clusters <= 5 .*but got 6"),
+        ({"backend": "sklearn"}, "backend in auto, torch, faiss, but got 'sklearn'"),
+        ({"points": torch.zeros(5)}, r"floating points \(N, D\), but got \(5,\)"),
+        ({"points": torch.zeros(5, 2, dtype=torch.long)}, r"but got \(5, 2\) of torch.int64"),
+        ({"points": torch.zeros(0, 2)}, r"1 <= n_clusters <= 0"),
+    ],
+)
+def test_kmeans_refuses_values_by_name(change: dict[str, object], message: str) -> None:
+    call = {"points": torch.zeros(5, 2), "n_clusters": 2, **change}
+    with pytest.raises(UsageError, match=message):
+        kmeans(**call)  # type: ignore[arg-type]
+
+
+# two-ended sampling
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_the_ends_of_every_blob(backend: str) -> None:
+    features, blob = blobs(2 if backend == "faiss" else 8)
+    scores = torch.randn(len(blob), generator=rng(5))
+    k = int(blob.max()) + 1
+    low, high = two_ended_sample(features, scores, k, backend=backend, generator=rng(0))
+    expected = ends_by_hand(blob, scores, 1)
+    assert sorted(low.tolist()) == sorted(expected[0])
+    assert sorted(high.tolist()) == sorted(expected[1])
+    assert low.dtype == high.dtype == torch.long
+
+
+@pytest.mark.parametrize("per_cluster", [2, 5, 12, 50])
+def test_several_from_each_blob(per_cluster: int) -> None:
+    features, blob = blobs()
+    scores = torch.randn(len(blob), generator=rng(6))
+    low, high = two_ended_sample(features, scores, 8, per_cluster=per_cluster, generator=rng(0))
+    expected = ends_by_hand(blob, scores, per_cluster)
+    assert sorted(low.tolist()) == sorted(expected[0])
+    assert sorted(high.tolist()) == sorted(expected[1])
+    assert len(low) == 8 * min(per_cluster, 12)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("per_cluster", [1, 2, 3])
+@pytest.mark.parametrize("seed", range(3))
+def test_the_ends_of_clusters_of_every_size(backend: str, per_cluster: int, seed: int) -> None:
+    features = torch.randn(150, 5, generator=rng(seed)) * 3
+    scores = torch.randn(150, generator=rng(seed + 50))
+    _, cluster = kmeans(F.normalize(features, dim=1), 40, backend=backend, generator=rng(seed))
+    assert torch.bincount(cluster).min() < 3 < torch.bincount(cluster).max()
+    got = two_ended_sample(
+        features, scores, 40, per_cluster=per_cluster, backend=backend, generator=rng(seed)
+    )
+    for one, expected in zip(got, ends_by_hand(cluster, scores, per_cluster), strict=True):
+        assert sorted(one.tolist()) == sorted(expected)
+        assert len(set(one.tolist())) == len(one)
+
+
+def test_low_and_high_come_in_pairs_of_the_same_cluster() -> None:
+    features, blob = blobs(5, 20)
+    scores = torch.randn(len(blob), generator=rng(2))
+    low, high = two_ended_sample(features, scores, 5, generator=rng(0))
+    assert torch.equal(blob[low], blob[high])
+    assert (scores[low] < scores[high]).all()
+
+
+def test_ties_are_settled_within_the_cluster() -> None:
+    features, blob = blobs(4, 10)
+    scores = torch.randint(0, 3, (len(blob),), generator=rng(1)).float()
+    low, high = two_ended_sample(features, scores, 4, generator=rng(0))
+    for c in range(4):
+        mine = scores[blob == c]
+        assert scores[low[blob[low] == c]].tolist() == [mine.min().item()]
+        assert scores[high[blob[high] == c]].tolist() == [mine.max().item()]
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("n", [1, 2, 30, 100])
+def test_as_many_clusters_as_candidates_takes_them_all(backend: str, n: int) -> None:
+    features, scores = unit_features(n, 16), torch.randn(n, generator=rng(1))
+    for index in two_ended_sample(features, scores, n, backend=backend, generator=rng()):
+        assert sorted(index.tolist()) == list(range(n))
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_one_cluster_gives_the_extremes_of_all(backend: str) -> None:
+    features, scores = unit_features(40, 6), torch.randn(40, generator=rng(1))
+    low, high = two_ended_sample(features, scores, 1, backend=backend, generator=rng())
+    assert (low.tolist(), high.tolist()) == ([int(scores.argmin())], [int(scores.argmax())])
+    low, high = two_ended_sample(
+        features, scores, 1, per_cluster=7, backend=backend, generator=rng()
+    )
+    order = scores.argsort().tolist()
+    assert sorted(low.tolist()) == sorted(order[:7])
+    assert sorted(high.tolist()) == sorted(order[-7:])
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize(("n", "dim", "k"), [(384, 128, 64), (60, 2, 25), (200, 4, 100)])
+def test_every_cluster_gives_one_where_candidates_differ(
+    backend: str, n: int, dim: int, k: int
+) -> None:
+    for seed in range(5):
+        features = torch.randn(n, dim, generator=rng(seed))
+        scores = torch.randn(n, generator=rng(seed + 9))
+        for index in two_ended_sample(features, scores, k, backend=backend, generator=rng(seed)):
+            assert len(index) == len(set(index.tolist())) == k
+            assert 0 <= int(index.min()) <= int(index.max()) < n
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("k", [1, 3, 5, 8, 100])
+def test_duplicated_candidates_give_at_most_one_pick_each(backend: str, k: int) -> None:
+    """Five distinct points, twenty copies of each: five clusters at most, and no crash."""
+    features, scores = torch.eye(5).repeat(20, 1), torch.randn(100, generator=rng(3))
+    low, high = two_ended_sample(features, scores, k, backend=backend, generator=rng(0))
+    for index in (low, high):
+        assert 1 <= len(index) <= min(k, 5)
+        assert len(set(index.tolist())) == len(index)
+        assert len(set((index % 5).tolist())) == len(index)
+    assert (scores[low] <= scores[high]).all()
+    if backend == "torch":
+        assert len(low) == len(high) == min(k, 5)
+    if k >= 5 and len(low) == 5:
+        for i in range(5):
+            assert scores[low[low % 5 == i]].item() == scores[i::5].min().item()
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_features_that_are_all_alike_are_one_cluster(backend: str) -> None:
+    for features in (torch.zeros(10, 4), torch.ones(10, 4)):
+        got = two_ended_sample(features, torch.arange(10.0), 3, backend=backend, generator=rng())
+        assert [i.tolist() for i in got] == [[0], [9]]
+
+
+def test_rare_points_beside_many_copies_are_found_by_kmeans_plus_plus() -> None:
+    base = torch.eye(6)
+    features = base[torch.tensor([0] * 500 + [1, 2, 3, 4, 5])]
+    for seed in range(10):
+        low, _ = two_ended_sample(
+            features, torch.randn(505, generator=rng(1)), 6, backend="torch", generator=rng(seed)
+        )
+        assert len(low) == 6
+        assert set(range(500, 505)) < set(low.tolist())
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_the_generator_alone_decides(backend: str) -> None:
+    features, scores = unit_features(200, 16), torch.randn(200, generator=rng(1))
+
+    def draw(seed: int) -> list[list[int]]:
+        got = two_ended_sample(features, scores, 20, backend=backend, generator=rng(seed))
+        return [i.tolist() for i in got]
+
+    torch.manual_seed(0)
+    first = draw(3)
+    torch.manual_seed(1)
+    state = torch.get_rng_state()
+    assert draw(3) == first
+    assert torch.equal(torch.get_rng_state(), state)
+    assert draw(4) != first
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_generator_moves_on_from_call_to_call(backend: str) -> None:
+    features, scores = unit_features(200, 16), torch.randn(200, generator=rng(1))
+    generator = rng(0)
+    one, two = (
+        two_ended_sample(features, scores, 20, backend=backend, generator=generator)[0]
+        for _ in range(2)
+    )
+    assert one.tolist() != two.tolist()
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_the_length_of_a_feature_does_not_matter(backend: str) -> None:
+    features, scores = torch.randn(200, 16, generator=rng(0)), torch.randn(200, generator=rng(1))
+    # Powers of two, so that normalising gives the same floats.
+    scale = 2.0 ** torch.randint(-20, 20, (200, 1), generator=rng(2))
+    got = [
+        two_ended_sample(f, scores, 20, backend=backend, generator=rng(0))
+        for f in (features, features * scale)
+    ]
+    assert torch.equal(got[0][0], got[1][0])
+    assert torch.equal(got[0][1], got[1][1])
+
+
+def test_clusters_are_of_directions() -> None:
+    """Two directions, each near and far: by length the pairs would fall otherwise."""
+    angle = torch.tensor([0.0, 0.01, 1.5, 1.51])
+    features = torch.stack([angle.cos(), angle.sin()], dim=1)
+    features = features * torch.tensor([[1.0], [100.0], [1.0], [100.0]])
+    scores = torch.tensor([0.0, 1.0, 2.0, 3.0])
+    low, high = two_ended_sample(features, scores, 2, backend="torch", generator=rng())
+    assert sorted(low.tolist()) == [0, 2]
+    assert sorted(high.tolist()) == [1, 3]
+
+
+def test_inputs_with_a_graph_and_in_half_precision_are_taken() -> None:
+    features, blob = blobs()
+    scores = torch.randn(len(blob), generator=rng(0))
+    expected = two_ended_sample(features, scores, 8, generator=rng(0))
+    got = two_ended_sample(
+        features.clone().requires_grad_(), scores.clone().requires_grad_(), 8, generator=rng(0)
+    )
+    assert all(torch.equal(a, b) for a, b in zip(got, expected, strict=True))
+    half = two_ended_sample(features.half(), scores, 8, generator=rng(0))
+    assert sorted(half[0].tolist()) == sorted(expected[0].tolist())
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"n_clusters": 0}, "n_clusters .*but got 0"),
+        ({"n_clusters": 11}, "1 <= n_clusters <= 10 .*but got 11"),
+        ({"per_cluster": 0}, "expected per_cluster >= 1, but got 0"),
+        ({"per_cluster": -2}, "expected per_cluster >= 1, but got -2"),
+        ({"backend": "scipy"}, "but got 'scipy'"),
+        ({"features": torch.zeros(10)}, r"features \(N, D\) .*but got \(10,\) and \(10,\)"),
+        ({"scores": torch.zeros(9)}, r"scores \(N,\), but got \(10, 3\) and \(9,\)"),
+        ({"scores": torch.zeros(10, 1)}, r"but got \(10, 3\) and \(10, 1\)"),
+        ({"scores": torch.full((10,), torch.nan)}, "finite features and scores"),
+        ({"features": torch.full((10, 3), torch.inf)}, "finite features and scores"),
+    ],
+)
+def test_sampling_refuses_values_by_name(change: dict[str, object], message: str) -> None:
+    call = {
+        "features": torch.randn(10, 3, generator=rng()),
+        "scores": torch.zeros(10),
+        "n_clusters": 2,
+        **change,
+    }
+    with pytest.raises(UsageError, match=message):
+        two_ended_sample(**call)  # type: ignore[arg-type]

@@ -1,0 +1,296 @@
+"""Every bound of every engine holds at points of the ball, random ones and those climbed to."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from problems import BIG, SMALL, build, climb, exact_cases, in_ball, points
+from torch import Tensor
+
+from greg_cert.errors import UsageError
+from greg_cert.verify import crown, interval, native_engine
+from greg_cert.verify.engine import make_engine
+from greg_cert.verify.graph import Activation, Graph, forward_all
+from greg_cert.verify.trace import trace_model
+
+ENGINES = ("native", "auto-lirpa")
+NORMS = (2.0, math.inf)
+DRAWS = 12
+TARGETS = 6  # neurons a layer that are attacked one by one
+
+
+def check_bounds(
+    graph: Graph, engine: str, x: Tensor, radii: Tensor, norm: float, method: str = "crown"
+) -> None:
+    """Raise AssertionError where a bound of the relaxation fails at a point of the ball."""
+    relaxation = make_engine(engine, graph).relax(x, radii, norm, method)
+    generator = torch.Generator().manual_seed(7)
+    classes = graph.num_classes
+    eye = torch.eye(classes, dtype=torch.float64)
+    random = torch.randn(3, classes, generator=generator, dtype=torch.float64)
+    simplex = torch.rand(2, classes, generator=generator, dtype=torch.float64)
+    rows = torch.cat([eye, -eye, random, simplex / simplex.sum(1, keepdim=True)])
+    rows = rows.expand(len(x), -1, -1)
+    low = relaxation.lower(rows).detach()
+    value, slope = (t.detach() for t in relaxation.linear(rows))
+    boxes = relaxation.preactivations
+    assert set(boxes) == set(graph.activations)
+
+    def hold(y: Tensor) -> None:
+        values = forward_all(graph, y)
+        for i in graph.activations:
+            z = values[graph.nodes[i].inputs[0]]
+            slack = 1e-9 * (1 + z.abs())
+            below, above = boxes[i]
+            assert bool((z >= below - slack).all()), f"lower bound of node {i}"
+            assert bool((z <= above + slack).all()), f"upper bound of node {i}"
+        f = torch.einsum("brk,bk->br", rows, values[-1])
+        slack = 1e-9 * (1 + f.abs() + values[-1].abs().amax(1, keepdim=True))
+        assert bool((f >= low - slack).all()), "lower bound of logit rows"
+        moved = torch.linalg.vector_norm((y - x).flatten(1), ord=norm, dim=1).unsqueeze(1)
+        assert bool((f >= value - moved * slope - slack).all()), "linear bound of logit rows"
+
+    hold(x)
+    for seed in range(DRAWS):
+        hold(in_ball(x, radii, norm, seed))
+    # Gradient ascent against each bound, all goals at once: copy g of the batch has goal g.
+    goals = [(len(graph.nodes) - 1, -row) for row in rows[0]]
+    for i in graph.activations:
+        size = boxes[i][0][0].numel()
+        for j in torch.randperm(size, generator=generator)[:TARGETS].tolist():
+            unit = torch.zeros(size, dtype=torch.float64)
+            unit[j] = 1.0
+            goals += [(graph.nodes[i].inputs[0], unit), (graph.nodes[i].inputs[0], -unit)]
+
+    def goal_values(y: Tensor) -> Tensor:
+        values = forward_all(graph, y)
+        parts = [
+            values[i].flatten(1)[g * len(x) : (g + 1) * len(x)] @ weight
+            for g, (i, weight) in enumerate(goals)
+        ]
+        return torch.cat(parts)
+
+    copies = x.repeat(len(goals), *[1] * (x.ndim - 1))
+    found = climb(goal_values, copies, radii.repeat(len(goals)), norm, steps=8)
+    for y in found.split(len(x)):
+        hold(y)
+
+
+def few(name: str, count: int = 3) -> tuple[Graph, Tensor]:
+    model, shape = build(name)
+    return trace_model(model, shape), points(shape, count, seed=11)
+
+
+@pytest.mark.parametrize("norm", NORMS)
+@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("name", SMALL)
+def test_bounds_hold(name: str, engine: str, norm: float) -> None:
+    graph, x = few(name)
+    scale = 1.0 if norm == 2.0 else 0.25
+    # One radius a sample, from hardly any unstable neuron to nearly all.
+    check_bounds(graph, engine, x, scale * torch.tensor([0.02, 0.3, 2.0]).double(), norm)
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("name", BIG)
+def test_bounds_hold_for_registry_models(name: str, engine: str) -> None:
+    graph, x = few(name, 2)
+    check_bounds(graph, engine, x, torch.tensor([0.05, 0.5]).double(), 2.0)
+
+
+@pytest.mark.parametrize("norm", NORMS)
+@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("name", ["conv", "residual", "max_pool_2", "leaky"])
+def test_interval_relaxation_holds(name: str, engine: str, norm: float) -> None:
+    graph, x = few(name)
+    radii = torch.tensor([0.02, 0.1, 0.5]).double()
+    check_bounds(graph, engine, x, radii, norm, "crown-ibp")
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("norm", NORMS)
+@pytest.mark.parametrize("case", sorted(exact_cases()))
+def test_bounds_of_affine_networks_are_exact(case: str, norm: float, engine: str) -> None:
+    exact = exact_cases()[case]
+    x = exact.inputs
+    graph = trace_model(exact.model, tuple(x.shape[1:]))
+    radii = torch.linspace(0.1, 2.0, len(x), dtype=torch.float64)
+    row = torch.eye(graph.num_classes, dtype=torch.float64)[:1].expand(len(x), 1, -1)
+    relaxation = make_engine(engine, graph).relax(x, radii, norm)
+    weight = exact.model[0].weight[0]  # type: ignore[index]
+    dual = weight.norm() if norm == 2.0 else weight.abs().sum()
+    value, slope = relaxation.linear(row)
+    truth = forward_all(graph, x)[-1][:, :1]
+    assert torch.allclose(value, truth, rtol=1e-12, atol=1e-12)
+    assert torch.allclose(slope, dual.expand_as(slope), rtol=1e-12)
+    lower = truth - radii.unsqueeze(1) * dual
+    assert torch.allclose(relaxation.lower(row), lower, rtol=1e-11, atol=1e-11)
+
+
+def test_relu_relaxation_by_hand() -> None:
+    # On [-1, 3] the chord is (z + 1)·3/4 and the lower slope 1; on [-3, 1] it is 0.
+    low = torch.tensor([-1.0, -3.0, 1.0, -2.0, 0.0], dtype=torch.float64)
+    high = torch.tensor([3.0, 1.0, 2.0, -1.0, 0.0], dtype=torch.float64)
+    slope_low, slope_high, intercept = crown.relax_activation(low, high, 0.0)
+    assert slope_low.tolist() == [1.0, 0.0, 1.0, 0.0, 1.0]
+    assert slope_high.tolist() == [0.75, 0.25, 1.0, 0.0, 1.0]
+    assert intercept.tolist() == [0.75, 0.75, 0.0, 0.0, 0.0]
+
+
+@pytest.mark.parametrize("negative_slope", [0.0, 0.01, 0.5, 0.99])
+@pytest.mark.parametrize("scale", [1e-300, 1e-20, 1.0, 1e20])
+def test_relaxed_lines_enclose_the_activation(negative_slope: float, scale: float) -> None:
+    generator = torch.Generator().manual_seed(0)
+    ends = scale * torch.randn(2, 500, generator=generator, dtype=torch.float64)
+    ends[0, :20] *= 1e-12  # very uneven intervals
+    low, high = ends.amin(0), ends.amax(0)
+    slope_low, slope_high, intercept = crown.relax_activation(low, high, negative_slope)
+    for share in torch.linspace(0, 1, 21, dtype=torch.float64):
+        z = low + share * (high - low)
+        truth = torch.nn.functional.leaky_relu(z, negative_slope)
+        slack = 1e-14 * torch.maximum(low.abs(), high.abs())
+        assert bool((slope_low * z <= truth + slack).all())
+        assert bool((slope_high * z + intercept >= truth - slack).all())
+
+
+@pytest.mark.parametrize("name", ["mlp", "conv", "conv_dilated", "conv_batchnorm"])
+def test_engines_agree_where_they_do_the_same(name: str) -> None:
+    # In ℓ2 the pre-activations of the first layer are exact in both engines.
+    graph, x = few(name)
+    radii = torch.tensor([0.1, 0.1, 0.7]).double()
+    ours = make_engine("native", graph).relax(x, radii, 2.0).preactivations
+    theirs = make_engine("auto-lirpa", graph).relax(x, radii, 2.0).preactivations
+    first = graph.activations[0]
+    unstable = (theirs[first][0] < 0) & (theirs[first][1] > 0)
+    assert unstable.any()
+    for a, b in zip(ours[first], theirs[first], strict=True):
+        assert torch.allclose(a[unstable], b[unstable], rtol=1e-9, atol=1e-9)
+    # Deeper, the native ones are CROWN's intersected with intervals: never the looser ones where
+    # a sign is open, but for the adaptive slopes, which both choose by the same rule.
+    for i in graph.activations[1:]:
+        low, high = theirs[i]
+        open_sign = (ours[i][0] < 0) & (ours[i][1] > 0)
+        slack = 1e-7 * (1 + high - low)
+        assert bool((ours[i][0] >= low - slack)[open_sign].all())
+        assert bool((ours[i][1] <= high + slack)[open_sign].all())
+
+
+@pytest.mark.parametrize("norm", NORMS)
+@pytest.mark.parametrize("engine", ENGINES)
+def test_larger_balls_never_have_tighter_preactivations(engine: str, norm: float) -> None:
+    graph, x = few("conv")
+    made = make_engine(engine, graph)
+    small = made.relax(x, torch.full((3,), 0.1).double(), norm).preactivations
+    first = graph.activations[0]
+    large = made.relax(x, torch.full((3,), 0.2).double(), norm).preactivations
+    # Where a sign is known already the native engine leaves the looser interval.
+    unknown = (small[first][0] < 0) & (small[first][1] > 0)
+    assert unknown.any()
+    assert bool((large[first][0] <= small[first][0])[unknown].all())
+    assert bool((large[first][1] >= small[first][1])[unknown].all())
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_samples_of_a_batch_do_not_mix(engine: str) -> None:
+    graph, x = few("conv", 5)
+    radii = torch.tensor([0.1, 0.4, 0.1, 0.2, 0.4]).double()
+    made = make_engine(engine, graph)
+    rows = torch.eye(3, dtype=torch.float64).expand(5, -1, -1)
+    together = made.relax(x, radii, 2.0).lower(rows)
+    for i in range(5):
+        alone = made.relax(x[i : i + 1], radii[i : i + 1], 2.0).lower(rows[:1])
+        # Tightening a neuron for one sample tightens it for all, hence no exact equality.
+        assert torch.allclose(alone[0], together[i], rtol=1e-2, atol=1e-6)
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_lower_is_differentiable_in_its_rows(engine: str) -> None:
+    graph, x = few("conv")
+    relaxation = make_engine(engine, graph).relax(x, torch.full((3,), 0.2).double(), 2.0)
+    generator = torch.Generator().manual_seed(3)
+    rows = torch.randn(3, 1, 4, generator=generator, dtype=torch.float64)
+    leaf = rows.clone().requires_grad_()
+    (gradient,) = torch.autograd.grad(relaxation.lower(leaf).sum(), leaf)
+    step = 1e-6
+    for k in range(4):
+        move = torch.zeros_like(rows)
+        move[..., k] = step
+        difference = (relaxation.lower(rows + move) - relaxation.lower(rows - move)) / (2 * step)
+        assert torch.allclose(difference.squeeze(1), gradient[:, 0, k], rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_unknown_relaxation(engine: str) -> None:
+    graph, x = few("mlp")
+    with pytest.raises(UsageError, match="'alpha-crown'"):
+        make_engine(engine, graph).relax(x, torch.ones(3).double(), 2.0, "alpha-crown")
+
+
+def test_unknown_engine() -> None:
+    graph, _ = few("mlp")
+    with pytest.raises(UsageError, match="'z3'"):
+        make_engine("z3", graph)
+
+
+# --- The check above can fail: each deliberately wrong bound is found -------------------------
+
+
+def _no_intercept(low: Tensor, high: Tensor, slope: float) -> tuple[Tensor, Tensor, Tensor]:
+    slope_low, slope_high, intercept = crown_relax(low, high, slope)
+    return slope_low, slope_high, 0.9 * intercept
+
+
+def _flat_chord(low: Tensor, high: Tensor, slope: float) -> tuple[Tensor, Tensor, Tensor]:
+    slope_low, slope_high, intercept = crown_relax(low, high, slope)
+    return slope_low, 0.9 * slope_high, intercept
+
+
+def _steep_below(low: Tensor, high: Tensor, slope: float) -> tuple[Tensor, Tensor, Tensor]:
+    slope_low, slope_high, intercept = crown_relax(low, high, slope)
+    unstable = (low < 0) & (high > 0)
+    return torch.where(unstable, 1.3 * slope_low, slope_low), slope_high, intercept
+
+
+def _short_slopes(slope: Tensor, norm: float) -> Tensor:
+    return 0.97 * slope_norms(slope, norm)
+
+
+def _wrong_norm(slope: Tensor, norm: float) -> Tensor:
+    return slope_norms(slope, 2.0)  # ℓ2 where ℓ1 is the dual
+
+
+def _narrow_interval(op: object, operands: object) -> interval.Interval:
+    low, high = forward_interval(op, operands)  # type: ignore[arg-type]
+    if isinstance(op, Activation):
+        return low, high
+    centre, spread = (low + high) / 2, 0.5 * (high - low) / 2
+    return centre - spread, centre + spread
+
+
+crown_relax = crown.relax_activation
+slope_norms = native_engine._slope_norms
+forward_interval = interval.forward_interval
+
+SABOTAGES: list[tuple[str, object, str, object, float]] = [
+    ("intercept", crown, "relax_activation", _no_intercept, 2.0),
+    ("chord", crown, "relax_activation", _flat_chord, 2.0),
+    ("lower line", crown, "relax_activation", _steep_below, math.inf),
+    ("slope norm", native_engine, "_slope_norms", _short_slopes, 2.0),
+    ("dual norm", native_engine, "_slope_norms", _wrong_norm, math.inf),
+    ("interval", native_engine, "forward_interval", _narrow_interval, math.inf),
+]
+
+
+@pytest.mark.parametrize("sabotage", SABOTAGES, ids=lambda s: s[0])
+def test_a_wrong_bound_is_found(
+    sabotage: tuple[str, object, str, object, float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, module, attribute, wrong, norm = sabotage
+    graph, x = few("mlp")
+    radii = torch.tensor([0.02, 0.3, 2.0]).double()
+    check_bounds(graph, "native", x, radii, norm)
+    monkeypatch.setattr(module, attribute, wrong)
+    with pytest.raises(AssertionError, match="bound of"):
+        check_bounds(graph, "native", x, radii, norm)

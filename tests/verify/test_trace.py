@@ -1,0 +1,315 @@
+"""The canonical graph is the model, and what is no such graph is refused by name."""
+
+from __future__ import annotations
+
+import copy
+import re
+
+import pytest
+import torch
+import torch.nn.functional as F
+from problems import ZOO, Arithmetic, Cancelling, build, points
+from torch import Tensor, nn
+
+from greg_cert.errors import UnsupportedModelError, UsageError
+from greg_cert.verify.graph import Conv, Linear, forward_all
+from greg_cert.verify.rebuild import RebuiltModule
+from greg_cert.verify.trace import trace_model
+
+
+def logits_of(model: nn.Module, x: Tensor) -> Tensor:
+    with torch.no_grad():
+        out: Tensor = copy.deepcopy(model).double().eval()(x.clone())
+    return out
+
+
+@pytest.mark.parametrize("training", [False, True])
+@pytest.mark.parametrize("name", ZOO)
+def test_graph_equals_the_evaluated_model(name: str, training: bool) -> None:
+    model, shape = build(name)
+    model.train(training)
+    graph = trace_model(model, shape)
+    x = points(shape, 7, seed=5) * 6 - 2  # well outside of [0, 1] too
+    expected = logits_of(model, x)
+    scale = expected.abs().max()
+    values = forward_all(graph, x)
+    assert (values[-1] - expected).abs().max() <= 1e-12 * scale
+    assert (RebuiltModule(graph)(x) - expected).abs().max() <= 1e-12 * scale
+    assert [tuple(v.shape[1:]) for v in values] == [n.shape for n in graph.nodes]
+    assert graph.num_classes == expected.shape[1]
+    assert graph.input_shape == shape
+    assert graph.dtype == torch.float64
+
+
+@pytest.mark.parametrize("name", ["conv_batchnorm", "registry_mlp", "arithmetic"])
+def test_tracing_leaves_the_model_as_it_was(name: str) -> None:
+    model, shape = build(name)
+    model.train()
+    parameter = next(model.parameters())
+    parameter.grad = torch.ones_like(parameter)
+    flags = {n: m.training for n, m in model.named_modules()}
+    before = {n: t.clone() for n, t in model.state_dict().items()}
+    trace_model(model, shape)
+    assert flags == {n: m.training for n, m in model.named_modules()}
+    assert parameter.requires_grad
+    assert torch.equal(parameter.grad, torch.ones_like(parameter))
+    for key, tensor in model.state_dict().items():
+        assert tensor.dtype == before[key].dtype, key
+        assert torch.equal(tensor, before[key]), key
+
+
+def test_later_changes_of_the_model_do_not_reach_the_graph() -> None:
+    model, shape = build("mlp")
+    graph = trace_model(model, shape)
+    x = points(shape, 2)
+    before = forward_all(graph, x)[-1]
+    with torch.no_grad():
+        next(model.parameters()).add_(1.0)
+    assert torch.equal(forward_all(graph, x)[-1], before)
+
+
+def test_batchnorm_is_folded_where_a_layer_comes_before_it() -> None:
+    model, shape = build("conv_batchnorm")
+    kinds = [type(n.op).__name__ for n in trace_model(model, shape).nodes]
+    assert kinds == ["Input", "Conv", "Activation", "Conv", "Activation", "Flatten", "Linear"]
+
+
+def test_batchnorm_is_not_folded_into_a_layer_that_others_read() -> None:
+    class Shared(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = nn.Conv2d(2, 2, 1)
+            self.bn = nn.BatchNorm2d(2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            y = self.conv(x)
+            return (self.bn(y) + y).flatten(1)
+
+    model = Shared().eval()
+    with torch.no_grad():
+        model.bn.running_mean.fill_(0.7)
+        model.bn.running_var.fill_(4.0)
+    x = points((2, 3, 3), 4)
+    out = forward_all(trace_model(model, (2, 3, 3)), x)[-1]
+    assert torch.allclose(out, logits_of(model, x), rtol=1e-12, atol=1e-12)
+
+
+def test_rebuilt_module_begins_with_an_affine_layer() -> None:
+    for name in ("relu_first", "max_pool_3", "concatenation", "steps"):
+        model, shape = build(name)
+        graph = trace_model(model, shape)
+        rebuilt = RebuiltModule(graph)
+        readers = graph.consumers()[0]
+        alone = len(readers) == 1 and isinstance(graph.nodes[readers[0]].op, (Conv, Linear))
+        assert (rebuilt.entry is None) == alone, name
+
+
+@pytest.mark.parametrize(
+    "layer",
+    [
+        nn.AvgPool2d((2, 3), (1, 2), (0, 1)),
+        nn.AvgPool2d(2, divisor_override=3),
+        nn.AvgPool2d(2, count_include_pad=False),
+        nn.AdaptiveAvgPool2d((3, None)),
+        nn.MaxPool2d((1, 2)),
+        nn.MaxPool2d(4),  # does not divide 6: the rest is dropped
+        nn.Conv2d(2, 2, 3, padding="valid"),
+        nn.Conv2d(2, 4, (1, 3), padding="same", groups=2),
+        nn.Dropout2d(0.5),
+        nn.LeakyReLU(1.0),
+        nn.Identity(),
+    ],
+    ids=str,
+)
+def test_layer_settings(layer: nn.Module) -> None:
+    model = nn.Sequential(layer, nn.Flatten())
+    x = points((2, 6, 6), 3, seed=1) - 0.5
+    out = forward_all(trace_model(model, (2, 6, 6)), x)[-1]
+    assert torch.allclose(out, logits_of(model, x), rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda x: F.max_pool2d(F.leaky_relu(x, 0.2), 2).flatten(1),
+        lambda x: F.avg_pool2d(x, 2, stride=1, padding=1).reshape(x.size(0), -1),
+        lambda x: F.adaptive_avg_pool2d(x, (1, 1)).squeeze(),
+        lambda x: torch.flatten(F.dropout(x, 0.5, training=False), 1),
+        lambda x: x.mean(dim=(-1, -2)),
+        lambda x: torch.mean(x, [2, 3], keepdim=True).view(x.shape[0], -1),
+        lambda x: (x + x - 3 * x).flatten(1),
+        lambda x: torch.sub(torch.mul(x, 2.0), torch.tensor([[[1.0]], [[2.0]]])).flatten(1),
+    ],
+)
+def test_functional_forms(function: object) -> None:
+    class Wrapped(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return function(x)  # type: ignore[operator, no-any-return]
+
+    x = points((2, 4, 4), 3, seed=2) - 0.5
+    out = forward_all(trace_model(Wrapped(), (2, 4, 4)), x)[-1]
+    assert torch.allclose(out, logits_of(Wrapped(), x), rtol=1e-12, atol=1e-12)
+
+
+class Function(nn.Module):
+    """A model on (2, 6, 6) images from one expression."""
+
+    def __init__(self, forward: object) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(2, 2, 3, padding=1)
+        self.function = forward
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.function(self.conv(x), x).flatten(1)  # type: ignore[operator, no-any-return]
+
+
+@pytest.mark.parametrize(
+    ("layer", "named"),
+    [
+        (nn.GELU(), "'1' (GELU)"),
+        (nn.Softmax(dim=1), "'1' (Softmax)"),
+        (nn.ELU(), "'1' (ELU)"),
+        (nn.MaxPool2d(3, 2), "'1' (MaxPool2d)"),
+        (nn.MaxPool2d(2, 2, padding=1), "'1' (MaxPool2d)"),
+        (nn.MaxPool2d(4, ceil_mode=True), "'1' (MaxPool2d)"),
+        (nn.AvgPool2d(3, 2, ceil_mode=True), "'1' (AvgPool2d)"),
+        (nn.AvgPool2d(3, 2, 1, count_include_pad=False), "'1' (AvgPool2d)"),
+        (nn.AdaptiveAvgPool2d(4), "'1' (AdaptiveAvgPool2d)"),
+        (nn.BatchNorm2d(2, track_running_stats=False), "'1' (BatchNorm2d)"),
+        (nn.Conv2d(2, 2, 3, padding=1, padding_mode="reflect"), "'1' (Conv2d)"),
+        (nn.Conv2d(2, 2, 3, padding=1, padding_mode="circular"), "'1' (Conv2d)"),
+        (nn.LeakyReLU(-0.1), "'1' (LeakyReLU)"),
+        (nn.LeakyReLU(1.5), "'1' (LeakyReLU)"),
+        (nn.Linear(6, 6), "'1' (Linear)"),
+        (nn.LayerNorm(6), "'1' (LayerNorm)"),
+        (nn.InstanceNorm2d(2), "'1' (InstanceNorm2d)"),
+    ],
+    ids=lambda v: v if isinstance(v, str) else None,
+)
+def test_unsupported_layers_are_named(layer: nn.Module, named: str) -> None:
+    model = nn.Sequential(nn.Conv2d(2, 2, 1), layer, nn.Flatten())
+    with pytest.raises(UnsupportedModelError, match=re.escape(named)):
+        trace_model(model, (2, 6, 6))
+
+
+@pytest.mark.parametrize(
+    ("function", "named"),
+    [
+        (lambda y, x: x * y, "mul"),
+        (lambda y, x: y / (x + 2), "truediv"),
+        (lambda y, x: 1.0 / (x + 2), "truediv"),
+        (lambda y, x: y.exp(), "exp"),
+        (lambda y, x: y.abs(), "abs"),
+        (lambda y, x: y.clamp(0, 1), "clamp"),
+        (lambda y, x: y.flip(3), "flip"),
+        (lambda y, x: y.transpose(2, 3), "transpose"),
+        (lambda y, x: y.mean(), "mean"),
+        (lambda y, x: y.mean(0, keepdim=True) + x, "mean"),
+        (lambda y, x: y - y.max(), "max"),
+        (lambda y, x: y + x.sum().item(), "sum"),
+        (lambda y, x: F.dropout(y, 0.5), "dropout"),
+        (lambda y, x: F.dropout(y, 0.5, True), "dropout"),
+        (lambda y, x: torch.cat([y, x], 2), "cat"),
+        (lambda y, x: torch.add(y, x, alpha=2), "add"),
+        (lambda y, x: y + torch.arange(6.0), "add"),  # varies within a channel
+        (lambda y, x: y + y[:, :1], "getitem"),
+    ],
+)
+def test_unsupported_expressions_are_named(function: object, named: str) -> None:
+    with pytest.raises(UnsupportedModelError, match=named):
+        trace_model(Function(function), (2, 6, 6))
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda y, x: y if x.sum() > 0 else -y,
+        lambda y, x: y * float(x.sum()),
+        lambda y, x: y + int(x[0, 0, 0, 0] > 0.5),
+    ],
+)
+def test_data_dependent_control_flow_is_refused(function: object) -> None:
+    with pytest.raises(UnsupportedModelError, match="cannot trace Function to a static graph"):
+        trace_model(Function(function), (2, 6, 6))
+
+
+def test_two_inputs_are_refused() -> None:
+    class Two(nn.Module):
+        def forward(self, x: Tensor, other: Tensor) -> Tensor:
+            return x + other
+
+    with pytest.raises(UnsupportedModelError, match="'other' is a second one"):
+        trace_model(Two(), (4,))
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_weights_that_are_not_finite_are_named(value: float) -> None:
+    model, shape = build("mlp")
+    with torch.no_grad():
+        model.get_parameter("2.weight")[0, 0] = value
+    with pytest.raises(UnsupportedModelError, match=r"'2\.weight' holds NaN or infinity"):
+        trace_model(model, shape)
+    model, shape = build("conv_batchnorm")
+    model.get_buffer("1.running_mean")[0] = value
+    with pytest.raises(UnsupportedModelError, match=r"'1\.running_mean' holds NaN or infinity"):
+        trace_model(model, shape)
+
+
+def test_division_by_zero_is_refused() -> None:
+    model = Arithmetic(nn.Flatten(), 2)
+    model.get_buffer("std")[0] = 0.0
+    with pytest.raises(UnsupportedModelError):
+        trace_model(model, (2, 3, 3))
+
+
+def test_forward_hooks_that_tracing_does_not_see_are_caught() -> None:
+    model, shape = build("mlp")
+    model.register_forward_hook(lambda module, args, output: output * 2)
+    with pytest.raises(UnsupportedModelError, match="differs from the model"):
+        trace_model(model, shape)
+
+
+def test_a_subclass_with_its_own_forward_is_traced_through() -> None:
+    class Absolute(nn.ReLU):
+        def forward(self, input: Tensor) -> Tensor:
+            return input.abs()
+
+    with pytest.raises(UnsupportedModelError, match="abs"):
+        trace_model(nn.Sequential(nn.Linear(3, 3), Absolute()), (3,))
+
+
+@pytest.mark.parametrize(
+    "model",
+    [nn.Sequential(nn.Conv2d(2, 2, 3)), nn.Sequential(nn.Flatten(0))],
+    ids=["images as output", "batch flattened away"],
+)
+def test_outputs_that_are_not_logits_are_refused(model: nn.Module) -> None:
+    with pytest.raises(UnsupportedModelError):
+        trace_model(model, (2, 6, 6))
+
+
+def test_a_model_that_ignores_its_input_is_refused() -> None:
+    class Constant(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.logits = nn.Parameter(torch.ones(3))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.logits.expand(x.shape[0], 3)
+
+    with pytest.raises(UnsupportedModelError, match="logits"):
+        trace_model(Constant(), (4,))
+
+
+def test_an_input_of_the_wrong_shape_is_a_usage_error() -> None:
+    model, _ = build("conv")
+    with pytest.raises(UsageError):
+        trace_model(model, (3, 6, 6))
+
+
+def test_the_cancelling_network_keeps_its_zero() -> None:
+    graph = trace_model(Cancelling(), (2,))
+    x = points((2,), 4)
+    zeros = [v for n, v in zip(graph.nodes, forward_all(graph, x), strict=True) if n.name == "relu"]
+    assert len(zeros) == 1
+    assert torch.equal(zeros[0], torch.zeros(4, 1, dtype=torch.float64))
