@@ -57,8 +57,9 @@ class StageConfig(_Section):
         m_out: Margin of auxiliary scores, or `auto`: their mean when the stage begins.
         lambda_score: Weight λ_S of the margin loss.
         lambda_grad: Weight λ_∇ of the gradient loss.
-        estimator: How the gradient penalty is differentiated.
-        augment: `shift`: random shifts by up to an eighth of the image; `shift_flip`: and mirroring.
+        estimator: How the gradient penalty is differentiated; `finite-difference` costs less and
+            is noisier.
+        augment: `shift`: random shifts by up to an eighth of the image; `shift_flip`: mirrored too.
     """
 
     method: Method
@@ -74,7 +75,7 @@ class StageConfig(_Section):
     m_out: Margin = "auto"
     lambda_score: NonNegativeFloat = 0.1
     lambda_grad: NonNegativeFloat = 1.0
-    estimator: Literal["finite-difference", "double-backward"] = "finite-difference"
+    estimator: Literal["finite-difference", "double-backward"] = "double-backward"
     augment: Literal["none", "shift", "shift_flip"] = "none"
 
     @model_validator(mode="after")

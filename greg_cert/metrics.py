@@ -105,7 +105,7 @@ def detection_metrics(
 
 def accuracy(logits: Tensor, labels: Tensor) -> float:
     """Share of rows of `logits` (N, K) whose largest entry is at `labels` (N,)."""
-    if logits.ndim != 2 or labels.shape != logits.shape[:1] or len(labels) == 0:
+    if logits.ndim != 2 or labels.shape != logits.shape[:1] or 0 in logits.shape:
         raise UsageError(
             "expected logits (N, K) and labels (N,) with N >= 1, "
             f"but got {tuple(logits.shape)} and {tuple(labels.shape)}"

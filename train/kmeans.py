@@ -21,6 +21,8 @@ def kmeans(
 ) -> tuple[Tensor, Tensor]:
     """Centres (k, D) and the cluster of each point (N,), minimising the summed squared distance.
 
+    No cluster is empty, unless there are fewer than k distinct points.
+
     Args:
         points: (N, D) with N ≥ k, floating and finite.
         n_clusters: k ≥ 1.
@@ -48,8 +50,10 @@ def kmeans(
         backend = "torch" if len(points) * n_clusters <= _TORCH_LIMIT else "faiss"
     points = points.detach().float()
     if backend == "faiss":
-        return _faiss(points, n_clusters, iterations, generator)
-    return _lloyd(points, _plus_plus(points, n_clusters, generator), iterations)
+        centres, assigned = _faiss(points, n_clusters, iterations, generator)
+    else:
+        centres, assigned = _lloyd(points, _plus_plus(points, n_clusters, generator), iterations)
+    return _fill_empty(points, centres, assigned)
 
 
 def _plus_plus(points: Tensor, k: int, generator: torch.Generator | None) -> Tensor:
@@ -71,12 +75,37 @@ def _plus_plus(points: Tensor, k: int, generator: torch.Generator | None) -> Ten
 def _lloyd(points: Tensor, centres: Tensor, iterations: int) -> tuple[Tensor, Tensor]:
     assigned = _nearest(points, centres)
     for _ in range(iterations):
+        centres = _means(points, centres, assigned)
+        assigned = _nearest(points, centres)
+    return centres, assigned
+
+
+def _means(points: Tensor, centres: Tensor, assigned: Tensor) -> Tensor:
+    """Mean of each cluster's points; an empty cluster keeps its centre."""
+    if points.shape[0] * centres.shape[0] <= _TORCH_LIMIT:
         members = torch.zeros(len(centres), len(points), device=points.device)
         members.scatter_(0, assigned.unsqueeze(0), 1.0)
-        counts = members.sum(1, keepdim=True)
-        # An empty cluster keeps its centre.
-        centres = torch.where(counts > 0, members @ points / counts.clamp_min(1.0), centres)
-        assigned = _nearest(points, centres)
+        counts, sums = members.sum(1, keepdim=True), members @ points
+    else:
+        counts = torch.bincount(assigned, minlength=len(centres)).unsqueeze(1)
+        sums = torch.zeros_like(centres).index_add_(0, assigned, points)
+    return torch.where(counts > 0, sums / counts.clamp_min(1), centres)
+
+
+def _fill_empty(points: Tensor, centres: Tensor, assigned: Tensor) -> tuple[Tensor, Tensor]:
+    """Begin each empty cluster anew at the point furthest from its own centre, if there is one."""
+    vacant = (torch.bincount(assigned, minlength=len(centres)) == 0).nonzero().squeeze(1).tolist()
+    rounding = 1e-12 * float(points.square().sum(1).max())  # squared error of a mean of copies
+    for empty in vacant:
+        centres = _means(points, centres, assigned)
+        distance = (points - centres[assigned]).square().sum(1)
+        furthest = distance.argmax()
+        if float(distance[furthest]) <= rounding:
+            break
+        centres[empty] = points[furthest]
+        # A mean has the least squared distance in all, so no cluster loses every point here.
+        closer = (points - centres[empty]).square().sum(1) < distance - rounding
+        assigned = torch.where(closer, empty, assigned)
     return centres, assigned
 
 

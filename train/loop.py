@@ -169,6 +169,7 @@ class _Trainer:
     def train(self) -> None:
         """All stages, from the last checkpoint where there is one."""
         progress = self._restore()
+        self.step = progress.step
         total = sum(s.epochs * self._steps(s) for s in self.config.train.stages)
         self.observer.begin(total, progress.step)
         journal = Journal(self.run.metrics_file, self.run.path / "tensorboard", progress.step)
@@ -267,6 +268,7 @@ class _Trainer:
             self.fabric.backward(out["loss"])
             self.optimizer.step()
             step += 1
+            self.step = step
             values: Mapping[str, float] = {}
             if measure:
                 values = {**{k: float(v.detach()) for k, v in out.items()}, "lr": rate}
@@ -313,6 +315,8 @@ class _Trainer:
             features = self.model.features(candidates)
             scores = energy(self.model.head(features))
         self.model.train()
+        if not scores.isfinite().all():
+            raise self._diverged(self.step, "score of the auxiliary candidates")
         return two_ended_sample(features, scores, clusters, generator=generator)
 
     @torch.no_grad()
@@ -325,12 +329,14 @@ class _Trainer:
         return total / len(images)
 
     def _check_finite(self, out: Mapping[str, Tensor], step: int) -> None:
-        if math.isfinite(float(out["loss"].detach())):
-            return
-        term = next((k for k, v in out.items() if k != "loss" and not v.isfinite()), "loss")
+        if not math.isfinite(float(out["loss"].detach())):
+            term = next((k for k, v in out.items() if k != "loss" and not v.isfinite()), "loss")
+            raise self._diverged(step, term)
+
+    def _diverged(self, step: int, term: str) -> TrainingError:
         saved = self.run.checkpoint_file
         where = str(saved) if saved.exists() else "none yet"
-        raise TrainingError(
+        return TrainingError(
             f"training stopped at step {step + 1}: {term} is not finite; "
             f"last good checkpoint: {where}"
         )

@@ -6,6 +6,7 @@ the value loss is that of Liu et al., "Energy-based Out-of-distribution Detectio
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from greg_cert.errors import UsageError
@@ -59,8 +60,21 @@ def gradient_loss(
 
     Returns:
         A scalar, in score units per pixel unit. The means run over all samples, masked or not.
+
+    Raises:
+        UsageError: for shapes that do not match.
     """
-    return _mean(id_norms * id_correct) + _mean(ood_norms * ood_correct)
+    return _masked_mean(id_norms, id_correct) + _masked_mean(ood_norms, ood_correct)
+
+
+def _masked_mean(norms: Tensor, mask: Tensor) -> Tensor:
+    if norms.ndim != 1 or mask.shape != norms.shape:
+        raise UsageError(
+            "expected norms (N,) and a mask of the same shape, "
+            f"but got {tuple(norms.shape)} and {tuple(mask.shape)}"
+        )
+    # Not a product: a masked sample must not matter even where its norm is infinite.
+    return _mean(torch.where(mask, norms, 0.0))
 
 
 def _mean(values: Tensor) -> Tensor:

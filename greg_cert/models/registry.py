@@ -58,8 +58,8 @@ def build_model(
         ("in_channels", in_channels),
         ("image_size", image_size),
     ):
-        if value < 1:
-            raise UsageError(f"expected {field} >= 1, but got {value}")
+        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+            raise UsageError(f"expected {field} to be an integer >= 1, but got {value!r}")
     if len(mean) != in_channels or len(std) != in_channels:
         raise UsageError(
             f"expected mean and std of length in_channels = {in_channels}, "

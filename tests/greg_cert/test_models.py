@@ -218,9 +218,9 @@ def test_weights_follow_the_seed(name: str) -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"num_classes": 0}, "expected num_classes >= 1, but got 0"),
-        ({"in_channels": -3}, "expected in_channels >= 1, but got -3"),
-        ({"image_size": 0}, "expected image_size >= 1, but got 0"),
+        ({"num_classes": 0}, "expected num_classes to be an integer >= 1, but got 0"),
+        ({"in_channels": -3}, "expected in_channels to be an integer >= 1, but got -3"),
+        ({"image_size": 0}, "expected image_size to be an integer >= 1, but got 0"),
         ({"mean": (0.5,)}, "mean and std of length in_channels = 3, but got 1 and 3"),
         ({"std": (0.5, 0.5)}, "mean and std of length in_channels = 3, but got 3 and 2"),
         ({"in_channels": 1}, "mean and std of length in_channels = 1, but got 3 and 3"),

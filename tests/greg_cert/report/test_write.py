@@ -5,8 +5,8 @@ import pytest
 from PIL import Image
 
 from greg_cert.errors import DataError, UsageError
-from greg_cert.report import FigureStyle, write_report
 from greg_cert.files import write_atomic
+from greg_cert.report import FigureStyle, write_report
 
 FIGURES = {"radius_histogram", "certified_fraction", "bracket", "gradient_vs_certified"}
 

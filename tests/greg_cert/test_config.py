@@ -1,0 +1,112 @@
+"""Configurations: what is refused, how it is said, and that what is saved comes back."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from greg_cert.config import dump_config, load_config, parse_config
+from greg_cert.errors import ConfigError
+
+ROOT = Path(__file__).parents[2]
+
+
+def minimal() -> dict[str, Any]:
+    return {
+        "data": {"id": {"source": "digits"}},
+        "model": {"name": "mlp"},
+        "train": {"stages": [{"method": "ce", "epochs": 1, "lr": 0.1}]},
+    }
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("*.yaml")), ids=lambda p: p.name)
+def test_every_committed_config_is_valid_and_survives_a_round_trip(path: Path) -> None:
+    config = load_config(path)
+    again = parse_config(yaml.safe_load(dump_config(config)))
+    assert again == config
+
+
+def test_title_and_method_come_from_the_last_stage() -> None:
+    raw = minimal()
+    raw["train"]["stages"].append({"method": "greg+", "epochs": 1, "lr": 0.1})
+    config = parse_config(raw)
+    assert (config.method, config.title) == ("greg+", "greg+")
+    assert parse_config({**raw, "name": "mine"}).title == "mine"
+
+
+def test_relative_paths_start_from_the_file(tmp_path: Path) -> None:
+    raw = minimal()
+    raw["data"]["id"] = {"source": "array", "path": "sub/x.npz"}
+    raw["train"]["init"] = "../weights.safetensors"
+    folder = tmp_path / "configs"
+    folder.mkdir()
+    (folder / "c.yaml").write_text(yaml.safe_dump(raw))
+    config = load_config(folder / "c.yaml")
+    assert config.data.id.path == folder / "sub/x.npz"  # type: ignore[union-attr]
+    assert config.train.init is not None
+    assert config.train.init.resolve() == tmp_path / "weights.safetensors"
+
+
+def _with(path: str, value: Any) -> dict[str, Any]:
+    raw = minimal()
+    *parents, last = path.split(".")
+    place: Any = raw
+    for part in parents:
+        place = place[int(part)] if part.isdigit() else place[part]
+    place[last] = value
+    return raw
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "parts"),
+    [
+        ("train.stages.0.epochs", 0, ["train.stages[0].epochs", "greater than 0", "0"]),
+        ("train.stages.0.lr", -0.1, ["train.stages[0].lr", "-0.1"]),
+        ("train.stages.0.lr", float("nan"), ["train.stages[0].lr", "nan"]),
+        ("train.stages.0.method", "gregg", ["train.stages[0].method", "'greg'", "'gregg'"]),
+        ("train.stages.0.epoch", 3, ["train.stages[0].epoch", "unknown", "'epochs'"]),
+        ("train.stages.0.m_in", "low", ["train.stages[0].m_in", "'low'"]),
+        ("data.aux", {"source": "photographs", "n": 0}, ["data.aux.n", "0"]),
+        ("data.aux", {"source": "clouds"}, ["data.aux", "clouds", "photographs"]),
+        ("data.calibration", 1.5, ["data.calibration", "1.5"]),
+        ("model", {}, ["model.name", "required"]),
+        ("verify", {"norm": "1"}, ["verify.norm", "'2' or 'inf'", "'1'"]),
+        ("sed", 1, ["sed", "unknown", "'seed'"]),
+    ],
+)
+def test_a_bad_field_is_one_line_with_field_and_value(
+    path: str, value: Any, parts: list[str]
+) -> None:
+    with pytest.raises(ConfigError) as caught:
+        parse_config(_with(path, value))
+    message = str(caught.value)
+    assert "\n" not in message
+    for part in parts:
+        assert part in message
+
+
+def test_margins_in_the_wrong_order_are_refused() -> None:
+    raw = minimal()
+    raw["train"]["stages"][0] |= {"m_in": -1.0, "m_out": -2.0}
+    with pytest.raises(ConfigError, match=r"m_in < m_out.*-1\.0 and -2\.0"):
+        parse_config(raw)
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [(b"a: [1,", "valid YAML"), (b"- 1\n", "a mapping"), (b"\xff\xfe\x00", "readable")],
+)
+def test_a_file_that_is_no_config_is_named(tmp_path: Path, content: bytes, said: str) -> None:
+    path = tmp_path / "c.yaml"
+    path.write_bytes(content)
+    with pytest.raises(ConfigError, match=said) as caught:
+        load_config(path)
+    assert "c.yaml" in str(caught.value)
+
+
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"nowhere\.yaml"):
+        load_config(tmp_path / "nowhere.yaml")

@@ -1,0 +1,217 @@
+"""Training runs: determinism, resume after kill -9, what a folder holds, and refusals."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from greg_cert.config import ExperimentConfig, dump_config, parse_config
+from greg_cert.data import DataSplits, load_data
+from greg_cert.errors import ConfigError, RunError, TrainingError
+from greg_cert.records import RunFolder
+from greg_cert.train import fit
+
+
+def experiment(**changes: Any) -> ExperimentConfig:
+    raw: dict[str, Any] = {
+        "seed": 5,
+        "data": {
+            "id": {"source": "digits", "limit": 400},
+            "aux": {"source": "photographs", "n": 400},
+            "ood": [{"source": "uniform", "n": 50}],
+        },
+        "model": {"name": "cnn_small"},
+        "train": {
+            "log_every": 2,
+            "stages": [
+                {"method": "ce", "epochs": 4, "lr": 0.1, "batch_size": 16, "augment": "shift"},
+                {"method": "greg+", "epochs": 2, "lr": 0.01, "batch_size": 16},
+            ],
+        },
+    }
+    raw.update(changes)
+    return parse_config(raw)
+
+
+@pytest.fixture(scope="module")
+def splits() -> DataSplits:
+    return load_data(experiment().data)
+
+
+@pytest.fixture(scope="module")
+def finished(splits: DataSplits, tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
+    return fit(experiment(), splits, tmp_path_factory.mktemp("runs") / "a", command="by hand")
+
+
+def same_weights(a: RunFolder, b: RunFolder) -> bool:
+    one, two = load_file(a.weights_file), load_file(b.weights_file)
+    return one.keys() == two.keys() and all(torch.equal(one[k], two[k]) for k in one)
+
+
+def rows_of(run: RunFolder) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in run.metrics_file.read_text().splitlines()]
+
+
+def test_the_run_folder_holds_everything(finished: RunFolder) -> None:
+    assert {p.name for p in finished.path.iterdir()} == {
+        "config.yaml",
+        "manifest.json",
+        "model.safetensors",
+        "checkpoint",
+        "metrics.jsonl",
+        "tensorboard",
+    }
+    manifest = finished.manifest
+    assert manifest["command"] == "by hand"
+    assert manifest["seed"] == 5
+    assert manifest["versions"]["torch"] == torch.__version__
+    assert set(manifest["data"]) == {"train", "calibration", "test", "aux", "ood/uniform"}
+    ce, plus = manifest["stages"]
+    assert (ce["method"], ce["m_in"]) == ("ce", None)
+    assert plus["m_in"] < plus["m_out"]
+    rows = rows_of(finished)
+    assert [r["step"] for r in rows] == list(range(1, rows[-1]["step"] + 1, 2))
+    last = rows[-1]
+    assert last["stage"] == "greg+"
+    for name in ("loss", "ce", "score_loss", "grad_loss", "grad_norm_id", "grad_norm_aux", "lr"):
+        assert isinstance(last[name], float)
+    # The terms must add up to the loss with the default weights.
+    assert last["loss"] == pytest.approx(
+        last["ce"] + 0.1 * last["score_loss"] + last["grad_loss"], rel=1e-4
+    )
+
+
+def test_the_same_seed_gives_the_same_weights_and_another_does_not(
+    finished: RunFolder, splits: DataSplits, tmp_path: Path
+) -> None:
+    torch.manual_seed(999)  # global state must not matter
+    assert same_weights(finished, fit(experiment(), splits, tmp_path / "b"))
+    assert not same_weights(finished, fit(experiment(seed=6), splits, tmp_path / "c"))
+
+
+def test_training_leaves_the_callers_random_state_alone(splits: DataSplits, tmp_path: Path) -> None:
+    torch.manual_seed(1)
+    before = torch.get_rng_state()
+    fit(experiment(), splits, tmp_path / "a")
+    assert torch.equal(before, torch.get_rng_state())
+
+
+_KILLED = """
+import os, signal, sys
+from pathlib import Path
+import torch, yaml
+torch.set_num_threads(2)
+from greg_cert.config import parse_config
+from greg_cert.data import load_data
+from greg_cert.train import fit
+config = parse_config(yaml.safe_load(Path(sys.argv[1]).read_text()))
+class Killer:
+    count = 0
+    def begin(self, steps, done): pass
+    def step(self, stage, epoch, values):
+        self.count += 1
+        if self.count == int(sys.argv[3]):
+            os.kill(os.getpid(), signal.SIGKILL)
+fit(config, load_data(config.data), Path(sys.argv[2]), observer=Killer())
+"""
+
+
+@pytest.mark.parametrize("kill_at", [20, 55])  # in the second epoch; in the second stage
+def test_a_killed_run_resumes_to_the_same_bits(
+    finished: RunFolder, splits: DataSplits, tmp_path: Path, kill_at: int
+) -> None:
+    (tmp_path / "c.yaml").write_text(dump_config(experiment()))
+    folder = tmp_path / "run"
+    killed = subprocess.run(
+        [sys.executable, "-c", _KILLED, str(tmp_path / "c.yaml"), str(folder), str(kill_at)],
+        capture_output=True,
+        timeout=300,
+        check=False,
+    )
+    assert killed.returncode == -signal.SIGKILL, killed.stderr.decode()
+    assert not RunFolder(folder).complete
+    with pytest.raises(RunError, match="--resume"):
+        fit(experiment(), splits, folder)
+    resumed = fit(experiment(), splits, folder, resume=True)
+    assert same_weights(finished, resumed)
+    assert rows_of(resumed) == rows_of(finished)
+    assert resumed.manifest["stages"] == finished.manifest["stages"]
+
+
+def test_resuming_a_complete_run_changes_nothing(finished: RunFolder, splits: DataSplits) -> None:
+    before = finished.weights_file.stat().st_mtime_ns
+    time.sleep(0.01)
+    fit(experiment(), splits, finished.path, resume=True)
+    assert finished.weights_file.stat().st_mtime_ns == before
+
+
+def test_resuming_with_another_configuration_is_refused(
+    finished: RunFolder, splits: DataSplits
+) -> None:
+    with pytest.raises(RunError, match="another configuration"):
+        fit(experiment(seed=9), splits, finished.path, resume=True)
+
+
+def test_a_corrupt_checkpoint_is_named_and_kept(splits: DataSplits, tmp_path: Path) -> None:
+    run = fit(experiment(), splits, tmp_path / "a")
+    run.weights_file.unlink()
+    whole = run.checkpoint_file.read_bytes()
+    run.checkpoint_file.write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(RunError, match=r"checkpoint.*last\.pt"):
+        fit(experiment(), splits, run.path, resume=True)
+    assert run.checkpoint_file.stat().st_size == len(whole) // 2
+
+
+def test_init_starts_from_another_run(
+    finished: RunFolder, splits: DataSplits, tmp_path: Path
+) -> None:
+    stages = [{"method": "ce", "epochs": 1, "lr": 1e-12, "batch_size": 32}]
+    config = experiment(train={"stages": stages, "init": str(finished.path)})
+    started = load_file(fit(config, splits, tmp_path / "a").weights_file)
+    for key, value in load_file(finished.weights_file).items():
+        torch.testing.assert_close(started[key], value, rtol=1e-4, atol=1e-6)
+
+
+def test_a_loss_that_blows_up_stops_with_step_and_term(splits: DataSplits, tmp_path: Path) -> None:
+    stages = [{"method": "energy", "epochs": 2, "lr": 1e12, "m_in": -9, "m_out": -3}]
+    with pytest.raises(TrainingError, match=r"step \d+: \w+ is not finite.*checkpoint"):
+        fit(experiment(train={"stages": stages}), splits, tmp_path / "a")
+    assert not RunFolder(tmp_path / "a").complete
+
+
+def test_a_method_that_needs_outliers_is_refused_without(tmp_path: Path) -> None:
+    config = experiment(data={"id": {"source": "digits"}})
+    with pytest.raises(ConfigError, match=r"data\.aux.*greg\+"):
+        fit(config, load_data(config.data), tmp_path / "a")
+    assert not (tmp_path / "a").exists()
+
+
+def test_too_few_candidates_are_refused(splits: DataSplits, tmp_path: Path) -> None:
+    stages = [{"method": "greg+", "epochs": 1, "lr": 0.1, "batch_size": 128}]
+    with pytest.raises(ConfigError, match="768"):
+        fit(experiment(train={"stages": stages}), splits, tmp_path / "a")
+
+
+def test_a_folder_with_other_content_is_left_alone(splits: DataSplits, tmp_path: Path) -> None:
+    (tmp_path / "precious.txt").write_text("mine")
+    for resume in (False, True):
+        with pytest.raises(RunError):
+            fit(experiment(), splits, tmp_path, resume=resume)
+    assert [p.name for p in tmp_path.iterdir()] == ["precious.txt"]
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
+def test_an_unwritable_folder_is_named(splits: DataSplits, tmp_path: Path) -> None:
+    tmp_path.chmod(0o500)
+    with pytest.raises(RunError, match="cannot write"):
+        fit(experiment(), splits, tmp_path / "a")
