@@ -456,7 +456,7 @@ def affine_one_logit(dim: int = 6, seed: int = 1) -> Exact:
         gap = threshold - score if side == "id" else score - threshold
         return gap.clamp_min(0.0) / _dual(w, norm)
 
-    return Exact(affine(w[None], torch.tensor([0.3])), x, threshold, radius)
+    return Exact(affine(w[None], torch.tensor([0.3], dtype=torch.float64)), x, threshold, radius)
 
 
 def affine_twin_logits(dim: int = 6, seed: int = 2) -> Exact:

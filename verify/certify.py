@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from greg_cert.errors import UsageError
 from greg_cert.scores import energy
 from greg_cert.verify.attack import AttackPlan, smallest_attack
-from greg_cert.verify.ball import BallBounds, first_order_reach
+from greg_cert.verify.ball import BallBounds, first_order_reach, score_rounding
 from greg_cert.verify.certificates import CERTIFIED, REJECTED, UNDECIDED, Certificates
 from greg_cert.verify.engine import make_engine
 from greg_cert.verify.gradient import first_order_radius
@@ -50,7 +50,7 @@ class CertifyOptions:
         progress: called after every batch.
     """
 
-    rounds: int = 8
+    rounds: int = 12
     mirror_steps: int = 5
     tolerance: float = 0.01
     lipschitz: bool = True
@@ -62,8 +62,15 @@ class CertifyOptions:
     progress: Progress | None = None
 
     def __post_init__(self) -> None:
-        for name, least in (("rounds", 1), ("mirror_steps", 0), ("batch", 1)):
-            if getattr(self, name) < least:
+        for name, least in (
+            ("rounds", 1),
+            ("mirror_steps", 0),
+            ("tolerance", 0),
+            ("batch", 1),
+            ("attack_steps", 1),
+            ("attack_restarts", 1),
+        ):
+            if not getattr(self, name) >= least:  # NaN too
                 raise UsageError(f"expected {name} >= {least}, but got {getattr(self, name)}")
 
 
@@ -218,16 +225,19 @@ class _Prover:
 
     def _lipschitz(self, x: Tensor, gap: Tensor, first_order: Tensor) -> tuple[Tensor, Tensor]:
         """Lipschitz radii (B,) and the L_S that gave them, proven."""
+        rounding = score_rounding(self.graph, x)
 
         def reach(scout: BallBounds, members: Tensor, radii: Tensor, late: bool) -> Tensor:
-            return first_order_reach(scout.lipschitz(x[members], radii), gap[members])
+            return first_order_reach(
+                scout.lipschitz(x[members], radii), gap[members], rounding[members]
+            )
 
         search = self._look(reach, first_order * _LIPSCHITZ_GUESS)
         constant = torch.full_like(gap, torch.nan)
 
         def prove(members: Tensor, radii: Tensor) -> Tensor:
             constant[members] = self.prover.lipschitz(x[members], radii)
-            return first_order_reach(constant[members], gap[members])
+            return first_order_reach(constant[members], gap[members], rounding[members])
 
         return self._prove(search, prove), constant
 
@@ -235,16 +245,28 @@ class _Prover:
         self, reach: Callable[[BallBounds, Tensor, Tensor, bool], Tensor], guess: Tensor
     ) -> RadiusSearch:
         search = RadiusSearch(guess, self.max_radius)
-        for scout in (self.scout, self.careful_scout):
-            for turn in range(self.options.rounds):
-                members = search.open(self.options.tolerance)
-                if scout is self.careful_scout:  # only where the draft found nothing at all
-                    members = members[search.best[members] == 0]
-                if len(members) == 0:
-                    break
-                radii = search.propose(members)
-                search.update(members, radii, reach(scout, members, radii, turn > 0))
+        self._climb(search, reach, self.scout, torch.arange(len(guess), device=guess.device))
+        lost = (search.best == 0).nonzero().squeeze(1)
+        if len(lost):  # a failed draft says nothing: these begin anew, in the proving type
+            careful = RadiusSearch(guess, self.max_radius)
+            self._climb(careful, reach, self.careful_scout, lost)
+            search.best[lost], search.best_at[lost] = careful.best[lost], careful.best_at[lost]
         return search
+
+    def _climb(
+        self,
+        search: RadiusSearch,
+        reach: Callable[[BallBounds, Tensor, Tensor, bool], Tensor],
+        scout: BallBounds,
+        among: Tensor,
+    ) -> None:
+        for turn in range(self.options.rounds):
+            members = search.open(self.options.tolerance)
+            members = members[torch.isin(members, among)]
+            if len(members) == 0:
+                break
+            radii = search.propose(members)
+            search.update(members, radii, reach(scout, members, radii, turn > 0))
 
     def _prove(self, search: RadiusSearch, reach: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
         """Radii (B,) by the proving engine, at the balls the search liked best."""

@@ -18,7 +18,7 @@ Interval = tuple[Tensor, Tensor]
 
 def backward_rows(
     graph: Graph, preactivations: Mapping[int, Interval], start: int, rows: Tensor
-) -> tuple[Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor]:
     """Slope and offset of a linear lower bound of `rows` times the output of node `start`.
 
     For every input x for which the pre-activations hold, rows·v(x) ≥ slope·x + offset.
@@ -30,11 +30,13 @@ def backward_rows(
         rows: (B, R, *shape of the node), with B = 1 where no activation comes before.
 
     Returns:
-        slope (B, R, *input_shape) and offset (B, R); both differentiable in `rows`.
+        slope (B, R, *input_shape) and offset (B, R), both differentiable in `rows`; and the sum
+        (B, R) of the absolute terms that the offset is made of, which measures its rounding.
     """
     batch, count = rows.shape[:2]
     coefficients: dict[int, Tensor] = {start: rows}
     offset = rows.new_zeros(batch, count)
+    size = rows.new_zeros(batch, count)
 
     def give(node: int, value: Tensor) -> None:
         coefficients[node] = coefficients[node] + value if node in coefficients else value
@@ -46,10 +48,12 @@ def backward_rows(
         match node.op:
             case Conv():
                 offset = offset + a.sum((-2, -1)) @ node.op.bias
+                size = size + a.detach().abs().sum((-2, -1)) @ node.op.bias.abs()
                 back = node.op.adjoint(a.flatten(0, 1))
                 give(node.inputs[0], back.unflatten(0, (batch, count)))
             case Linear():
                 offset = offset + a @ node.op.bias
+                size = size + a.detach().abs() @ node.op.bias.abs()
                 give(node.inputs[0], a @ node.op.weight)
             case Activation():
                 low, high = preactivations[i]
@@ -58,9 +62,9 @@ def backward_rows(
                 )
                 # a⁺·slope_low + a⁻·slope_high, in as few passes over the largest tensor as can be
                 negative = a.clamp(max=0.0)
-                offset = offset + (negative.flatten(2) @ intercept.flatten(1).unsqueeze(2)).squeeze(
-                    2
-                )
+                # Its terms are all of one sign, so the sum measures its own rounding.
+                step = (negative.flatten(2) @ intercept.flatten(1).unsqueeze(2)).squeeze(2)
+                offset, size = offset + step, size - step.detach()
                 gap = (slope_high - slope_low).unsqueeze(1)
                 give(node.inputs[0], torch.addcmul(a * slope_low.unsqueeze(1), negative, gap))
             case Add():
@@ -77,7 +81,7 @@ def backward_rows(
     slope = coefficients.get(0)
     if slope is None:
         slope = rows.new_zeros(batch, count, *graph.input_shape)
-    return slope, offset
+    return slope, offset, size
 
 
 def relax_activation(

@@ -14,10 +14,11 @@ import torch
 from torch import Tensor
 
 from greg_cert.errors import EngineError, UsageError
+from greg_cert.verify.crown import backward_rows
 from greg_cert.verify.engine import RELAXATIONS, Interval
 from greg_cert.verify.graph import Graph, forward_all
+from greg_cert.verify.linear_bound import slope_norms, value_at_centre
 from greg_cert.verify.lirpa_compat import load_auto_lirpa
-from greg_cert.verify.norms import dual_norm
 from greg_cert.verify.rebuild import RebuiltModule
 
 _BATCH = 128  # samples a call; memory grows as batch × unstable neurons × input size
@@ -70,8 +71,26 @@ class AutoLirpaEngine:
                 for name in self._names.values()
             }
 
-    def bound_rows(self, group: _Group, norm: float, rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Lower bound (b, R), slope (b, R, ...) and offset (b, R) with the group's bounds fixed."""
+    def bound_rows(self, group: _Group, norm: float, rows: Tensor) -> tuple[Tensor, Tensor]:
+        """Lower bound at the centre and dual norm of the slope, (b, R) each."""
+        with torch.no_grad():
+            _, slope, offset = self._backward(group, norm, rows)
+            # auto-LiRPA does not say what its offset is the sum of; our own pass does.
+            last = len(self._graph.nodes) - 1
+            own = {i: group.bounds[name] for i, name in self._names.items()}
+            size = backward_rows(self._graph, own, last, rows)[2]
+            centre = value_at_centre(slope, offset, offset.abs() + size, group.inputs)
+        return centre, slope_norms(slope, norm)
+
+    def lower_rows(self, group: _Group, norm: float, rows: Tensor) -> Tensor:
+        """Lower bounds (b, R) over the group's balls; differentiable in `rows`."""
+        low: Tensor = self._backward(group, norm, rows)[0]
+        with torch.no_grad():
+            centre, slope = self.bound_rows(group, norm, rows.detach())
+            allowance = low.detach() - (centre - group.radius * slope)
+        return low - allowance.clamp_min(0.0)
+
+    def _backward(self, group: _Group, norm: float, rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         output, root = self._module.output_name[0], self._module.input_name[0]
         with _surroundings():
             low, _, record = self._module.compute_bounds(
@@ -149,20 +168,14 @@ class LirpaRelaxation:
 
     def lower(self, rows: Tensor) -> Tensor:
         """See `Relaxation.lower`."""
-        parts = [self.engine.bound_rows(g, self.norm, rows[g.members])[0] for g in self.groups]
-        return self._gather(parts)
+        return self._gather(
+            [self.engine.lower_rows(g, self.norm, rows[g.members]) for g in self.groups]
+        )
 
     def linear(self, rows: Tensor) -> tuple[Tensor, Tensor]:
         """See `Relaxation.linear`."""
-        values, slopes = [], []
-        with torch.no_grad():
-            for g in self.groups:
-                _, slope, offset = self.engine.bound_rows(g, self.norm, rows[g.members])
-                centre = torch.einsum("brd,bd->br", slope.flatten(2), g.inputs.flatten(1))
-                values.append(centre + offset)
-                norms = dual_norm(slope.flatten(0, 1), self.norm)
-                slopes.append(norms.unflatten(0, slope.shape[:2]))
-        return self._gather(values), self._gather(slopes)
+        parts = [self.engine.bound_rows(g, self.norm, rows[g.members]) for g in self.groups]
+        return self._gather([p[0] for p in parts]), self._gather([p[1] for p in parts])
 
     def _gather(self, parts: list[Tensor]) -> Tensor:
         order = torch.cat([g.members for g in self.groups]).argsort()

@@ -13,7 +13,7 @@ from greg_cert.verify.crown import backward_rows
 from greg_cert.verify.engine import RELAXATIONS, Interval
 from greg_cert.verify.graph import Activation, Graph, Node
 from greg_cert.verify.interval import forward_interval
-from greg_cert.verify.norms import dual_norm
+from greg_cert.verify.linear_bound import slope_norms, value_at_centre
 
 _CHUNK_ELEMENTS = 2**24  # of one coefficient tensor (B, R, widest layer): 128 MiB in float64
 
@@ -31,8 +31,8 @@ class NativeRelaxation:
     def linear(self, rows: Tensor) -> tuple[Tensor, Tensor]:
         """See `Relaxation.linear`."""
         last = len(self.graph.nodes) - 1
-        slope, offset = backward_rows(self.graph, self.preactivations, last, rows)
-        return _at_centre(slope, offset, self.inputs), _slope_norms(slope, self.norm)
+        slope, offset, size = backward_rows(self.graph, self.preactivations, last, rows)
+        return value_at_centre(slope, offset, size, self.inputs), slope_norms(slope, self.norm)
 
     def lower(self, rows: Tensor) -> Tensor:
         """See `Relaxation.lower`."""
@@ -96,13 +96,15 @@ class NativeEngine:
             rows = torch.cat([rows, -rows], dim=1)
             if not shared:
                 rows = rows.expand(len(inputs), *rows.shape[1:])
-            slope, offset = backward_rows(self._graph, known, target, rows)
-            bound = _at_centre(slope, offset, inputs) - radii.unsqueeze(1) * _slope_norms(
-                slope, norm
-            )
+            slope, offset, size = backward_rows(self._graph, known, target, rows)
+            centre = value_at_centre(slope, offset, size, inputs)
+            bound = centre - radii.unsqueeze(1) * slope_norms(slope, norm)
             below, above = bound.split(len(chunk), dim=1)
-            low[:, chunk] = torch.maximum(low[:, chunk], below)
-            high[:, chunk] = torch.minimum(high[:, chunk], -above)
+            # Only where the sample's own sign is unknown: no sample's bounds depend on its batch.
+            own_low, own_high = low[:, chunk], high[:, chunk]
+            own = (own_low < 0) & (own_high > 0)
+            low[:, chunk] = torch.where(own, torch.maximum(own_low, below), own_low)
+            high[:, chunk] = torch.where(own, torch.minimum(own_high, -above), own_high)
         return low.unflatten(1, node.shape), high.unflatten(1, node.shape)
 
     def _chunks(self, indices: Tensor, batch: int) -> Iterator[Tensor]:
@@ -125,15 +127,3 @@ def _unit_rows(indices: Tensor, node: Node, like: Tensor) -> Tensor:
     rows = like.new_zeros(len(indices), size)
     rows[torch.arange(len(indices), device=indices.device), indices] = 1.0
     return rows.reshape(1, -1, *node.shape)
-
-
-def _at_centre(slope: Tensor, offset: Tensor, inputs: Tensor) -> Tensor:
-    """Value (B, R) of the linear bound at each input; slope (B or 1, R, ...)."""
-    flat = slope.flatten(2)
-    if len(flat) == 1:
-        return inputs.flatten(1) @ flat[0].T + offset
-    return torch.einsum("brd,bd->br", flat, inputs.flatten(1)) + offset
-
-
-def _slope_norms(slope: Tensor, norm: float) -> Tensor:
-    return dual_norm(slope.flatten(0, 1), norm).reshape(slope.shape[:2])

@@ -25,9 +25,14 @@ def check_radius(name: str, radius: float) -> float:
 
 
 def vector_norm(v: Tensor, norm: float) -> Tensor:
-    """Norm of each sample, (B, ...) -> (B,)."""
-    length: Tensor = torch.linalg.vector_norm(v.flatten(1), ord=norm, dim=1)
-    return length
+    """Norm of each sample, (B, ...) -> (B,); squares neither overflow nor underflow."""
+    flat = v.flatten(1)
+    if norm != 2.0:
+        length: Tensor = torch.linalg.vector_norm(flat, ord=norm, dim=1)
+        return length
+    largest = flat.detach().abs().amax(1).clamp_min(torch.finfo(v.dtype).tiny)
+    scaled: Tensor = torch.linalg.vector_norm(flat / largest.unsqueeze(1), dim=1)
+    return scaled * largest
 
 
 def dual_norm(v: Tensor, norm: float) -> Tensor:

@@ -42,7 +42,7 @@ class MaskedNorm:
         if norm == math.inf:
             return row_sums
         column_sums = (columns * self._absolute_transposed(rows)).flatten(1).amax(1)
-        bound = (row_sums * column_sums).sqrt()
+        bound = row_sums.sqrt() * column_sums.sqrt()  # the product may underflow
         if self._is_disjoint_depthwise():
             # Each output reads pixels that no other reads: a block-diagonal matrix of single rows.
             squared = self._squared(columns**2)
@@ -90,9 +90,11 @@ def spectral_norm_bound(matrices: Tensor) -> Tensor:
     Convolutional Layers by Gram Iteration", ICML 2023, theorem 1.
     """
     transposed = matrices.shape[1] > matrices.shape[2]
-    gram = matrices.mT @ matrices if transposed else matrices @ matrices.mT
+    tiny = torch.finfo(matrices.dtype).tiny
+    largest = matrices.abs().amax((1, 2)).clamp_min(tiny)
+    unit = matrices / largest.reshape(-1, 1, 1)  # or squares could underflow to a bound of zero
+    gram = unit.mT @ unit if transposed else unit @ unit.mT
     log_scale = torch.zeros(len(gram), dtype=gram.dtype, device=gram.device)
-    tiny = torch.finfo(gram.dtype).tiny
     for _ in range(_GRAM_STEPS):
         size = torch.linalg.matrix_norm(gram).clamp_min(tiny)
         gram = gram / size.reshape(-1, 1, 1)  # keeps the powers in range
@@ -101,5 +103,5 @@ def spectral_norm_bound(matrices: Tensor) -> Tensor:
     size = torch.linalg.matrix_norm(gram).clamp_min(tiny)
     exponent = 0.5 / 2**_GRAM_STEPS
     # The rounding of a few hundred additions a step is far below this slack.
-    bound: Tensor = (exponent * (log_scale + size.log())).exp()
+    bound: Tensor = (exponent * (log_scale + size.log())).exp() * largest
     return bound * (1 + 1e-9)

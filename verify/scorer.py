@@ -24,7 +24,7 @@ def score_function(model: nn.Module) -> ScoreFunction:
     twin = copy.deepcopy(model).double().eval().requires_grad_(False)
 
     def score(x: Tensor) -> Tensor:
-        return energy(twin(x))
+        return energy(twin(x.clone()))  # a model may begin in place
 
     return score
 

@@ -12,7 +12,7 @@ import math
 import torch
 from torch import Tensor
 
-_GRID = math.log(1.04)  # engines with one radius a call share it among samples this close
+_GRID = math.log(1.02)  # engines with one radius a call share it among samples this close
 _GROWTH = 1.6
 
 
@@ -27,11 +27,12 @@ class RadiusSearch:
     def __init__(self, guess: Tensor, max_radius: float) -> None:
         self.max_radius = max_radius
         usable = guess.isfinite() & (guess > 0)
-        self._guess = torch.where(usable, guess, max_radius / 8).clamp(1e-9, max_radius)
+        self._guess = torch.where(usable, guess, max_radius / 8).clamp(max=max_radius)
         self.best = torch.zeros_like(guess)
         self.best_at = torch.full_like(guess, torch.nan)  # the ε that gave the best radius
         self._low = torch.zeros_like(guess)  # largest ε whose whole ball was proven
         self._high = torch.full_like(guess, torch.inf)  # smallest ε whose ball was not
+        self._ceiling = torch.full_like(guess, torch.inf)  # q there: the optimum is no further
 
     def update(self, members: Tensor, radii: Tensor, reach: Tensor) -> Tensor:
         """Take in q = `reach` at ε = `radii` for the samples `members`; which of them improved."""
@@ -39,10 +40,10 @@ class RadiusSearch:
         better = proven > self.best[members]
         self.best[members[better]] = proven[better]
         self.best_at[members[better]] = radii[better]
-        whole = reach >= radii
-        low, high = self._low[members], self._high[members]
-        self._low[members] = torch.where(whole, radii.maximum(low), low)
-        self._high[members] = torch.where(whole, high, radii.minimum(high))
+        low = (reach >= radii) & (radii > self._low[members])
+        high = (reach < radii) & (radii < self._high[members])
+        self._low[members[low]], self._ceiling[members[low]] = radii[low], reach[low]
+        self._high[members[high]] = radii[high]
         return better
 
     def open(self, tolerance: float) -> Tensor:
@@ -52,10 +53,11 @@ class RadiusSearch:
 
     def propose(self, members: Tensor) -> Tensor:
         """The next ε for some open samples, inside their brackets, rounded to a common grid."""
-        low = torch.maximum(self._low, self.best)[members]
-        high = self._high[members]
+        # q falls while ε grows, so the crossing q = ε lies above q(high) and below q(low).
+        low, high = torch.maximum(self._low, self.best)[members], self._high[members]
+        top = torch.minimum(high, self._ceiling[members]).maximum(low)
         untried = (low == 0) & high.isinf()
-        between = torch.where(low > 0, (low * high).sqrt(), high / 4)
+        between = torch.where(low > 0, (low * top).sqrt(), high / 4)
         radius = torch.where(high.isinf(), _GROWTH * low, between)
         radius = torch.where(untried, self._guess[members], radius).clamp(max=self.max_radius)
         rounded = ((radius.log() / _GRID).round() * _GRID).exp()

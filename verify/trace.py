@@ -15,11 +15,12 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from greg_cert.errors import UnsupportedModelError
+from greg_cert.errors import UnsupportedModelError, UsageError
 from greg_cert.verify.build import GraphBuilder
 from greg_cert.verify.graph import Graph, forward_all
 from greg_cert.verify.operations import LEAVES, Call, Context
 
+_SMALLEST = 1e-100  # far beyond float32, and products of three still fit into float64
 _PROBES = 3  # batch of the tracing input; not 1, so that a flattened batch axis cannot pass unseen
 
 
@@ -51,6 +52,13 @@ def trace_model(model: nn.Module, input_shape: tuple[int, ...]) -> Graph:
         if not torch.isfinite(tensor).all():
             raise UnsupportedModelError(
                 f"expected finite weights, but {name!r} holds NaN or infinity"
+            )
+        size = tensor.detach().abs()[tensor != 0]
+        if len(size) and not (size.min() >= _SMALLEST and size.max() <= 1 / _SMALLEST):
+            raise UnsupportedModelError(
+                f"expected weights of 0 or of sizes {_SMALLEST:g} to {1 / _SMALLEST:g}, whose "
+                f"products fit into float64, but {name!r} holds sizes {float(size.min()):g} to "
+                f"{float(size.max()):g}"
             )
     try:
         traced = fx.GraphModule(twin, _Tracer().trace(twin))
@@ -128,13 +136,19 @@ class _Translation:
         kwargs = fx.map_arg(node.kwargs, lambda n: self.context.values[n])
         name = _layer_name(node)
         target: Any = node.target
-        if node.op == "call_module":
-            target = self.traced.get_submodule(str(node.target))
-            value = target(*args, **kwargs)
-        elif node.op == "call_method":
-            value = getattr(args[0], str(node.target))(*args[1:], **kwargs)
-        else:
-            value = target(*args, **kwargs)
+        try:
+            if node.op == "call_module":
+                target = self.traced.get_submodule(str(node.target))
+                value = target(*args, **kwargs)
+            elif node.op == "call_method":
+                value = getattr(args[0], str(node.target))(*args[1:], **kwargs)
+            else:
+                value = target(*args, **kwargs)
+        except (RuntimeError, ValueError, IndexError, TypeError) as error:
+            line = " ".join(str(error).split())
+            raise UsageError(
+                f"layer {name!r} fails on inputs of shape {tuple(self.probe.shape[1:])}: {line}"
+            ) from error
         self.context.values[node] = value
         operands = [n for n in node.all_input_nodes if n in self.context.index]
         if not operands or _is_shape_query(node):

@@ -123,10 +123,12 @@ def test_bounds_of_affine_networks_are_exact(case: str, norm: float, engine: str
     dual = weight.norm() if norm == 2.0 else weight.abs().sum()
     value, slope = relaxation.linear(row)
     truth = forward_all(graph, x)[-1][:, :1]
-    assert torch.allclose(value, truth, rtol=1e-12, atol=1e-12)
+    # The allowance for rounding is all that may lie between.
+    assert bool((value <= truth).all())
+    assert torch.allclose(value, truth, rtol=1e-10, atol=1e-11)
     assert torch.allclose(slope, dual.expand_as(slope), rtol=1e-12)
     lower = truth - radii.unsqueeze(1) * dual
-    assert torch.allclose(relaxation.lower(row), lower, rtol=1e-11, atol=1e-11)
+    assert torch.allclose(relaxation.lower(row), lower, rtol=1e-10, atol=1e-10)
 
 
 def test_relu_relaxation_by_hand() -> None:
@@ -244,7 +246,7 @@ def test_unknown_engine() -> None:
 
 def _no_intercept(low: Tensor, high: Tensor, slope: float) -> tuple[Tensor, Tensor, Tensor]:
     slope_low, slope_high, intercept = crown_relax(low, high, slope)
-    return slope_low, slope_high, 0.7 * intercept
+    return slope_low, slope_high, 0.0 * intercept
 
 
 def _flat_chord(low: Tensor, high: Tensor, slope: float) -> tuple[Tensor, Tensor, Tensor]:
@@ -275,15 +277,15 @@ def _narrow_interval(op: object, operands: object) -> interval.Interval:
 
 
 crown_relax = crown.relax_activation
-slope_norms = native_engine._slope_norms
+slope_norms = native_engine.slope_norms
 forward_interval = interval.forward_interval
 
 SABOTAGES: list[tuple[str, object, str, object, float]] = [
     ("intercept", crown, "relax_activation", _no_intercept, 2.0),
     ("chord", crown, "relax_activation", _flat_chord, 2.0),
     ("lower line", crown, "relax_activation", _steep_below, math.inf),
-    ("slope norm", native_engine, "_slope_norms", _short_slopes, 2.0),
-    ("dual norm", native_engine, "_slope_norms", _wrong_norm, math.inf),
+    ("slope norm", native_engine, "slope_norms", _short_slopes, 2.0),
+    ("dual norm", native_engine, "slope_norms", _wrong_norm, math.inf),
     ("interval", native_engine, "forward_interval", _narrow_interval, math.inf),
 ]
 

@@ -22,7 +22,7 @@ from problems import (
 )
 from torch import Tensor, nn
 
-from greg_cert.errors import UsageError
+from greg_cert.errors import UnsupportedModelError, UsageError
 from greg_cert.verify import Certificates, attack_radius, certify, gradient_norm, lipschitz_bound
 from greg_cert.verify.attack import AttackPlan, attack_within
 from greg_cert.verify.duality import acceptance_radius, entropy, improve_row
@@ -316,7 +316,7 @@ def _exact(value: Tensor) -> object:
     return Fraction(float(value.detach()))
 
 
-@pytest.mark.parametrize("scale", [1e-200, 1e-60, 1e60, 1e200])
+@pytest.mark.parametrize("scale", [1e-90, 1e-60, 1e60, 1e90])
 def test_extreme_layers_never_give_an_unsound_radius(scale: float) -> None:
     model, x, threshold = setting("mlp")
     model = model.double()
@@ -327,6 +327,16 @@ def test_extreme_layers_never_give_an_unsound_radius(scale: float) -> None:
     for engine in ("native", "auto-lirpa"):
         result = certify(model, x, threshold, method="best", engine=engine)
         check_no_violation(model, x, threshold, "id", 2.0, result)
+
+
+@pytest.mark.parametrize("scale", [1e-200, 1e200])
+def test_layers_whose_products_leave_float64_are_refused(scale: float) -> None:
+    model, x, threshold = setting("mlp")
+    model = model.double()
+    with torch.no_grad():
+        model[0].weight.mul_(scale)  # type: ignore[index, operator, union-attr]
+    with pytest.raises(UnsupportedModelError, match=r"0\.weight"):
+        certify(model, x, threshold)
 
 
 def test_a_model_that_works_in_place_does_not_change_the_inputs() -> None:

@@ -24,11 +24,13 @@ from torch import Tensor, nn
 
 from greg_cert.errors import UsageError
 from greg_cert.verify import adjoint_interval, gradient_norm, lipschitz_bound, local_lipschitz
-from greg_cert.verify.graph import Conv, Linear
+from greg_cert.verify.engine import make_engine
+from greg_cert.verify.graph import Conv, Linear, forward_all
 from greg_cert.verify.interval import activation_derivative
 from greg_cert.verify.operator_norm import MaskedNorm, spectral_norm_bound
 from greg_cert.verify.scorer import score_function
 from greg_cert.verify.softmax_box import mixture_box, softmax_box
+from greg_cert.verify.trace import trace_model
 
 NORMS = (2.0, math.inf)
 
@@ -167,6 +169,35 @@ def test_values_out_of_range(changes: dict[str, object], message: str) -> None:
     arguments = {"radius": 0.1, **changes}
     with pytest.raises(UsageError, match=message):
         lipschitz_bound(model, points(shape, 2), **arguments)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("norm", NORMS)
+@pytest.mark.parametrize("name", ["leaky", "concatenation", "residual", "max_pool_3"])
+def test_the_jacobian_of_every_node_is_bounded(name: str, norm: float) -> None:
+    # J = diag(mask)·R with ‖R‖ ≤ constant at every node, as `Slope` says.
+    model, shape = build(name)
+    graph = trace_model(model, shape)
+    x = points(shape, 2, seed=25)
+    for radius in (0.02, 0.5):
+        radii = torch.full((2,), radius, dtype=torch.float64)
+        bounds = make_engine("native", graph).relax(x, radii, norm).preactivations
+        slopes = local_lipschitz.NodeSlopes(graph)(bounds, x, norm)
+        for y in (x, in_ball(x, radii, norm, 1)):
+            for b in range(len(x)):
+                jacobians = torch.autograd.functional.jacobian(
+                    lambda one: tuple(v.flatten() for v in forward_all(graph, one[None])), y[b]
+                )
+                for node, jacobian, slope in zip(graph.nodes, jacobians, slopes, strict=True):
+                    mask = slope.mask[b].flatten()
+                    rows = jacobian.flatten(1)
+                    assert bool((rows[mask == 0] == 0).all()), node.name
+                    rest = rows[mask > 0] / mask[mask > 0].unsqueeze(1)
+                    size = (
+                        torch.linalg.matrix_norm(rest, ord=2)
+                        if norm == 2.0
+                        else rest.abs().sum(1).amax()
+                    )
+                    assert float(size) <= float(slope.constant[b]) * (1 + 1e-9), node.name
 
 
 # --- Its parts ---------------------------------------------------------------------------------

@@ -1,0 +1,164 @@
+"""Verifying run folders: pairing, contracts of the two files, audits and refusals."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+import greg_cert.verify.runs as runs_module
+from greg_cert.config import ExperimentConfig, VerifyConfig, parse_config
+from greg_cert.data import load_data
+from greg_cert.errors import RunError
+from greg_cert.metrics import fpr_at_tpr, threshold_at_tpr
+from greg_cert.records import RunFolder
+from greg_cert.scores import energy
+from greg_cert.train import fit
+from greg_cert.verify.certificates import Certificates
+from greg_cert.verify.runs import choose_samples, verify_runs
+
+SETTINGS = VerifyConfig(samples=24, engine="native", seed=4)
+
+
+def experiment(name: str, lr: float, **data: Any) -> ExperimentConfig:
+    return parse_config(
+        {
+            "name": name,
+            "data": {
+                "id": {"source": "digits", "limit": 400},
+                "ood": [{"source": "uniform", "n": 40}, {"source": "faces"}],
+                **data,
+            },
+            "model": {"name": "mlp"},
+            "train": {"stages": [{"method": "ce", "epochs": 3, "lr": lr, "batch_size": 16}]},
+        }
+    )
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> dict[str, RunFolder]:
+    folder = tmp_path_factory.mktemp("runs")
+    configs = [experiment("slow", 0.02), experiment("fast", 0.1)]
+    return {c.title: fit(c, load_data(c.data), folder / c.title) for c in configs}
+
+
+@pytest.fixture(scope="module")
+def verified(trained: dict[str, RunFolder], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("verified")
+    verify_runs([trained["fast"]], SETTINGS, out, baseline=trained["slow"], command="typed")
+    return out
+
+
+def test_runs_are_paired_sample_by_sample(verified: Path) -> None:
+    frame = pd.read_parquet(verified / "certificates.parquet")
+    slow, fast = (frame[frame["run"] == name] for name in ("slow", "fast"))
+    assert len(slow) == len(fast) == 24
+    assert slow["index"].tolist() == fast["index"].tolist() == sorted(set(slow["index"]))
+    assert slow["label"].tolist() == fast["label"].tolist()
+
+
+def test_the_summary_keeps_the_contract_and_agrees_with_the_rows(verified: Path) -> None:
+    summary = json.loads((verified / "summary.json").read_text())
+    frame = pd.read_parquet(verified / "certificates.parquet")
+    assert (summary["schema"], summary["norm"], summary["tpr"]) == (1, 2.0, 0.95)
+    assert list(summary["runs"]) == ["slow", "fast"]
+    assert summary["baseline"] == "slow"
+    assert summary["provenance"]["command"] == "typed"
+    for name, run in summary["runs"].items():
+        rows = frame[frame["run"] == name]
+        assert run["samples"] == 24
+        assert run["violations"] == 0
+        for key, column in (
+            ("certified_radius", "radius_certified"),
+            ("gradient_radius", "radius_gradient"),
+            ("lipschitz_radius", "radius_lipschitz"),
+        ):
+            assert run[key]["median"] == pytest.approx(float(np.median(rows[column])))
+        assert run["status"] == {
+            s: int((rows["status"] == s).sum()) for s in ("certified", "rejected", "undecided")
+        }
+        for key in ("method", "id_accuracy", "threshold", "fpr95", "auroc", "seconds"):
+            assert key in run
+
+
+def test_threshold_and_metrics_follow_from_the_weights(
+    verified: Path, trained: dict[str, RunFolder]
+) -> None:
+    """Recomputed from the run folder without verify/: γ from calibration, never from test."""
+    summary = json.loads((verified / "summary.json").read_text())
+    splits = load_data(trained["fast"].config.data)
+    model = trained["fast"].load_model().double()
+
+    def scores(images: torch.Tensor) -> torch.Tensor:
+        with torch.no_grad():
+            return energy(model(images.double()))
+
+    run = summary["runs"]["fast"]
+    gamma = threshold_at_tpr(scores(splits.calibration.pixels()))
+    assert run["threshold"] == pytest.approx(gamma, rel=1e-12)
+    test = scores(splits.test.pixels())
+    fpr = [fpr_at_tpr(test, scores(s.pixels())) for s in splits.ood.values()]
+    assert run["fpr95"] == pytest.approx(np.mean(fpr))
+    rows = pd.read_parquet(verified / "certificates.parquet").query("run == 'fast'")
+    picked = test[torch.tensor(rows["index"].to_numpy())]
+    np.testing.assert_allclose(rows["score"], picked.numpy(), rtol=1e-9)
+    assert (rows["status"] == "rejected").tolist() == (picked > gamma).tolist()
+
+
+def test_an_unsound_certificate_is_counted_as_a_violation(
+    trained: dict[str, RunFolder], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    honest = runs_module.certify
+
+    def boastful(*args: Any, **kwargs: Any) -> Certificates:
+        found = honest(*args, **kwargs)
+        fields = {n: getattr(found, n) for n in Certificates.__dataclass_fields__}
+        # Just past the attack, which the audit must find by its own attack: this one is hidden.
+        radius = torch.where(found.radius_certified > 0, 1.2 * found.radius_attack, 0.0)
+        fields |= {
+            "radius_certified": radius.nan_to_num(posinf=0.0),
+            "radius_attack": torch.full_like(radius, torch.inf),
+        }
+        return Certificates(**fields)
+
+    monkeypatch.setattr(runs_module, "certify", boastful)
+    (run,) = verify_runs([trained["fast"]], SETTINGS, tmp_path)
+    claimed = int((run.frame["radius_certified"] > 0).sum())
+    assert claimed > 10
+    assert run.summary["violations"] >= 0.9 * claimed
+
+
+def test_samples_depend_on_the_seed_alone() -> None:
+    assert choose_samples(100, 10, 0).tolist() == choose_samples(100, 10, 0).tolist()
+    assert choose_samples(100, 10, 0).tolist() != choose_samples(100, 10, 1).tolist()
+    assert len(set(choose_samples(100, 30, 0).tolist())) == 30
+    assert (
+        choose_samples(5, 10, 0).tolist() == choose_samples(5, None, 3).tolist() == [0, 1, 2, 3, 4]
+    )
+
+
+def test_runs_of_different_data_are_refused(trained: dict[str, RunFolder], tmp_path: Path) -> None:
+    config = experiment("other", 0.1, seed=7)
+    other = fit(config, load_data(config.data), tmp_path / "other")
+    with pytest.raises(RunError, match=r"split of .*other"):
+        verify_runs([trained["fast"], other], SETTINGS, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_unfinished_run_is_refused(trained: dict[str, RunFolder], tmp_path: Path) -> None:
+    config = experiment("cut", 0.1)
+    run = fit(config, load_data(config.data), tmp_path / "cut")
+    whole = run.weights_file.read_bytes()
+    run.weights_file.write_bytes(whole[:100])
+    with pytest.raises(RunError, match=r"model\.safetensors"):
+        verify_runs([run], SETTINGS, tmp_path / "out")
+    run.weights_file.unlink()
+    with pytest.raises(RunError, match="--resume"):
+        verify_runs([run], SETTINGS, tmp_path / "out")
+    with pytest.raises(RunError, match="nowhere"):
+        verify_runs([RunFolder(tmp_path / "nowhere")], SETTINGS, tmp_path / "out")
