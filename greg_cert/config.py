@@ -60,6 +60,7 @@ class StageConfig(_Section):
         estimator: How the gradient penalty is differentiated; `finite-difference` costs less and
             is noisier.
         augment: `shift`: random shifts by up to an eighth of the image; `shift_flip`: mirrored too.
+        augment_share: Share of the images that are augmented, drawn anew each time.
     """
 
     method: Method
@@ -77,6 +78,7 @@ class StageConfig(_Section):
     lambda_grad: NonNegativeFloat = 1.0
     estimator: Literal["finite-difference", "double-backward"] = "double-backward"
     augment: Literal["none", "shift", "shift_flip"] = "none"
+    augment_share: Annotated[float, Field(gt=0, le=1)] = 1.0
 
     @model_validator(mode="after")
     def _margins_in_order(self) -> Self:

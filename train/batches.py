@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -14,8 +14,8 @@ from greg_cert.data import ImageSet
 
 def generator_for(device: torch.device, *key: int) -> torch.Generator:
     """A generator on `device` that depends on the whole key."""
-    seed = int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0] >> np.uint64(1))
-    return torch.Generator(device).manual_seed(seed)
+    digest = hashlib.sha256(repr(key).encode()).digest()
+    return torch.Generator(device).manual_seed(int.from_bytes(digest[:8]) >> 1)
 
 
 def batch_indices(count: int, size: int, generator: torch.Generator) -> Iterator[Tensor]:
@@ -65,8 +65,10 @@ class DeviceImages:
         return chosen.float() / 255 if chosen.dtype == torch.uint8 else chosen
 
 
-def shifted(images: Tensor, generator: torch.Generator, *, flip: bool) -> Tensor:
-    """Images (B, C, H, W) each shifted by up to an eighth over zeros; `flip`: mirrored by a coin.
+def shifted(
+    images: Tensor, generator: torch.Generator, *, flip: bool, share: float = 1.0
+) -> Tensor:
+    """A `share` of images (B, C, H, W) shifted by up to an eighth over zeros, and mirrored or not.
 
     For 32×32 images that is the usual padding by 4 pixels and random cropping.
     """
@@ -74,7 +76,10 @@ def shifted(images: Tensor, generator: torch.Generator, *, flip: bool) -> Tensor
     batch, _, height, width = images.shape
     device = images.device
     shift = torch.randint(0, 2 * pad + 1, (2, batch), generator=generator, device=device)
-    mirrored = (torch.rand(batch, generator=generator, device=device) < 0.5) & flip
+    coins = torch.rand(2, batch, generator=generator, device=device)
+    chosen = coins[0] < share
+    shift = torch.where(chosen, shift, pad)
+    mirrored = chosen & (coins[1] < 0.5) & flip
     rows = shift[0].unsqueeze(1) + torch.arange(height, device=device)
     columns = torch.arange(width, device=device).expand(batch, -1)
     columns = torch.where(mirrored.unsqueeze(1), width - 1 - columns, columns)

@@ -303,7 +303,8 @@ class _Trainer:
     def _augmented(self, images: Tensor, stage: StageConfig, generator: torch.Generator) -> Tensor:
         if stage.augment == "none":
             return images
-        return shifted(images, generator, flip=stage.augment == "shift_flip")
+        flip = stage.augment == "shift_flip"
+        return shifted(images, generator, flip=flip, share=stage.augment_share)
 
     @torch.no_grad()
     def _two_ends(

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
-    from rich.progress import Progress
+    from rich.progress import Progress, TaskID
 
 
 def out(*parts: RenderableType) -> None:
@@ -39,14 +39,14 @@ def command_line() -> str:
 
 @contextmanager
 def _bar(*columns: str) -> Iterator[Progress]:
-    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+    from rich.progress import BarColumn, TaskProgressColumn, TextColumn, TimeRemainingColumn
     from rich.progress import Progress as Bar
 
     with Bar(
         TextColumn("{task.description}"),
-        BarColumn(bar_width=24),
-        MofNCompleteColumn(),
-        TimeRemainingColumn(),
+        BarColumn(bar_width=12),
+        TaskProgressColumn(),
+        TimeRemainingColumn(compact=True),
         *(TextColumn(c) for c in columns),
         console=error_console(),
         refresh_per_second=5,
@@ -59,26 +59,24 @@ class TrainingBar:
 
     def __init__(self, title: str, bar: Progress) -> None:
         self._bar, self._title = bar, title
-        self._task = bar.add_task(title, total=None, shown="")
+        self._task: TaskID | None = None
 
     def begin(self, steps: int, done: int) -> None:
         """See `greg_cert.train.journal.Observer`."""
-        self._bar.update(self._task, total=steps, completed=done)
+        self._task = self._bar.add_task(self._title, total=steps, completed=done, shown="")
 
     def step(self, stage: str, epoch: int, values: Mapping[str, float]) -> None:
         """See `greg_cert.train.journal.Observer`."""
+        assert self._task is not None
         if values:
             names = {
-                "loss": "loss",
                 "ce": "CE",
                 "score_loss": "L_S",
                 "grad_loss": "L_∇",
                 "grad_norm_id": "‖∇S‖",
-                "accuracy": "acc",
             }
-            shown = "  ".join(f"{t} {values[k]:.3g}" for k, t in names.items() if k in values)
-            title = f"{self._title} [dim]{stage} {epoch}[/dim]"
-            self._bar.update(self._task, description=title, shown=shown)
+            shown = " ".join(f"{t} {values[k]:.2g}" for k, t in names.items() if k in values)
+            self._bar.update(self._task, shown=f"{stage} {epoch}: {shown}")
         self._bar.advance(self._task)
 
 
@@ -94,13 +92,13 @@ class VerifyBar:
 
     def __init__(self, bar: Progress) -> None:
         self._bar = bar
-        self._tasks: dict[str, object] = {}
+        self._tasks: dict[str, TaskID] = {}
 
     def __call__(self, run: str, done: int, of: int) -> None:
         """See `greg_cert.verify.runs.Progress`."""
         if run not in self._tasks:
             self._tasks[run] = self._bar.add_task(f"certify {run}", total=of)
-        self._bar.update(self._tasks[run], completed=done)  # type: ignore[arg-type]
+        self._bar.update(self._tasks[run], completed=done)
 
 
 @contextmanager

@@ -19,8 +19,10 @@ from greg_cert.metrics import fpr_at_tpr, threshold_at_tpr
 from greg_cert.records import RunFolder
 from greg_cert.scores import energy
 from greg_cert.train import fit
+from greg_cert.verify.attack import AttackPlan, attack_within
 from greg_cert.verify.certificates import Certificates
 from greg_cert.verify.runs import choose_samples, verify_runs
+from greg_cert.verify.scorer import Margin, score_function
 
 SETTINGS = VerifyConfig(samples=24, engine="native", seed=4)
 
@@ -162,3 +164,31 @@ def test_an_unfinished_run_is_refused(trained: dict[str, RunFolder], tmp_path: P
         verify_runs([run], SETTINGS, tmp_path / "out")
     with pytest.raises(RunError, match="nowhere"):
         verify_runs([RunFolder(tmp_path / "nowhere")], SETTINGS, tmp_path / "out")
+
+
+@pytest.mark.parametrize("norm", ["2", "inf"])
+def test_trained_networks_hold_what_is_certified(
+    trained: dict[str, RunFolder], tmp_path: Path, norm: str
+) -> None:
+    """By both engines, CROWN and Lipschitz, under an attack of other seeds than the audit's."""
+    changes = {"norm": norm, "samples": 10, "max_radius": 0.5 if norm == "2" else 0.1}
+    found = {}
+    for engine in ("native", "auto-lirpa"):
+        settings = SETTINGS.model_copy(update={**changes, "engine": engine})
+        for done in verify_runs(list(trained.values()), settings, tmp_path / engine):
+            assert done.summary["violations"] == 0
+            rows = done.frame[done.frame["status"] == "certified"]
+            assert len(rows) >= 6
+            found[engine, done.name] = rows["radius_certified"].to_numpy()
+            run = trained[done.name]
+            model = run.load_model()
+            images = load_data(run.config.data).test.pixels(rows["index"].tolist()).double()
+            plan = AttackPlan(
+                Margin(float(rows["threshold"].iloc[0]), "id"), float(norm), seed=99, restarts=4
+            )
+            for column in ("radius_certified", "radius_lipschitz"):
+                radius = torch.tensor(rows[column].to_numpy())
+                hit, _ = attack_within(score_function(model), images, radius, plan)
+                assert not hit.any()
+    for name in trained:  # two implementations of the same bounds
+        np.testing.assert_allclose(found["native", name], found["auto-lirpa", name], rtol=0.05)
