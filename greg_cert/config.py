@@ -15,6 +15,7 @@ from pydantic import (
     PositiveFloat,
     PositiveInt,
     ValidationError,
+    field_validator,
     model_validator,
 )
 
@@ -23,10 +24,12 @@ from greg_cert.errors import ConfigError
 
 Method = Literal["ce", "energy", "greg", "greg+"]
 Margin = float | Literal["auto"]
+# As in greg_cert.models.registry, which would import torch.
+ModelName = Literal["mlp", "cnn_small", "resnet18_32x32", "wrn16_2", "wrn40_2"]
 
 
 class _Section(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 class ModelConfig(_Section):
@@ -36,7 +39,7 @@ class ModelConfig(_Section):
         name: Name in the registry.
     """
 
-    name: str
+    name: ModelName
 
 
 class StageConfig(_Section):
@@ -95,14 +98,12 @@ class TrainConfig(_Section):
         stages: In order; the last one names the run's method.
         init: Run folder (or its `model.safetensors`) whose weights to begin with.
         accelerator: Of Lightning Fabric: `auto`, `cpu`, `gpu`.
-        precision: Of Lightning Fabric.
         log_every: Steps between two rows of `metrics.jsonl`.
     """
 
     stages: Annotated[tuple[StageConfig, ...], Field(min_length=1)]
     init: Path | None = None
     accelerator: Literal["auto", "cpu", "gpu"] = "auto"
-    precision: Literal["32-true", "64-true"] = "32-true"
     log_every: PositiveInt = 10
 
 
@@ -126,6 +127,12 @@ class VerifyConfig(_Section):
     method: Literal["crown", "crown-ibp", "lipschitz", "best"] = "crown"
     engine: Literal["auto", "auto-lirpa", "native"] = "auto"
     seed: NonNegativeInt = 0
+
+    @field_validator("norm", mode="before")
+    @classmethod
+    def _norm_as_text(cls, value: object) -> object:
+        """YAML reads a bare 2 as a number and .inf as infinity."""
+        return f"{value:g}" if isinstance(value, (int, float)) else value
 
     @property
     def norm_value(self) -> float:
@@ -217,7 +224,9 @@ def _one_line(error: ValidationError) -> str:
     """The first problem, as `field: expected …, but got …`."""
     problem = error.errors()[0]
     # The tag of a discriminated union stands in the location; the user wrote no such key.
-    field = _field_name([p for p in problem["loc"] if p not in _TAGS])
+    loc = problem["loc"]
+    after_source = [i for i, p in enumerate(loc) if i and p in _TAGS and _holds_source(loc[i - 1])]
+    field = _field_name([p for i, p in enumerate(loc) if i not in after_source])
     found = problem["input"]
     message = problem["msg"].removeprefix("Value error, ")
     more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
@@ -243,6 +252,10 @@ _TAGS = frozenset(
         "torchvision",
     ]
 )
+
+
+def _holds_source(part: Any) -> bool:
+    return isinstance(part, int) or part in ("id", "id_test", "aux")
 
 
 def _field_name(location: list[Any]) -> str:

@@ -91,11 +91,11 @@ def aupr_out(id_scores: ArrayLike | Tensor, ood_scores: ArrayLike | Tensor) -> f
 
 
 def detection_metrics(
-    id_scores: ArrayLike | Tensor, ood_scores: ArrayLike | Tensor, tpr: float = 0.95
+    id_scores: ArrayLike | Tensor, ood_scores: ArrayLike | Tensor
 ) -> dict[str, float]:
     """All detection metrics of one OOD set, by the names used in `summary.json`."""
     return {
-        "fpr95" if tpr == 0.95 else f"fpr_at_tpr_{tpr:g}": fpr_at_tpr(id_scores, ood_scores, tpr),
+        "fpr95": fpr_at_tpr(id_scores, ood_scores),
         "fpr95_ood_recall": fpr_at_ood_recall(id_scores, ood_scores),
         "auroc": auroc(id_scores, ood_scores),
         "aupr_in": aupr_in(id_scores, ood_scores),

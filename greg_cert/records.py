@@ -103,6 +103,8 @@ class RunFolder:
             raise RunError(
                 f"run: expected a readable manifest.json in {self.path}, but got: {error}"
             ) from error
+        if not isinstance(found, dict) or not isinstance(found.get("data"), dict):
+            raise RunError(f"run: expected a manifest.json with a 'data' entry in {self.path}")
         return found
 
     def save_weights(self, model: nn.Module) -> None:
@@ -198,15 +200,21 @@ def package_versions() -> dict[str, str]:
 
 def git_commit() -> str | None:
     """Commit of the checkout this package runs from, marked where it is modified; or None."""
-    try:
-        out = subprocess.run(
-            ["git", "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"],
-            cwd=Path(__file__).parent,
+    here = Path(__file__)
+
+    def git(*arguments: str) -> str:
+        return subprocess.run(
+            ["git", *arguments],
+            cwd=here.parent,
             capture_output=True,
             text=True,
             timeout=10,
             check=True,
-        )
+        ).stdout.strip()
+
+    try:
+        # Installed inside somebody else's repository, that one's commit would say nothing.
+        git("ls-files", "--error-unmatch", here.name)
+        return git("describe", "--always", "--dirty", "--abbrev=12", "--exclude=*") or None
     except (OSError, subprocess.SubprocessError):
         return None
-    return out.stdout.strip() or None

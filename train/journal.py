@@ -54,7 +54,7 @@ class Journal:
                     kept.append(line + "\n")
         write_atomic(metrics, "".join(kept))
         self._stream = metrics.open("a", encoding="utf-8")
-        self._writer = SummaryWriter(str(events), purge_step=done or None)
+        self._writer = SummaryWriter(str(events), purge_step=done + 1)
 
     def row(self, stage: str, epoch: int, step: int, values: Mapping[str, float]) -> None:
         """Append one row; `step` counts from the run's beginning, the first being 1."""

@@ -44,8 +44,9 @@ def fit(
 ) -> RunFolder:
     """Train a model as configured and leave a complete run folder.
 
-    Killed at any moment, the same call with `resume=True` ends with the same weights, to the bit on
-    the CPU: it goes on from the last finished epoch, and every random draw follows from the seed.
+    Killed at any moment, the same call with `resume=True` ends with the same weights, on the CPU to
+    the bit (with the same number of threads): it goes on from the last finished epoch, and every
+    random draw follows from the seed.
 
     Args:
         config: the experiment.
@@ -65,13 +66,17 @@ def fit(
     """
     run = RunFolder(folder)
     _check_methods(config, splits)
-    _open_folder(run, config, resume)
+    fresh = _is_fresh(run, config, resume)
     if run.complete:
         return run
     devices = [torch.cuda.current_device()] if torch.cuda.is_available() else []
     with torch.random.fork_rng(devices):
-        _Trainer(config, splits, run, observer or SilentObserver(), command).train()
-    return run
+        # Everything that can be wrong with the configuration shows here, before a file is written.
+        trainer = _Trainer(config, splits, run, observer or SilentObserver(), command)
+        if fresh:
+            _make_folder(run, config)
+        trainer.train()
+    return RunFolder(folder)  # a new one, which has read nothing yet
 
 
 def _check_methods(config: ExperimentConfig, splits: DataSplits) -> None:
@@ -89,21 +94,25 @@ def _check_methods(config: ExperimentConfig, splits: DataSplits) -> None:
                 )
 
 
-def _open_folder(run: RunFolder, config: ExperimentConfig, resume: bool) -> None:
+def _is_fresh(run: RunFolder, config: ExperimentConfig, resume: bool) -> bool:
+    """Whether the folder is still to be made; raises where it cannot serve."""
     if run.path.exists() and not run.path.is_dir():
         raise RunError(f"out: expected a folder, but got the file {run.path}")
-    occupied = run.path.is_dir() and any(run.path.iterdir())
-    if occupied and not resume:
+    if not run.path.is_dir() or not any(run.path.iterdir()):
+        return True
+    if not resume:
         raise RunError(
             f"out: expected a new or empty folder, but {run.path} has content; "
             "choose another, or go on with --resume"
         )
-    if occupied and run.config_file.exists():
-        if dump_config(run.config) != dump_config(config):
-            raise RunError(f"resume: {run.path} was begun with another configuration")
-        return
-    if occupied:
+    if not run.config_file.exists():
         raise RunError(f"resume: expected a run folder, but {run.path} has no config.yaml")
+    if dump_config(run.config) != dump_config(config):
+        raise RunError(f"resume: {run.path} was begun with another configuration")
+    return False
+
+
+def _make_folder(run: RunFolder, config: ExperimentConfig) -> None:
     try:
         run.path.mkdir(parents=True, exist_ok=True)
         write_config(run, config)
@@ -132,9 +141,12 @@ class _Trainer:
         from lightning_fabric import Fabric
 
         self.config, self.run, self.observer = config, run, observer
-        self.fabric = Fabric(
-            accelerator=config.train.accelerator, devices=1, precision=config.train.precision
-        )
+        try:
+            self.fabric = Fabric(accelerator=config.train.accelerator, devices=1)
+        except RuntimeError as error:
+            raise ConfigError(
+                f"train.accelerator: {config.train.accelerator!r} is not to be had here: {error}"
+            ) from error
         self.device = self.fabric.device
         self.train_set = DeviceImages(splits.train, self.device)
         self.aux_set = None if splits.aux is None else DeviceImages(splits.aux, self.device)
@@ -185,7 +197,13 @@ class _Trainer:
         if not self.run.checkpoint_file.exists():
             write_manifest(self.run, self.manifest)
             return _Progress()
-        self.manifest = self.run.manifest
+        before = self.run.manifest
+        for part in ("data", "model"):
+            if before.get(part) != self.manifest[part]:
+                raise RunError(f"resume: the {part} of {self.run.path} changed since it was begun")
+        # Versions and times of every session that had a part in the weights.
+        again = {k: self.manifest[k] for k in environment("cpu")}
+        self.manifest = {**before, "resumed": [*before.get("resumed", []), again]}
         state = load_checkpoint(self.run.checkpoint_file)
         self.model.load_state_dict(state.model)
         self.optimizer.load_state_dict(state.optimizer)
@@ -223,7 +241,8 @@ class _Trainer:
             if not m_in < m_out:
                 raise ConfigError(
                     f"train.stages[{index}]: expected m_in < m_out, but got {m_in:.4g} and "
-                    f"{m_out:.4g} (auto: mean scores of the model so far); set them by hand"
+                    f"{m_out:.4g}; 'auto' takes mean scores of the model so far, which must tell "
+                    "them apart already: train longer before, or set them by hand"
                 )
         chosen = {"method": stage.method, "m_in": m_in, "m_out": m_out}
         self.manifest["stages"] = [*self.manifest["stages"][:index], chosen]
@@ -231,6 +250,9 @@ class _Trainer:
         return replace(progress, stage=index, epoch=0, m_in=m_in, m_out=m_out)
 
     def _save(self, progress: _Progress) -> None:
+        for name, weight in self.model.state_dict().items():
+            if not weight.isfinite().all():
+                raise self._diverged(progress.step, name)
         save_checkpoint(
             self.run.checkpoint_file,
             Checkpoint(
@@ -335,6 +357,7 @@ class _Trainer:
             raise self._diverged(step, term)
 
     def _diverged(self, step: int, term: str) -> TrainingError:
+        """`step` steps were done before."""
         saved = self.run.checkpoint_file
         where = str(saved) if saved.exists() else "none yet"
         return TrainingError(

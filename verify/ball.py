@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from greg_cert.verify.duality import acceptance_radius, improve_row, rejection_radius
-from greg_cert.verify.engine import Engine
+from greg_cert.verify.engine import Engine, Relaxation
 from greg_cert.verify.graph import Graph, Linear, forward_all
 from greg_cert.verify.lipschitz import LipschitzBound
 from greg_cert.verify.scorer import Margin
@@ -43,7 +43,8 @@ class BallBounds:
         gamma = self._margin.threshold
         if self._margin.side == "ood":
             cap = 2 * radii.to(dtype)
-            return rejection_radius(relaxation, self._graph.num_classes, gamma, cap).double(), rows
+            reach = rejection_radius(relaxation, self._graph.num_classes, gamma, cap)
+            return _void(reach, relaxation), rows
         p = _normalised(rows.to(dtype))
         reach = acceptance_radius(relaxation, p, gamma)
         if mirror_steps:
@@ -51,13 +52,27 @@ class BallBounds:
             tried = acceptance_radius(relaxation, better, gamma)
             p = torch.where((tried > reach).unsqueeze(1), better, p)
             reach = torch.maximum(reach, tried)
-        return reach.double(), p.double()
+        return _void(reach, relaxation), p.double()
 
     def lipschitz(self, x: Tensor, radii: Tensor) -> Tensor:
         """L_S (B,) over balls of `radii` (B,) about x (B, ...), in float64."""
         dtype = self._graph.dtype
         relaxation = self._engine.relax(x.to(dtype), radii.to(dtype), self._norm, self._relaxation)
-        return self._lipschitz(relaxation, x.to(dtype), self._norm).double()
+        bound = self._lipschitz(relaxation, x.to(dtype), self._norm).double()
+        return torch.where(_finite(relaxation), bound, torch.inf)
+
+
+def _finite(relaxation: Relaxation) -> Tensor:
+    """Samples (B,) all of whose pre-activation bounds are finite; nothing follows for others."""
+    parts = [
+        (low.isfinite() & high.isfinite()).flatten(1).all(1)
+        for low, high in relaxation.preactivations.values()
+    ]
+    return torch.stack(parts).all(0) if parts else torch.tensor(True)
+
+
+def _void(reach: Tensor, relaxation: Relaxation) -> Tensor:
+    return torch.where(_finite(relaxation), reach.double(), 0.0).nan_to_num(nan=0.0)
 
 
 def first_order_reach(constant: Tensor, gap: Tensor, rounding: Tensor) -> Tensor:

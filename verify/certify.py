@@ -57,7 +57,7 @@ class CertifyOptions:
     attack: bool = True
     attack_steps: int = 30
     attack_restarts: int = 2
-    batch: int = 512
+    batch: int = 128
     seed: int = 0
     progress: Progress | None = None
 
@@ -120,7 +120,9 @@ def certify(
     chosen = _options(options)
     graph = trace_model(model, tuple(x.shape[1:]))
     prover = _Prover(graph, engine, margin, norm, max_radius, method, chosen)
-    parts = []
+    parts: list[Certificates] = []
+    if chosen.progress is not None:
+        chosen.progress(0, len(x))
     for chunk in x.split(chosen.batch):
         parts.append(prover.certify(chunk))
         if chosen.progress is not None:

@@ -93,7 +93,8 @@ def relax_activation(
     chord, and the lower slope is 1 or `negative_slope`, whichever leaves the smaller area.
     """
     one = torch.ones_like(low)
-    unstable = (low < 0) & (high > 0)
+    # Not (low < 0) & (high > 0): bounds that are NaN must come out NaN, never as a dead neuron.
+    unstable = ~((low >= 0) | (high <= 0))
     stable_slope = torch.where(low >= 0, one, negative_slope * one)
     # Rounding must not push the chord below the function's corners: the width is kept positive,
     # and the intercept is taken from the end that it leaves exact.

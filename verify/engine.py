@@ -53,6 +53,13 @@ class Engine(Protocol):
         """
 
 
+def resolve_engine(name: str) -> str:
+    """The engine that `auto` stands for here; any other name as it is."""
+    if name != "auto":
+        return name
+    return "auto-lirpa" if importlib.util.find_spec("auto_LiRPA") else "native"
+
+
 def make_engine(name: str, graph: Graph) -> Engine:
     """The engine of that name for a graph; `auto` is auto-LiRPA where it is installed.
 
@@ -60,8 +67,7 @@ def make_engine(name: str, graph: Graph) -> Engine:
         UsageError: for an unknown name.
         EngineError: if the engine's package is missing.
     """
-    if name == "auto":
-        name = "auto-lirpa" if importlib.util.find_spec("auto_LiRPA") else "native"
+    name = resolve_engine(name)
     if name == "auto-lirpa":
         from greg_cert.verify.lirpa_engine import AutoLirpaEngine
 

@@ -146,12 +146,21 @@ class Graph:
         return self.nodes[-1].shape[0]
 
     @property
-    def dtype(self) -> torch.dtype:
-        """Floating type of the weights; float64 for a graph without any."""
+    def _weights(self) -> Tensor:
         for node in self.nodes:
             if isinstance(node.op, (Conv, Linear)):
-                return node.op.weight.dtype
-        return torch.float64
+                return node.op.weight
+        return torch.empty(0, dtype=torch.float64)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Floating type of the weights; float64 for a graph without any."""
+        return self._weights.dtype
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are; the CPU for a graph without any."""
+        return self._weights.device
 
     @property
     def activations(self) -> tuple[int, ...]:

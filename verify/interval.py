@@ -41,5 +41,6 @@ def forward_interval(op: Op, operands: Sequence[Interval]) -> Interval:
 def activation_derivative(low: Tensor, high: Tensor, negative_slope: float) -> Interval:
     """Interval of the LeakyReLU's derivative on [low, high]: {slope}, {1} or [slope, 1]."""
     one, flat = torch.ones_like(low), torch.full_like(low, negative_slope)
-    # A neuron that is 0 over the whole ball has both signs: its ends must not be reversed.
+    # A neuron that is 0 over the whole ball has both signs: its ends must not be reversed. Bounds
+    # that are NaN fail every comparison and give the whole interval.
     return torch.where((low >= 0) & (high > 0), one, flat), torch.where(high <= 0, flat, one)

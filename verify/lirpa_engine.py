@@ -21,7 +21,9 @@ from greg_cert.verify.linear_bound import slope_norms, value_at_centre
 from greg_cert.verify.lirpa_compat import load_auto_lirpa
 from greg_cert.verify.rebuild import RebuiltModule
 
-_BATCH = 128  # samples a call; memory grows as batch × unstable neurons × input size
+_LARGEST_BATCH = 128  # samples a call
+_CALL_ELEMENTS = 2**27  # of one coefficient tensor (neurons × widest layer × samples): 1 GiB
+_SAMPLE_ELEMENTS = 2**29
 _METHODS = {"crown": "CROWN", "crown-ibp": "CROWN-IBP"}
 
 
@@ -33,6 +35,7 @@ class AutoLirpaEngine:
     def __init__(self, graph: Graph) -> None:
         self._lirpa = load_auto_lirpa()
         self._graph = graph
+        self._batch = _batch_size(graph)
         probe = _probe(graph)
         with _surroundings():
             self._module = self._lirpa.BoundedModule(
@@ -53,7 +56,7 @@ class AutoLirpaEngine:
             raise UsageError(f"expected relaxation in {', '.join(RELAXATIONS)}, but got {method!r}")
         groups = []
         for radius in radii.unique().tolist():
-            for members in (radii == radius).nonzero().squeeze(1).split(_BATCH):
+            for members in (radii == radius).nonzero().squeeze(1).split(self._batch):
                 bounds = self._intermediate(inputs[members], radius, norm, method)
                 groups.append(_Group(members, inputs[members], radius, bounds))
         return LirpaRelaxation(self, norm, tuple(groups))
@@ -182,11 +185,23 @@ class LirpaRelaxation:
         return torch.cat(parts)[order]
 
 
+def _batch_size(graph: Graph) -> int:
+    """Samples a call that fit; memory grows as samples × neurons of a layer × widest layer."""
+    widest = max(math.prod(n.shape) for n in graph.nodes)
+    neurons = max((math.prod(graph.nodes[i].shape) for i in graph.activations), default=1)
+    if neurons * widest > _SAMPLE_ELEMENTS:
+        raise EngineError(
+            f"auto-LiRPA would need about {8 * neurons * widest / 2**30:.0f} GiB for one sample: "
+            f"a layer of {neurons} neurons, each with coefficients for {widest} values; "
+            "engine 'native' works in chunks, method 'crown-ibp' is the fastest"
+        )
+    return max(1, min(_LARGEST_BATCH, _CALL_ELEMENTS // (neurons * widest)))
+
+
 def _probe(graph: Graph) -> Tensor:
     size = math.prod(graph.input_shape)
     values = torch.linspace(0.0, 1.0, 2 * size, dtype=torch.float64)
-    device = next((n.op.weight.device for n in graph.nodes if hasattr(n.op, "weight")), None)
-    return values.reshape(2, *graph.input_shape).to(device)
+    return values.reshape(2, *graph.input_shape).to(graph.device)
 
 
 @contextlib.contextmanager

@@ -29,7 +29,7 @@ class RebuiltModule(nn.Module):
         first = graph.nodes[readers[0]].op if len(readers) == 1 else None
         self.entry: nn.Module | None = None
         if not isinstance(first, (Conv, Linear)):
-            self.entry = _identity_module(graph.input_shape)
+            self.entry = _identity_module(graph)
         self.eval().requires_grad_(False)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -81,12 +81,9 @@ def _linear_module(op: Linear) -> nn.Linear:
     return module
 
 
-def _identity_module(shape: tuple[int, ...]) -> nn.Module:
+def _identity_module(graph: Graph) -> nn.Module:
+    shape, like = graph.input_shape, torch.empty(0, dtype=graph.dtype, device=graph.device)
+    zero = like.new_zeros(shape[0])
     if len(shape) == 3:
-        one = torch.ones(shape[0], 1, 1, 1, dtype=torch.float64)
-        return _conv_module(
-            Conv(one, torch.zeros(shape[0], dtype=torch.float64), shape, groups=shape[0])
-        )
-    return _linear_module(
-        Linear(torch.eye(shape[0], dtype=torch.float64), torch.zeros(shape[0], dtype=torch.float64))
-    )
+        return _conv_module(Conv(like.new_ones(shape[0], 1, 1, 1), zero, shape, groups=shape[0]))
+    return _linear_module(Linear(torch.diag(like.new_ones(shape[0])), zero))

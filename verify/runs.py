@@ -21,10 +21,12 @@ from greg_cert.data import DataSplits, load_data
 from greg_cert.errors import RunError
 from greg_cert.evaluation import Evaluation, evaluate_model
 from greg_cert.files import write_atomic
+from greg_cert.inference import logits_of
 from greg_cert.models import Classifier
 from greg_cert.records import RunFolder, environment
 from greg_cert.verify.attack import AttackPlan, attack_within
 from greg_cert.verify.certify import certify
+from greg_cert.verify.engine import resolve_engine
 from greg_cert.verify.scorer import Margin, score_function
 
 Progress = Callable[[str, int, int], None]
@@ -32,6 +34,7 @@ Progress = Callable[[str, int, int], None]
 
 _AUDIT_STEPS = 40
 _AUDIT_RESTARTS = 3
+_AUDIT_BATCH = 128
 
 
 @dataclass(frozen=True)
@@ -72,15 +75,16 @@ def verify_runs(
     if baseline is not None:
         ordered = [baseline, *(r for r in ordered if r.path.resolve() != baseline.path.resolve())]
     names = _names(ordered)
-    splits = _common_data(ordered)
+    models = [run.load_model() for run in ordered]  # what is missing shows before hours are spent
+    splits = common_data(ordered)
     indices = choose_samples(len(splits.test), settings.samples, settings.seed)
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise RunError(f"out: cannot write to {out}: {error}") from error
     done = [
-        _verify(run, name, splits, indices, settings, progress)
-        for run, name in zip(ordered, names, strict=True)
+        _verify(run, name, model, splits, indices, settings, progress)
+        for run, name, model in zip(ordered, names, models, strict=True)
     ]
     frame = pd.concat([d.frame for d in done], ignore_index=True)
     buffer = io.BytesIO()
@@ -93,6 +97,8 @@ def verify_runs(
         "max_radius": settings.max_radius,
         "side": "id",
         "clip": False,
+        "method": settings.method,
+        "engine": resolve_engine(settings.engine),
         "baseline": names[0] if baseline is not None else None,
         "runs": {d.name: d.summary for d in done},
         "provenance": {
@@ -117,23 +123,33 @@ def choose_samples(count: int, wanted: int | None, seed: int) -> Tensor:
 
 
 def _names(runs: Sequence[RunFolder]) -> list[str]:
-    titles = [r.config.title for r in runs]
-    if len(set(titles)) == len(titles):
-        return titles
-    folders = [r.path.resolve().name for r in runs]
-    if len(set(folders)) == len(folders):
-        return folders
-    raise RunError(f"runs: expected different names, but got {titles} in folders {folders}")
+    """Titles where they differ, else folder names, else paths."""
+    choices = (
+        [r.config.title for r in runs],
+        [r.path.resolve().name for r in runs],
+        [str(r.path) for r in runs],
+    )
+    for names in choices:
+        if len(set(names)) == len(names):
+            return names
+    raise RunError(f"runs: expected different runs, but got {choices[-1]}")
 
 
-def _common_data(runs: Sequence[RunFolder]) -> DataSplits:
-    """The data of all runs, which must be one and the same, and what they were trained on."""
+def common_data(runs: Sequence[RunFolder]) -> DataSplits:
+    """The data of all runs, which must be one and the same, and what they were trained beside.
+
+    Raises:
+        RunError: where a calibration, test or OOD set differs from the first run's, or from what it
+            was when the run was trained.
+    """
     first = runs[0]
     splits = load_data(first.config.data)
     now = splits.fingerprints()
     for run in runs:
-        then = run.manifest.get("data", {})
-        for part in ("calibration", "test"):
+        then = run.manifest["data"]
+        for part in now:
+            if part in ("train", "aux"):
+                continue
             if then.get(part) != now[part]:
                 why = (
                     "has changed since training"
@@ -147,13 +163,13 @@ def _common_data(runs: Sequence[RunFolder]) -> DataSplits:
 def _verify(
     run: RunFolder,
     name: str,
+    model: Classifier,
     splits: DataSplits,
     indices: Tensor,
     settings: VerifyConfig,
     progress: Progress | None,
 ) -> VerifiedRun:
     start = time.perf_counter()
-    model = run.load_model()
     evaluation = evaluate_model(model, splits, tpr=settings.tpr)
     images, norm = splits.test.pixels(indices), settings.norm_value
     certificates = certify(
@@ -161,6 +177,7 @@ def _verify(
         images,
         evaluation.threshold,
         norm=norm,
+        lipschitz=True,
         max_radius=settings.max_radius,
         method=settings.method,
         engine=settings.engine,
@@ -171,15 +188,14 @@ def _verify(
         model,
         images,
         evaluation.threshold,
-        certificates.radius_certified,
+        torch.maximum(certificates.radius_certified, certificates.radius_lipschitz),
         certificates.radius_attack,
         settings,
     )
     frame = certificates.to_frame()
     assert splits.test.labels is not None
     labels = splits.test.labels[indices]
-    with torch.no_grad():
-        predicted = model.double()(images.double()).argmax(1)
+    predicted = logits_of(model, splits.test.subset(indices)).argmax(1)
     frame.insert(0, "run", name)
     frame.insert(1, "method", run.config.method)
     frame.insert(2, "index", indices.numpy())
@@ -200,21 +216,20 @@ def _audit(
     attacked: Tensor,
     settings: VerifyConfig,
 ) -> Tensor:
-    """Whether any attack succeeded inside the certified radius, (B,) bool."""
+    """Whether any attack succeeded inside a proven radius, (B,) bool."""
     violated = (certified > 0) & (attacked <= certified)
     members = (certified > 0).nonzero().squeeze(1)
-    if len(members):
-        plan = AttackPlan(
-            Margin(threshold, "id"),
-            settings.norm_value,
-            settings.seed,
-            _AUDIT_STEPS,
-            restarts=_AUDIT_RESTARTS,
-        )
-        hit, _ = attack_within(
-            score_function(model), images[members].double(), certified[members], plan
-        )
-        violated[members] |= hit
+    plan = AttackPlan(
+        Margin(threshold, "id"),
+        settings.norm_value,
+        settings.seed,
+        _AUDIT_STEPS,
+        restarts=_AUDIT_RESTARTS,
+    )
+    score = score_function(model)
+    for chunk in members.split(_AUDIT_BATCH):
+        hit, _ = attack_within(score, images[chunk].double(), certified[chunk], plan)
+        violated[chunk] |= hit
     return violated
 
 

@@ -34,7 +34,9 @@ def demo(
     from greg_cert.train import fit
 
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise UsageError(f"--out: expected a new or empty folder, but {out} has content")
+        raise UsageError(
+            f"--out: expected a new or empty folder, but {out} has content; name another with --out"
+        )
     runs = []
     for name in CONFIGS:
         with as_file(files("greg_cert.configs") / name) as path:

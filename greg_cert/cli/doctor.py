@@ -24,13 +24,16 @@ def doctor(run: Annotated[Path, typer.Argument(help="Run folder.")]) -> None:
     """
     from rich.table import Table
 
+    from greg_cert.errors import EngineError
     from greg_cert.records import RunFolder
+    from greg_cert.verify.engine import make_engine
     from greg_cert.verify.trace import trace_model
 
     folder = RunFolder(run)
+    model = folder.load_model()
     sizes = folder.manifest["model"]
     shape = (sizes["in_channels"], sizes["image_size"], sizes["image_size"])
-    graph = trace_model(folder.load_model(), shape)
+    graph = trace_model(model, shape)
     table = Table(title=f"{folder.config.title}: {folder.config.model.name}, as it is bounded")
     for title in ("layer", "bounded as", "reads", "output"):
         table.add_column(title)
@@ -39,6 +42,12 @@ def doctor(run: Annotated[Path, typer.Argument(help="Run folder.")]) -> None:
         source = ", ".join(graph.nodes[j].name for j in node.inputs)
         table.add_row(node.name, kind, source, "x".join(map(str, node.shape)))
     screen.out(table)
+    for name in ("auto-lirpa", "native"):
+        try:
+            make_engine(name, graph)
+            screen.plain(f"engine {name}: ready")
+        except EngineError as error:
+            screen.plain(f"engine {name}: {error}")
     neurons = sum(_size(graph.nodes[i].shape) for i in graph.activations)
     screen.plain(
         f"{len(graph.activations)} activation layers, {neurons} neurons, "

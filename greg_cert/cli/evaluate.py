@@ -28,13 +28,13 @@ def evaluate(
     """
     from rich.table import Table
 
-    from greg_cert.data import load_data
     from greg_cert.evaluation import evaluate_model
     from greg_cert.records import RunFolder
+    from greg_cert.verify.runs import common_data
 
     for path in runs:
         run = RunFolder(path)
-        found = evaluate_model(run.load_model(), load_data(run.config.data), tpr=tpr)
+        found = evaluate_model(run.load_model(), common_data([run]), tpr=tpr)
         table = Table(
             title=f"{run.config.title}: ID accuracy {found.id_accuracy:.4f}, "
             f"threshold {found.threshold:.4f} (accepts {found.test_tpr:.1%} of the test split)"
@@ -51,6 +51,7 @@ def evaluate(
             table.add_column(title, justify="right")
         for name, values in found.ood.items():
             table.add_row(name, *(f"{values[m]:.4f}" for m in metrics))
-        table.add_section()
-        table.add_row("mean", *(f"{found.mean(m):.4f}" for m in metrics))
+        if found.ood:
+            table.add_section()
+            table.add_row("mean", *(f"{found.mean(m):.4f}" for m in metrics))
         screen.out(table)

@@ -21,7 +21,8 @@ def verify(
         Path | None, typer.Option(help="Run folder to compare with, on the same samples.")
     ] = None,
     out: Annotated[
-        Path | None, typer.Option(help="Folder of the results; RUN/verify by default.")
+        Path | None,
+        typer.Option(help="Folder of the results; RUN/verify or RUN/verify-linf."),
     ] = None,
     samples: Annotated[
         int | None, typer.Option(help="How many ID test samples; 0 for all.", min=0)
@@ -57,18 +58,19 @@ def verify(
     verify_and_report(
         folders,
         settings,
-        out or runs[0] / "verify",
+        out or runs[0] / ("verify" if settings.norm == "2" else "verify-linf"),
         baseline=None if baseline is None else RunFolder(baseline),
     )
 
 
 def verify_and_report(folders: list[Any], settings: Any, out: Path, *, baseline: Any) -> None:
     """Verify runs, write the report, show the table and where everything lies."""
+    from greg_cert.errors import EngineError
     from greg_cert.report import load_results, summary_table, write_report
     from greg_cert.verify.runs import verify_runs
 
     with screen.verify_bar() as bar:
-        verify_runs(
+        done = verify_runs(
             folders,
             settings,
             out,
@@ -81,6 +83,12 @@ def verify_and_report(folders: list[Any], settings: Any, out: Path, *, baseline:
     screen.plain(f"results: {out / 'summary.json'}")
     screen.plain(f"         {out / 'certificates.parquet'}")
     screen.plain(f"report:  {files.html}")
+    violations = sum(run.summary["violations"] for run in done)
+    if violations:
+        raise EngineError(
+            f"{violations} certificates are contradicted by an attack: do not use these results, "
+            "and please report them as a bug"
+        )
 
 
 def _settings(run: Any, **given: Any) -> Any:

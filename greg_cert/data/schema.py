@@ -22,7 +22,7 @@ class _Source(BaseModel):
         seed: Seed of everything random in the source.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     source: str
     name: Annotated[str, Field(min_length=1)] | None = None
@@ -165,7 +165,7 @@ class DataConfig(BaseModel):
             pixel, with the test set it must not know: "refuse", or "drop" them from training.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     id: LabelledSource
     id_test: LabelledSource | None = None

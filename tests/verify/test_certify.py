@@ -329,6 +329,30 @@ def test_extreme_layers_never_give_an_unsound_radius(scale: float) -> None:
         check_no_violation(model, x, threshold, "id", 2.0, result)
 
 
+@pytest.mark.parametrize("norm", NORMS)
+@pytest.mark.parametrize("engine", ["native", "auto-lirpa"])
+def test_bounds_that_overflow_prove_nothing(norm: float, engine: str) -> None:
+    """Products of many huge layers leave float64: NaN must not pass for a dead neuron."""
+    layers: list[nn.Module] = [nn.Linear(1, 1)]
+    for _ in range(5):
+        layers += [nn.ReLU(), nn.Linear(1, 1)]
+    layers += [nn.ReLU(), nn.Linear(1, 2)]
+    model = nn.Sequential(*layers).double()
+    with torch.no_grad():
+        for layer in model:
+            if isinstance(layer, nn.Linear):
+                layer.weight.fill_(1e60)
+                layer.bias.zero_()
+        model[0].bias.fill_(-1e61)  # type: ignore[union-attr, operator]
+        model[-1].weight.fill_(-1.0)  # type: ignore[union-attr, operator]
+        model[-1].bias.fill_(5.0)  # type: ignore[union-attr, operator]
+    x = torch.zeros(1, 1, dtype=torch.float64)
+    result = certify(model, x, -5.0, norm=norm, max_radius=20.0, method="best", engine=engine)
+    # The first neuron wakes at x = 10, and everything after it explodes.
+    assert float(result.radius_certified) <= 10.0
+    assert float(result.radius_attack) >= 10.0
+
+
 @pytest.mark.parametrize("scale", [1e-200, 1e200])
 def test_layers_whose_products_leave_float64_are_refused(scale: float) -> None:
     model, x, threshold = setting("mlp")
@@ -416,7 +440,7 @@ def test_progress_counts_every_sample() -> None:
     certify(
         model, x, threshold, attack=False, batch=2, progress=lambda done, n: seen.append((done, n))
     )
-    assert seen == [(2, 5), (4, 5), (5, 5)]
+    assert seen == [(0, 5), (2, 5), (4, 5), (5, 5)]
 
 
 @pytest.mark.parametrize(
