@@ -98,10 +98,10 @@ def test_options_override_the_configuration(trained: Path) -> None:
         cwd=trained,
     )
     assert done.returncode == 0, done.stderr
-    summary = json.loads((trained / "runs/plain/verify/summary.json").read_text())
+    summary = json.loads((trained / "runs/plain/verify-linf/summary.json").read_text())
     assert summary["norm"] == "inf"
     assert summary["runs"]["plain"]["samples"] == 5
-    rows = pd.read_parquet(trained / "runs/plain/verify/certificates.parquet")
+    rows = pd.read_parquet(trained / "runs/plain/verify-linf/certificates.parquet")
     assert rows["radius_certified"].tolist() == rows["radius_lipschitz"].tolist()
 
 

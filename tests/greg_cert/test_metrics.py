@@ -238,13 +238,6 @@ def test_detection_metrics_are_those_functions_under_their_names() -> None:
     }
 
 
-def test_another_rate_is_not_called_fpr95() -> None:
-    ids, ood = continuous()
-    got = detection_metrics(ids, ood, 0.8)
-    assert "fpr95" not in got
-    assert got["fpr_at_tpr_0.8"] == fpr_at_tpr(ids, ood, 0.8)
-
-
 # errors
 
 
