@@ -100,7 +100,7 @@ def weight_gradient(model: nn.Module, norms: Tensor) -> Tensor:
 
 
 def relative(a: Tensor, b: Tensor) -> float:
-    return float((a - b).norm() / b.norm())
+    return float(((a - b).norm() / b.norm()).detach())
 
 
 class Counted:
