@@ -28,23 +28,18 @@ def batch_indices(count: int, size: int, generator: torch.Generator) -> Iterator
         yield order[start : start + size]
 
 
-def endless_indices(count: int, generator: torch.Generator) -> Iterator[Tensor]:
-    """Permutations of `count` samples, one after another."""
-    while True:
-        yield torch.randperm(count, generator=generator)
-
-
 class Draw:
     """Takes samples from a pool without repeating any before all have had their turn."""
 
     def __init__(self, count: int, generator: torch.Generator) -> None:
-        self._source = endless_indices(count, generator)
-        self._left = next(self._source)
+        self._count, self._generator = count, generator
+        self._left = torch.empty(0, dtype=torch.long)
 
     def take(self, size: int) -> Tensor:
         """The next `size` indices."""
         while len(self._left) < size:
-            self._left = torch.cat([self._left, next(self._source)])
+            again = torch.randperm(self._count, generator=self._generator)
+            self._left = torch.cat([self._left, again])
         taken, self._left = self._left[:size], self._left[size:]
         return taken
 

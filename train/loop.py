@@ -161,8 +161,9 @@ class _Trainer:
         # Fabric wraps the objective, which holds the model: both share the weights.
         self.objective: Any
         self.objective, self.optimizer = self.fabric.setup(Objective(self.model), self.optimizer)
+        self.session = environment(_device_name(self.device))
         self.manifest = {
-            **environment(_device_name(self.device)),
+            **self.session,
             "method": config.method,
             "seed": config.seed,
             "model": sizes,
@@ -202,8 +203,7 @@ class _Trainer:
             if before.get(part) != self.manifest[part]:
                 raise RunError(f"resume: the {part} of {self.run.path} changed since it was begun")
         # Versions and times of every session that had a part in the weights.
-        again = {k: self.manifest[k] for k in environment("cpu")}
-        self.manifest = {**before, "resumed": [*before.get("resumed", []), again]}
+        self.manifest = {**before, "resumed": [*before.get("resumed", []), self.session]}
         state = load_checkpoint(self.run.checkpoint_file)
         self.model.load_state_dict(state.model)
         self.optimizer.load_state_dict(state.optimizer)

@@ -69,7 +69,7 @@ class Objective(nn.Module):
 
         replay = _Replay(self.model, inputs.device)
         logits = self.model(inputs)
-        scores = energy(logits.float() if logits.dtype != torch.float64 else logits)
+        scores = energy(logits)
         out = {"ce": F.cross_entropy(logits[:n], batch.labels)}
         loss = out["ce"]
         if terms.use_score:
@@ -105,8 +105,7 @@ class Objective(nn.Module):
 
         def score_again(x: Tensor) -> Tensor:
             with replay.again():
-                logits = self.model(x)
-            return energy(logits.float() if logits.dtype != torch.float64 else logits)
+                return energy(self.model(x))
 
         norms = gradient_penalty(
             score_again,

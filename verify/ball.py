@@ -6,8 +6,9 @@ import torch
 from torch import Tensor
 
 from greg_cert.verify.duality import acceptance_radius, improve_row, rejection_radius
-from greg_cert.verify.engine import Engine, Relaxation
+from greg_cert.verify.engine import Engine, Relaxation, finite_bounds
 from greg_cert.verify.graph import Graph, Linear, forward_all
+from greg_cert.verify.linear_bound import ROUNDING
 from greg_cert.verify.lipschitz import LipschitzBound
 from greg_cert.verify.scorer import Margin
 
@@ -58,21 +59,11 @@ class BallBounds:
         """L_S (B,) over balls of `radii` (B,) about x (B, ...), in float64."""
         dtype = self._graph.dtype
         relaxation = self._engine.relax(x.to(dtype), radii.to(dtype), self._norm, self._relaxation)
-        bound = self._lipschitz(relaxation, x.to(dtype), self._norm).double()
-        return torch.where(_finite(relaxation), bound, torch.inf)
-
-
-def _finite(relaxation: Relaxation) -> Tensor:
-    """Samples (B,) all of whose pre-activation bounds are finite; nothing follows for others."""
-    parts = [
-        (low.isfinite() & high.isfinite()).flatten(1).all(1)
-        for low, high in relaxation.preactivations.values()
-    ]
-    return torch.stack(parts).all(0) if parts else torch.tensor(True)
+        return self._lipschitz(relaxation, x.to(dtype), self._norm).double()
 
 
 def _void(reach: Tensor, relaxation: Relaxation) -> Tensor:
-    return torch.where(_finite(relaxation), reach.double(), 0.0).nan_to_num(nan=0.0)
+    return torch.where(finite_bounds(relaxation), reach.double(), 0.0).nan_to_num(nan=0.0)
 
 
 def first_order_reach(constant: Tensor, gap: Tensor, rounding: Tensor) -> Tensor:
@@ -94,7 +85,7 @@ def score_rounding(graph: Graph, x: Tensor) -> Tensor:
     if isinstance(op, Linear):
         largest = (last.abs() @ op.weight.abs().T + op.bias.abs()).amax(1)
     largest = torch.maximum(largest, values[-1].abs().amax(1))
-    return 2.0**13 * torch.finfo(x.dtype).eps * largest
+    return ROUNDING * torch.finfo(x.dtype).eps * largest
 
 
 def _normalised(p: Tensor) -> Tensor:

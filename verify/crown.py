@@ -12,8 +12,7 @@ import torch
 from torch import Tensor
 
 from greg_cert.verify.graph import Activation, Add, Concat, Conv, Flatten, Graph, Linear
-
-Interval = tuple[Tensor, Tensor]
+from greg_cert.verify.interval import Interval
 
 
 def backward_rows(

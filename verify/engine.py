@@ -6,12 +6,12 @@ import importlib.util
 from collections.abc import Mapping
 from typing import Protocol
 
+import torch
 from torch import Tensor
 
 from greg_cert.errors import UsageError
 from greg_cert.verify.graph import Graph
-
-Interval = tuple[Tensor, Tensor]
+from greg_cert.verify.interval import Interval
 
 ENGINES = ("auto", "auto-lirpa", "native")
 RELAXATIONS = ("crown", "crown-ibp")
@@ -51,6 +51,15 @@ class Engine(Protocol):
             norm: 2.0 or inf.
             method: how intermediate bounds are found: `crown`, or `crown-ibp` (faster, looser).
         """
+
+
+def finite_bounds(relaxation: Relaxation) -> Tensor:
+    """Samples (B,) all of whose pre-activation bounds are finite; nothing follows for others."""
+    parts = [
+        (low.isfinite() & high.isfinite()).flatten(1).all(1)
+        for low, high in relaxation.preactivations.values()
+    ]
+    return torch.stack(parts).all(0) if parts else torch.tensor(True)
 
 
 def resolve_engine(name: str) -> str:

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from greg_cert.verify.norms import dual_norm
 
-_ROUNDING = 2.0**13  # units in the last place, of the sum of absolute terms
+ROUNDING = 2.0**13  # units in the last place, of the sum of absolute terms
 
 
 def value_at_centre(slope: Tensor, offset: Tensor, size: Tensor, inputs: Tensor) -> Tensor:
@@ -29,7 +29,7 @@ def value_at_centre(slope: Tensor, offset: Tensor, size: Tensor, inputs: Tensor)
         value = torch.einsum("brd,bd->br", flat, x)
         scale = torch.einsum("brd,bd->br", flat.detach().abs(), x.abs())
     # float32 only drafts where to look; an allowance of its size would mislead the search.
-    rounding = _ROUNDING * torch.finfo(x.dtype).eps if x.dtype == torch.float64 else 0.0
+    rounding = ROUNDING * torch.finfo(x.dtype).eps if x.dtype == torch.float64 else 0.0
     return value + offset - rounding * (scale + size)
 
 

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from greg_cert.verify.adjoint_interval import adjoint_boxes
-from greg_cert.verify.engine import Relaxation, make_engine
+from greg_cert.verify.engine import Relaxation, finite_bounds, make_engine
 from greg_cert.verify.graph import Graph, Linear
 from greg_cert.verify.local_lipschitz import NodeSlopes
 from greg_cert.verify.norms import check_norm, check_radius, dual_norm
@@ -81,7 +81,7 @@ class LipschitzBound:
                 [dual_norm(row * source.mask, norm) for row in head.op.weight]
             ).amax(0)
             best = torch.minimum(best, longest * source.constant)
-        return best * (1 + _SLACK)
+        return torch.where(finite_bounds(relaxation), best * (1 + _SLACK), torch.inf)
 
 
 def logit_bounds(relaxation: Relaxation, inputs: Tensor, num_classes: int) -> tuple[Tensor, Tensor]:

@@ -15,8 +15,9 @@ from torch import Tensor
 
 from greg_cert.errors import EngineError, UsageError
 from greg_cert.verify.crown import backward_rows
-from greg_cert.verify.engine import RELAXATIONS, Interval
+from greg_cert.verify.engine import RELAXATIONS
 from greg_cert.verify.graph import Graph, forward_all
+from greg_cert.verify.interval import Interval
 from greg_cert.verify.linear_bound import slope_norms, value_at_centre
 from greg_cert.verify.lirpa_compat import load_auto_lirpa
 from greg_cert.verify.rebuild import RebuiltModule
@@ -78,20 +79,26 @@ class AutoLirpaEngine:
         """Lower bound at the centre and dual norm of the slope, (b, R) each."""
         with torch.no_grad():
             _, slope, offset = self._backward(group, norm, rows)
-            # auto-LiRPA does not say what its offset is the sum of; our own pass does.
-            last = len(self._graph.nodes) - 1
-            own = {i: group.bounds[name] for i, name in self._names.items()}
-            size = backward_rows(self._graph, own, last, rows)[2]
-            centre = value_at_centre(slope, offset, offset.abs() + size, group.inputs)
-        return centre, slope_norms(slope, norm)
+            return self._allowed(group, norm, rows, slope, offset)
 
     def lower_rows(self, group: _Group, norm: float, rows: Tensor) -> Tensor:
         """Lower bounds (b, R) over the group's balls; differentiable in `rows`."""
-        low: Tensor = self._backward(group, norm, rows)[0]
+        low, slope, offset = self._backward(group, norm, rows)
         with torch.no_grad():
-            centre, slope = self.bound_rows(group, norm, rows.detach())
-            allowance = low.detach() - (centre - group.radius * slope)
+            centre, steepness = self._allowed(group, norm, rows.detach(), slope, offset)
+            allowance = low.detach() - (centre - group.radius * steepness)
         return low - allowance.clamp_min(0.0)
+
+    def _allowed(
+        self, group: _Group, norm: float, rows: Tensor, slope: Tensor, offset: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Value at the centre, less what rounding may take, and dual norm of the slope."""
+        # auto-LiRPA does not say what its offset is the sum of; our own pass does.
+        last = len(self._graph.nodes) - 1
+        own = {i: group.bounds[name] for i, name in self._names.items()}
+        size = backward_rows(self._graph, own, last, rows)[2]
+        centre = value_at_centre(slope, offset, offset.abs() + size, group.inputs)
+        return centre, slope_norms(slope, norm)
 
     def _backward(self, group: _Group, norm: float, rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         output, root = self._module.output_name[0], self._module.input_name[0]

@@ -10,9 +10,9 @@ from torch import Tensor
 
 from greg_cert.errors import UsageError
 from greg_cert.verify.crown import backward_rows
-from greg_cert.verify.engine import RELAXATIONS, Interval
+from greg_cert.verify.engine import RELAXATIONS
 from greg_cert.verify.graph import Activation, Graph, Node
-from greg_cert.verify.interval import forward_interval
+from greg_cert.verify.interval import Interval, forward_interval
 from greg_cert.verify.linear_bound import slope_norms, value_at_centre
 
 _CHUNK_ELEMENTS = 2**24  # of one coefficient tensor (B, R, widest layer): 128 MiB in float64
