@@ -2,16 +2,53 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 
 import torch
 from torch import Tensor
 
 from greg_cert.errors import UsageError
+from greg_cert.train.double_backward import EfficientDoubleBackward
+from greg_cert.train.linear_region import LinearRegion
 
 ESTIMATORS = ("finite-difference", "double-backward")
 _STEPS = {torch.float64: 1e-6}
 _DEFAULT_STEP = 1e-3  # float32 and below: rounding of S grows as 1/step, curvature as step
+
+
+class Recording:
+    """What an estimator has to see of the pass that makes the scores.
+
+    Pass scores made inside `record()` to `gradient_penalty` together with this object: the finite
+    difference then stays inside the linear region of its inputs, and double backward costs less.
+    """
+
+    def __init__(self, estimator: str) -> None:
+        if estimator not in ESTIMATORS:
+            raise UsageError(
+                f"expected estimator in {', '.join(ESTIMATORS)}, but got {estimator!r}"
+            )
+        exact = estimator == "double-backward"
+        self._region = None if exact else LinearRegion()
+        self._double = EfficientDoubleBackward() if exact else None
+
+    def record(self) -> AbstractContextManager[object]:
+        """Watch the forward pass inside."""
+        if self._region is not None:
+            return self._region.record()
+        assert self._double is not None
+        return self._double
+
+    def hold(self, chosen: Tensor | None) -> AbstractContextManager[object]:
+        """Within the block, the linear region of the recorded pass, for samples `chosen` (M,)."""
+        return contextlib.nullcontext() if self._region is None else self._region.hold(chosen)
+
+    def input_gradient(self, scores: Tensor, inputs: Tensor) -> Tensor:
+        """∇_x S(x) (B, ...), differentiable."""
+        double = self._double or EfficientDoubleBackward()
+        return double.input_gradient(scores, inputs)
 
 
 def gradient_penalty(
@@ -22,27 +59,32 @@ def gradient_penalty(
     estimator: str = "finite-difference",
     step: float | None = None,
     select: Tensor | None = None,
+    scale: Tensor | None = None,
+    recording: Recording | None = None,
 ) -> Tensor:
     """‖∇_x S‖₂ of each sample, differentiable in the weights that `score_fn` uses.
 
     `double-backward`: exact, by differentiating the gradient.
     `finite-difference`: with u = ∇S/‖∇S‖ held constant, ∂_θ‖∇S‖ = ⟨u, ∂_θ∇S⟩, which is the
     derivative of (S(x + hu) − S(x))/h up to O(h): one more forward pass and an ordinary backward
-    pass. The value itself is exact. The derivative is close while no ReLU switches between x and
-    x + hu; each unit that does adds a jump of order 1/h, so on deep ReLU networks in float32 single
-    gradients are noisy, whatever the step (docs/method.md has measurements).
+    pass. The value itself is exact. The second pass keeps to the linear region of x (see
+    `LinearRegion`): each ReLU that switched within the step would add a jump of order 1/h. With
+    `scores` given but no `recording` that is not possible, and single gradients are noisy.
 
     Where ∇S = 0 both derivatives are defined as 0.
 
     Args:
         score_fn: inputs (B, ...) to scores (B,); for `finite-difference` it must give every sample
-            the same function of its input as when `scores` were made (BatchNorm and Dropout!).
+            the same function of its input as when `scores` were made (BatchNorm!).
         inputs: (B, ...), floating; a leaf that requires grad where `scores` are given.
         scores: (B,) `score_fn(inputs)` with its graph, to save a forward pass.
         estimator: `finite-difference` or `double-backward`.
         step: h, in the norm of the inputs; by default 1e-3, in float64 1e-6.
         select: (B,) bool, samples to penalise; the others get 0. With it, `score_fn` is called on
             the selected samples alone.
+        scale: σ, broadcastable to one input: the norm is ‖σ∇S‖₂, that of the gradient by inputs
+            divided by σ, such as normalised pixels.
+        recording: what watched the pass that made `scores`.
 
     Returns:
         (B,) norms, in score units per input unit.
@@ -51,8 +93,8 @@ def gradient_penalty(
         UsageError: for an unknown estimator, a step ≤ 0, inputs that carry no gradient or depend on
             others, or shapes that do not match.
     """
-    if estimator not in ESTIMATORS:
-        raise UsageError(f"expected estimator in {', '.join(ESTIMATORS)}, but got {estimator!r}")
+    fresh = Recording(estimator)
+    recording = recording or (fresh if scores is None else None)
     h = _STEPS.get(inputs.dtype, _DEFAULT_STEP) if step is None else step
     if not h > 0:
         raise UsageError(f"expected step > 0, but got {step}")
@@ -62,7 +104,9 @@ def gradient_penalty(
     if scores is None:
         # The finite difference does not see how the inputs came about, so it must not see a half.
         inputs = inputs if exact and inputs.requires_grad else inputs.detach().requires_grad_()
-        scores = score_fn(inputs)
+        assert recording is not None
+        with recording.record():
+            scores = score_fn(inputs)
     elif not inputs.requires_grad or not (exact or inputs.is_leaf):
         raise UsageError("expected leaf inputs that require grad beside their scores")
     _check_shape("scores", scores, inputs)
@@ -72,10 +116,10 @@ def gradient_penalty(
     if not scores.requires_grad:
         raise UsageError("expected scores with a graph to the inputs, but they carry no gradient")
     if exact:
-        (gradient,) = torch.autograd.grad(scores.sum(), inputs, create_graph=True)
-        norms = _safe_norm(gradient.flatten(1))
+        gradient = (recording or fresh).input_gradient(scores, inputs)
+        norms = _safe_norm((gradient if scale is None else gradient * scale).flatten(1))
         return norms if select is None else torch.where(select, norms, 0.0)
-    return _finite_difference(score_fn, inputs, scores, h, select)
+    return _finite_difference(score_fn, inputs, scores, h, select, scale, recording)
 
 
 def _check_shape(name: str, value: Tensor, inputs: Tensor) -> None:
@@ -89,23 +133,30 @@ def _finite_difference(
     scores: Tensor,
     h: float,
     select: Tensor | None,
+    scale: Tensor | None,
+    recording: Recording | None,
 ) -> Tensor:
     (gradient,) = torch.autograd.grad(scores.sum(), inputs, retain_graph=True)
-    flat = gradient.detach().flatten(1)
-    norms = torch.linalg.vector_norm(flat, dim=1)
-    unit = flat / norms.clamp_min(torch.finfo(flat.dtype).tiny).unsqueeze(1)
-    moved = inputs.detach() + h * unit.unflatten(1, inputs.shape[1:])
-    if select is None:
+    scaled = gradient if scale is None else gradient * scale
+    norms = torch.linalg.vector_norm(scaled.flatten(1), dim=1)
+    size = norms.clamp_min(torch.finfo(norms.dtype).tiny)
+    unit = scaled / size.view(-1, *[1] * (inputs.ndim - 1))
+    # ∂‖σ∇S‖ = ⟨σ·unit, ∂∇S⟩.
+    moved = inputs.detach() + h * (unit if scale is None else unit * scale)
+    chosen = None
+    if select is not None:
+        chosen = select.nonzero().squeeze(1)
+        if len(chosen) == 0:
+            return torch.zeros_like(norms)
+        moved, scores = moved[chosen], scores[chosen]
+    with contextlib.nullcontext() if recording is None else recording.hold(chosen):
         slope = (score_fn(moved) - scores) / h
-        # Zero in value, the derivative in gradient: the value stays the exact norm.
-        whole: Tensor = norms + (slope - slope.detach()) * (norms > 0)
+    kept = norms if chosen is None else norms[chosen]
+    # Zero in value, the derivative in gradient: the value stays the exact norm.
+    whole: Tensor = kept + (slope - slope.detach()) * (kept > 0)
+    if chosen is None:
         return whole
-    chosen = select.nonzero().squeeze(1)
-    if len(chosen) == 0:
-        return torch.zeros_like(norms)
-    slope = (score_fn(moved[chosen]) - scores[chosen]) / h
-    kept = norms[chosen] + (slope - slope.detach()) * (norms[chosen] > 0)
-    return torch.zeros_like(norms).index_copy(0, chosen, kept.to(norms.dtype))
+    return torch.zeros_like(norms).index_copy(0, chosen, whole.to(norms.dtype))
 
 
 def _safe_norm(flat: Tensor) -> Tensor:

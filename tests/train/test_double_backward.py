@@ -1,0 +1,175 @@
+"""The cheap second derivatives against PyTorch's own, which gradgradcheck confirms elsewhere."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import nullcontext
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from greg_cert.errors import UsageError
+from greg_cert.models import build_model
+from greg_cert.scores import energy
+from greg_cert.train.double_backward import EfficientDoubleBackward
+
+F64 = torch.float64
+Op = Callable[..., Tensor]
+
+
+def normal(*shape: int, seed: int = 0) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(*shape, generator=generator, dtype=F64).requires_grad_()
+
+
+def second_order(op: Op, tensors: list[Tensor], cheap: bool) -> list[Tensor]:
+    """Value, first derivatives by all, and derivatives of ⟨ones-ish, ∇_x⟩² by all."""
+    mode = EfficientDoubleBackward()
+    with mode if cheap else nullcontext():
+        out = op(*tensors)
+    weights = torch.linspace(-1.0, 2.0, out.numel(), dtype=F64).view_as(out)
+    score = (out * weights).sum() + (out**3 * weights).sum()  # not linear in the output
+    first = torch.autograd.grad(score, tensors, retain_graph=True)
+    by_x = (
+        mode.input_gradient(score, tensors[0])
+        if cheap
+        else torch.autograd.grad(score, tensors[0], create_graph=True)[0]
+    )
+    probe = torch.linspace(2.0, -1.0, by_x.numel(), dtype=F64).view_as(by_x)
+    loss = (by_x * probe).sum() + by_x.square().sum()
+    second = torch.autograd.grad(loss, tensors, materialize_grads=True)
+    return [out, *first, by_x, *second]
+
+
+def assert_same(op: Op, tensors: list[Tensor]) -> None:
+    ours, theirs = (second_order(op, tensors, cheap) for cheap in (True, False))
+    for a, b in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-9)
+    assert all(float(t.detach().norm()) > 0 for t in ours[-2:])
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"stride": 2, "padding": 1},
+        {"stride": (2, 1), "padding": (0, 2), "dilation": (1, 2)},
+        {"padding": "same"},
+        {"groups": 2, "padding": 1},
+    ],
+)
+@pytest.mark.parametrize("bias", [True, False])
+def test_convolution(options: dict[str, Any], bias: bool) -> None:
+    groups = options.get("groups", 1)
+    tensors = [normal(3, 4, 7, 6), normal(6, 4 // groups, 3, 3, seed=1)]
+    if bias:
+        tensors.append(normal(6, seed=2))
+    assert_same(lambda x, w, b=None: F.conv2d(x, w, b, **options), tensors)
+
+
+@pytest.mark.parametrize("axes", [1, 3])
+def test_convolution_over_other_numbers_of_axes(axes: int) -> None:
+    op = {1: F.conv1d, 3: F.conv3d}[axes]
+    tensors = [normal(2, 3, *[5] * axes), normal(4, 3, *[3] * axes, seed=1), normal(4, seed=2)]
+    assert_same(lambda x, w, b: op(x, w, b, padding=1), tensors)
+
+
+@pytest.mark.parametrize("shape", [(5, 3, 4, 4), (9, 3), (4, 3, 6)])
+def test_batch_norm(shape: tuple[int, ...]) -> None:
+    def op(x: Tensor, w: Tensor, b: Tensor) -> Tensor:
+        return F.batch_norm(x, None, None, w, b, training=True, eps=1e-3)
+
+    assert_same(op, [normal(*shape), normal(3, seed=1), normal(3, seed=2)])
+
+
+def test_batch_norm_in_evaluation_mode_and_without_weights() -> None:
+    mean, var = torch.zeros(3, dtype=F64), torch.ones(3, dtype=F64) * 2
+    assert_same(
+        lambda x, w, b: F.batch_norm(x, mean, var, w, b), [normal(5, 3), normal(3), normal(3)]
+    )
+    assert_same(lambda x: F.batch_norm(x, None, None, training=True), [normal(5, 3)])
+
+
+def test_running_statistics_move_as_ever() -> None:
+    x = normal(6, 3, 4, 4)
+    moved = []
+    for mode in (EfficientDoubleBackward(), nullcontext()):
+        layer = nn.BatchNorm2d(3).double()
+        with mode:
+            layer(x)
+        moved.append(layer.state_dict())
+    for a, b in zip(moved[0].values(), moved[1].values(), strict=True):
+        torch.testing.assert_close(a, b)
+
+
+@pytest.mark.parametrize("name", ["resnet18_32x32", "wrn16_2", "cnn_small"])
+def test_a_whole_network_in_training_mode(name: str) -> None:
+    torch.manual_seed(0)
+    sizes = {"num_classes": 4, "in_channels": 3, "image_size": 8}
+    model = build_model(name, **sizes, mean=[0.5] * 3, std=[0.2] * 3).double().train()  # type: ignore[arg-type]
+    x = torch.rand(4, 3, 8, 8, dtype=F64, requires_grad=True)
+    found = []
+    for cheap in (True, False):
+        mode = EfficientDoubleBackward()
+        with mode if cheap else nullcontext():
+            scores = energy(model(x))
+        if cheap:
+            slope = mode.input_gradient(scores, x)
+        else:
+            (slope,) = torch.autograd.grad(scores.sum(), x, create_graph=True)
+        loss = slope.flatten(1).norm(dim=1).sum() + scores.square().sum()
+        grads = torch.autograd.grad(loss, list(model.parameters()), materialize_grads=True)
+        found.append(torch.cat([g.flatten() for g in grads]))
+    assert (found[0] - found[1]).norm() <= 1e-9 * found[1].norm()
+
+
+def test_other_second_derivatives_are_pytorchs_own() -> None:
+    """A penalty on weight gradients needs what `input_gradient` leaves out."""
+
+    def weight_penalty(cheap: bool) -> Tensor:
+        x, w, g, b = normal(3, 2, 5, 5), normal(4, 2, 3, 3, seed=1), normal(4, seed=2), normal(4)
+        with EfficientDoubleBackward() if cheap else nullcontext():
+            out = F.batch_norm(F.conv2d(x, w), None, None, g, b, training=True).relu()
+        grads = torch.autograd.grad(out.square().sum(), (w, g), create_graph=True)
+        total = sum(v.square().sum() for v in grads)
+        assert isinstance(total, Tensor)
+        return torch.cat([v.flatten() for v in torch.autograd.grad(total, (x, w, g, b))])
+
+    torch.testing.assert_close(weight_penalty(True), weight_penalty(False), rtol=1e-9, atol=1e-9)
+
+
+def test_a_third_derivative_is_refused_rather_than_wrong() -> None:
+    x, w = normal(1, 1, 4, 4), normal(1, 1, 3, 3)
+    mode = EfficientDoubleBackward()
+    with mode:
+        score = F.conv2d(x, w).pow(3).sum()
+    slope = mode.input_gradient(score, x)
+    with pytest.raises(UsageError, match="third derivative"):
+        torch.autograd.grad(slope.square().sum(), w, create_graph=True)
+
+
+def test_mixed_precision_is_as_close_to_full_as_pytorchs_own() -> None:
+    torch.manual_seed(0)
+    model = build_model(
+        "resnet18_32x32", num_classes=4, in_channels=3, image_size=8, mean=[0.5] * 3, std=[0.2] * 3
+    ).train()
+    x = torch.rand(8, 3, 8, 8, requires_grad=True)
+
+    def weight_gradient(low: bool, cheap: bool) -> Tensor:
+        mode = EfficientDoubleBackward()
+        with torch.autocast("cpu", torch.bfloat16, enabled=low), mode if cheap else nullcontext():
+            scores = energy(model(x).float())
+        slope = mode.input_gradient(scores, x)
+        assert slope.dtype == torch.float32
+        loss = slope.flatten(1).norm(dim=1).sum()
+        grads = torch.autograd.grad(loss, list(model.parameters()), materialize_grads=True)
+        assert all(g.dtype == torch.float32 for g in grads)
+        return torch.cat([g.flatten() for g in grads])
+
+    exact = weight_gradient(low=False, cheap=False)
+    ours = float((weight_gradient(low=True, cheap=True) - exact).norm() / exact.norm())
+    theirs = float((weight_gradient(low=True, cheap=False) - exact).norm() / exact.norm())
+    assert ours < 1.3 * theirs < 1.0

@@ -1,0 +1,269 @@
+"""Convolution and BatchNorm whose gradients are cheap to differentiate once more.
+
+PyTorch differentiates the input gradient of a convolution through transposed tensors with kernels
+as large as the image, and that of BatchNorm through a dozen elementwise passes. Both have closed
+forms with the kernels of an ordinary training step; benchmarks/train_step.py measures the gain.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+
+from greg_cert.errors import UsageError
+
+_aten = torch.ops.aten
+_CONVOLUTIONS = (torch.conv1d, torch.conv2d, torch.conv3d)
+
+
+class EfficientDoubleBackward(TorchFunctionMode):
+    """Within `with`, convolutions and training-mode BatchNorm get the cheap second derivative.
+
+    Values and derivatives are those of the operations replaced, to rounding. `input_gradient` of
+    scores made inside is where it pays; every other use is served by PyTorch's own formulas.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inputs_only = False
+
+    def input_gradient(self, scores: Tensor, inputs: Tensor) -> Tensor:
+        """∇_x Σ S(x), with a graph to the weights; of the shape of `inputs`.
+
+        Args:
+            scores: (B,) scores, made of `inputs` inside this mode for the speed of it.
+            inputs: tensor that requires grad.
+        """
+        # The backward functions cannot tell which gradients were asked for; without this they
+        # would have to compute those of the weights too.
+        self.inputs_only = True
+        try:
+            (gradient,) = torch.autograd.grad(scores.sum(), inputs, create_graph=True)
+        finally:
+            self.inputs_only = False
+        return gradient
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Iterable[type],
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        """Replace what has a better second derivative, and leave the rest."""
+        kwargs = kwargs or {}
+        if func in _CONVOLUTIONS:
+            return self._convolution(func, *args, **kwargs)
+        if func is F.batch_norm:
+            return self._batch_norm(*args, **kwargs)
+        return func(*args, **kwargs)
+
+    def _convolution(
+        self,
+        func: Callable[..., Tensor],
+        input: Tensor,
+        weight: Tensor,
+        bias: Tensor | None = None,
+        stride: Any = 1,
+        padding: Any = 0,
+        dilation: Any = 1,
+        groups: int = 1,
+    ) -> Tensor:
+        axes = weight.ndim - 2
+        if isinstance(padding, str) or input.ndim != weight.ndim or not input.requires_grad:
+            return func(input, weight, bias, stride, padding, dilation, groups)
+        kind = input.device.type
+        if torch.is_autocast_enabled(kind):
+            # Inside the function below autocast would not reach the tensors kept for later.
+            dtype = torch.get_autocast_dtype(kind)
+            input, weight = input.to(dtype), weight.to(dtype)
+            bias = None if bias is None else bias.to(dtype)
+        sizes = [_each(stride, axes), _each(padding, axes), _each(dilation, axes)]
+        out: Tensor = _Convolution.apply(
+            self, input, weight, bias, (*sizes, False, [0] * axes, groups)
+        )
+        return out
+
+    def _batch_norm(
+        self,
+        input: Tensor,
+        running_mean: Tensor | None,
+        running_var: Tensor | None,
+        weight: Tensor | None = None,
+        bias: Tensor | None = None,
+        training: bool = False,
+        momentum: float = 0.1,
+        eps: float = 1e-5,
+    ) -> Tensor:
+        if not training or weight is None or not input.requires_grad:
+            return F.batch_norm(
+                input, running_mean, running_var, weight, bias, training, momentum, eps
+            )
+        out: Tensor = _BatchNorm.apply(
+            self, input, weight, bias, running_mean, running_var, momentum, eps
+        )
+        return out
+
+
+def _each(value: Any, axes: int) -> list[int]:
+    return [value] * axes if isinstance(value, int) else list(value)
+
+
+class _Convolution(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        mode: EfficientDoubleBackward,
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        settings: tuple[Any, ...],
+    ) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        ctx.mode, ctx.settings = mode, settings
+        out: Tensor = _aten.convolution(x, weight, bias, *settings)
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight = ctx.saved_tensors
+        if ctx.mode.inputs_only:
+            return (
+                None,
+                _ConvolutionInputGradient.apply(g, x, weight, ctx.settings),
+                None,
+                None,
+                None,
+            )
+        wanted = list(ctx.needs_input_grad[1:4])
+        found = _aten.convolution_backward(g, x, weight, [len(weight)], *ctx.settings, wanted)
+        return None, *(v if w else None for v, w in zip(found, wanted, strict=True)), None
+
+
+class _ConvolutionInputGradient(torch.autograd.Function):
+    """g ↦ Wᵀg: linear in both, so its own derivatives are a convolution and a weight gradient."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, g: Tensor, x: Tensor, weight: Tensor, settings: tuple[Any, ...]
+    ) -> Tensor:
+        ctx.save_for_backward(g, weight)
+        ctx.settings = settings
+        mask = [True, False, False]
+        out: Tensor = _aten.convolution_backward(g, x, weight, None, *settings, mask)[0]
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, v: Tensor) -> tuple[Tensor | None, ...]:
+        _refuse_third_derivative()
+        g, weight = ctx.saved_tensors
+        back = forth = None
+        if ctx.needs_input_grad[0]:
+            back = _aten.convolution(v, weight, None, *ctx.settings)
+        if ctx.needs_input_grad[2]:
+            mask = [False, True, False]
+            forth = _aten.convolution_backward(g, v, weight, None, *ctx.settings, mask)[1]
+        return back, None, forth, None
+
+
+class _BatchNorm(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        mode: EfficientDoubleBackward,
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        running_mean: Tensor | None,
+        running_var: Tensor | None,
+        momentum: float,
+        eps: float,
+    ) -> Tensor:
+        y: Tensor
+        y, mean, rstd = _aten.native_batch_norm(
+            x, weight, bias, running_mean, running_var, True, momentum, eps
+        )
+        ctx.save_for_backward(x, weight, mean, rstd)
+        ctx.mode, ctx.eps = mode, eps
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight, mean, rstd = ctx.saved_tensors
+        rest = (None,) * 4
+        if ctx.mode.inputs_only:
+            out = _BatchNormInputGradient.apply(g, x, weight, mean, rstd, ctx.eps)
+            return None, out, None, None, *rest
+        wanted = list(ctx.needs_input_grad[1:4])
+        return None, *_batch_norm_backward(g, x, weight, mean, rstd, ctx.eps, wanted), *rest
+
+
+class _BatchNormInputGradient(torch.autograd.Function):
+    """g ↦ wρ(g − mean g − x̂·mean(g·x̂)), with x̂ = (x − μ)ρ and means over each channel's N values.
+
+    With c = mean(g·x̂), d = mean(v·x̂), ⟨v, ·⟩ = wρN·A where A = mean(vg) − mean v·mean g − cd. The
+    map is self-adjoint in g; A gives the derivative by w; and that by x is
+    −wρ²[A·x̂ + c(v − mean v − d·x̂) + d(g − mean g − c·x̂)].
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, g: Tensor, x: Tensor, weight: Tensor, mean: Tensor, rstd: Tensor, eps: float
+    ) -> Tensor:
+        ctx.save_for_backward(g, x, weight, mean, rstd)
+        ctx.eps = eps
+        out = _batch_norm_backward(g, x, weight, mean, rstd, eps, [True, False, False])[0]
+        assert out is not None
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, v: Tensor) -> tuple[Tensor | None, ...]:
+        _refuse_third_derivative()
+        g, x, weight, mean, rstd = ctx.saved_tensors
+        count = x.numel() // x.shape[1]
+        saved = (x, weight, mean, rstd, ctx.eps)
+        by_g, d, v_mean = _batch_norm_backward(v, *saved, [True, True, True])
+        _, c, g_mean = _batch_norm_backward(g, *saved, [False, True, True])
+        assert d is not None and v_mean is not None and c is not None and g_mean is not None
+        c, d, v_mean, g_mean = c / count, d / count, v_mean / count, g_mean / count
+        a = (v * g).mean([0, *range(2, x.ndim)], dtype=mean.dtype) - v_mean * g_mean - c * d
+        outer = -weight * rstd * rstd
+        on_x = outer * (a - 2 * c * d) * rstd
+        rest = -on_x * mean - outer * (c * v_mean + d * g_mean)
+
+        def channel(values: Tensor) -> Tensor:
+            return values.to(x.dtype).view(1, -1, *([1] * (x.ndim - 2)))
+
+        by_x = torch.addcmul(channel(rest), x, channel(on_x))
+        by_x.addcmul_(v, channel(outer * c)).addcmul_(g, channel(outer * d))
+        return by_g, by_x, (rstd * count * a).to(weight.dtype), None, None, None
+
+
+def _refuse_third_derivative() -> None:
+    # PyTorch's `once_differentiable` would let one by weights alone pass, and be wrong.
+    if torch.is_grad_enabled():
+        raise UsageError(
+            "expected create_graph=False after input_gradient, but got a third derivative"
+        )
+
+
+def _batch_norm_backward(
+    g: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    mean: Tensor,
+    rstd: Tensor,
+    eps: float,
+    wanted: list[bool],
+) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    """Gradients by x, weight and bias; the last two are Σ g·x̂ and Σ g over each channel."""
+    found = _aten.native_batch_norm_backward(
+        g, x, weight, None, None, mean, rstd, True, eps, wanted
+    )
+    by_x, by_weight, by_bias = (v if w else None for v, w in zip(found, wanted, strict=True))
+    return by_x, by_weight, by_bias
