@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 
 import torch
 from torch import Tensor, nn
 
-from greg_cert.data import ImageSet
+from greg_cert.data import Images, ImageSet, prefetch
 
-_BATCH = 512
+_PIXELS = 2**21  # of a batch: 512 images of 64×64
 
 
 @torch.no_grad()
 def logits_of(
     model: nn.Module,
-    images: ImageSet,
+    images: Images,
     *,
     dtype: torch.dtype = torch.float64,
     device: torch.device | None = None,
@@ -26,8 +27,11 @@ def logits_of(
     """
     device = device or next(model.parameters()).device
     twin = copy.deepcopy(model).to(device, dtype).eval()
-    parts = [
-        twin(images.pixels(indices).to(device, dtype)).cpu()
-        for indices in torch.arange(len(images)).split(_BATCH)
-    ]
+    batch = max(1, min(512, _PIXELS // (images.image_shape[1] * images.image_shape[2])))
+    indices = torch.arange(len(images)).split(batch)
+    if isinstance(images, ImageSet):
+        parts = [twin(images.pixels(i).to(device, dtype)).cpu() for i in indices]
+    else:  # decoding goes on meanwhile
+        with contextlib.closing(prefetch(indices, images.pixels)) as ready:
+            parts = [twin(pixels.to(device, dtype)).cpu() for _, pixels in ready]
     return torch.cat(parts)

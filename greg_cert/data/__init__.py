@@ -12,17 +12,29 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from greg_cert.data.load import load_data
     from greg_cert.data.schema import DataConfig, LabelledSource, Source
-    from greg_cert.data.types import DataSplits, ImageSet
+    from greg_cert.data.threads import prefetch
+    from greg_cert.data.types import DataSplits, Images, ImageSet
 
-__all__ = ["DataConfig", "DataSplits", "ImageSet", "LabelledSource", "Source", "load_data"]
+__all__ = [
+    "DataConfig",
+    "DataSplits",
+    "ImageSet",
+    "Images",
+    "LabelledSource",
+    "Source",
+    "load_data",
+    "prefetch",
+]
 
 _HOME = {
     "DataConfig": "schema",
     "DataSplits": "types",
     "ImageSet": "types",
+    "Images": "types",
     "LabelledSource": "schema",
     "Source": "schema",
     "load_data": "load",
+    "prefetch": "threads",
 }
 
 

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from greg_cert.data.gather import pick
 from greg_cert.data.labels import check_labels, limited_labels
+from greg_cert.data.on_disk import ArrayImages, checked_pixels, stays_on_disk
 from greg_cert.data.reject import data_error
 from greg_cert.data.schema import ArraySource
 from greg_cert.data.types import ImageSet
@@ -16,8 +15,25 @@ from greg_cert.data.types import ImageSet
 _Array = NDArray[np.generic]
 
 
-def load_array(source: ArraySource, *, field: str, labelled: bool) -> ImageSet:
-    """The set in a `.npz` or `.npy` file, at its own size; labels are read only if `labelled`.
+def load_array(
+    source: ArraySource,
+    *,
+    field: str,
+    labelled: bool,
+    channels: int | None = None,
+    size: int | None = None,
+) -> ImageSet | ArrayImages:
+    """The set in a `.npz` or `.npy` file; labels are read only if `labelled`.
+
+    In memory it has its own channels and size. A `.npy` is memory-mapped: of one that stays on disk
+    nothing is read here, and otherwise only what `limit` keeps.
+
+    Args:
+        source: File and layout.
+        field: Path of the source in the configuration.
+        labelled: Whether to read the labels.
+        channels: What images that stay on disk are brought to; None for their own.
+        size: As `channels`.
 
     Raises:
         DataError: The file is missing, damaged, pickled, or does not hold such images and labels.
@@ -54,7 +70,19 @@ def load_array(source: ArraySource, *, field: str, labelled: bool) -> ImageSet:
     images = _channels_first(images, source.layout, field=field)
     checked = None if labels is None else check_labels(labels, len(images), field=f"{field}.labels")
     chosen = pick(len(images), source.limit, source.seed)
-    pixels = _checked_pixels(images, chosen, field=f"{field}.images")
+    field_images = f"{field}.images"
+    if images.dtype != np.uint8 and images.dtype.kind != "f":
+        expected = "uint8, or floating point in [0, 1]"
+        raise data_error(field_images, expected, f"dtype {images.dtype}")
+    mapped = path.suffix == ".npy"
+    if source.keep == "disk" and not mapped:
+        raise data_error(f"{field}.keep", "a .npy file, which can be read in parts", str(path))
+    if mapped and stays_on_disk(source.keep, len(chosen) * images[0].size * images.itemsize):
+        own = images.shape[1:]
+        shape = (channels or own[0], *(2 * (size or min(own[1:]),)))
+        return ArrayImages(source.title, field_images, images, chosen, shape)
+    part = images if len(chosen) == len(images) else images[chosen]
+    pixels = checked_pixels(part, chosen, field=field_images)
     if checked is None:
         return ImageSet(source.title, pixels)
     return ImageSet(source.title, pixels, limited_labels(checked, chosen, field=field))
@@ -101,24 +129,3 @@ def _channels_first(images: _Array, layout: str, *, field: str) -> _Array:
     if images.shape[1] not in (1, 3):
         raise data_error(field_shape, f"1 or 3 channels in layout {layout}", f"shape {shape}")
     return images
-
-
-def _checked_pixels(images: _Array, chosen: NDArray[np.int64], *, field: str) -> Tensor:
-    """The chosen images as a uint8 tensor, or float32 once known to be finite and in [0, 1]."""
-    if images.dtype != np.uint8 and images.dtype.kind != "f":
-        expected = "uint8, or floating point in [0, 1]"
-        raise data_error(field, expected, f"dtype {images.dtype}")
-    part = images if len(chosen) == len(images) else images[chosen]
-    if part.dtype == np.uint8:
-        return torch.from_numpy(np.array(part, dtype=np.uint8, order="C"))
-    pixels = np.array(part, dtype=np.float32, order="C")
-    for start in range(0, len(pixels), 1024):
-        block = pixels[start : start + 1024]
-        wrong = ~((block >= 0) & (block <= 1))  # NaN compares false with both
-        if wrong.any():
-            at = np.argwhere(wrong)[0]
-            value = float(block[tuple(at)])
-            found = f"{value:g} in image {int(chosen[start + at[0]])}"
-            hint = "Store grey levels as uint8, or divide them by 255" if value > 1 else ""
-            raise data_error(field, "finite values in [0, 1]", found, hint=hint)
-    return torch.from_numpy(pixels)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 from torch.nn.functional import interpolate
@@ -10,10 +12,19 @@ _LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601
 _CHUNK_VALUES = 1 << 24  # float32 values held at a time
 
 
-def centre_square(images: Tensor) -> Tensor:
-    """The largest centred square of each image, (N, C, H, W) -> (N, C, M, M), M = min(H, W)."""
+def centre_side(height: int, width: int, crop: float = 1.0) -> int:
+    """Side of the centred square that is kept: the share `crop` of the shorter side, rounded."""
+    return max(1, math.floor(crop * min(height, width) + 0.5))
+
+
+def centre_square(images: Tensor, crop: float = 1.0) -> Tensor:
+    """A centred square of each image, (N, C, H, W) -> (N, C, M, M), M = crop · min(H, W).
+
+    With `crop` 1 it is the largest one. 224/256 = 0.875, resized to 224, is what ImageNet is tested
+    with: the shorter side resized to 256, and the centre 224×224 of that.
+    """
     height, width = images.shape[-2:]
-    side = min(height, width)
+    side = centre_side(height, width, crop)
     top, left = (height - side) // 2, (width - side) // 2
     return images[..., top : top + side, left : left + side]
 
@@ -33,19 +44,20 @@ def to_channels(images: Tensor, channels: int) -> Tensor:
     return (images * weights).sum(dim=1, keepdim=True)
 
 
-def conform(images: Tensor, *, channels: int, size: int) -> Tensor:
+def conform(images: Tensor, *, channels: int, size: int, crop: float = 1.0) -> Tensor:
     """Images as (N, channels, size, size) in the dtype they came in.
 
-    The largest centred square is kept, so that shapes are not distorted; it is then resized
-    bilinearly with antialiasing. uint8 images are computed in float32 and rounded once at the end.
-    Images that already fit come back with their very pixels.
+    A centred square is kept, so that shapes are not distorted (the largest, with `crop` 1); it is
+    then resized bilinearly with antialiasing. uint8 images are computed in float32 and rounded once
+    at the end. Images that already fit come back with their very pixels.
 
     Args:
         images: (N, 1 or 3, H, W), uint8 or float32 in [0, 1].
         channels: 1 or 3.
         size: Height and width wanted.
+        crop: Share of the shorter side that the square keeps.
     """
-    images = centre_square(images)
+    images = centre_square(images, crop)
     if images.shape[1:] == (channels, size, size):
         return images.contiguous()
     result = torch.empty((len(images), channels, size, size), dtype=images.dtype)

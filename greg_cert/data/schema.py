@@ -7,10 +7,48 @@ rest. This module imports pydantic and nothing heavier.
 from __future__ import annotations
 
 from collections import Counter
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    NonNegativeInt,
+    PositiveInt,
+    model_validator,
+)
+
+from greg_cert.data.class_lists import CLASS_LISTS
+
+ARCHIVES = (".tar", ".tar.gz", ".tgz", ".tar.xz", ".txz", ".tar.bz2", ".tbz2", ".zip")
+
+Keep = Literal["auto", "memory", "disk"]
+
+
+def _bundled(value: object) -> object:
+    """The names of a bundled class list where its own name is given."""
+    if not isinstance(value, str):
+        return value
+    if value not in CLASS_LISTS:
+        raise ValueError(f"expected a list of class names, or one of {', '.join(CLASS_LISTS)}")
+    return CLASS_LISTS[value]
+
+
+def _each_once(names: tuple[str, ...]) -> tuple[str, ...]:
+    twice = [name for name, n in Counter(names).items() if n > 1]
+    if twice:
+        raise ValueError(f"expected every class once, but {twice[0]!r} is there more often")
+    return names
+
+
+ClassNames = Annotated[
+    tuple[Annotated[str, Field(min_length=1)], ...],
+    Field(min_length=1),
+    BeforeValidator(_bundled),
+]
+Crop = Annotated[float, Field(gt=0, le=1)]
 
 
 class _Source(BaseModel):
@@ -94,6 +132,8 @@ class ArraySource(_Source):
         images: Key of the images in a `.npz`.
         labels: Key of the labels in a `.npz`; read only for in-distribution sets.
         layout: Order of the axes; "auto" takes the axis that is 1 or 3 for the channels.
+        keep: Where the images stay: in "memory", or (`.npy` only) on "disk", from where they are
+            read as they are needed; "auto" leaves them there beyond 4 GiB.
     """
 
     source: Literal["array"] = "array"
@@ -101,29 +141,102 @@ class ArraySource(_Source):
     images: str = "images"
     labels: str = "labels"
     layout: Literal["auto", "nhwc", "nchw", "nhw"] = "auto"
+    keep: Keep = "auto"
 
     def _default_title(self) -> str:
         return self.path.stem
 
 
 class FolderSource(_Source):
-    """Image files: `path/<class>/*` with labels; `path/*` also serves where none are needed."""
+    """Image files: `path/<class>/*` with labels; `path/*` also serves where none are needed.
+
+    Attributes:
+        path: A folder, or an archive (`.tar`, `.tar.gz`, `.tar.xz`, `.tar.bz2`, `.zip`), which is
+            read without being unpacked.
+        inside: Folder inside the archive that holds the classes; by default its top.
+        classes: Class folders to read, in the order of their labels, or the name of a list in
+            `greg_cert.data.class_lists`; by default all, sorted.
+        classes_file: The same as a text file: a name a line, `#` before comments.
+        exclude_classes: Class folders to leave out, as `classes`.
+        exclude_classes_file: The same as a text file.
+        crop: Share of the shorter side that is kept when images are squared; 0.875 is ImageNet's
+            256-to-224 crop.
+        keep: Where the images stay: decoded in "memory", or on "disk", from where they are read and
+            decoded as they are needed; "auto" leaves them there if they would fill over 4 GiB.
+    """
 
     source: Literal["folder"] = "folder"
     path: Path
+    inside: PurePosixPath | None = None
+    classes: ClassNames | None = None
+    classes_file: Path | None = None
+    exclude_classes: ClassNames | None = None
+    exclude_classes_file: Path | None = None
+    crop: Crop = 1.0
+    keep: Keep = "auto"
+
+    @property
+    def archived(self) -> bool:
+        """Whether `path` names an archive by its ending."""
+        return self.path.name.lower().endswith(ARCHIVES)
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        lists = ("classes", "classes_file", "exclude_classes", "exclude_classes_file")
+        given = [name for name in lists if getattr(self, name) is not None]
+        if len(given) > 1:
+            raise ValueError(f"expected at most one of {', '.join(lists)}, but got {given[:2]}")
+        _each_once(self.classes or self.exclude_classes or ())
+        if self.inside is not None:
+            if not self.archived:
+                raise ValueError(
+                    f"expected `inside` only where path is an archive ({', '.join(ARCHIVES)}), "
+                    f"but path is {str(self.path)!r}"
+                )
+            if self.inside.is_absolute() or ".." in self.inside.parts:
+                found = str(self.inside)
+                raise ValueError(f"expected `inside` below the archive's top, but got {found!r}")
+        return self
 
     def _default_title(self) -> str:
-        return self.path.name or self.source
+        if not self.archived:
+            return self.path.name or self.source
+        return str(self.inside) if self.inside else self.path.name.partition(".")[0]
 
 
 class TorchvisionSource(_Source):
-    """A set that torchvision reads from `root`, and downloads on request."""
+    """A set that torchvision reads from `root`, and downloads on request.
+
+    Attributes:
+        dataset: Its name in torchvision. EMNIST is its letters, Places365 its 256x256 images (test:
+            the validation split).
+        root: Folder that holds, or is to hold, its files.
+        split: Which of its images.
+        download: Whether it may be fetched.
+        crop: As for folders; only for the sets of photographs (DTD, Food101, GTSRB, Places365).
+        keep: As for folders; only for the sets of photographs.
+    """
 
     source: Literal["torchvision"] = "torchvision"
-    dataset: Literal["CIFAR10", "CIFAR100", "MNIST", "FashionMNIST", "SVHN", "DTD"]
+    dataset: Literal[
+        "CIFAR10",
+        "CIFAR100",
+        "DTD",
+        "EMNIST",
+        "FashionMNIST",
+        "Food101",
+        "GTSRB",
+        "KMNIST",
+        "MNIST",
+        "Places365",
+        "STL10",
+        "SVHN",
+    ]
     root: Path
     split: Literal["train", "test"]
     download: bool = False
+    crop: Crop = 1.0
+    keep: Keep = "auto"
 
     def _default_title(self) -> str:
         return self.dataset.lower()
@@ -161,8 +274,12 @@ class DataConfig(BaseModel):
         calibration: Fraction of `id` that sets the threshold.
         test: Fraction of `id` that is tested on; ignored when `id_test` is given.
         seed: Seed of the splits.
-        shared: What to do with images that a training set (`id`, `aux`) has in common, pixel for
-            pixel, with the test set it must not know: "refuse", or "drop" them from training.
+        shared: What to do with images that a training set (`id`, `aux`) has in common with the test
+            set it must not know: "refuse", or "drop" them from training. How they are found is told
+            in `greg_cert.data.duplicates`.
+        mean: Per-channel mean that the model subtracts, in [0, 1] units; by default that of the
+            train split (of 5,000 of its images where it stays on disk). Given together with `std`.
+        std: Per-channel standard deviation that the model divides by; by default as `mean`.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
@@ -177,6 +294,8 @@ class DataConfig(BaseModel):
     test: float = Field(default=0.35, gt=0, lt=1)
     seed: NonNegativeInt = 0
     shared: Literal["refuse", "drop"] = "refuse"
+    mean: tuple[Annotated[float, Field(ge=0, le=1)], ...] | None = None
+    std: tuple[Annotated[float, Field(gt=0, le=1)], ...] | None = None
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -185,6 +304,11 @@ class DataConfig(BaseModel):
                 "expected calibration + test < 1, so that something is left to train on, "
                 f"but got {self.calibration:g} + {self.test:g}"
             )
+        if (self.mean is None) != (self.std is None):
+            raise ValueError("expected mean and std both or neither, but got one of them")
+        for name, values in (("mean", self.mean), ("std", self.std)):
+            if values is not None and len(values) not in (1, 3):
+                raise ValueError(f"expected one {name} a channel, 1 or 3, but got {len(values)}")
         twice = [name for name, n in Counter(s.title for s in self.ood).items() if n > 1]
         if twice:
             raise ValueError(

@@ -26,15 +26,16 @@ from greg_cert.data.schema import (
     UniformSource,
 )
 from greg_cert.data.torchvision_sets import load_torchvision
-from greg_cert.data.types import ImageSet
+from greg_cert.data.types import Images, ImageSet
 
 DRAWN = {"aux": 10_000, "ood": 500}  # how many images are drawn where `n` is not given
 
 
 def load_labelled(
     source: LabelledSource, *, field: str, channels: int | None, size: int | None
-) -> ImageSet:
+) -> Images:
     """An in-distribution set with its labels; None keeps the source's own channels or size."""
+    images: Images
     if isinstance(source, ArraySource):
         images = load_array(source, field=field, labelled=True)
     elif isinstance(source, FolderSource):
@@ -52,11 +53,12 @@ def load_labelled(
 
 def load_unlabelled(
     source: Source, *, field: str, role: Literal["aux", "ood"], channels: int, size: int
-) -> ImageSet:
+) -> Images:
     """A set of outliers, without labels, of the channels and size given."""
     title = source.title
+    images: Images
     if isinstance(source, ArraySource):
-        images = load_array(source, field=field, labelled=False)
+        images = load_array(source, field=field, labelled=False, channels=channels, size=size)
     elif isinstance(source, FolderSource):
         images = load_folder(source, field=field, labelled=False, channels=channels, size=size)
     elif isinstance(source, TorchvisionSource):
@@ -82,11 +84,14 @@ def load_unlabelled(
     return _conformed(images, channels, size)
 
 
-def _limited(images: ImageSet, source: Source) -> ImageSet:
+def _limited(images: Images, source: Source) -> Images:
     return images.subset(pick(len(images), source.limit, source.seed).tolist())
 
 
-def _conformed(images: ImageSet, channels: int | None, size: int | None) -> ImageSet:
+def _conformed(images: Images, channels: int | None, size: int | None) -> Images:
+    """The set at that size; what stays on disk is brought to it as it is read."""
+    if not isinstance(images, ImageSet):
+        return images
     own_channels, own_size = images.images.shape[1], centre_square(images.images).shape[-1]
     pixels = conform(images.images, channels=channels or own_channels, size=size or own_size)
-    return ImageSet(images.name, pixels, images.labels, images.classes)
+    return ImageSet(images.name, pixels, images.labels, images.classes, images.files)

@@ -1,13 +1,14 @@
 """Standard sets in the files that torchvision knows, downloaded only when asked to.
 
 torchvision reads CIFAR by unpickling, but only files whose MD5 it has checked against its own list;
-that check is never switched off here.
+that check is never switched off here. Of sets of photographs it is asked only for the files' names.
 """
 
 from __future__ import annotations
 
+import os
 import warnings
-from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,34 +16,74 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from greg_cert.data.gather import pick, stack_images
+from greg_cert.data.encoded import FolderFiles, Names
+from greg_cert.data.file_sets import load_files
+from greg_cert.data.gather import pick
 from greg_cert.data.labels import check_labels, limited_labels
+from greg_cert.data.listing import Listing
+from greg_cert.data.on_disk import FileImages
 from greg_cert.data.reject import data_error
 from greg_cert.data.schema import TorchvisionSource
 from greg_cert.data.types import ImageSet
 
-# What each set's files are called below `root`, and where to get them by hand.
-HOME = {
-    "CIFAR10": "cifar-10-batches-py",
-    "CIFAR100": "cifar-100-python",
-    "MNIST": "MNIST",
-    "FashionMNIST": "FashionMNIST",
-    "SVHN": "{split}_32x32.mat",
-    "DTD": "dtd",
-}
-_PAGE = {
-    "CIFAR10": "https://www.cs.toronto.edu/~kriz/cifar-10-python.tar.gz",
-    "CIFAR100": "https://www.cs.toronto.edu/~kriz/cifar-100-python.tar.gz",
-    "MNIST": "https://ossci-datasets.s3.amazonaws.com/mnist/",
-    "FashionMNIST": "https://github.com/zalandoresearch/fashion-mnist",
-    "SVHN": "http://ufldl.stanford.edu/housenumbers/",
-    "DTD": "https://www.robots.ox.ac.uk/~vgg/data/dtd/",
+
+@dataclass(frozen=True)
+class _Known:
+    """How torchvision keeps a set.
+
+    Attributes:
+        home: What its files are called below `root`.
+        page: Where to get them by hand.
+        photographs: Whether it is a list of image files of all sizes, rather than one array.
+        splits: What torchvision calls our `train` and `test`; None where it takes `train=`.
+        more: Further arguments.
+    """
+
+    home: str
+    page: str
+    photographs: bool = False
+    splits: dict[str, str] | None = None
+    more: tuple[tuple[str, Any], ...] = ()
+
+
+_SAME = {"train": "train", "test": "test"}
+_KNOWN = {
+    "CIFAR10": _Known(
+        "cifar-10-batches-py", "https://www.cs.toronto.edu/~kriz/cifar-10-python.tar.gz"
+    ),
+    "CIFAR100": _Known(
+        "cifar-100-python", "https://www.cs.toronto.edu/~kriz/cifar-100-python.tar.gz"
+    ),
+    "DTD": _Known("dtd", "https://www.robots.ox.ac.uk/~vgg/data/dtd/", True, _SAME),
+    "EMNIST": _Known(
+        "EMNIST",
+        "https://biometrics.nist.gov/cs_links/EMNIST/gzip.zip",
+        more=(("split", "letters"),),
+    ),
+    "FashionMNIST": _Known("FashionMNIST", "https://github.com/zalandoresearch/fashion-mnist"),
+    "Food101": _Known("food-101", "http://data.vision.ee.ethz.ch/cvl/food-101.tar.gz", True, _SAME),
+    "GTSRB": _Known("gtsrb", "https://benchmark.ini.rub.de/gtsrb_dataset.html", True, _SAME),
+    "KMNIST": _Known("KMNIST", "http://codh.rois.ac.jp/kmnist/"),
+    "MNIST": _Known("MNIST", "https://ossci-datasets.s3.amazonaws.com/mnist/"),
+    "Places365": _Known(
+        "{split}_256",
+        "http://places2.csail.mit.edu/download.html",
+        True,
+        {"train": "train-standard", "test": "val"},
+        (("small", True),),
+    ),
+    "STL10": _Known("stl10_binary", "https://cs.stanford.edu/~acoates/stl10/", splits=_SAME),
+    "SVHN": _Known("{split}_32x32.mat", "http://ufldl.stanford.edu/housenumbers/", splits=_SAME),
 }
 
 
 def home(source: TorchvisionSource) -> Path:
     """The file or folder that torchvision reads the set from."""
-    return source.root.expanduser() / HOME[source.dataset].format(split=source.split)
+    known = _KNOWN[source.dataset]
+    if source.dataset == "Places365" and source.split == "train":
+        return source.root.expanduser() / "data_256_standard"
+    split = (known.splits or _SAME)[source.split]
+    return source.root.expanduser() / known.home.format(split=split)
 
 
 def load_torchvision(
@@ -52,33 +93,38 @@ def load_torchvision(
     labelled: bool,
     channels: int | None,
     size: int | None,
-) -> ImageSet:
-    """A torchvision set; DTD's photographs are resized as they are read, the rest keep their size.
+) -> ImageSet | FileImages:
+    """A torchvision set; photographs are resized as they are read, the rest keep their size.
 
     Raises:
         DataError: The files are missing, damaged or changed, or could not be downloaded.
     """
     section, field = field, f"{field}.root"
     dataset = _open(source, field=field)
-    labels = np.asarray(_labels(dataset))
+    if _KNOWN[source.dataset].photographs:
+        listing = _photographs(dataset, source)
+        if labelled:
+            _check_classes(listing.labels, listing.classes, source, field=field)
+        return load_files(
+            listing,
+            source,
+            field=section,
+            place=field,
+            labelled=labelled,
+            channels=channels,
+            size=size,
+        )
+    if source.keep == "disk" or source.crop != 1:
+        name = "keep: disk" if source.keep == "disk" else f"crop: {source.crop:g}"
+        sets = ", ".join(name for name, known in _KNOWN.items() if known.photographs)
+        raise data_error(section, f"that only with sets of photographs ({sets})", name)
+    labels, classes = _labels_of_array(dataset, source)
     targets = check_labels(labels, len(dataset), field=field) if labelled else None
     chosen = pick(len(dataset), source.limit, source.seed)
-    if source.dataset == "DTD":
-        photographs = _photographs(dataset, chosen.tolist(), field=field)
-        images = stack_images(photographs, field=field, channels=channels, size=size)
-    else:
-        images = torch.as_tensor(np.asarray(dataset.data)[chosen])
-        if images.ndim == 3:  # MNIST's (N, H, W)
-            images = images[:, None]
-        elif images.shape[-1] == 3:  # CIFAR's (N, H, W, 3); SVHN is (N, 3, H, W)
-            images = images.permute(0, 3, 1, 2)
-        images = images.contiguous()
+    images = _array(dataset, source, chosen)
     if targets is None:
         return ImageSet(source.title, images)
-    classes = tuple(getattr(dataset, "classes", map(str, range(10))))  # SVHN has digits
-    if len(classes) != int(targets.max()) + 1:
-        found = f"labels up to {int(targets.max())}"
-        raise data_error(field, f"all {len(classes)} classes of {source.dataset}", found)
+    _check_classes(labels, classes, source, field=field)
     kept = limited_labels(targets, chosen, field=section)
     return ImageSet(source.title, images, kept, classes)
 
@@ -86,19 +132,22 @@ def load_torchvision(
 def _open(source: TorchvisionSource, *, field: str) -> Any:
     from torchvision import datasets
 
-    kind = getattr(datasets, source.dataset)
-    by_name = source.dataset in {"SVHN", "DTD"}
-    split = {"split": source.split} if by_name else {"train": source.split == "train"}
+    known = _KNOWN[source.dataset]
+    split: dict[str, Any] = {"train": source.split == "train"}
+    if known.splits is not None:
+        split = {"split": known.splits[source.split]}
     try:
         with warnings.catch_warnings():
             # CIFAR's pickles predate numpy's present rules for dtypes.
             warnings.simplefilter("ignore", np.exceptions.VisibleDeprecationWarning)
-            return kind(source.root.expanduser(), download=source.download, **split)
+            kind = getattr(datasets, source.dataset)
+            root = source.root.expanduser()
+            return kind(root, download=source.download, **split, **dict(known.more))
     except Exception as error:  # parsers, sockets and archives each raise their own
         remedy = (
-            f"Check the connection, or get it from {_PAGE[source.dataset]} by hand"
+            f"Check the connection, or get it from {known.page} by hand"
             if source.download
-            else f"Set download: true beside it, or get it from {_PAGE[source.dataset]}"
+            else f"Set download: true beside it, or get it from {known.page}"
         )
         raise data_error(
             field,
@@ -108,23 +157,47 @@ def _open(source: TorchvisionSource, *, field: str) -> Any:
         ) from error
 
 
-def _labels(dataset: Any) -> Any:
-    if hasattr(dataset, "targets"):  # MNIST, CIFAR
-        return dataset.targets
-    if hasattr(dataset, "labels"):  # SVHN
-        return dataset.labels
-    return dataset._labels  # DTD; its public way would decode every image
+def _array(dataset: Any, source: TorchvisionSource, chosen: np.ndarray[Any, Any]) -> Tensor:
+    """The chosen images, uint8 (N, C, H, W)."""
+    images = torch.as_tensor(np.asarray(dataset.data)[chosen])
+    if source.dataset == "EMNIST":
+        images = images.mT  # it is stored by columns
+    if images.ndim == 3:  # MNIST's (N, H, W)
+        images = images[:, None]
+    elif images.shape[-1] == 3:  # CIFAR's (N, H, W, 3); SVHN and STL10 are (N, 3, H, W)
+        images = images.permute(0, 3, 1, 2)
+    return images.contiguous()
 
 
-def _photographs(dataset: Any, chosen: list[int], *, field: str) -> Iterator[tuple[str, Tensor]]:
-    for index in chosen:
-        try:
-            image, _ = dataset[index]
-            pixels = torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1)
-        except Exception as error:
-            raise data_error(
-                field,
-                "complete, readable image files",
-                f"image {index} ({type(error).__name__}: {error})",
-            ) from error
-        yield f"image {index}", pixels
+def _labels_of_array(
+    dataset: Any, source: TorchvisionSource
+) -> tuple[np.ndarray[Any, Any], tuple[str, ...]]:
+    labels = np.asarray(dataset.targets if hasattr(dataset, "targets") else dataset.labels)
+    classes = tuple(getattr(dataset, "classes", map(str, range(10))))  # SVHN has digits
+    if source.dataset == "EMNIST":  # its letters count from 1
+        return labels.astype(np.int64) - 1, classes[1:]
+    return labels, classes
+
+
+def _photographs(dataset: Any, source: TorchvisionSource) -> Listing:
+    """The files of a set of photographs, without opening one."""
+    if source.dataset == "Places365":
+        pairs = dataset.imgs
+    elif source.dataset == "GTSRB":
+        pairs = dataset._samples
+    else:  # DTD, Food101
+        pairs = list(zip(dataset._image_files, dataset._labels, strict=True))
+    labels = np.array([label for _, label in pairs], dtype=np.int64)
+    classes = getattr(dataset, "classes", None) or map(str, range(43))  # GTSRB numbers its signs
+    root = str(source.root.expanduser())
+    names = Names(os.path.relpath(path, root) for path, _ in pairs)
+    rows = np.arange(len(names), dtype=np.int64)
+    return Listing(FolderFiles(root, names), rows, labels, tuple(classes))
+
+
+def _check_classes(
+    labels: np.ndarray[Any, Any], classes: tuple[str, ...], source: TorchvisionSource, *, field: str
+) -> None:
+    if len(classes) != int(labels.max()) + 1:
+        found = f"labels up to {int(labels.max())}"
+        raise data_error(field, f"all {len(classes)} classes of {source.dataset}", found)

@@ -1,34 +1,83 @@
-"""What the data layer hands out: `ImageSet`, one set of images, and `DataSplits`, all of them."""
+"""What the data layer hands out: `Images`, sets of images, and `DataSplits`, all of them."""
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Protocol, Self
 
 import torch
 from torch import Tensor
 
+from greg_cert.data.encoded import FileKeys
 from greg_cert.data.reject import data_error
 
 Indices = Tensor | Sequence[int] | slice
 
 
+class Images(Protocol):
+    """Images of one size, with labels where they are known, in memory or not.
+
+    Sets in memory are `ImageSet`; the others read what they are asked for and keep none of it.
+    """
+
+    @property
+    def name(self) -> str:
+        """What tables and errors call the set."""
+        ...
+
+    @property
+    def labels(self) -> Tensor | None:
+        """(N,) int64, or None."""
+        ...
+
+    @property
+    def classes(self) -> tuple[str, ...] | None:
+        """Name of each class, or None where the source has no names."""
+        ...
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """Channels, height and width of each image."""
+        ...
+
+    def __len__(self) -> int: ...
+
+    def stored(self, indices: Indices | None = None) -> Tensor:
+        """The images at `indices` (all when None) on the CPU: uint8, or float32 in [0, 1]."""
+        ...
+
+    def pixels(self, indices: Indices | None = None) -> Tensor:
+        """The images at `indices` (all when None) as float32 in [0, 1], (B, C, H, W)."""
+        ...
+
+    def subset(self, indices: Indices) -> Self:
+        """The set of the images and labels at `indices`, in that order."""
+        ...
+
+    def fingerprint(self) -> str:
+        """SHA-256, in hexadecimal, by which a changed set is known."""
+        ...
+
+
 @dataclass(frozen=True, eq=False)
 class ImageSet:
-    """Images of one size, with labels where they are known.
+    """Images in memory, of one size, with labels where they are known.
 
     Attributes:
         name: What tables and errors call the set.
         images: (N, C, H, W); uint8 grey levels, or float32 in [0, 1].
         labels: (N,) int64, or None.
         classes: Name of each class, or None where the source has no names.
+        files: Of what files they were decoded, where they were.
     """
 
     name: str
     images: Tensor
     labels: Tensor | None = None
     classes: tuple[str, ...] | None = None
+    files: FileKeys | None = None
 
     def __post_init__(self) -> None:
         images, labels = self.images, self.labels
@@ -48,16 +97,28 @@ class ImageSet:
     def __len__(self) -> int:
         return len(self.images)
 
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """See `Images`."""
+        channels, height, width = self.images.shape[1:]
+        return channels, height, width
+
+    def stored(self, indices: Indices | None = None) -> Tensor:
+        """See `Images`."""
+        return self.images if indices is None else self.images[selector(indices)]
+
     def pixels(self, indices: Indices | None = None) -> Tensor:
         """The images at `indices` (all when None) as float32 in [0, 1], (B, C, H, W)."""
-        chosen = self.images if indices is None else self.images[_selector(indices)]
-        return chosen.to(torch.float32) / 255 if chosen.dtype == torch.uint8 else chosen
+        return unit_range(self.stored(indices))
 
     def subset(self, indices: Indices) -> ImageSet:
         """The set of the images and labels at `indices`, in that order."""
-        chosen = _selector(indices)
+        chosen = selector(indices)
         labels = None if self.labels is None else self.labels[chosen]
-        return ImageSet(self.name, self.images[chosen], labels, self.classes)
+        files = self.files
+        if files is not None:
+            files = files.taken(torch.arange(len(self))[chosen].numpy())
+        return ImageSet(self.name, self.images[chosen], labels, self.classes, files)
 
     def fingerprint(self) -> str:
         """SHA-256, in hexadecimal, over the shape, dtype and bytes of the images and the labels."""
@@ -84,17 +145,17 @@ class DataSplits:
         num_classes: Number of classes, each present in all three splits.
         channels: 1 or 3.
         image_size: Height and width in pixels.
-        mean: Per-channel mean of the train split, in [0, 1] units.
-        std: Per-channel standard deviation of the train split, in [0, 1] units.
+        mean: Per-channel mean of the train split, or the configured one, in [0, 1] units.
+        std: Per-channel standard deviation, as `mean`.
         indices: Positions of ``train``, ``calibration`` and ``test`` in the ID set as it was
             loaded (after `limit`); ``test`` counts in the ID test set where there is one.
     """
 
-    train: ImageSet
-    calibration: ImageSet
-    test: ImageSet
-    aux: ImageSet | None
-    ood: dict[str, ImageSet]
+    train: Images
+    calibration: Images
+    test: Images
+    aux: Images | None
+    ood: dict[str, Images]
     num_classes: int
     channels: int
     image_size: int
@@ -111,7 +172,15 @@ class DataSplits:
         return {name: images.fingerprint() for name, images in named.items()}
 
 
-def _selector(indices: Indices) -> Tensor | slice:
-    if isinstance(indices, Tensor | slice):
+def unit_range(stored: Tensor) -> Tensor:
+    """Stored images as float32 in [0, 1]: uint8 divided by 255, floats as they are."""
+    return stored.to(torch.float32) / 255 if stored.dtype == torch.uint8 else stored
+
+
+def selector(indices: Indices) -> Tensor | slice:
+    """Indices as what a CPU tensor can be indexed with."""
+    if isinstance(indices, slice):
         return indices
+    if isinstance(indices, Tensor):
+        return indices.cpu()
     return torch.as_tensor(indices, dtype=torch.int64)

@@ -59,7 +59,7 @@ def test_defaults_and_round_trip_through_json() -> None:
         ({"ood": [{"source": "text", "n": 0}]}, "ood.0.text.n"),
         ({"ood": [{"source": "text"}, {"source": "text", "seed": 1}]}, "'text'"),
         ({"ood": [{"source": "text"}, {"source": "faces", "name": "text"}]}, "'text'"),
-        ({"aux": {"source": "torchvision", "dataset": "STL10", "root": "x"}}, "dataset"),
+        ({"aux": {"source": "torchvision", "dataset": "LSUN", "root": "x"}}, "dataset"),
     ],
 )
 def test_what_needs_no_file_is_refused_at_once(change: dict[str, object], said: str) -> None:

@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from greg_cert.data.schema import TorchvisionSource
-from greg_cert.data.torchvision_sets import load_torchvision
+from greg_cert.data.torchvision_sets import _KNOWN, load_torchvision
 from greg_cert.data.types import ImageSet
 from greg_cert.errors import DataError
 
@@ -42,7 +42,7 @@ def write_mnist(root: Path, name: str = "MNIST") -> np.ndarray[Any, np.dtype[np.
     return images
 
 
-@pytest.mark.parametrize("name", ["MNIST", "FashionMNIST"])
+@pytest.mark.parametrize("name", ["MNIST", "FashionMNIST", "KMNIST"])
 def test_mnist_files_give_back_their_pixels(tmp_path: Path, name: str) -> None:
     images = write_mnist(tmp_path, name)
     test, train = read(name, tmp_path), read(name, tmp_path, split="train")
@@ -77,7 +77,7 @@ def test_truncated_and_mislabelled_mnist(tmp_path: Path) -> None:
         read("MNIST", tmp_path)
 
 
-@pytest.mark.parametrize("name", ["CIFAR10", "CIFAR100", "MNIST", "FashionMNIST", "SVHN", "DTD"])
+@pytest.mark.parametrize("name", sorted(_KNOWN))
 def test_missing_files_say_how_to_get_them(tmp_path: Path, name: str) -> None:
     with pytest.raises(DataError) as error:
         read(name, tmp_path / "nowhere")
@@ -164,5 +164,106 @@ def test_dtd_photographs_are_squared_and_resized(tmp_path: Path) -> None:
         read("DTD", tmp_path)
     broken = base / "images" / "woven" / "1.jpg"
     broken.write_bytes(broken.read_bytes()[:200])
-    with pytest.raises(DataError, match=r"data\.id\.root: expected complete, .* image 3 "):
+    with pytest.raises(DataError, match=r"data\.id\.root: expected a complete, .*woven.*1\.jpg"):
         read("DTD", tmp_path, size=16, labelled=False)
+
+
+def test_emnist_letters_stand_upright_and_count_from_zero(tmp_path: Path) -> None:
+    raw = tmp_path / "EMNIST" / "raw"
+    raw.mkdir(parents=True)
+    images = RNG.integers(0, 256, (26, 28, 28), dtype=np.uint8)
+    (raw / "emnist-letters-test-images-idx3-ubyte").write_bytes(idx(images))
+    labels = np.arange(1, 27, dtype=np.uint8)
+    (raw / "emnist-letters-test-labels-idx1-ubyte").write_bytes(idx(labels))
+    loaded = read("EMNIST", tmp_path)
+    assert np.array_equal(loaded.images.numpy()[:, 0], images.transpose(0, 2, 1))
+    assert loaded.labels is not None
+    assert loaded.labels.tolist() == list(range(26))
+    assert loaded.classes == tuple("abcdefghijklmnopqrstuvwxyz")
+
+
+def test_stl10_is_stored_by_columns(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from torchvision.datasets import STL10
+
+    base = tmp_path / "stl10_binary"
+    base.mkdir()
+    images = RNG.integers(0, 256, (20, 3, 96, 96), dtype=np.uint8)
+    (base / "test_X.bin").write_bytes(images.transpose(0, 1, 3, 2).tobytes())
+    (base / "test_y.bin").write_bytes((LABELS + 1).tobytes())
+    listed = [[f.name, hashlib.md5(f.read_bytes()).hexdigest()] for f in sorted(base.iterdir())]
+    monkeypatch.setattr(STL10, "test_list", listed)
+    monkeypatch.setattr(STL10, "train_list", [])
+    loaded = read("STL10", tmp_path)
+    assert np.array_equal(loaded.images.numpy(), images)
+    assert loaded.labels is not None
+    assert loaded.labels.tolist() == LABELS.tolist()
+
+
+def photograph(path: Path, level: int) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(np.full((30, 40, 3), level, np.uint8)).save(path)
+
+
+def write_food101(root: Path, _: pytest.MonkeyPatch) -> None:
+    for i, name in enumerate(("pie", "soup")):
+        photograph(root / "food-101" / "images" / name / "1.jpg", 50 + 100 * i)
+    (root / "food-101" / "meta").mkdir()
+    text = '{"pie": ["pie/1"], "soup": ["soup/1"]}'
+    (root / "food-101" / "meta" / "test.json").write_text(text)
+
+
+def write_gtsrb(root: Path, _: pytest.MonkeyPatch) -> None:
+    rows = ["Filename;ClassId"]
+    for sign in range(43):
+        name = f"{sign:05d}.ppm"
+        level = 150 if sign else 50
+        photograph(root / "gtsrb" / "GTSRB" / "Final_Test" / "Images" / name, level)
+        rows.append(f"{name};{sign}")
+    (root / "gtsrb" / "GT-final_test.csv").write_text("\n".join(rows))
+
+
+def write_places(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from torchvision.datasets import Places365
+
+    for i in range(2):
+        photograph(root / "val_256" / f"{i}.jpg", 50 + 100 * i)
+    texts = {"c.txt": "/a/airfield 0\n/b/barn 1\n", "v.txt": "0.jpg 0\n1.jpg 1\n"}
+    for name, text in texts.items():
+        (root / name).write_text(text)
+    md5 = {name: hashlib.md5(text.encode()).hexdigest() for name, text in texts.items()}
+    monkeypatch.setattr(Places365, "_CATEGORIES_META", ("c.txt", md5["c.txt"]))
+    monkeypatch.setattr(Places365, "_FILE_LIST_META", {"val": ("v.txt", md5["v.txt"])})
+
+
+@pytest.mark.parametrize(
+    ("name", "write", "classes"),
+    [
+        ("Food101", write_food101, ("pie", "soup")),
+        ("GTSRB", write_gtsrb, tuple(map(str, range(43)))),
+        ("Places365", write_places, ("/a/airfield", "/b/barn")),
+    ],
+)
+def test_sets_of_photographs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, write: Any, classes: Any
+) -> None:
+    write(tmp_path, monkeypatch)
+    loaded = read(name, tmp_path, size=16)
+    assert loaded.image_shape == (3, 16, 16)
+    assert loaded.classes == classes
+    assert loaded.labels is not None
+    assert loaded.labels.tolist() == list(range(len(classes)))
+    levels = loaded.stored().float().mean(dim=(1, 2, 3))
+    assert (levels[:2] - torch.tensor([50.0, 150])).abs().max() < 2
+    source = TorchvisionSource.model_validate(
+        {"dataset": name, "root": tmp_path, "split": "test", "keep": "disk"}
+    )
+    disk = load_torchvision(source, field="data.id", labelled=True, channels=3, size=16)
+    assert not isinstance(disk, ImageSet)
+    assert torch.equal(disk.stored(), loaded.stored())
+
+
+def test_what_only_photographs_can(tmp_path: Path) -> None:
+    write_mnist(tmp_path)
+    for option, said in (({"keep": "disk"}, "keep: disk"), ({"crop": 0.5}, "crop: 0.5")):
+        with pytest.raises(DataError, match=rf"data\.id: .*only with sets of photogr.*{said}"):
+            read("MNIST", tmp_path, **option)

@@ -1,0 +1,149 @@
+"""Image files that are read one at a time by number, kept in memory by name only."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from array import array
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from greg_cert.data.threads import spread
+
+Rows = NDArray[np.int64]
+
+_SHORT = 6 << 10
+
+
+class Files(Protocol):
+    """Encoded images in a folder or an archive; reading is safe from several threads."""
+
+    def __len__(self) -> int: ...
+
+    @property
+    def on_disk(self) -> bool:
+        """Whether the content stays where it is until it is read."""
+        ...
+
+    def name(self, row: int) -> str:
+        """The file's name relative to the set's root, the same wherever that root lies."""
+        ...
+
+    def title(self, row: int) -> str:
+        """What errors call the file: its whole path."""
+        ...
+
+    def size(self, row: int) -> int:
+        """Bytes in the file."""
+        ...
+
+    def read(self, row: int) -> bytes:
+        """The file's content; raises OSError and the like where it cannot be read."""
+        ...
+
+
+class Names:
+    """Many strings as one block of bytes: some 40 bytes for the name of a file."""
+
+    def __init__(self, names: Iterable[str] = ()) -> None:
+        self._bytes, self._ends = bytearray(), array("q", [0])
+        self.extend(names)
+
+    def extend(self, names: Iterable[str]) -> None:
+        """Add the names at the end."""
+        for name in names:
+            self._bytes += os.fsencode(name)
+            self._ends.append(len(self._bytes))
+
+    def __len__(self) -> int:
+        return len(self._ends) - 1
+
+    def __iter__(self) -> Iterator[str]:
+        return (self[row] for row in range(len(self)))
+
+    def __getitem__(self, row: int) -> str:
+        return os.fsdecode(bytes(self._bytes[self._ends[row] : self._ends[row + 1]]))
+
+
+@dataclass(frozen=True, eq=False)
+class FolderFiles:
+    """Files below one folder.
+
+    Attributes:
+        root: The folder.
+        names: Their paths from there.
+    """
+
+    root: str
+    names: Names
+    on_disk: bool = True
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def name(self, row: int) -> str:
+        """See `Files`."""
+        return self.names[row].replace(os.sep, "/")
+
+    def title(self, row: int) -> str:
+        """See `Files`."""
+        return os.path.join(self.root, self.names[row])  # noqa: PTH118  no Path a file
+
+    def size(self, row: int) -> int:
+        """See `Files`."""
+        return os.stat(self.title(row)).st_size  # noqa: PTH116
+
+    def read(self, row: int) -> bytes:
+        """See `Files`."""
+        with open(self.title(row), "rb") as file:  # noqa: PTH123
+            return file.read()
+
+
+@dataclass(frozen=True, eq=False)
+class FileKeys:
+    """By which copies of a file are known, once its content is no longer at hand.
+
+    Attributes:
+        sizes: (N,) bytes of each file.
+        hashes: (N, 16) uint8, BLAKE2b of its content.
+    """
+
+    sizes: Rows
+    hashes: NDArray[np.uint8]
+
+    def digests(self, rows: Rows) -> list[bytes]:
+        """The content hashes of the rows."""
+        return [self.hashes[row].tobytes() for row in rows]
+
+    def taken(self, rows: Rows) -> FileKeys:
+        """The keys of these rows alone, in that order."""
+        return FileKeys(self.sizes[rows], self.hashes[rows])
+
+
+def worth_threads(sizes: Rows) -> bool:
+    """Whether files of such sizes, in bytes, take longer to decode than to hand to a thread.
+
+    Measured with JPEG: from about 100x100 pixels on.
+    """
+    return bool(sizes.mean() >= _SHORT)
+
+
+def content_hash(content: bytes) -> bytes:
+    """BLAKE2b of a file's content, 16 bytes."""
+    return hashlib.blake2b(content, digest_size=16).digest()
+
+
+def file_sizes(files: Files, rows: Rows) -> Rows:
+    """Bytes in each of the files, (N,) int64, asked for in several threads."""
+    sizes = np.empty(len(rows), dtype=np.int64)
+
+    def fill(part: range) -> None:
+        for at in part:
+            sizes[at] = files.size(int(rows[at]))
+
+    spread(fill, len(rows))
+    return sizes

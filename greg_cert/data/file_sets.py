@@ -1,0 +1,132 @@
+"""From listed image files to a set of images, in memory or left on disk."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from greg_cert.data.decode import decode_bytes, unreadable
+from greg_cert.data.encoded import FileKeys, Files, Rows, content_hash, file_sizes, worth_threads
+from greg_cert.data.gather import pick
+from greg_cert.data.geometry import centre_side, conform
+from greg_cert.data.labels import check_labels, limited_labels
+from greg_cert.data.listing import Listing
+from greg_cert.data.on_disk import FileImages, needs_shape, stays_on_disk
+from greg_cert.data.reject import data_error
+from greg_cert.data.schema import FolderSource, TorchvisionSource
+from greg_cert.data.threads import spread
+from greg_cert.data.types import ImageSet
+
+_CHUNK = 1024  # images decoded before they are put in their places
+
+
+def load_files(
+    listing: Listing,
+    source: FolderSource | TorchvisionSource,
+    *,
+    field: str,
+    place: str,
+    labelled: bool,
+    channels: int | None,
+    size: int | None,
+) -> ImageSet | FileImages:
+    """The set of the listed images; only the files that `limit` keeps are ever opened.
+
+    Args:
+        listing: Files and labels.
+        source: Its `limit`, `seed`, `crop` and `keep` are followed.
+        field: Path of the source in the configuration.
+        place: Path of the field that says where the files are.
+        labelled: Whether to keep the labels.
+        channels: 1 or 3; None takes 3 if any image is in colour.
+        size: Height and width; None takes the images' own, which must then be the same for all.
+
+    Raises:
+        DataError: Labels are unsound, a file is no sound image, sizes differ where none is
+            configured, or images that should stay on disk cannot.
+    """
+    files, classes = listing.files, listing.classes if labelled else None
+    targets: Tensor | None = None
+    if labelled:
+        targets = check_labels(listing.labels, len(listing.rows), field=place)
+    chosen = pick(len(listing.rows), source.limit, source.seed)
+    if targets is not None:
+        targets = limited_labels(targets, chosen, field=field)
+    rows = listing.rows[chosen]
+    if source.keep == "disk" and not files.on_disk:
+        found = f"keep: disk for {files.title(int(rows[0]))!r}"
+        expected = "a folder, an uncompressed .tar or a .zip, whose images can be read singly"
+        raise data_error(f"{field}.keep", expected, found, hint="Unpack it, or keep: memory")
+    if _on_disk(files, rows, source, channels, size, place):
+        shape = needs_shape(channels, size, field=field)
+        sizes = file_sizes(files, rows)
+        return FileImages(
+            source.title, place, files, rows, sizes, shape, source.crop, targets, classes
+        )
+    images, keys = _decode_all(files, rows, place, channels, size, source.crop)
+    return ImageSet(source.title, images, targets, classes, keys)
+
+
+def _on_disk(
+    files: Files,
+    rows: Rows,
+    source: FolderSource | TorchvisionSource,
+    channels: int | None,
+    size: int | None,
+    field: str,
+) -> bool:
+    if source.keep != "auto":
+        return source.keep == "disk"
+    if channels is None or size is None:
+        first = _decode(files, int(rows[0]), field)[0]
+        channels = channels or first.shape[0]
+        size = size or centre_side(first.shape[1], first.shape[2], source.crop)
+    return stays_on_disk("auto", len(rows) * channels * size * size)
+
+
+def _decode(files: Files, row: int, field: str) -> tuple[Tensor, int, bytes]:
+    """Pixels, size in bytes and content hash of one file."""
+    title = files.title(row)
+    try:
+        content = files.read(row)
+    except Exception as error:  # zipfile raises its own
+        raise unreadable(title, error, field=field) from error
+    return decode_bytes(content, title, field=field), len(content), content_hash(content)
+
+
+def _decode_all(
+    files: Files, rows: Rows, field: str, channels: int | None, size: int | None, crop: float
+) -> tuple[Tensor, FileKeys]:
+    """All the images as uint8 (N, C, H, W), decoded in several threads, and their files' keys."""
+    height, width = _decode(files, int(rows[0]), field)[0].shape[1:]
+    side = size or centre_side(height, width, crop)
+    threads = worth_threads(file_sizes(files, rows[:: max(1, len(rows) // 64)]))
+    images = torch.empty((len(rows), channels or 1, side, side), dtype=torch.uint8)
+    keys = FileKeys(np.empty(len(rows), np.int64), np.empty((len(rows), 16), np.uint8))
+
+    def read(at: int) -> Tensor:
+        image, length, key = _decode(files, int(rows[at]), field)
+        if size is None and image.shape[1:] != (height, width):
+            raise data_error(
+                field,
+                f"images of one size, like the first of {height}x{width}",
+                f"{files.title(int(rows[at]))!r} of {image.shape[1]}x{image.shape[2]}",
+                hint="Set data.image_size to have them all resized",
+            )
+        keys.sizes[at], keys.hashes[at] = length, np.frombuffer(key, np.uint8)
+        return conform(image[None], channels=channels or len(image), size=side, crop=crop)[0]
+
+    for start in range(0, len(rows), _CHUNK):
+        found: list[Tensor] = [images[0]] * min(_CHUNK, len(rows) - start)
+
+        def fill(part: range, start: int = start, found: list[Tensor] = found) -> None:
+            for at in part:
+                found[at] = read(start + at)
+
+        spread(fill, len(found), threads=threads)
+        if max(len(image) for image in found) > images.shape[1]:  # the first in colour
+            images = images.expand(-1, 3, -1, -1).contiguous()
+        for at, image in enumerate(found, start):
+            images[at] = image  # grey among colour is repeated
+    return images, keys

@@ -1,0 +1,243 @@
+"""Sets whose images stay on disk and are read, decoded and resized as they are asked for.
+
+What is kept is a few dozen bytes an image: its file's name (shared by all subsets), its number, its
+label and its file's size. Every call reads anew; the operating system caches files as it sees fit.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from greg_cert.data.decode import decode_bytes, unreadable
+from greg_cert.data.encoded import Files, Rows, content_hash, worth_threads
+from greg_cert.data.geometry import conform
+from greg_cert.data.reject import data_error
+from greg_cert.data.threads import spread
+from greg_cert.data.types import Indices, selector, unit_range
+
+MEMORY_BYTES = 4 << 30  # `keep: auto` leaves larger sets on disk
+_LOOKED_INTO = 256  # images whose content goes into a fingerprint
+
+
+@dataclass(frozen=True, eq=False)
+class FileImages:
+    """Images that stay encoded in their files; `Images` tells what can be asked of them.
+
+    Attributes:
+        name: What tables and errors call the set.
+        field: Path of the field it came from, for errors on reading.
+        files: All files that it may read.
+        rows: (N,) its own among them.
+        sizes: (N,) bytes of each of its files when it was listed.
+        image_shape: Channels, height and width that images are brought to.
+        crop: Share of the shorter side that is kept.
+        labels: (N,) int64, or None.
+        classes: Name of each class, or None.
+    """
+
+    name: str
+    field: str
+    files: Files
+    rows: Rows
+    sizes: Rows
+    image_shape: tuple[int, int, int]
+    crop: float = 1.0
+    labels: Tensor | None = None
+    classes: tuple[str, ...] | None = None
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def stored(self, indices: Indices | None = None) -> Tensor:
+        """The images at `indices` (all when None), uint8 (B, C, H, W), decoded in several threads.
+
+        Raises:
+            DataError: A file cannot be read any more, or is no sound image.
+        """
+        rows = self.rows if indices is None else self.rows[_positions(indices, len(self))]
+        images = torch.empty((len(rows), *self.image_shape), dtype=torch.uint8)
+
+        def fill(part: range) -> None:
+            for at in part:
+                images[at] = self._decoded(int(rows[at]))
+
+        spread(fill, len(rows), threads=worth_threads(self.sizes))
+        return images
+
+    def _decoded(self, row: int) -> Tensor:
+        title, channels, size = self.files.title(row), *self.image_shape[:2]
+        image = decode_bytes(self._content(row), title, field=self.field)
+        return conform(image[None], channels=channels, size=size, crop=self.crop)[0]
+
+    def _content(self, row: int) -> bytes:
+        try:
+            return self.files.read(row)
+        except Exception as error:  # zipfile raises its own
+            raise unreadable(self.files.title(row), error, field=self.field) from error
+
+    def pixels(self, indices: Indices | None = None) -> Tensor:
+        """See `Images`."""
+        return unit_range(self.stored(indices))
+
+    def subset(self, indices: Indices) -> FileImages:
+        """See `Images`; shares the files."""
+        at = _positions(indices, len(self))
+        return FileImages(
+            self.name,
+            self.field,
+            self.files,
+            self.rows[at],
+            self.sizes[at],
+            self.image_shape,
+            self.crop,
+            None if self.labels is None else self.labels[torch.from_numpy(at)],
+            self.classes,
+        )
+
+    def digests(self, rows: Rows) -> list[bytes]:
+        """The content hashes of the files at these positions of the set."""
+        found = [b""] * len(rows)
+
+        def fill(part: range) -> None:
+            for at in part:
+                found[at] = content_hash(self._content(int(self.rows[rows[at]])))
+
+        spread(fill, len(rows))
+        return found
+
+    def fingerprint(self) -> str:
+        """SHA-256 over each file's name, size and label, the shape and crop, and some contents.
+
+        Files are named relative to the set's root. The bytes of at most 256 of them, evenly spread,
+        are read: a change of bytes in others, which leaves the size as it was, goes unseen.
+        """
+        digest = hashlib.sha256(f"files {len(self)} {self.image_shape} {self.crop}".encode())
+        for row, size in zip(self.rows.tolist(), self.sizes.tolist(), strict=True):
+            digest.update(f"{self.files.name(row)}\0{size}\0".encode("utf-8", "surrogateescape"))
+        _add_labels(digest, self.labels)
+        for content in self.digests(_spread_out(len(self))):
+            digest.update(content)
+        return digest.hexdigest()
+
+
+@dataclass(frozen=True, eq=False)
+class ArrayImages:
+    """Images that stay in an uncompressed array file; `Images` tells what can be asked of them.
+
+    Attributes:
+        name: What tables and errors call the set.
+        field: Path of the field it came from, for errors on reading.
+        array: (M, 1 or 3, H, W) memory-mapped; uint8, or floating point to be in [0, 1].
+        rows: (N,) which of its images.
+        image_shape: Channels, height and width that images are brought to.
+    """
+
+    name: str
+    field: str
+    array: NDArray[np.generic]
+    rows: Rows
+    image_shape: tuple[int, int, int]
+    labels: Tensor | None = None
+    classes: tuple[str, ...] | None = None
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def stored(self, indices: Indices | None = None) -> Tensor:
+        """The images at `indices` (all when None), (B, C, H, W), uint8 or float32.
+
+        Raises:
+            DataError: A value of a floating-point image is not in [0, 1].
+        """
+        rows = self.rows if indices is None else self.rows[_positions(indices, len(self))]
+        channels, size = self.image_shape[:2]
+        images = checked_pixels(self.array[rows], rows, field=self.field)
+        return conform(images, channels=channels, size=size)
+
+    def pixels(self, indices: Indices | None = None) -> Tensor:
+        """See `Images`."""
+        return unit_range(self.stored(indices))
+
+    def subset(self, indices: Indices) -> ArrayImages:
+        """See `Images`; shares the file."""
+        rows = self.rows[_positions(indices, len(self))]
+        return ArrayImages(self.name, self.field, self.array, rows, self.image_shape)
+
+    def fingerprint(self) -> str:
+        """SHA-256 over the array's shape and type, the rows, and at most 256 images, evenly spread.
+
+        A change of other images goes unseen.
+        """
+        layout = f"{self.array.shape} {self.array.dtype} {self.image_shape}"
+        digest = hashlib.sha256(f"array {layout}".encode())
+        digest.update(self.rows.tobytes())
+        digest.update(np.ascontiguousarray(self.array[self.rows[_spread_out(len(self))]]).data)
+        return digest.hexdigest()
+
+
+def checked_pixels(images: NDArray[np.generic], rows: Rows, *, field: str) -> Tensor:
+    """Images of an array as uint8, or as float32 once known to be finite and in [0, 1].
+
+    Args:
+        images: (B, C, H, W), uint8 or floating point.
+        rows: (B,) what errors number them by.
+        field: Path of the field that they came from.
+
+    Raises:
+        DataError: A value is not finite or not in [0, 1].
+    """
+    if images.dtype == np.uint8:
+        return torch.from_numpy(np.array(images, dtype=np.uint8, order="C"))
+    pixels = np.array(images, dtype=np.float32, order="C")
+    for start in range(0, len(pixels), 1024):
+        block = pixels[start : start + 1024]
+        wrong = ~((block >= 0) & (block <= 1))  # NaN compares false with both
+        if wrong.any():
+            at = np.argwhere(wrong)[0]
+            value = float(block[tuple(at)])
+            found = f"{value:g} in image {int(rows[start + at[0]])}"
+            hint = "Store grey levels as uint8, or divide them by 255" if value > 1 else ""
+            raise data_error(field, "finite values in [0, 1]", found, hint=hint)
+    return torch.from_numpy(pixels)
+
+
+def stays_on_disk(keep: str, values: int) -> bool:
+    """Whether a set of so many uint8 values is left on disk under a `keep` of the configuration."""
+    return keep == "disk" or (keep == "auto" and values > MEMORY_BYTES)
+
+
+def needs_shape(channels: int | None, size: int | None, *, field: str) -> tuple[int, int, int]:
+    """The shape that images on disk are brought to, which must be configured.
+
+    Raises:
+        DataError: Either is None: nothing says what to bring them to before all are read.
+    """
+    if channels is None or size is None:
+        missing = "image_size" if size is None else "channels"
+        raise data_error(
+            f"{field}.keep",
+            "data.image_size and data.channels beside images that stay on disk",
+            f"no {missing}",
+            hint="Set both, or keep: memory",
+        )
+    return channels, size, size
+
+
+def _positions(indices: Indices, count: int) -> Rows:
+    chosen = torch.arange(count)[selector(indices)]
+    return chosen.numpy()
+
+
+def _spread_out(count: int) -> Rows:
+    """At most 256 positions, evenly spread, the first and the last among them."""
+    return np.unique(np.linspace(0, count - 1, min(count, _LOOKED_INTO)).round().astype(np.int64))
+
+
+def _add_labels(digest: hashlib._Hash, labels: Tensor | None) -> None:
+    digest.update(b"none" if labels is None else labels.contiguous().numpy().tobytes())

@@ -1,0 +1,182 @@
+import io
+import tarfile
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from greg_cert.data import archives
+from greg_cert.data.archives import close_archives
+from greg_cert.data.folders import load_folder
+from greg_cert.data.schema import FolderSource
+from greg_cert.errors import DataError
+
+RNG = np.random.default_rng(0)
+SHARED = Path(__file__).parents[4] / "shared" / "data"
+KINDS = [".tar", ".tar.gz", ".tar.xz", ".tar.bz2", ".zip"]
+
+
+def png() -> bytes:
+    out = io.BytesIO()
+    Image.fromarray(RNG.integers(0, 256, (6, 6, 3), dtype=np.uint8)).save(out, "PNG")
+    return out.getvalue()
+
+
+CONTENT = {f"set/{part}/{name}/{i}.png": png()
+           for part in ("train", "test") for name in ("bee", "ant") for i in range(3)}  # fmt: skip
+
+
+def member(name: str, **fields: Any) -> tarfile.TarInfo:
+    info = tarfile.TarInfo(name)
+    for key, value in fields.items():
+        setattr(info, key, value)
+    return info
+
+
+def write(path: Path, content: dict[str, bytes], *, odd: bool = False) -> Path:
+    if path.suffix == ".zip":
+        with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as out:
+            for name, data in content.items():
+                out.writestr(name, data)
+        return path
+    mode: Any = {".tar": "w", ".gz": "w:gz", ".xz": "w:xz", ".bz2": "w:bz2"}[path.suffix]
+    with tarfile.open(path, mode) as out:
+        for name, data in content.items():
+            out.addfile(member(name, size=len(data)), io.BytesIO(data))
+        if odd:
+            out.addfile(member("set/train/ant/l.png", type=tarfile.SYMTYPE, linkname="/etc/passwd"))
+            out.addfile(member("set/train/ant/h.png", type=tarfile.LNKTYPE, linkname="../../x"))
+            out.addfile(member("set/train/ant/d.png", type=tarfile.CHRTYPE))
+            out.addfile(member("set/train/ant/p.png", type=tarfile.FIFOTYPE))
+    return path
+
+
+def unpack(root: Path) -> Path:
+    for name, data in CONTENT.items():
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_bytes(data)
+    return root
+
+
+def read(path: Path, *, labelled: bool = True, size: int | None = None, **options: Any) -> Any:
+    source = FolderSource.model_validate({"path": path, **options})
+    channels = None if size is None else 3
+    return load_folder(source, field="data.id", labelled=labelled, channels=channels, size=size)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_an_archive_reads_as_the_folder_it_was_made_from(tmp_path: Path, kind: str) -> None:
+    folder = read(unpack(tmp_path) / "set" / "train")
+    packed = read(write(tmp_path / f"a{kind}", CONTENT, odd=True), inside="set/train")
+    assert packed.classes == folder.classes == ("ant", "bee")
+    assert torch.equal(packed.images, folder.images)
+    assert torch.equal(packed.labels, folder.labels)
+    assert packed.name == "set/train"
+    flat = read(tmp_path / f"a{kind}", inside="set/train/bee", labelled=False)
+    assert torch.equal(flat.images, folder.images[3:])
+    some = read(tmp_path / f"a{kind}", inside="set/train", classes=["bee", "ant"])
+    assert torch.equal(some.images, folder.images[[3, 4, 5, 0, 1, 2]])
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_can_be_read_singly_may_stay_on_disk(tmp_path: Path, kind: str) -> None:
+    path = write(tmp_path / f"a{kind}", CONTENT)
+    options: dict[str, Any] = {"inside": "set/test", "keep": "disk"}
+    if kind in (".tar", ".zip"):
+        images = read(path, size=6, **options)
+        close_archives()
+        assert torch.equal(images.stored(), read(path, inside="set/test").images)
+    else:
+        with pytest.raises(DataError, match=r"^data\.id\.keep: expected .*uncompressed \.tar"):
+            read(path, size=6, **options)
+
+
+def test_one_archive_is_read_once_until_it_changes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = write(tmp_path / "a.tar.gz", CONTENT)
+    times = []
+    real = archives._read_tar
+    monkeypatch.setattr(archives, "_read_tar", lambda p: times.append(p) or real(p))
+    first = read(path, inside="set/train")
+    read(path, inside="set/test")
+    assert len(times) == 1
+    write(path, {name.replace("bee", "cow"): data for name, data in CONTENT.items()})
+    assert read(path, inside="set/train").classes == ("ant", "cow")
+    assert len(times) == 2
+    assert first.classes == ("ant", "bee")
+
+
+@pytest.mark.parametrize("name", ["../x.png", "/x.png", "a/../../x.png", "a\\x.png"])
+@pytest.mark.parametrize("kind", [".tar", ".zip"])
+def test_names_that_lead_out_are_refused(tmp_path: Path, kind: str, name: str) -> None:
+    path = write(tmp_path / f"a{kind}", CONTENT | {name: b"x"})
+    with pytest.raises(DataError, match=r"^data\.id\.path: .*leads out of it"):
+        read(path, inside="set/train")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_damaged_archives(tmp_path: Path, kind: str) -> None:
+    path = write(tmp_path / f"a{kind}", CONTENT)
+    whole = path.read_bytes()
+    for damaged in (whole[: len(whole) // 2], b"", b"nonsense" * 100):
+        path.write_bytes(damaged)
+        with pytest.raises(DataError, match=r"^data\.id\.path: expected ") as error:
+            read(path, inside="set/train")
+        assert "\n" not in str(error.value)
+        assert f"a{kind}" in str(error.value)
+
+
+def test_bounds_on_what_an_archive_may_hold(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(archives, "MOST_A_FILE", 4000)
+    large = CONTENT | {"set/train/ant/9.png": bytes(5000)}
+    for kind in KINDS:
+        with pytest.raises(DataError, match=r"files of at most 4000 bytes \(not .*9\.png"):
+            read(write(tmp_path / f"a{kind}", large), inside="set/train")
+    named = write(tmp_path / "b.tar.xz", {f"set/train/{'a' * 9000}.png": b"x"})
+    with pytest.raises(DataError, match=r"members of at most 4000 bytes.*Unpack it"):
+        read(named)
+    monkeypatch.setattr(archives, "MOST_IN_ALL", 500)
+    with pytest.raises(DataError, match="at most 500 bytes in a compressed archive"):
+        read(write(tmp_path / "c.tar.gz", CONTENT), inside="set/train")
+    assert len(read(write(tmp_path / "c.tar", CONTENT), inside="set/train")) == 6
+
+
+def test_a_picture_that_declares_too_many_pixels(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 30)
+    monkeypatch.setattr(Image, "_decompression_bomb_check", lambda size: None)
+    with pytest.raises(DataError, match=r"0\.png' \(ValueError: 6x6 pixels, more than 30\)"):
+        read(write(tmp_path / "a.tar", CONTENT), inside="set/train")
+
+
+def test_misplaced_folders_in_archives(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.zip", CONTENT)
+    with pytest.raises(DataError, match=r"a folder 'set/tarin' with images .* none in .*a\.zip"):
+        read(path, inside="set/tarin")
+    with pytest.raises(DataError, match=r"only \.png.*a\.zip/set/test/ant/0\.png"):
+        read(path, inside="set")
+    with pytest.raises(DataError, match=r"an existing folder or archive, but got .*b\.tar"):
+        read(tmp_path / "b.tar")
+    twice = {**CONTENT, "set/train/./ant/0.png": png()}
+    with pytest.raises(DataError, match="a name stands in it twice"):
+        read(write(tmp_path / "c.tar", twice), inside="set/train")
+
+
+@pytest.mark.skipif(not (SHARED / "cifar10-jpeg.tar.xz").is_file(), reason=f"not in {SHARED}")
+def test_cifar10_from_the_shared_folder() -> None:
+    path = SHARED / "cifar10-jpeg.tar.xz"
+    test = read(path, inside="cifar10/test", name="cifar10-test")
+    assert test.images.shape == (5000, 3, 32, 32)
+    assert torch.equal(torch.bincount(test.labels), torch.full((10,), 500))
+    few = read(path, inside="cifar10/train", limit=500)
+    close_archives()
+    assert (len(few), few.classes) == (500, test.classes)
+    assert test.pixels().mean().item() == pytest.approx(0.473, abs=0.01)

@@ -1,0 +1,215 @@
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from greg_cert.data import DataConfig, DataSplits, ImageSet, load_data, prefetch
+from greg_cert.data.arrays import load_array
+from greg_cert.data.duplicates import without_shared
+from greg_cert.data.folders import load_folder
+from greg_cert.data.on_disk import ArrayImages, FileImages
+from greg_cert.data.schema import ArraySource, FolderSource
+from greg_cert.errors import DataError
+
+RNG = np.random.default_rng(0)
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    for name in ("bee", "ant"):
+        (tmp_path / "set" / name).mkdir(parents=True)
+        for i in range(30):
+            shape = (40 + i, 60 - i, 3) if i % 3 else (40 + i, 60 - i)  # every third is grey
+            pixels = RNG.integers(0, 256, shape, dtype=np.uint8)
+            Image.fromarray(pixels).save(tmp_path / "set" / name / f"{i}.png")
+    return tmp_path / "set"
+
+
+def read(root: Path, *, labelled: bool = True, channels: int | None = 3, **options: Any) -> Any:
+    source = FolderSource.model_validate({"path": root, **options})
+    return load_folder(source, field="data.id", labelled=labelled, channels=channels, size=24)
+
+
+@pytest.mark.parametrize("crop", [1.0, 0.875])
+def test_disk_and_memory_hold_the_same_pixels(root: Path, crop: float) -> None:
+    memory, disk = (read(root, keep=keep, crop=crop) for keep in ("memory", "disk"))
+    assert isinstance(memory, ImageSet)
+    assert isinstance(disk, FileImages)
+    assert disk.image_shape == memory.image_shape == (3, 24, 24)
+    assert torch.equal(disk.stored(), memory.images)
+    assert torch.equal(disk.labels, memory.labels)
+    assert disk.classes == memory.classes
+    for indices in ([5, 2, 59], torch.tensor([7]), slice(3, 50, 4), disk.labels == 1):
+        assert torch.equal(disk.pixels(indices), memory.pixels(indices))
+        part = disk.subset(indices)
+        assert torch.equal(part.stored(), memory.subset(indices).images)
+        assert torch.equal(part.labels, memory.subset(indices).labels)
+        assert torch.equal(part.subset([0]).stored(), part.stored([0]))
+    limited = read(root, keep="disk", limit=20, labelled=False)
+    assert torch.equal(limited.stored(), read(root, limit=20, labelled=False).images)
+
+
+def test_imagenets_crop_is_the_centre_of_the_resized_picture(tmp_path: Path) -> None:
+    ramp = np.linspace(0, 255, 512).round().astype(np.uint8)
+    Image.fromarray(np.tile(ramp, (256, 1))).save(tmp_path / "a.png")
+    source = FolderSource(path=tmp_path, crop=0.875)
+    found = load_folder(source, field="f", labelled=False, channels=1, size=224)
+    expected = torch.from_numpy(ramp[144:368].copy())  # 512 -> 256 in the middle, 224 of that
+    assert torch.equal(found.stored()[0, 0, 0], expected)
+
+
+def test_auto_goes_by_the_decoded_size(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert isinstance(read(root), ImageSet)
+    monkeypatch.setattr("greg_cert.data.on_disk.MEMORY_BYTES", 60 * 3 * 24 * 24 - 1)
+    assert isinstance(read(root), FileImages)
+    assert isinstance(read(root, keep="memory"), ImageSet)
+    assert isinstance(read(root, limit=59), ImageSet)
+    with pytest.raises(DataError, match=r"^data\.id\.keep: .* no channels\. Set both, or keep"):
+        read(root, channels=None, keep="disk")
+
+
+def test_reading_goes_wrong_later_and_names_the_file(root: Path) -> None:
+    disk = read(root, keep="disk")
+    (root / "bee" / "3.png").write_bytes(b"no image")
+    with pytest.raises(DataError, match=r"^data\.id\.path: .*bee/3\.png'"):
+        disk.stored()
+    assert len(disk.stored(slice(0, 30))) == 30
+    (root / "bee" / "3.png").unlink()
+    with pytest.raises(DataError, match=r"bee/3\.png' \(FileNotFoundError"):
+        for _ in prefetch(torch.arange(60).split(10), disk.stored):
+            pass
+
+
+def test_prefetched_batches_are_those_read_directly(root: Path) -> None:
+    disk = read(root, keep="disk")
+    order = torch.randperm(60, generator=torch.Generator().manual_seed(0)).split(16)
+    for (indices, images), expected in zip(prefetch(order, disk.stored), order, strict=True):
+        assert indices is expected
+        assert torch.equal(images, disk.stored(expected))
+
+
+def test_fingerprints_see_names_sizes_labels_and_some_content(root: Path, tmp_path: Path) -> None:
+    disk = read(root, keep="disk")
+    known = {disk.fingerprint()}
+    moved = root.rename(tmp_path / "elsewhere")
+    assert read(moved, keep="disk").fingerprint() in known
+
+    def new(images: FileImages) -> None:
+        assert images.fingerprint() not in known
+        known.add(images.fingerprint())
+
+    new(read(moved, keep="disk", crop=0.5))
+    new(read(moved, keep="disk", labelled=False))
+    new(read(moved, keep="disk", limit=59))
+    new(read(moved, keep="disk", classes=["bee", "ant"]))
+    file = moved / "bee" / "7.png"
+    content = bytearray(file.read_bytes())
+    content[-20] ^= 1
+    file.write_bytes(content)  # as long as before
+    new(read(moved, keep="disk"))
+    file.write_bytes(content + b"x")
+    new(read(moved, keep="disk"))
+    file.rename(moved / "bee" / "70.png")
+    new(read(moved, keep="disk"))
+
+
+def copies(root: Path, other: Path, names: list[str]) -> Path:
+    (other / "x").mkdir(parents=True)
+    for i, name in enumerate(names):
+        (other / "x" / f"{i}.png").write_bytes((root / name).read_bytes())
+    Image.fromarray(RNG.integers(0, 256, (30, 30, 3), dtype=np.uint8)).save(other / "x" / "n.png")
+    return other
+
+
+@pytest.mark.parametrize("keeps", [("disk", "disk"), ("disk", "memory"), ("memory", "disk")])
+def test_copies_of_files_are_found(root: Path, tmp_path: Path, keeps: tuple[str, str]) -> None:
+    other = copies(root, tmp_path / "other", ["ant/3.png", "bee/0.png"])
+    training = read(root, keep=keeps[0])
+    test = read(other, keep=keeps[1], labelled=False)
+    fields = ("data.aux", "data.ood[0]")
+    with pytest.raises(DataError, match=r"^data\.aux: .*2 of 60 of 'set' also in 'other'. Set d"):
+        without_shared(training, test, fields=fields, policy="refuse")
+    kept = without_shared(training, test, fields=fields, policy="drop")
+    left = training.subset(kept)
+    assert len(left) == 58
+    assert len(without_shared(left, test, fields=fields, policy="refuse")) == 58
+
+
+def test_files_and_other_images_are_compared_by_a_sample(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    disk = read(root, keep="disk")
+    array = ImageSet("array", read(root, keep="memory").images)
+    other = ImageSet("other", 255 - array.images)
+    fields = ("data.aux", "data.ood[0]")
+    assert len(without_shared(disk, other, fields=fields, policy="refuse")) == 60
+    assert without_shared(disk, array.subset([4]), fields=fields, policy="drop").tolist() == [
+        i for i in range(60) if i != 4
+    ]
+    monkeypatch.setattr("greg_cert.data.duplicates.SAMPLED", 40)
+    for one, two in ((disk, array), (array, disk)):
+        with pytest.raises(DataError, match=r"40 of 40 looked at .* Set keep: memory"):
+            without_shared(one, two, fields=fields, policy="drop")
+
+
+def test_a_large_array_stays_on_disk(tmp_path: Path) -> None:
+    stored = RNG.integers(0, 256, (50, 10, 12, 3), dtype=np.uint8)
+    np.save(tmp_path / "a.npy", stored)
+
+    def array(channels: int | None = None, size: int | None = None, **options: Any) -> Any:
+        source = ArraySource.model_validate({"path": tmp_path / "a.npy", **options})
+        return load_array(source, field="data.aux", labelled=False, channels=channels, size=size)
+
+    disk, memory = array(keep="disk"), array()
+    assert isinstance(disk, ArrayImages)
+    assert isinstance(disk.array.base, np.memmap)
+    assert disk.image_shape == (3, 10, 10)
+    assert torch.equal(disk.stored(), memory.images[..., 1:11])
+    assert array(1, 5, keep="disk").stored([3, 1]).shape == (2, 1, 5, 5)
+    some = array(keep="disk", limit=20)
+    assert torch.equal(some.stored(), array(limit=20).images[..., 1:11])
+    assert torch.equal(some.subset([2]).pixels(), some.pixels([2]))
+    assert (
+        len({disk.fingerprint(), some.fingerprint(), array(1, 5, keep="disk").fingerprint()}) == 3
+    )
+    fields = ("data.aux", "data.ood[0]")
+    test = ImageSet("t", memory.images[[7], :, :, 1:11])
+    assert len(without_shared(disk, test, fields=fields, policy="drop")) == 49
+    np.save(tmp_path / "a.npy", np.where(stored == 255, 2.0, 0.5))
+    with pytest.raises(DataError, match=r"^data\.aux\.images: .* 2 in image"):
+        array(keep="disk").stored()
+    np.savez(tmp_path / "a.npz", images=stored)
+    with pytest.raises(DataError, match=r"^data\.aux\.keep: expected a \.npy file"):
+        array(path=tmp_path / "a.npz", keep="disk")
+
+
+def load(root: Path, **more: Any) -> DataSplits:
+    source = {"source": "folder", "path": root, "keep": "disk"}
+    config = {"id": source, "image_size": 24, "channels": 3, **more}
+    return load_data(DataConfig.model_validate(config))
+
+
+def test_splits_of_a_set_on_disk(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    parts = load(root, ood=[{"source": "uniform", "n": 9}])
+    pixels = parts.train.pixels().double()
+    assert parts.mean == pytest.approx(pixels.mean(dim=(0, 2, 3)).tolist(), abs=1e-6)
+    assert len(parts.train) + len(parts.calibration) + len(parts.test) == 60
+    assert load(root).fingerprints().items() <= parts.fingerprints().items()
+    monkeypatch.setattr("greg_cert.data.load.MOMENTS_OF", 10)
+    sampled = load(root)
+    assert sampled.mean != parts.mean
+    assert sampled.mean == pytest.approx(parts.mean, abs=0.05)
+
+
+def test_configured_moments(root: Path) -> None:
+    parts = load(root, mean=[0.485, 0.456, 0.406], std=[0.229, 0.224, 0.225])
+    assert parts.mean == (0.485, 0.456, 0.406)
+    assert parts.std == (0.229, 0.224, 0.225)
+    with pytest.raises(DataError, match=r"^data\.mean: expected one value a channel, 3, but got 1"):
+        load(root, mean=[0.5], std=[0.5])
+    for wrong in ({"mean": [0.5]}, {"mean": [0.5, 0.5], "std": [0.5, 0.5]}):
+        with pytest.raises(ValueError, match="expected"):
+            load(root, **wrong)
