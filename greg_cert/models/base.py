@@ -2,11 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 from torch import Tensor, nn
 
 from greg_cert.models.normalize import Normalize
+
+
+class Body(NamedTuple):
+    """A network from normalised images to features, and what a `Classifier` must know of it.
+
+    Attributes:
+        module: Normalised images (B, C, H, W) to features (B, D).
+        num_features: D.
+        aliases: As in `greg_cert.models.aliases`.
+    """
+
+    module: nn.Module
+    num_features: int
+    aliases: Mapping[str, str]
 
 
 class Classifier(nn.Module):
@@ -18,6 +33,7 @@ class Classifier(nn.Module):
         num_classes: K.
         mean: per-channel mean of the raw pixels.
         std: per-channel standard deviation of the raw pixels.
+        aliases: what other code bases call the modules, as in `greg_cert.models.aliases`.
     """
 
     def __init__(
@@ -28,11 +44,13 @@ class Classifier(nn.Module):
         num_classes: int,
         mean: Sequence[float],
         std: Sequence[float],
+        aliases: Mapping[str, str] | None = None,
     ) -> None:
         super().__init__()
         self.normalize = Normalize(mean, std)
         self.body = body
         self.head = nn.Linear(num_features, num_classes)
+        self.aliases = dict(aliases or {})
 
     def features(self, x: Tensor) -> Tensor:
         """Penultimate features (B, D) of raw images (B, C, H, W)."""

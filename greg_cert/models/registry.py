@@ -5,25 +5,31 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 
-from torch import nn
-
 from greg_cert.errors import UsageError
-from greg_cert.models.base import Classifier
+from greg_cert.models.base import Body, Classifier
+from greg_cert.models.densenet import densenet_body
+from greg_cert.models.names import TORCHVISION_PREFIX, check_model_name
 from greg_cert.models.resnet import resnet18_body
 from greg_cert.models.small import cnn_small_body, mlp_body
 from greg_cert.models.wide_resnet import wide_resnet_body
 
-Body = Callable[[int, int], tuple[nn.Module, int]]
 
-_BODIES: Mapping[str, Body] = {
+def _torchvision_body(name: str, in_channels: int, image_size: int) -> Body:
+    from greg_cert.models.torchvision_body import torchvision_body  # takes seconds to import
+
+    return torchvision_body(name, in_channels, image_size)
+
+
+# One entry for each of `MODEL_NAMES`.
+_BODIES: Mapping[str, Callable[[int, int], Body]] = {
     "mlp": mlp_body,
     "cnn_small": cnn_small_body,
     "resnet18_32x32": lambda channels, _: resnet18_body(channels),
     "wrn16_2": lambda channels, _: wide_resnet_body(channels, 16, 2),
     "wrn40_2": lambda channels, _: wide_resnet_body(channels, 40, 2, dropout=0.3),
+    "densenet100": lambda channels, size: densenet_body(channels, size, depth=100, growth=12),
+    "densenet121": lambda channels, size: _torchvision_body("densenet121", channels, size),
 }
-
-MODEL_NAMES: tuple[str, ...] = tuple(_BODIES)
 
 
 def build_model(
@@ -41,18 +47,22 @@ def build_model(
     `.features(x)` gives the (B, D) penultimate features.
 
     Args:
-        name: one of `MODEL_NAMES`.
+        name: one of `greg_cert.models.MODEL_NAMES`, or `torchvision/` and the name of an image
+            classifier of torchvision, such as `torchvision/resnet50`.
         num_classes: K ≥ 1.
         in_channels: C ≥ 1.
         image_size: height and width of the images.
         mean: per-channel mean of raw pixels, length C.
         std: per-channel standard deviation of raw pixels, length C, each > 0.
 
+    Returns:
+        The model, in training mode.
+
     Raises:
-        UsageError: for an unknown name or a value out of range.
+        UsageError: for an unknown name, a value out of range, or an image size that the network
+            cannot take.
     """
-    if name not in _BODIES:
-        raise UsageError(f"expected model name in {', '.join(MODEL_NAMES)}, but got {name!r}")
+    check_model_name(name)
     for field, value in (
         ("num_classes", num_classes),
         ("in_channels", in_channels),
@@ -67,5 +77,15 @@ def build_model(
         )
     if not all(math.isfinite(v) for v in (*mean, *std)):
         raise UsageError(f"expected finite mean and std, but got {tuple(mean)} and {tuple(std)}")
-    body, num_features = _BODIES[name](in_channels, image_size)
-    return Classifier(body, num_features, num_classes=num_classes, mean=mean, std=std)
+    if name.startswith(TORCHVISION_PREFIX):
+        body = _torchvision_body(name.removeprefix(TORCHVISION_PREFIX), in_channels, image_size)
+    else:
+        body = _BODIES[name](in_channels, image_size)
+    return Classifier(
+        body.module,
+        body.num_features,
+        num_classes=num_classes,
+        mean=mean,
+        std=std,
+        aliases=body.aliases,
+    )

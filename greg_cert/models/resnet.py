@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
+from greg_cert.models.aliases import HEAD_ALIASES
+from greg_cert.models.base import Body
+
 
 class BasicBlock(nn.Module):
     """Two 3×3 convolutions with BatchNorm, added to the (projected) input, then ReLU.
@@ -32,18 +35,33 @@ class BasicBlock(nn.Module):
         return y
 
 
-def resnet18_body(in_channels: int, width: int = 64) -> tuple[nn.Module, int]:
-    """Stem, four stages of two basic blocks (width, 2×, 4×, 8×), global average pool."""
+def resnet18_body(in_channels: int, width: int = 64) -> Body:
+    """Stem, four stages of two basic blocks (width, 2×, 4×, 8×), global average pool.
+
+    Args:
+        in_channels: C.
+        width: planes of the stem and of the first stage.
+
+    Returns:
+        The body, its number of features, and its aliases (the names of torchvision, whose
+        projection is `downsample`, and of the CIFAR code bases, where it is `shortcut`).
+
+    Source:
+        He et al., "Deep Residual Learning for Image Recognition", CVPR 2016.
+    """
     layers: list[nn.Module] = [
         nn.Conv2d(in_channels, width, 3, padding=1, bias=False),
         nn.BatchNorm2d(width),
         nn.ReLU(),
     ]
+    aliases = {"conv1": "body.0", "bn1": "body.1", **HEAD_ALIASES}
     planes_in = width
     for stage in range(4):
         planes = width * 2**stage
         for block in range(2):
+            theirs, ours = f"layer{stage + 1}.{block}", f"body.{len(layers)}"
+            aliases |= {theirs: ours, f"{theirs}.downsample": f"{ours}.shortcut"}
             layers.append(BasicBlock(planes_in, planes, 2 if stage > 0 and block == 0 else 1))
             planes_in = planes
     layers += [nn.AdaptiveAvgPool2d(1), nn.Flatten()]
-    return nn.Sequential(*layers), planes_in
+    return Body(nn.Sequential(*layers), planes_in, aliases)

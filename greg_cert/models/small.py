@@ -4,9 +4,21 @@ from __future__ import annotations
 
 from torch import nn
 
+from greg_cert.models.aliases import HEAD_ALIASES
+from greg_cert.models.base import Body
 
-def mlp_body(in_channels: int, image_size: int, width: int = 128) -> tuple[nn.Module, int]:
-    """Two hidden layers of `width` ReLU units on the flattened image."""
+
+def mlp_body(in_channels: int, image_size: int, width: int = 128) -> Body:
+    """Two hidden layers of `width` ReLU units on the flattened image.
+
+    Args:
+        in_channels: C.
+        image_size: height and width of the images.
+        width: units of each hidden layer.
+
+    Returns:
+        The body, its number of features, and its aliases.
+    """
     body = nn.Sequential(
         nn.Flatten(),
         nn.Linear(in_channels * image_size**2, width),
@@ -14,11 +26,20 @@ def mlp_body(in_channels: int, image_size: int, width: int = 128) -> tuple[nn.Mo
         nn.Linear(width, width),
         nn.ReLU(),
     )
-    return body, width
+    return Body(body, width, HEAD_ALIASES)
 
 
-def cnn_small_body(in_channels: int, image_size: int, width: int = 16) -> tuple[nn.Module, int]:
-    """Two strided 3×3 convolutions and one hidden linear layer, without BatchNorm."""
+def cnn_small_body(in_channels: int, image_size: int, width: int = 16) -> Body:
+    """Two strided 3×3 convolutions and one hidden linear layer, without BatchNorm.
+
+    Args:
+        in_channels: C.
+        image_size: height and width of the images.
+        width: planes of the first convolution.
+
+    Returns:
+        The body, its number of features, and its aliases.
+    """
     side = (image_size + 3) // 4  # two convolutions of stride 2 and padding 1, each rounding up
     hidden = 4 * width
     body = nn.Sequential(
@@ -30,4 +51,4 @@ def cnn_small_body(in_channels: int, image_size: int, width: int = 16) -> tuple[
         nn.Linear(2 * width * side**2, hidden),
         nn.ReLU(),
     )
-    return body, hidden
+    return Body(body, hidden, HEAD_ALIASES)

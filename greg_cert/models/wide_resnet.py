@@ -5,6 +5,8 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from greg_cert.errors import UsageError
+from greg_cert.models.aliases import HEAD_ALIASES
+from greg_cert.models.base import Body
 
 
 class PreActivationBlock(nn.Module):
@@ -37,19 +39,38 @@ class PreActivationBlock(nn.Module):
         return y
 
 
-def wide_resnet_body(
-    in_channels: int, depth: int, widen: int, dropout: float = 0.0
-) -> tuple[nn.Module, int]:
-    """Stem of 16 planes, three stages of (depth − 4)/6 blocks at 16k, 32k, 64k planes, pool."""
+def wide_resnet_body(in_channels: int, depth: int, widen: int, dropout: float = 0.0) -> Body:
+    """Stem of 16 planes, three stages of (depth − 4)/6 blocks at 16k, 32k, 64k planes, pool.
+
+    Args:
+        in_channels: C.
+        depth: 6n + 4 with n ≥ 1.
+        widen: k.
+        dropout: share of the maps between a block's convolutions that training sets to 0.
+
+    Returns:
+        The body, its number of features, and its aliases (the names of the WRN that
+        outlier-exposure, energy_ood and pytorch-ood share).
+
+    Raises:
+        UsageError: for another depth.
+
+    Source:
+        Zagoruyko and Komodakis, "Wide Residual Networks", BMVC 2016, table 1.
+    """
     if depth < 10 or (depth - 4) % 6:
-        raise UsageError(f"expected WRN depth 6n + 4 with n >= 1, but got {depth}")
+        raise UsageError(f"depth: expected WRN of 6n + 4 with n >= 1, but got {depth}")
     layers: list[nn.Module] = [nn.Conv2d(in_channels, 16, 3, padding=1, bias=False)]
+    aliases = {"conv1": "body.0", **HEAD_ALIASES}
     planes_in = 16
     for stage in range(3):
         planes = 16 * widen * 2**stage
         for block in range((depth - 4) // 6):
+            theirs, ours = f"block{stage + 1}.layer.{block}", f"body.{len(layers)}"
+            aliases |= {theirs: ours, f"{theirs}.convShortcut": f"{ours}.projection"}
             stride = 2 if stage > 0 and block == 0 else 1
             layers.append(PreActivationBlock(planes_in, planes, stride, dropout))
             planes_in = planes
+    aliases["bn1"] = f"body.{len(layers)}"
     layers += [nn.BatchNorm2d(planes_in), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten()]
-    return nn.Sequential(*layers), planes_in
+    return Body(nn.Sequential(*layers), planes_in, aliases)

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -9,13 +11,55 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from torchvision import models
 from torchvision.models import resnet18
 
-from greg_cert.errors import UsageError
-from greg_cert.models import MODEL_NAMES, Classifier, Normalize, build_model
+from greg_cert.errors import UnsupportedModelError, UsageError
+from greg_cert.models import (
+    MODEL_NAMES,
+    Classifier,
+    Normalize,
+    build_model,
+    check_model_name,
+    is_model_name,
+)
+from greg_cert.verify.graph import forward_all
+from greg_cert.verify.trace import trace_model
 
 MEAN, STD = (0.4914, 0.4822, 0.4465), (0.247, 0.2435, 0.2616)
-FEATURES = {"mlp": 128, "cnn_small": 64, "resnet18_32x32": 512, "wrn16_2": 128, "wrn40_2": 128}
+FEATURES = {
+    "mlp": 128,
+    "cnn_small": 64,
+    "resnet18_32x32": 512,
+    "wrn16_2": 128,
+    "wrn40_2": 128,
+    "densenet100": 342,
+    "densenet121": 1024,
+}
+LARGER = {"densenet121": 24}  # halves the image five times
+# Every family of torchvision, small, at a size that it takes.
+TORCHVISION = {
+    "torchvision/resnet18": (32, 512),
+    "torchvision/mobilenet_v2": (32, 1280),
+    "torchvision/mobilenet_v3_small": (32, 1024),
+    "torchvision/mnasnet0_5": (32, 1280),
+    "torchvision/shufflenet_v2_x0_5": (32, 1024),
+    "torchvision/efficientnet_b0": (32, 1280),
+    "torchvision/regnet_x_400mf": (32, 400),
+    "torchvision/googlenet": (32, 1024),
+    "torchvision/inception_v3": (75, 2048),
+    "torchvision/densenet121": (32, 1024),
+    "torchvision/vgg11_bn": (32, 4096),
+    "torchvision/alexnet": (64, 4096),
+    "torchvision/convnext_tiny": (32, 768),
+    "torchvision/swin_t": (32, 768),
+    "torchvision/vit_b_16": (32, 768),
+}
+
+
+def side(name: str) -> int:
+    """Height and width of the images that tests give to a model."""
+    return TORCHVISION[name][0] if name in TORCHVISION else 16 + LARGER.get(name, 0)
 
 
 def build(name: str, *, seed: int = 0, **changes: Any) -> Classifier:
@@ -23,7 +67,7 @@ def build(name: str, *, seed: int = 0, **changes: Any) -> Classifier:
     fields: dict[str, Any] = {
         "num_classes": 10,
         "in_channels": 3,
-        "image_size": 16,
+        "image_size": side(name),
         "mean": MEAN,
         "std": STD,
     }
@@ -51,7 +95,7 @@ def by_hand(x: Tensor, mean: Sequence[float] = MEAN, std: Sequence[float] = STD)
 
 
 def test_the_registry_is_the_one_tested_here() -> None:
-    assert set(MODEL_NAMES) == set(FEATURES)
+    assert list(MODEL_NAMES) == list(FEATURES)
 
 
 @pytest.mark.parametrize("name", MODEL_NAMES)
@@ -59,6 +103,7 @@ def test_the_registry_is_the_one_tested_here() -> None:
     ("channels", "size", "classes", "count"), [(3, 16, 10, 2), (1, 8, 3, 1), (2, 9, 1, 3)]
 )
 def test_shapes(name: str, channels: int, size: int, classes: int, count: int) -> None:
+    size += LARGER.get(name, 0)
     model = build(
         name,
         num_classes=classes,
@@ -82,13 +127,13 @@ def test_the_small_cnn_fits_any_size(size: int) -> None:
 
 @pytest.mark.parametrize("name", MODEL_NAMES)
 def test_samples_do_not_see_each_other_in_eval_mode(name: str) -> None:
-    model, x = build(name), images(3)
+    model, x = build(name), images(3, size=side(name))
     torch.testing.assert_close(model(x)[1:2], model(x[1:2]), rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("name", MODEL_NAMES)
 def test_normalisation_is_inside(name: str) -> None:
-    model, x = build(name), images()
+    model, x = build(name), images(size=side(name))
     expected = model.head(model.body(by_hand(x)))
     torch.testing.assert_close(model(x), expected, rtol=1e-4, atol=1e-5)
     # On raw pixels the body answers otherwise, so the comparison above has teeth.
@@ -122,7 +167,7 @@ def test_normalisation_is_never_trained(name: str) -> None:
     weights = [p.clone() for p in model.parameters()]
     model.train().requires_grad_(True)
     optimiser = torch.optim.SGD(model.parameters(), lr=0.5, weight_decay=0.1)
-    model(images(4)).square().sum().backward()
+    model(images(4, size=side(name))).square().sum().backward()
     optimiser.step()
     assert all(torch.equal(a, b) for a, b in zip(before, model.normalize.buffers(), strict=True))
     assert not any(torch.equal(a, b) for a, b in zip(weights, model.parameters(), strict=True))
@@ -130,7 +175,7 @@ def test_normalisation_is_never_trained(name: str) -> None:
 
 @pytest.mark.parametrize("name", MODEL_NAMES)
 def test_state_round_trip_restores_normalisation_too(name: str, tmp_path: Path) -> None:
-    saved, x = build(name), images()
+    saved, x = build(name), images(size=side(name))
     save_file(saved.state_dict(), tmp_path / "model.safetensors")
     other = build(name, seed=1, mean=(0.0, 0.1, 0.9), std=(1.0, 2.0, 0.1))
     assert not torch.allclose(other(x), saved(x))
@@ -146,6 +191,8 @@ def test_state_round_trip_restores_normalisation_too(name: str, tmp_path: Path) 
         ("wrn40_2", 2_243_546),  # Zagoruyko and Komodakis, table 4: 2.2M
         ("wrn16_2", 691_674),  # 0.7M
         # Weights and biases of 3072-128-128-10, and of two convolutions, 2048-64 and 64-10.
+        ("densenet100", 769_162),  # Huang et al., table 2: 0.8M
+        ("densenet121", 7_978_856 - 1025 * 1000 + 1025 * 10),  # torchvision's, with our head
         ("mlp", 3073 * 128 + 129 * 128 + 129 * 10),
         ("cnn_small", 28 * 16 + 145 * 32 + 2049 * 64 + 65 * 10),
     ],
@@ -235,12 +282,210 @@ def test_values_out_of_range_are_refused_by_name(changes: dict[str, Any], messag
         build("mlp", **changes)
 
 
-def test_an_unknown_name_is_refused_with_the_choices() -> None:
-    with pytest.raises(UsageError, match=r"model name in mlp, .*, but got 'resnet19'"):
-        build("resnet19")
-
-
 @pytest.mark.parametrize("call", [lambda: Normalize([], []), lambda: Normalize([0.5, 0.5], [0.5])])
 def test_normalise_wants_one_mean_and_one_std_a_channel(call: Callable[[], Normalize]) -> None:
     with pytest.raises(UsageError, match="one mean and one std a channel"):
         call()
+
+
+def test_densenet_counts_its_weights_as_the_paper_has_it() -> None:
+    growth, planes = 12, 24
+    count = 27 * planes
+    for block in range(3):
+        for _ in range(16):
+            count += 2 * planes + 4 * growth * planes + 2 * 4 * growth + 9 * 4 * growth * growth
+            planes += growth
+        if block < 2:
+            count += 2 * planes + planes * (planes // 2)
+            planes //= 2
+    count += 2 * planes + 10 * (planes + 1)
+    assert (count, planes) == (769_162, 342)
+    assert sum(p.numel() for p in build("densenet100").parameters()) == count
+
+
+@pytest.mark.parametrize("size", [4, 5, 7, 28])
+def test_densenet100_fits_small_images(size: int) -> None:
+    assert build("densenet100", image_size=size)(images(size=size)).shape == (2, 10)
+
+
+@pytest.mark.parametrize("name", [*MODEL_NAMES, *TORCHVISION])
+def test_gradients_reach_the_image_and_every_weight(name: str) -> None:
+    model = build(name)
+    x = images(4, size=side(name)).requires_grad_(True)
+    for mode in (True, False):
+        model.train(mode).zero_grad()
+        logits = model(x)
+        assert isinstance(logits, Tensor)  # no auxiliary heads, in training either
+        assert logits.shape == (4, 10)
+        (slope,) = torch.autograd.grad(logits.logsumexp(1).sum(), x, retain_graph=True)
+        assert slope.isfinite().all()
+        assert (slope.flatten(1).norm(dim=1) > 0).all()
+        F.cross_entropy(logits, torch.arange(4)).backward()
+        without = [n for n, p in model.named_parameters() if p.grad is None]
+        assert without == []
+        assert all(p.grad.isfinite().all() for p in model.parameters() if p.grad is not None)
+
+
+@pytest.mark.parametrize("name", TORCHVISION)
+def test_torchvision_classifiers_give_features_and_logits(name: str) -> None:
+    size, width = TORCHVISION[name]
+    model = build(name, in_channels=1, mean=MEAN[:1], std=STD[:1])
+    x = images(2, 1, size)
+    features, logits = model.features(x), model(x)
+    assert features.shape == (2, width)
+    torch.testing.assert_close(logits, model.head(features))
+    torch.testing.assert_close(logits[:1], model(x[:1]), rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["resnet18", "mobilenet_v3_small", "swin_t"])
+def test_torchvision_classifiers_compute_what_torchvision_does(name: str) -> None:
+    model = build(f"torchvision/{name}")
+    reference = models.get_model(name, num_classes=10).eval()
+    own = {k: v for k, v in model.state_dict().items() if not k.startswith("normalize")}
+    reference.load_state_dict(dict(zip(reference.state_dict(), own.values(), strict=True)))
+    x = images(size=side(f"torchvision/{name}"))
+    torch.testing.assert_close(model(x), reference(by_hand(x)), rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["resnet18", "convnext_tiny"])
+def test_a_new_first_convolution_keeps_its_settings(name: str) -> None:
+    old = first_convolution(build(f"torchvision/{name}"))
+    new = first_convolution(
+        build(f"torchvision/{name}", in_channels=5, mean=[0.5] * 5, std=[0.2] * 5)
+    )
+    assert old.in_channels == 3
+    assert new.in_channels == 5
+    for field in ("out_channels", "kernel_size", "stride", "padding", "dilation"):
+        assert getattr(old, field) == getattr(new, field)
+    assert (old.bias is None) == (new.bias is None)
+
+
+def first_convolution(model: Classifier) -> nn.Conv2d:
+    return next(m for m in model.body.modules() if isinstance(m, nn.Conv2d))
+
+
+@pytest.mark.parametrize("name", ["mlp", "densenet100", "torchvision/mnasnet0_5"])
+def test_a_fresh_model_is_in_training_mode(name: str) -> None:
+    model = build_model(name, num_classes=2, in_channels=3, image_size=32, mean=MEAN, std=STD)
+    assert all(module.training for module in model.modules())
+    for module in model.modules():  # and has seen no image yet
+        if isinstance(module, nn.BatchNorm2d):
+            assert module.num_batches_tracked == 0
+
+
+def test_torchvision_weights_follow_the_seed() -> None:
+    first, again, other = (
+        torch.cat([p.flatten() for p in build("torchvision/mnasnet0_5", seed=s).parameters()])
+        for s in (3, 3, 4)
+    )
+    assert torch.equal(first, again)
+    assert not torch.equal(first, other)
+
+
+def test_a_vision_transformer_is_built_for_its_images() -> None:
+    model = build("torchvision/vit_b_16", image_size=48)
+    assert model.state_dict()["body.encoder.pos_embedding"].shape == (1, 1 + 3 * 3, 768)
+
+
+@pytest.mark.parametrize(
+    ("name", "size"),
+    [
+        ("mlp", 8),
+        ("cnn_small", 8),
+        ("resnet18_32x32", 8),
+        ("wrn16_2", 8),
+        ("wrn40_2", 8),
+        ("densenet100", 8),
+        ("torchvision/regnet_x_400mf", 32),
+        ("torchvision/mnasnet0_5", 32),
+    ],
+)
+def test_the_verifier_sees_the_same_function(name: str, size: int) -> None:
+    model = build(name, image_size=size)
+    graph = trace_model(model, (3, size, size))
+    x = images(3, size=size, seed=5).double()
+    expected = model.double()(x)
+    torch.testing.assert_close(forward_all(graph, x)[-1], expected, rtol=1e-7, atol=1e-8)
+
+
+@pytest.mark.parametrize(
+    ("name", "layer"),
+    [
+        ("densenet121", r"'body\.features\.pool0' \(MaxPool2d\)"),
+        ("torchvision/resnet18", r"'body\.maxpool' \(MaxPool2d\)"),
+        ("torchvision/mobilenet_v2", r"'body\.features\.0\.2' \(ReLU6\)"),
+        ("torchvision/mobilenet_v3_small", r"'body\.features\.0\.2' \(Hardswish\)"),
+        ("torchvision/shufflenet_v2_x0_5", r"'body\.maxpool' \(MaxPool2d\)"),
+        ("torchvision/efficientnet_b0", r"'body\.features\.0\.2' \(SiLU\)"),
+        ("torchvision/googlenet", r"'body\.maxpool1' \(MaxPool2d\)"),
+        ("torchvision/convnext_tiny", r"'permute' \(permute\)"),
+    ],
+)
+def test_the_verifier_refuses_by_layer(name: str, layer: str) -> None:
+    with pytest.raises(UnsupportedModelError, match=f"layer {layer} cannot be bounded"):
+        trace_model(build(name), (3, side(name), side(name)))
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("resnet19", r"expected one of mlp, .* or torchvision/<classifier>, but got 'resnet19'"),
+        ("densenet10", r"did you mean 'densenet100'\?\), but got 'densenet10'"),
+        ("WRN40_2", r"did you mean 'wrn40_2'\?"),
+        ("torchvision/ResNet50", r"did you mean 'torchvision/resnet50'\?"),
+        ("torchvision/", r"expected one of mlp"),
+        ("torchvision/resnet50/x", r"expected one of mlp"),
+        ("timm/resnet50", r"expected one of mlp"),
+        ("torchvision/resnet5", r"did you mean 'torchvision/resnet50'\?\), but got 'torchvis"),
+        ("torchvision/nothing_like_it", r"expected a classifier of torchvision, but got"),
+        ("torchvision/squeezenet1_0", r"last layer is linear, but got .* ends in AdaptiveAvg"),
+        ("torchvision/ssd300_vgg16", r"classifier of images, but got .* detection models"),
+        ("torchvision/fcn_resnet50", r"segmentation models"),
+        ("torchvision/quantized_resnet18", r"quantization models"),
+        ("torchvision/raft_small", r"optical_flow models"),
+        ("torchvision/mc3_18", r"video models"),
+    ],
+)
+def test_other_names_are_refused(name: str, message: str) -> None:
+    with pytest.raises(UsageError, match=rf"^model\.name: .*{message}"):
+        build_model(name, num_classes=2, in_channels=3, image_size=64, mean=MEAN, std=STD)
+
+
+@pytest.mark.parametrize(
+    ("name", "size", "why"),
+    [
+        ("densenet100", 3, ">= 4"),
+        ("densenet121", 16, "'torchvision/densenet121' can take"),
+        ("torchvision/alexnet", 32, "can take"),
+        ("torchvision/inception_v3", 32, "can take"),
+        ("torchvision/vit_b_16", 30, "can take, but got 30: .*patch size"),
+        ("torchvision/maxvit_t", 32, "can take"),
+    ],
+)
+def test_images_too_small_for_a_network_are_refused(name: str, size: int, why: str) -> None:
+    with pytest.raises(UsageError, match=rf"^image_size: expected .*{why}"):
+        build_model(name, num_classes=2, in_channels=3, image_size=size, mean=MEAN, std=STD)
+
+
+def test_names_are_judged_without_torch() -> None:
+    assert all(is_model_name(name) for name in (*MODEL_NAMES, *TORCHVISION))
+    assert check_model_name("torchvision/anything_at_all") == "torchvision/anything_at_all"
+    for name in ("", "torchvision", "torchvision/", "torchvision/a b", "torchvision/../x", "MLP"):
+        assert not is_model_name(name)
+        with pytest.raises(UsageError, match=rf"^model\.name: .*{name}"):
+            check_model_name(name)
+    code = (
+        "import sys; from greg_cert.models.names import check_model_name, is_model_name\n"
+        "assert is_model_name('torchvision/resnet50')\n"
+        "heavy = {'torch', 'torchvision', 'numpy'} & set(sys.modules); assert not heavy, heavy"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+
+
+def test_the_registry_imports_torchvision_only_when_it_needs_it() -> None:
+    code = (
+        "import sys; from greg_cert.models import build_model\n"
+        "build_model('mlp', num_classes=2, in_channels=1, image_size=8, mean=[0.5], std=[0.5])\n"
+        "assert 'torchvision' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=120)

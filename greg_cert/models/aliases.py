@@ -1,0 +1,84 @@
+"""What other code bases call the modules of our models.
+
+An alias table maps a module path elsewhere to the path here, such as `layer1.0` to `body.3`. A
+parameter goes by the longest prefix of its name that the table has; the empty path stands for the
+whole network. Each architecture lists its own aliases beside its layers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+
+HEADS: tuple[str, ...] = ("fc", "linear", "classifier", "head", "classifier.1", "heads.head")
+HEAD_ALIASES: Mapping[str, str] = dict.fromkeys(HEADS, "head")
+
+# What wrappers put before every name: DataParallel, torch.compile, Lightning modules.
+WRAPPERS = ("module", "_orig_mod", "model", "net", "network", "backbone", "encoder")
+
+
+def own_name(name: str, aliases: Mapping[str, str]) -> str | None:
+    """The name here of a parameter that another code base calls `name`.
+
+    Args:
+        name: dotted name of a parameter or buffer, as in a state dictionary.
+        aliases: module paths elsewhere to module paths here.
+
+    Returns:
+        The dotted name here, or None where no prefix of `name` is in the table.
+    """
+    parts = name.split(".")
+    for length in range(len(parts), -1, -1):
+        here = aliases.get(".".join(parts[:length]))
+        if here is not None:
+            return ".".join([here, *parts[length:]])
+    return None
+
+
+def renamed(name: str, pairs: Iterable[tuple[str, str]]) -> str:
+    """`name` with the module path it begins with replaced, for each pair in turn.
+
+    Args:
+        name: dotted name of a parameter or buffer.
+        pairs: module path to find and the one to put in its place; an empty one takes it away, or
+            puts something before.
+
+    Returns:
+        The new name, or `name` where no pair applies.
+    """
+    for old, new in pairs:
+        if begins_with(name, old):
+            rest = name[len(old) :].lstrip(".")
+            name = ".".join(part for part in (new, rest) if part)
+    return name
+
+
+def begins_with(name: str, path: str) -> bool:
+    """Whether `path` is `name` or a module that holds it.
+
+    Args:
+        name: dotted name of a parameter or buffer.
+        path: module path; the empty one holds everything.
+
+    Returns:
+        True where it is; `layer1` does not hold `layer10.weight`.
+    """
+    return not path or f"{name}.".startswith(f"{path}.")
+
+
+def shared_prefix(names: Sequence[str]) -> str:
+    """The wrappers' prefix that all names share, such as `module._orig_mod.`.
+
+    Args:
+        names: dotted names of parameters and buffers.
+
+    Returns:
+        The longest shared prefix that is made of `WRAPPERS`, with its last dot; or "".
+    """
+    prefix = ""
+    while names:
+        longer = [f"{prefix}{wrapper}." for wrapper in WRAPPERS]
+        shared = [p for p in longer if all(name.startswith(p) for name in names)]
+        if not shared:
+            break
+        prefix = shared[0]
+    return prefix

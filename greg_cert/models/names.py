@@ -1,0 +1,86 @@
+"""Which names of models there are, told without importing torch or torchvision."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Sequence
+
+from greg_cert.errors import UsageError
+
+TORCHVISION_PREFIX = "torchvision/"
+
+MODEL_NAMES: tuple[str, ...] = (
+    "mlp",
+    "cnn_small",
+    "resnet18_32x32",
+    "wrn16_2",
+    "wrn40_2",
+    "densenet100",
+    "densenet121",
+)
+
+_NEAR = 0.7  # resnet50 is not near densenet100
+_IDENTIFIER = re.compile(r"[a-z][a-z0-9_]*")
+
+
+def is_model_name(name: str) -> bool:
+    """Whether `name` may name a model: one of `MODEL_NAMES`, or `torchvision/` and an identifier.
+
+    Whether torchvision has a classifier of that name is known only once the model is built.
+
+    Args:
+        name: text to judge.
+
+    Returns:
+        True where `build_model` might know the name.
+    """
+    if name.startswith(TORCHVISION_PREFIX):
+        return _IDENTIFIER.fullmatch(name.removeprefix(TORCHVISION_PREFIX)) is not None
+    return name in MODEL_NAMES
+
+
+def check_model_name(name: str) -> str:
+    """The name itself, where `is_model_name` holds.
+
+    Args:
+        name: text to judge.
+
+    Returns:
+        `name`, unchanged.
+
+    Raises:
+        UsageError: for any other name; the message lists the choices and the nearest one.
+    """
+    if not is_model_name(name):
+        raise UsageError(f"model.name: {expected_model_name(name)}, but got {name!r}")
+    return name
+
+
+def expected_model_name(name: str) -> str:
+    """What a model's name may be, and which known name is nearest to `name`.
+
+    Args:
+        name: a name that `is_model_name` does not know.
+
+    Returns:
+        The part of an error message before "but got".
+    """
+    choices = f"expected one of {', '.join(MODEL_NAMES)} or {TORCHVISION_PREFIX}<classifier>"
+    lower = name.lower()
+    return choices + near_miss(lower, (lower,) if is_model_name(lower) else MODEL_NAMES)
+
+
+def near_miss(name: str, known: Sequence[str], prefix: str = "") -> str:
+    """A hint at the known name nearest to `name`, or nothing where none is near.
+
+    Args:
+        name: an unknown name.
+        known: the names there are.
+        prefix: what the hint puts before the name.
+
+    Returns:
+        " (did you mean '…'?)" or "".
+    """
+    near = difflib.get_close_matches(name, known, n=1, cutoff=_NEAR)
+    return f" (did you mean {prefix + near[0]!r}?)" if near else ""

@@ -1,0 +1,164 @@
+"""Named tensors from a checkpoint file, read without ever running code from it."""
+
+from __future__ import annotations
+
+import re
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from greg_cert.errors import RunError
+
+TORCH_SUFFIXES = (".pt", ".pth", ".ckpt", ".bin", ".tar")
+
+# Where training scripts put the weights, beside the optimiser and the epoch.
+ENTRIES = (
+    "state_dict",
+    "model_state_dict",
+    "model",
+    "net",
+    "network",
+    "params",
+    "ema",
+    "model_ema",
+    "state_dict_ema",
+    "params_ema",
+)
+_GLOBAL = re.compile(r"GLOBAL ([\w.]+)")
+_DEPTH = 3  # {"ema": {"model": {"state_dict": …}}}
+
+
+class State(NamedTuple):
+    """What a checkpoint file holds.
+
+    Attributes:
+        values: Name to tensor; a value that is no tensor is kept, to be judged by the reader.
+        entry: Where in the file they stood, such as `state_dict`; empty for the top.
+    """
+
+    values: Mapping[str, Any]
+    entry: str
+
+
+def read_state(path: Path, entry: str | None = None) -> State:
+    """The named tensors in a checkpoint file, on the CPU.
+
+    Args:
+        path: a `.safetensors` file, or a file of `torch.save` (.pt, .pth, .ckpt, .bin, .tar).
+        entry: where in the file the tensors stand, such as `ema` or `ema.state_dict`; by default
+            the one usual entry that is there, or the top.
+
+    Returns:
+        The tensors and the entry they came from.
+
+    Raises:
+        RunError: for a missing, corrupt or empty file, one that cannot be read without running
+            code, an entry that is not there, or several entries to choose from.
+    """
+    if not path.is_file():
+        raise RunError(f"weights: expected a checkpoint file, but got {path}")
+    if path.suffix == ".safetensors":
+        content: Any = _read_safetensors(path)
+    elif path.suffix in TORCH_SUFFIXES:
+        content = _read_torch(path)
+    else:
+        raise RunError(
+            f"weights: expected a file named .safetensors, {', '.join(TORCH_SUFFIXES)}, "
+            f"but got {path}"
+        )
+    return _find_state(content, path) if entry is None else _state_at(entry, content, path)
+
+
+def _find_state(content: Any, path: Path) -> State:
+    places = _places(content, _DEPTH)
+    if not places and _holds_tensors(content):
+        return State(content, "")
+    if not places:
+        raise RunError(
+            f"weights: expected named tensors in {path}, at the top or under one of "
+            f"{', '.join(ENTRIES)}, but got {_shown(content)}"
+        )
+    (entry, found), *others = places.items()
+    if others:
+        raise RunError(
+            f"weights.entry: expected one of {', '.join(places)}, all of which {path} has, "
+            "but got none"
+        )
+    return State(found, entry)
+
+
+def _state_at(entry: str, content: Any, path: Path) -> State:
+    found = content
+    for part in entry.split(".") if entry else []:
+        found = found.get(part) if isinstance(found, Mapping) else None
+    if not _holds_tensors(found):
+        raise RunError(
+            f"weights.entry: expected where the tensors of {path} stand, but got {entry!r}; "
+            f"the file has {_shown(content)}"
+        )
+    return State(found, entry)
+
+
+def _read_safetensors(path: Path) -> Mapping[str, Tensor]:
+    try:
+        tensors: Mapping[str, Tensor] = load_file(path)
+        return tensors
+    except Exception as error:  # OSError, SafetensorError, and what odd headers lead to
+        raise RunError(
+            f"weights: expected a readable safetensors file, but got {path}: {error}"
+        ) from error
+
+
+def _read_torch(path: Path) -> Any:
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about pickle protocols and TorchScript
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # a corrupt file may raise anything: KeyError, IndexError, EOFError
+        # The advice in torch's own messages, to load without protection, is not passed on.
+        needs = _GLOBAL.search(str(error))
+        if needs or "TorchScript" in str(error):
+            what = needs[1] if needs else "a TorchScript program"
+            raise RunError(
+                f"weights: expected tensors only, but got {path}, which asks for {what}: nothing "
+                "of it was run; save the model's state_dict() where the file comes from"
+            ) from None
+        raise RunError(
+            f"weights: expected a whole checkpoint of torch.save, but got {path}: it is corrupt, "
+            f"cut short, or of another format ({type(error).__name__})"
+        ) from None
+
+
+def _holds_tensors(content: Any) -> bool:
+    return (
+        isinstance(content, Mapping)
+        and all(isinstance(key, str) for key in content)
+        and any(isinstance(value, Tensor) for value in content.values())
+    )
+
+
+def _places(content: Any, depth: int) -> dict[str, Any]:
+    """Dotted entry to state, for the usual entries that hold one."""
+    if not isinstance(content, Mapping) or depth == 0:
+        return {}
+    places: dict[str, Any] = {}
+    for entry in ENTRIES:
+        inner = content.get(entry)
+        if deeper := _places(inner, depth - 1):
+            places |= {f"{entry}.{rest}": state for rest, state in deeper.items()}
+        elif _holds_tensors(inner):
+            places[entry] = inner
+    return places
+
+
+def _shown(content: Any) -> str:
+    if not isinstance(content, Mapping):
+        return f"a {type(content).__name__}"
+    keys = [str(key) for key in content]
+    more = f" and {len(keys) - 6} more" if len(keys) > 6 else ""
+    return f"the keys {', '.join(keys[:6])}{more}" if keys else "nothing"
