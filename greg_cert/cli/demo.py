@@ -19,22 +19,32 @@ def register(app: typer.Typer) -> None:
 
 
 def demo(
-    out: Annotated[Path, typer.Option(help="New folder for everything.")] = Path("greg-cert-demo"),
+    out: Annotated[
+        Path | None,
+        typer.Option(help="New folder for everything; greg-cert-demo, or greg-cert-toy for --toy."),
+    ] = None,
+    toy: Annotated[
+        bool,
+        typer.Option("--toy", help="Points in a plane instead: one picture, in half a minute."),
+    ] = False,
 ) -> None:
     """Train energy and GReg+ on bundled digits, certify both, compare and report.
 
-    Needs no network; minutes on two CPU cores.
+    Needs no network; minutes on two CPU cores. With --toy, trains on points in a plane with the
+    gradient penalty and without, and draws the score and its slope everywhere.
 
     Example: greg-cert demo --out greg-cert-demo
     """
     import torch
 
+    from greg_cert.cli.toy import DEFAULT_OUT, demonstrate
     from greg_cert.cli.verify import verify_and_report
     from greg_cert.config import load_config
     from greg_cert.data import load_data
     from greg_cert.errors import UsageError
     from greg_cert.train import fit
 
+    out = out or (DEFAULT_OUT if toy else Path("greg-cert-demo"))
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UsageError(
             f"--out: expected a new or empty folder, but {out} has content; name another with --out"
@@ -42,6 +52,9 @@ def demo(
     # These networks are small: a second thread gains 12 % and costs minutes where the machine is
     # busy; and sums that are split by thread would differ from machine to machine.
     torch.set_num_threads(1)
+    if toy:
+        demonstrate(out)
+        return
     runs = []
     for name in CONFIGS:
         with as_file(files("greg_cert.configs") / name) as path:

@@ -34,9 +34,10 @@ def evaluate(
 
     for path in runs:
         run = RunFolder(path)
-        found = evaluate_model(run.load_model(), common_data([run]), tpr=tpr)
+        score = run.config.score
+        found = evaluate_model(run.load_model(), common_data([run]), score=score, tpr=tpr)
         table = Table(
-            title=f"{run.config.title}: ID accuracy {found.id_accuracy:.4f}, "
+            title=f"{run.config.title} ({score}): ID accuracy {found.id_accuracy:.4f}, "
             f"threshold {found.threshold:.4f} (accepts {found.test_tpr:.1%} of the test split)"
         )
         metrics = {

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
@@ -23,6 +23,11 @@ def out(*parts: RenderableType) -> None:
 def plain(line: str) -> None:
     """Print one line as it is: no wrapping, no markup, so that paths can be copied."""
     sys.stdout.write(line + "\n")
+
+
+def note(line: str) -> None:
+    """Say on standard error what the user should know, in one line."""
+    sys.stderr.write(f"greg-cert: note: {' '.join(line.split())}\n")
 
 
 def error_console() -> Console:
@@ -85,6 +90,13 @@ def training_bar(title: str) -> Iterator[TrainingBar]:
     """A live bar for one training run."""
     with _bar("{task.fields[shown]}") as bar:
         yield TrainingBar(title, bar)
+
+
+@contextmanager
+def training_bars() -> Iterator[Callable[[str], TrainingBar]]:
+    """Live bars for several trainings, one under the other; call with a title for the next."""
+    with _bar("{task.fields[shown]}") as bar:
+        yield lambda title: TrainingBar(f"train {title}", bar)
 
 
 class VerifyBar:

@@ -1,7 +1,11 @@
-"""The report's four figures: name, drawing function and what the caption says."""
+"""The report's figures: name, drawing function and what the caption says.
+
+`FIGURES` come from the verification alone; `training_figure` needs the logs of its runs too.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from greg_cert.report import wording
@@ -10,7 +14,9 @@ from greg_cert.report.figure_bracket import draw_bracket
 from greg_cert.report.figure_fraction import draw_fraction
 from greg_cert.report.figure_gradient import draw_gradient
 from greg_cert.report.figure_histogram import draw_histogram
+from greg_cert.report.figure_training import GRADIENT_TERMS, draw_training
 from greg_cert.report.summary_file import Summary
+from greg_cert.report.training_log import TrainingLog
 
 
 @dataclass(frozen=True)
@@ -75,3 +81,22 @@ FIGURES = (
         "perturbation are left out.",
     ),
 )
+
+
+def training_figure(logs: Mapping[str, TrainingLog]) -> FigureSpec:
+    """The figure of the gradient norm over training, for runs of a verification.
+
+    Args:
+        logs: the runs' rows of training by run; some of the verification's runs, or all. At least
+            one has measured a gradient norm.
+    """
+    terms = [t for t in GRADIENT_TERMS if any(log.measured(t) for log in logs.values())]
+    return FigureSpec(
+        "training_gradient",
+        "Gradient norm over training",
+        lambda results, style: draw_training(logs, style, terms=terms, among=results.runs),
+        f"Mean {wording.norm_name(2)} norm of the score's input gradient over training batches "
+        "(measured, no proof), in score units per raw pixel unit. Points: single batches. Lines: "
+        "running medians within a stage. Vertical lines: where a stage begins, named by its "
+        "method. A logarithmic axis begins at the lowest hundredth of the values.",
+    )

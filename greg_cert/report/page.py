@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from greg_cert.report import wording
 from greg_cert.report.comparison import Comparison
-from greg_cert.report.figures import FIGURES
+from greg_cert.report.figures import FIGURES, training_figure
 from greg_cert.report.markup import Html, join, tag, text
 from greg_cert.report.page_css import CSS
 from greg_cert.report.page_samples import sample_lists
@@ -76,7 +76,9 @@ def _subtitle(results: Results) -> str:
 
 def _figures(results: Results, figures: Mapping[str, bytes]) -> list[Html]:
     blocks = []
-    for spec in FIGURES:
+    for spec in (*FIGURES, training_figure({})):
+        if spec.name not in figures:
+            continue
         words = spec.caption(results.summary)
         image = tag("img", src=data_uri(figures[spec.name]), alt=f"{spec.title}. {words}")
         blocks.append(

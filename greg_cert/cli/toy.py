@@ -1,0 +1,101 @@
+"""`greg-cert demo --toy`: the demonstration in the plane, its files and what is said of it."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from greg_cert.cli import screen
+
+if TYPE_CHECKING:
+    from greg_cert.train.toy import Toy
+
+DEFAULT_OUT = Path("greg-cert-toy")
+
+
+def demonstrate(out: Path) -> None:
+    """Train and measure two detectors of points in the plane, draw them, and say what was found.
+
+    Args:
+        out: folder of `toy.png`, `toy.pdf` and `toy.json`; made if absent.
+    """
+    from greg_cert.errors import UsageError
+    from greg_cert.files import write_atomic
+    from greg_cert.report.canvas import render
+    from greg_cert.report.figure_toy import TOY_STYLE, draw_toy
+    from greg_cert.train.toy import ToySettings, run_toy
+
+    with screen.training_bars() as bar:
+        toy = run_toy(ToySettings(), observe=bar)
+    nothing: Any = None  # the picture needs no verification
+    figure = render(lambda _, style: draw_toy(toy, style), nothing, TOY_STYLE)
+    record = toy_record(toy, command=screen.command_line())
+    contents: dict[str, bytes | str] = {"png": figure.png, "pdf": figure.pdf}
+    contents["json"] = json.dumps(record, indent=2, allow_nan=False) + "\n"
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        paths = [write_atomic(out / f"toy.{kind}", text) for kind, text in contents.items()]
+    except OSError as error:
+        raise UsageError(f"--out {out}: cannot be written ({error.strerror or error})") from error
+    for line in toy_lines(record):
+        screen.plain(line)
+    for path in paths:
+        screen.plain(str(path))
+
+
+def toy_record(toy: Toy, *, command: str | None = None) -> dict[str, Any]:
+    """All that was measured, and what made it, for `toy.json`."""
+    from greg_cert.records import environment
+
+    return {
+        "schema": 1,
+        "settings": asdict(toy.settings),
+        "runs": {method: run.numbers for method, run in toy.runs.items()},
+        "pair": _pair_record(toy),
+        "provenance": {**environment("cpu"), "command": command},
+    }
+
+
+def _pair_record(toy: Toy) -> dict[str, Any] | None:
+    """The two outliers of one score, under both detectors; None where the energy model has none."""
+    from greg_cert.train.toy import score_and_slope
+
+    if toy.pair is None:
+        return None
+    points = toy.points.outliers[list(toy.pair)]
+    record: dict[str, Any] = {
+        name: {"x": point} for name, point in zip(("A", "B"), points.tolist(), strict=True)
+    }
+    for method, run in toy.runs.items():
+        score, slope = score_and_slope(run.model, points)
+        for k, name in enumerate(("A", "B")):
+            record[name][method] = {"score": float(score[k]), "slope": float(slope[k])}
+    return record
+
+
+def toy_lines(record: dict[str, Any]) -> list[str]:
+    """What `toy.json` says, in a few lines of plain text."""
+    radius = record["settings"]["radius"]
+    lines = []
+    for method, n in record["runs"].items():
+        share = n["crossing_id_share"]
+        crossing = "none accepted" if share is None else f"{share:.1%} of those accepted"
+        lines.append(
+            f"{method + ':':8}accuracy {n['accuracy']:.3f}; mean slope {n['gradient_id_mean']:.2f} "
+            f"at ID test points (largest {n['gradient_id_max']:.2f}), "
+            f"{n['gradient_plane_mean']:.2f} over the plane; "
+            f"{crossing} have the threshold within {radius:g} (grid search)"
+        )
+    if record["pair"] is None:
+        lines.append("no two held-out outliers of one score differ in slope by a factor of 2")
+        return lines
+    steep, gentle = (record["pair"][name]["energy"] for name in ("A", "B"))
+    after = [record["pair"][name]["greg"]["slope"] for name in ("A", "B")]
+    lines.append(
+        f"outliers A and B of the energy detector: scores {steep['score']:.2f} and "
+        f"{gentle['score']:.2f}, slopes {steep['slope']:.2f} and {gentle['slope']:.2f} "
+        f"(with the penalty {after[0]:.2f} and {after[1]:.2f})"
+    )
+    return lines

@@ -1,0 +1,181 @@
+"""What training noted step by step: the checked rows of a run folder's `metrics.jsonl`."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import shlex
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from greg_cert.errors import RunError
+from greg_cert.report.results import Results
+from greg_cert.report.summary_file import SUMMARY_FILE
+
+METRICS_FILE = "metrics.jsonl"
+MANIFEST_FILE = "manifest.json"
+_PLACE = ("step", "stage", "epoch")
+
+
+@dataclass(frozen=True)
+class TrainingLog:
+    """The rows of one run, by ascending step.
+
+    Attributes:
+        path: the file they were read from.
+        steps: step of each row, the run's first being 1, shape (n,).
+        stages: method of the stage that each row belongs to, n of them.
+        starts: row at which each stage begins, the first being 0. A stage begins where the method
+            changes or the epochs start anew.
+        values: every other quantity, shape (n,), NaN in rows that did not measure it.
+    """
+
+    path: Path
+    steps: np.ndarray
+    stages: tuple[str, ...]
+    starts: tuple[int, ...]
+    values: dict[str, np.ndarray]
+
+    def column(self, name: str) -> np.ndarray:
+        """One quantity, shape (n,); NaN throughout where the run never measured it."""
+        return self.values.get(name, np.full(len(self.steps), np.nan))
+
+    def measured(self, name: str) -> bool:
+        """Whether any row holds a finite value of the quantity."""
+        return bool(np.isfinite(self.column(name)).any())
+
+    def pieces(self) -> Iterator[slice]:
+        """The rows of each stage."""
+        for first, last in zip(self.starts, (*self.starts[1:], len(self.steps)), strict=True):
+            yield slice(first, last)
+
+
+def read_training_log(folder: Path) -> TrainingLog:
+    """The checked contents of `folder/metrics.jsonl`.
+
+    A last line without its end, as a killed run leaves it, is dropped where it is no whole row.
+
+    Args:
+        folder: a run folder, complete or not.
+
+    Raises:
+        RunError: the file is missing or holds no row, or a line is damaged; names the line.
+    """
+    path = Path(folder) / METRICS_FILE
+    try:
+        lines = path.read_bytes().split(b"\n")
+    except (FileNotFoundError, NotADirectoryError):
+        raise RunError(f"{path}: the file is missing; expected a run folder") from None
+    except OSError as error:
+        raise RunError(f"{path}: cannot be read ({error.strerror or error})") from error
+    tail = lines.pop()  # empty, unless the last line has no end
+    rows: list[dict[str, Any]] = []
+    for number, line in enumerate(lines, start=1):
+        rows.append(_row(line, f"{path}: line {number}", rows))
+    if _is_json(tail):
+        rows.append(_row(tail, f"{path}: line {len(lines) + 1}", rows))
+    if not rows:
+        raise RunError(f"{path}: expected at least one row, but there is none")
+    return _log(path, rows)
+
+
+def _is_json(text: bytes) -> bool:
+    try:
+        json.loads(text)
+    except ValueError:
+        return False
+    return True
+
+
+def _row(line: bytes, where: str, before: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """One line as a row that may follow the rows before it."""
+    try:
+        row = json.loads(line)
+    except ValueError as error:
+        raise RunError(f"{where}: not valid JSON ({error})") from error
+    if not isinstance(row, dict):
+        raise RunError(f"{where}: expected a JSON object, but got {type(row).__name__}")
+    for name in _PLACE:
+        if name not in row:
+            raise RunError(f"{where}: field {name}: missing")
+    for name in ("step", "epoch"):
+        if not isinstance(row[name], int) or isinstance(row[name], bool) or row[name] < 1:
+            raise RunError(f"{where}: field {name}: expected an integer >= 1, not {row[name]!r}")
+    if not isinstance(row["stage"], str):
+        raise RunError(f"{where}: field stage: expected a text, but got {row['stage']!r}")
+    for name, value in row.items():
+        if name not in _PLACE and (isinstance(value, bool) or not isinstance(value, int | float)):
+            raise RunError(f"{where}: field {name}: expected a number, but got {value!r}")
+    if before and row["step"] <= before[-1]["step"]:
+        raise RunError(
+            f"{where}: field step: expected more than {before[-1]['step']} of the line before, "
+            f"but got {row['step']}"
+        )
+    return row
+
+
+def _log(path: Path, rows: list[dict[str, Any]]) -> TrainingLog:
+    starts = [0]
+    for k in range(1, len(rows)):
+        now, before = rows[k], rows[k - 1]
+        if now["stage"] != before["stage"] or now["epoch"] < before["epoch"]:
+            starts.append(k)
+    names = dict.fromkeys(name for row in rows for name in row if name not in _PLACE)
+    return TrainingLog(
+        path=path,
+        steps=np.array([row["step"] for row in rows], dtype=np.int64),
+        stages=tuple(row["stage"] for row in rows),
+        starts=tuple(starts),
+        values={
+            name: np.array([row.get(name, np.nan) for row in rows], dtype=np.float64)
+            for name in names
+        },
+    )
+
+
+def match_runs(results: Results, folders: Sequence[Path]) -> dict[str, Path]:
+    """The run folders that a verification read, by its names for them.
+
+    A folder is taken for a run where its `manifest.json` is the one that the verification recorded:
+    one trained anew since, or another of the same name, is not.
+
+    Args:
+        results: the verification.
+        folders: where to look; what is no run folder is passed over.
+
+    Returns:
+        The folders found, in the order of the verification's runs.
+    """
+    recorded = _recorded_manifests(results)
+    found: dict[str, Path] = {}
+    for folder in folders if recorded else ():
+        try:
+            manifest = json.loads((folder / MANIFEST_FILE).read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            continue
+        for name, wanted in recorded.items():
+            if manifest == wanted:
+                found.setdefault(name, folder)
+    return {name: found[name] for name in results.runs if name in found}
+
+
+def likely_folders(results: Results) -> list[Path]:
+    """Where the runs of a verification may lie: around it, and what its command names."""
+    here = results.folder.resolve().parent
+    folders = [here]
+    for parent in (here / "runs", here, here.parent):
+        with contextlib.suppress(OSError):
+            folders += sorted(path for path in parent.iterdir() if path.is_dir())
+    with contextlib.suppress(ValueError):
+        folders += map(Path, shlex.split(results.summary.provenance.command or ""))
+    return folders
+
+
+def _recorded_manifests(results: Results) -> dict[str, Any]:
+    raw = json.loads((results.folder / SUMMARY_FILE).read_text(encoding="utf-8"))
+    runs = (raw.get("provenance") or {}).get("runs")
+    return {k: v for k, v in runs.items() if isinstance(v, dict)} if isinstance(runs, dict) else {}
