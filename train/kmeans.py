@@ -1,4 +1,7 @@
-"""k-means: k-means++ and Lloyd's iterations in torch on the device, or faiss for large pools."""
+"""k-means: greedy k-means++ and Lloyd's iterations in torch on the device, or faiss for pools.
+
+The torch path never makes the host wait for the device, so it can run inside a training step.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +11,10 @@ from torch import Tensor
 from greg_cert.errors import UsageError
 
 BACKENDS = ("auto", "torch", "faiss")
-_TORCH_LIMIT = 2**22  # points × clusters × 1: beyond it, faiss
+_TORCH_LIMIT = 2**22  # points × clusters: beyond it, faiss
+_TABLE_LIMIT = 2048  # points whose distances to one another are worth a table
+_TRIALS = 24  # candidates for each starting centre
+_SAME = 1e-12  # squared distance, in squares of the largest coordinate, below which points coincide
 
 
 def kmeans(
@@ -21,7 +27,8 @@ def kmeans(
 ) -> tuple[Tensor, Tensor]:
     """Centres (k, D) and the cluster of each point (N,), minimising the summed squared distance.
 
-    No cluster is empty, unless there are fewer than k distinct points.
+    No cluster is empty, unless there are fewer than k distinct points; points closer than a
+    millionth of the largest coordinate (from the mean of all) count as one.
 
     Args:
         points: (N, D) with N ≥ k, floating and finite.
@@ -30,10 +37,14 @@ def kmeans(
         iterations: Lloyd's iterations at most.
         generator: source of randomness, on the points' device.
 
+    Returns:
+        The centres, float32, and the index of each point's centre, long, on the points' device.
+
     Raises:
         UsageError: for a value out of range.
 
-    Source: Arthur and Vassilvitskii, "k-means++", SODA 2007.
+    Source: Arthur and Vassilvitskii, "k-means++", SODA 2007, with the greedy choice among several
+        draws that their section 7 proposes.
     """
     if points.ndim != 2 or not points.is_floating_point():
         raise UsageError(
@@ -50,54 +61,118 @@ def kmeans(
         backend = "torch" if len(points) * n_clusters <= _TORCH_LIMIT else "faiss"
     points = points.detach().float()
     if backend == "faiss":
-        centres, assigned = _faiss(points, n_clusters, iterations, generator)
-    else:
-        centres, assigned = _lloyd(points, _plus_plus(points, n_clusters, generator), iterations)
-    return _fill_empty(points, centres, assigned)
+        return _fill_empty(points, *_faiss(points, n_clusters, iterations, generator))
+    with torch.no_grad(), torch.autocast(points.device.type, enabled=False):
+        return _on_device(points, n_clusters, iterations, generator, peek=not points.is_cuda)
 
 
-def _plus_plus(points: Tensor, k: int, generator: torch.Generator | None) -> Tensor:
-    """Indices of k starting centres, each drawn by its squared distance to those before it."""
-    squares = (points * points).sum(1)
-    chosen = torch.empty(k, dtype=torch.long, device=points.device)
-    uniform = torch.ones(len(points), device=points.device)
-    chosen[0] = torch.multinomial(uniform, 1, generator=generator)[0]
-    nearest = torch.full_like(uniform, torch.inf)
+def _on_device(
+    points: Tensor, k: int, iterations: int, generator: torch.Generator | None, *, peek: bool
+) -> tuple[Tensor, Tensor]:
+    """Centres and clusters; `peek` lets the host look at the data, only to save work."""
+    mean = points.mean(0)
+    centred = points - mean
+    scale = centred.abs().amax().clamp_min(torch.finfo(torch.float32).tiny)
+    centred = centred / scale
+    chosen, assigned = _plus_plus(centred, k, generator)
+    centres, assigned = _lloyd(centred, centred[chosen], assigned, iterations, peek)
+    return centres * scale + mean, assigned
+
+
+def _plus_plus(points: Tensor, k: int, generator: torch.Generator | None) -> tuple[Tensor, Tensor]:
+    """Indices of k starting centres (k,), and the nearest of them to each point (N,).
+
+    Each is the one of several candidates, drawn by their squared distances to the centres before,
+    that lowers the sum of these most. Copies of a centre have distance 0 and so are drawn last.
+    """
+    wide = points.double()  # differences of squares: float32 would lose what is close together
+    squares = (wide * wide).sum(1)
+    table = _squared(wide, wide, squares, squares) if len(points) <= _TABLE_LIMIT else None
+
+    def distances(index: Tensor) -> Tensor:
+        if table is not None:
+            return table.index_select(0, index)
+        return _squared(wide[index], wide, squares[index], squares)
+
+    trials = min(_TRIALS, len(points))
+    ones = torch.ones(len(points), device=points.device)
+    logs = torch.rand(k, len(points), device=points.device, generator=generator).log_()
+    first = logs[0].argmax(keepdim=True)
+    nearest = distances(first)[0]
+    chosen = [first]
     for i in range(1, k):
-        latest = chosen[i - 1 : i]
-        distance = squares + squares[latest] - 2 * (points @ points[latest].T).squeeze(1)
-        nearest = torch.minimum(nearest, distance.clamp_min(0.0))
-        # A floor keeps the draw defined when every point coincides with a centre.
-        chosen[i] = torch.multinomial(nearest + 1e-12, 1, generator=generator)[0]
-    return points[chosen]
+        # The largest of u^(1/w), u uniform, are draws by weight w without replacement.
+        drawn = (logs[i] / nearest).topk(trials, sorted=False).indices
+        after = distances(drawn)  # (trials, N)
+        torch.minimum(after, nearest, out=after)
+        best = (after @ ones).argmin(keepdim=True)
+        nearest = after.index_select(0, best)[0]
+        chosen.append(drawn.index_select(0, best))
+    centres = torch.cat(chosen)
+    return centres, distances(centres).min(0).indices
 
 
-def _lloyd(points: Tensor, centres: Tensor, iterations: int) -> tuple[Tensor, Tensor]:
-    assigned = _nearest(points, centres)
+def _squared(a: Tensor, b: Tensor, a_squares: Tensor, b_squares: Tensor) -> Tensor:
+    """Squared distances (len(a), len(b)) in float32, exactly 0 between copies."""
+    out = torch.addmm(b_squares, a, b.T, alpha=-2).add_(a_squares.unsqueeze(1))
+    return torch.nn.functional.threshold(out, _SAME, 0.0, inplace=True).float()
+
+
+def _lloyd(
+    points: Tensor, centres: Tensor, assigned: Tensor, iterations: int, peek: bool
+) -> tuple[Tensor, Tensor]:
+    """Centres and clusters of the last state that leaves no more clusters empty than any before."""
+    counts = _counts(assigned, len(centres))
+    kept, most = (centres, assigned), (counts > 0).sum()
     for _ in range(iterations):
-        centres = _means(points, centres, assigned)
-        assigned = _nearest(points, centres)
-    return centres, assigned
+        before, filled = assigned, counts > 0
+        means = _sums(points, assigned, len(centres)) / counts.clamp_min(1.0).unsqueeze(1)
+        centres = torch.where(filled.unsqueeze(1), means, centres)
+        if not (peek and bool(filled.all())):
+            centres, filled = _restart_one(points, centres, assigned, filled)
+        offset = torch.where(filled, 0.5 * (centres * centres).sum(1), torch.inf)
+        assigned = (centres @ points.T - offset.unsqueeze(1)).max(0).indices
+        counts = _counts(assigned, len(centres))
+        total = (counts > 0).sum()
+        kept = (
+            torch.where(total >= most, centres, kept[0]),
+            torch.where(total >= most, assigned, kept[1]),
+        )
+        most = torch.maximum(total, most)
+        if peek and torch.equal(assigned, before):
+            break
+    return kept
 
 
-def _means(points: Tensor, centres: Tensor, assigned: Tensor) -> Tensor:
-    """Mean of each cluster's points; an empty cluster keeps its centre."""
-    if points.shape[0] * centres.shape[0] <= _TORCH_LIMIT:
-        members = torch.zeros(len(centres), len(points), device=points.device)
-        members.scatter_(0, assigned.unsqueeze(0), 1.0)
-        counts, sums = members.sum(1, keepdim=True), members @ points
-    else:
-        counts = torch.bincount(assigned, minlength=len(centres)).unsqueeze(1)
-        sums = torch.zeros_like(centres).index_add_(0, assigned, points)
-    return torch.where(counts > 0, sums / counts.clamp_min(1), centres)
+def _counts(assigned: Tensor, k: int) -> Tensor:
+    ones = torch.ones(len(assigned), device=assigned.device)
+    return torch.zeros(k, device=assigned.device).index_add_(0, assigned, ones)
+
+
+def _sums(points: Tensor, assigned: Tensor, k: int) -> Tensor:
+    """Sum of each cluster's points (k, D)."""
+    if points.is_cuda and len(points) * k <= _TORCH_LIMIT:  # there index_add_ has no fixed order
+        members = torch.zeros(k, len(points), device=points.device)
+        return members.scatter_(0, assigned.unsqueeze(0), 1.0) @ points
+    return points.new_zeros(k, points.shape[1]).index_add_(0, assigned, points)
+
+
+def _restart_one(
+    points: Tensor, centres: Tensor, assigned: Tensor, filled: Tensor
+) -> tuple[Tensor, Tensor]:
+    """The first empty cluster moved to the point furthest from its own centre, if there is one."""
+    distance, furthest = (points - centres[assigned]).square().sum(1).max(0, keepdim=True)
+    first = ~filled & ((~filled).cumsum(0) == 1) & (distance > _SAME)  # (k,)
+    return torch.where(first.unsqueeze(1), points[furthest], centres), filled | first
 
 
 def _fill_empty(points: Tensor, centres: Tensor, assigned: Tensor) -> tuple[Tensor, Tensor]:
     """Begin each empty cluster anew at the point furthest from its own centre, if there is one."""
-    vacant = (torch.bincount(assigned, minlength=len(centres)) == 0).nonzero().squeeze(1).tolist()
-    rounding = 1e-12 * float(points.square().sum(1).max())  # squared error of a mean of copies
-    for empty in vacant:
-        centres = _means(points, centres, assigned)
+    rounding = _SAME * float(points.square().sum(1).max())  # squared error of a mean of copies
+    counts = _counts(assigned, len(centres))
+    for empty in (counts == 0).nonzero().squeeze(1).tolist():
+        means = _sums(points, assigned, len(centres)) / counts.clamp_min(1.0).unsqueeze(1)
+        centres = torch.where(counts.unsqueeze(1) > 0, means, centres)
         distance = (points - centres[assigned]).square().sum(1)
         furthest = distance.argmax()
         if float(distance[furthest]) <= rounding:
@@ -106,11 +181,8 @@ def _fill_empty(points: Tensor, centres: Tensor, assigned: Tensor) -> tuple[Tens
         # A mean has the least squared distance in all, so no cluster loses every point here.
         closer = (points - centres[empty]).square().sum(1) < distance - rounding
         assigned = torch.where(closer, empty, assigned)
+        counts = _counts(assigned, len(centres))
     return centres, assigned
-
-
-def _nearest(points: Tensor, centres: Tensor) -> Tensor:
-    return (points @ centres.T - 0.5 * (centres * centres).sum(1)).argmax(1)
 
 
 def _faiss(

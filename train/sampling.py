@@ -1,4 +1,9 @@
-"""Energy-based clustering sampling of auxiliary outliers (the "+" of GReg+)."""
+"""Which auxiliary outliers to train on: selection rules over candidates with OOD scores.
+
+Each rule is a pure function to long indices into the candidates. A low score marks an outlier that
+is still mistaken for ID (hard), a high one an outlier detected already. Ties go to the lowest
+index.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +14,84 @@ from greg_cert.errors import UsageError
 from greg_cert.train.kmeans import kmeans
 
 
+def random_sample(n: int, count: int, generator: torch.Generator | None = None) -> Tensor:
+    """Indices of `count` of n candidates, all subsets equally likely.
+
+    Args:
+        n: number of candidates.
+        count: how many to take, with 1 ≤ count ≤ n.
+        generator: source of randomness; the indices are on its device.
+
+    Returns:
+        (count,) distinct indices in random order.
+
+    Raises:
+        UsageError: for a count out of range.
+    """
+    _check_count(count, n)
+    device = torch.device("cpu") if generator is None else generator.device
+    return torch.randperm(n, generator=generator, device=device)[:count]
+
+
+def greedy_sample(scores: Tensor, count: int, *, check: bool = True) -> Tensor:
+    """Indices of the `count` lowest scores: the hardest outliers, however alike.
+
+    Args:
+        scores: (N,) OOD scores, higher = more OOD.
+        count: how many to take, with 1 ≤ count ≤ N.
+        check: whether to look for NaN and infinity, which makes the host wait for the device.
+
+    Returns:
+        (count,) indices by rising score.
+
+    Raises:
+        UsageError: for a count out of range, or scores of the wrong shape or not finite.
+
+    Source: Chen et al., "ATOM: Robustifying Out-of-distribution Detection Using Outlier Mining",
+        ECML PKDD 2021, at quantile q = 0.
+    """
+    if scores.ndim != 1:
+        raise UsageError(f"expected scores (N,), but got {tuple(scores.shape)}")
+    _check_count(count, len(scores))
+    if check:
+        _check_finite(scores)
+    return scores.detach().argsort(stable=True)[:count]
+
+
+def dos_sample(
+    features: Tensor,
+    scores: Tensor,
+    n_clusters: int,
+    *,
+    per_cluster: int = 1,
+    backend: str = "auto",
+    generator: torch.Generator | None = None,
+    check: bool = True,
+) -> Tensor:
+    """Lowest-score members of each k-means cluster of L2-normalised features: hard and diverse.
+
+    Args:
+        features: (N, D) penultimate features of the candidates.
+        scores: (N,) OOD scores, higher = more OOD.
+        n_clusters: k, with 1 ≤ k ≤ N.
+        per_cluster: picks; a smaller cluster gives all its members.
+        backend: of `greg_cert.train.kmeans.kmeans`.
+        generator: source of randomness.
+        check: as for `two_ended_sample`.
+
+    Returns:
+        At most k·per_cluster indices, exactly so many where every cluster is that large.
+
+    Raises:
+        UsageError: for a value out of range or shapes that do not match.
+
+    Source: Jiang et al., "DOS: Diverse Outlier Sampling for Out-of-Distribution Detection",
+        ICLR 2024.
+    """
+    cluster = _clusters(features, scores, n_clusters, per_cluster, backend, generator, check)
+    return _ends(cluster, scores.detach(), n_clusters, per_cluster, check)
+
+
 def two_ended_sample(
     features: Tensor,
     scores: Tensor,
@@ -17,6 +100,7 @@ def two_ended_sample(
     per_cluster: int = 1,
     backend: str = "auto",
     generator: torch.Generator | None = None,
+    check: bool = True,
 ) -> tuple[Tensor, Tensor]:
     """Lowest-score and highest-score members of each k-means cluster of L2-normalised features.
 
@@ -30,6 +114,9 @@ def two_ended_sample(
         per_cluster: picks at each end; a smaller cluster gives all its members to both ends.
         backend: of `greg_cert.train.kmeans.kmeans`.
         generator: source of randomness.
+        check: whether to look for NaN and infinity, which makes the host wait for the device.
+            Without it and with `per_cluster` 1 and the torch backend, nothing does; a cluster that
+            is empty, because fewer than k candidates differ, then repeats the extreme of all.
 
     Returns:
         low_idx and high_idx, long tensors of at most k·per_cluster indices into the candidates,
@@ -40,6 +127,33 @@ def two_ended_sample(
 
     Source: Sharifi et al., ECCV 2024, section 3.3.
     """
+    cluster = _clusters(features, scores, n_clusters, per_cluster, backend, generator, check)
+    return (
+        _ends(cluster, scores.detach(), n_clusters, per_cluster, check),
+        _ends(cluster, -scores.detach(), n_clusters, per_cluster, check),
+    )
+
+
+def _check_count(count: int, n: int) -> None:
+    if not 1 <= count <= n:
+        raise UsageError(f"expected 1 <= count <= {n} (the candidates), but got {count}")
+
+
+def _check_finite(*tensors: Tensor) -> None:
+    if not all(bool(torch.isfinite(t).all()) for t in tensors):
+        raise UsageError("expected finite features and scores, but found NaN or infinity")
+
+
+def _clusters(
+    features: Tensor,
+    scores: Tensor,
+    n_clusters: int,
+    per_cluster: int,
+    backend: str,
+    generator: torch.Generator | None,
+    check: bool,
+) -> Tensor:
+    """The k-means cluster of each candidate (N,), by the direction of its features."""
     if features.ndim != 2 or scores.shape != features.shape[:1]:
         raise UsageError(
             "expected features (N, D) and scores (N,), "
@@ -47,21 +161,21 @@ def two_ended_sample(
         )
     if per_cluster < 1:
         raise UsageError(f"expected per_cluster >= 1, but got {per_cluster}")
-    if not torch.isfinite(scores).all() or not torch.isfinite(features).all():
-        raise UsageError("expected finite features and scores, but found NaN or infinity")
+    if check:
+        _check_finite(scores, features)
     unit = torch.nn.functional.normalize(features.detach().float(), dim=1)
-    _, cluster = kmeans(unit, n_clusters, backend=backend, generator=generator)
-    return (
-        _ends(cluster, scores.detach(), per_cluster),
-        _ends(cluster, -scores.detach(), per_cluster),
-    )
+    return kmeans(unit, n_clusters, backend=backend, generator=generator)[1]
 
 
-def _ends(cluster: Tensor, scores: Tensor, count: int) -> Tensor:
-    """Indices of the `count` lowest scores in each cluster."""
+def _ends(cluster: Tensor, scores: Tensor, k: int, count: int, check: bool) -> Tensor:
+    """Indices of the `count` lowest scores in each cluster, cluster by cluster."""
     by_score = scores.argsort(stable=True)
     order = by_score[cluster[by_score].argsort(stable=True)]  # by cluster, then by score
     grouped = cluster[order]
-    first = torch.searchsorted(grouped, grouped)  # where each one's cluster begins
-    rank = torch.arange(len(order), device=order.device) - first
+    if count == 1 and not check:  # a fixed shape, so that the host need not wait
+        names = torch.arange(k, device=cluster.device)
+        first = torch.searchsorted(grouped, names).clamp_max(len(order) - 1)
+        return torch.where(grouped[first] == names, order[first], by_score[0])
+    begins = torch.searchsorted(grouped, grouped)  # where each one's cluster begins
+    rank = torch.arange(len(order), device=order.device) - begins
     return order[rank < count]

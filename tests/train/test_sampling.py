@@ -1,16 +1,22 @@
 from __future__ import annotations
 
-import itertools
+from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
-from sklearn.cluster import KMeans
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from greg_cert.errors import UsageError
+from greg_cert.train import kmeans as kmeans_module
 from greg_cert.train.kmeans import kmeans
-from greg_cert.train.sampling import two_ended_sample
+from greg_cert.train.sampling import (
+    dos_sample,
+    greedy_sample,
+    random_sample,
+    two_ended_sample,
+)
 
 BACKENDS = ("torch", "faiss")
 
@@ -32,14 +38,6 @@ def unit_features(n: int = 384, dim: int = 128, seed: int = 0) -> Tensor:
     return F.normalize(torch.randn(n, dim, generator=rng(seed)), dim=1)
 
 
-def inertia(points: Tensor, centres: Tensor, assigned: Tensor) -> float:
-    return float(((points - centres[assigned]) ** 2).sum())
-
-
-def same_partition(a: Tensor, b: Tensor) -> bool:
-    return torch.equal(a[:, None] == a[None], b[:, None] == b[None])
-
-
 def ends_by_hand(cluster: Tensor, scores: Tensor, count: int) -> tuple[list[int], list[int]]:
     low: list[int] = []
     high: list[int] = []
@@ -49,109 +47,6 @@ def ends_by_hand(cluster: Tensor, scores: Tensor, count: int) -> tuple[list[int]
         low += members[:count]
         high += members[::-1][:count]
     return low, high
-
-
-# k-means
-
-
-@pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("seed", range(3))
-def test_separated_blobs_are_found(backend: str, seed: int) -> None:
-    # faiss starts from random points, so it is given fewer blobs to miss.
-    points, blob = blobs(8 if backend == "torch" else 2, 12, seed=seed)
-    k = int(blob.max()) + 1
-    centres, assigned = kmeans(points, k, backend=backend, generator=rng(seed))
-    assert same_partition(assigned, blob)
-    assert centres.shape == (k, 16)
-    for i in range(k):
-        mean = points[assigned == i].mean(dim=0)
-        torch.testing.assert_close(centres[i], mean, rtol=1e-4, atol=1e-5)
-
-
-@pytest.mark.parametrize("backend", BACKENDS)
-def test_every_point_belongs_to_its_nearest_centre(backend: str) -> None:
-    points = unit_features(200, 8)
-    centres, assigned = kmeans(points, 20, backend=backend, generator=rng())
-    distance = torch.cdist(points.double(), centres.double())
-    own = distance.gather(1, assigned.unsqueeze(1)).squeeze(1)
-    torch.testing.assert_close(own, distance.min(dim=1).values, rtol=1e-5, atol=1e-5)
-
-
-@pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("seed", range(3))
-def test_inertia_is_close_to_scikit_learns(backend: str, seed: int) -> None:
-    points = unit_features(seed=seed)
-    reference = KMeans(64, n_init=3, random_state=0).fit(points.numpy()).inertia_
-    got = inertia(points, *kmeans(points, 64, backend=backend, generator=rng(seed)))
-    assert reference * 0.9 < got < reference * 1.05
-
-
-def test_iterations_never_raise_the_inertia() -> None:
-    points = unit_features(300, 6)
-    steps = [
-        inertia(points, *kmeans(points, 12, backend="torch", iterations=n, generator=rng()))
-        for n in (0, 1, 2, 5, 20, 60)
-    ]
-    assert all(b <= a * (1 + 1e-6) for a, b in itertools.pairwise(steps))
-    assert steps[-1] < 0.9 * steps[0]
-
-
-def test_first_centres_are_spread_out() -> None:
-    """k-means++ draws by squared distance: with no iterations, still one centre a blob."""
-    hits = 0
-    for seed in range(20):
-        points, blob = blobs(8, 12, seed=seed)
-        _, assigned = kmeans(points, 8, backend="torch", iterations=0, generator=rng(seed))
-        hits += same_partition(assigned, blob)
-    assert hits >= 18  # uniform draws would manage once in four hundred
-
-
-def test_a_point_far_away_gets_a_centre_of_its_own() -> None:
-    points = torch.cat([unit_features(200, 4), torch.full((1, 4), 1e4)])
-    for seed in range(10):
-        _, assigned = kmeans(points, 2, backend="torch", generator=rng(seed))
-        assert (assigned == assigned[-1]).sum() == 1
-
-
-def test_auto_takes_torch_for_a_batch_and_faiss_for_a_pool() -> None:
-    small, large = unit_features(300, 4), unit_features(4200, 2)
-    for points, k, expected in ((small, 32, "torch"), (large, 1000, "faiss")):
-        got = {
-            b: kmeans(points, k, backend=b, iterations=2, generator=rng())[1]
-            for b in ("auto", *BACKENDS)
-        }
-        assert torch.equal(got["auto"], got[expected])
-        assert not torch.equal(got["torch"], got["faiss"])
-
-
-@pytest.mark.parametrize("backend", BACKENDS)
-def test_double_points_and_points_with_a_graph_are_taken(backend: str) -> None:
-    points = unit_features(60, 5)
-    expected = kmeans(points, 4, backend=backend, generator=rng())
-    double = points.double().requires_grad_()
-    centres, assigned = kmeans(double, 4, backend=backend, generator=rng())
-    assert torch.equal(assigned, expected[1])
-    assert not centres.requires_grad
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"n_clusters": 0}, r"1 <= n_clusters <= 5 .*but got 0"),
-        ({"n_clusters": 6}, r"1 <= n_clusters <= 5 .*but got 6"),
-        ({"backend": "sklearn"}, "backend in auto, torch, faiss, but got 'sklearn'"),
-        ({"points": torch.zeros(5)}, r"floating points \(N, D\), but got \(5,\)"),
-        ({"points": torch.zeros(5, 2, dtype=torch.long)}, r"but got \(5, 2\) of torch.int64"),
-        ({"points": torch.zeros(0, 2)}, r"1 <= n_clusters <= 0"),
-    ],
-)
-def test_kmeans_refuses_values_by_name(change: dict[str, object], message: str) -> None:
-    call = {"points": torch.zeros(5, 2), "n_clusters": 2, **change}
-    with pytest.raises(UsageError, match=message):
-        kmeans(**call)  # type: ignore[arg-type]
-
-
-# two-ended sampling
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -369,3 +264,127 @@ def test_sampling_refuses_values_by_name(change: dict[str, object], message: str
     }
     with pytest.raises(UsageError, match=message):
         two_ended_sample(**call)  # type: ignore[arg-type]
+
+
+# without waiting for the device
+
+
+class NoHostSync(TorchDispatchMode):
+    """Fails on whatever would make the host wait for a CUDA device."""
+
+    def __torch_dispatch__(
+        self,
+        func: Any,
+        types: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        name = func.overloadpacket.__name__
+        assert name not in ("_local_scalar_dense", "nonzero", "masked_select", "bincount"), name
+        if name == "index":
+            assert all(i is None or i.dtype != torch.bool for i in args[1]), "index by a mask"
+        return func(*args, **(kwargs or {}))
+
+
+def without_looking(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a GPU: k-means may not save work by looking at the data."""
+    original = kmeans_module._on_device
+    monkeypatch.setattr(
+        kmeans_module, "_on_device", lambda *a, **kw: original(*a, **{**kw, "peek": False})
+    )
+
+
+def test_unchecked_sampling_never_waits(monkeypatch: pytest.MonkeyPatch) -> None:
+    without_looking(monkeypatch)
+    features, scores = unit_features(200, 16), torch.randn(200, generator=rng(1))
+    expected = two_ended_sample(features, scores, 20, generator=rng(0))
+    with NoHostSync():
+        got = two_ended_sample(features, scores, 20, generator=rng(0), check=False)
+        dos = dos_sample(features, scores, 20, generator=rng(0), check=False)
+        greedy_sample(scores, 20, check=False)
+        random_sample(200, 20, rng())
+    assert all(torch.equal(a, b) for a, b in zip(got, expected, strict=True))
+    assert torch.equal(dos, expected[0])
+    with pytest.raises(AssertionError), NoHostSync():
+        two_ended_sample(features, scores, 20, generator=rng(0))
+
+
+def test_unchecked_sampling_of_copies_repeats_the_extremes() -> None:
+    features, scores = torch.eye(5).repeat(20, 1), torch.randn(100, generator=rng(3))
+    checked = two_ended_sample(features, scores, 8, generator=rng(0))
+    unchecked = two_ended_sample(features, scores, 8, generator=rng(0), check=False)
+    extremes = (int(scores.argmin()), int(scores.argmax()))
+    for some, all_, extreme in zip(checked, unchecked, extremes, strict=True):
+        assert len(some) == 5
+        assert len(all_) == 8
+        assert set(some.tolist()) == set(all_.tolist())
+        assert all_.tolist().count(extreme) == 4
+
+
+def test_unchecked_sampling_takes_any_count_a_cluster() -> None:
+    features, scores = unit_features(200, 16), torch.randn(200, generator=rng(1))
+    one, two = (
+        two_ended_sample(features, scores, 20, per_cluster=4, generator=rng(0), check=check)
+        for check in (True, False)
+    )
+    assert all(torch.equal(a, b) for a, b in zip(one, two, strict=True))
+
+
+# the other rules
+
+
+def test_random_sampling_is_without_replacement_and_uniform() -> None:
+    hits = torch.zeros(10)
+    for seed in range(400):
+        index = random_sample(10, 3, rng(seed))
+        assert len(set(index.tolist())) == 3
+        hits[index] += 1
+    expected = 400 * 0.3
+    assert ((hits - expected).abs() < 5 * (expected * 0.7) ** 0.5).all()
+    assert torch.equal(random_sample(50, 7, rng(1)), random_sample(50, 7, rng(1)))
+    assert sorted(random_sample(5, 5).tolist()) == [0, 1, 2, 3, 4]
+
+
+def test_greedy_sampling_takes_the_lowest_scores_and_the_first_of_equals() -> None:
+    scores = torch.tensor([3.0, 1.0, 2.0, 1.0, -4.0, 2.0])
+    assert greedy_sample(scores, 4).tolist() == [4, 1, 3, 2]
+    assert greedy_sample(torch.zeros(100), 5).tolist() == [0, 1, 2, 3, 4]
+    assert greedy_sample(scores.requires_grad_(), 6).tolist() == [4, 1, 3, 2, 5, 0]
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("per_cluster", [1, 3])
+def test_dos_takes_the_low_end(backend: str, per_cluster: int) -> None:
+    features, scores = unit_features(150, 8), torch.randn(150, generator=rng(1))
+    options: dict[str, Any] = {"per_cluster": per_cluster, "backend": backend}
+    got = dos_sample(features, scores, 12, generator=rng(0), **options)
+    expected, _ = two_ended_sample(features, scores, 12, generator=rng(0), **options)
+    assert torch.equal(got, expected)
+
+
+def test_dos_is_more_diverse_than_greedy_and_harder_than_random() -> None:
+    features, blob = blobs(8, 20)
+    scores = 10.0 * blob + torch.rand(160, generator=rng(1))
+    dos = dos_sample(features, scores, 8, generator=rng())
+    assert len(blob[dos].unique()) == 8
+    assert len(blob[greedy_sample(scores, 8)].unique()) == 1
+    assert scores[greedy_sample(scores, 8)].sum() < scores[dos].sum()
+    assert scores[dos].sum() < scores[random_sample(160, 8, rng())].sum() + 8
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: random_sample(5, 6), "1 <= count <= 5 .*but got 6"),
+        (lambda: random_sample(5, 0), "1 <= count <= 5 .*but got 0"),
+        (lambda: random_sample(0, 1), "1 <= count <= 0 .*but got 1"),
+        (lambda: greedy_sample(torch.zeros(4), 5), "1 <= count <= 4 .*but got 5"),
+        (lambda: greedy_sample(torch.zeros(4, 1), 2), r"scores \(N,\), but got \(4, 1\)"),
+        (lambda: greedy_sample(torch.tensor([0.0, torch.nan]), 1), "finite"),
+        (lambda: dos_sample(torch.zeros(4, 2), torch.zeros(3), 2), r"and scores \(N,\)"),
+        (lambda: dos_sample(torch.zeros(4, 2), torch.zeros(4), 2, per_cluster=0), "per_cluster"),
+    ],
+)
+def test_rules_refuse_values_by_name(call: Any, message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        call()

@@ -1,0 +1,216 @@
+"""Outliers near the decision boundary, drawn by Thompson sampling from a Bayesian linear model."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from greg_cert.errors import UsageError
+
+
+@dataclass(frozen=True, eq=False)
+class LinearPosterior:
+    """Normal posterior of w in t = w·φ + noise, given ID features (t < 0) and outliers (t > 0).
+
+    With prior w ~ N(0, σ_prior² I) and noise N(0, σ_noise²), the posterior is N(m, P⁻¹) with
+
+        P = I / σ_prior² + Σᵢ φᵢ φᵢᵀ / σ_noise²,    P m = Σᵢ tᵢ φᵢ / σ_noise²,    φ = z / ‖z‖₂.
+
+    Only the two sums are kept, so data may come in any order, be split, and be merged. An instance
+    never changes: `update` and `merge` return a new one.
+
+    Source: Ming, Fan and Li, "POEM: Out-of-Distribution Detection with Posterior Sampling",
+        ICML 2022, section 3. The authors' code multiplies the covariance by σ_prior² once more,
+        and keeps a rolling buffer of images; to forget, begin again from `prior`.
+
+    Attributes:
+        gram: (D, D) float64 Σ φ φᵀ.
+        moment: (D,) float64 Σ t φ.
+        count: number of observations.
+        prior_std: σ_prior > 0.
+        noise_std: σ_noise > 0.
+    """
+
+    gram: Tensor
+    moment: Tensor
+    count: int = 0
+    prior_std: float = 1.0
+    noise_std: float = 1.0
+
+    def __post_init__(self) -> None:
+        d = len(self.moment)
+        if self.moment.shape != (d,) or self.gram.shape != (d, d):
+            raise UsageError(
+                "expected gram (D, D) and moment (D,), "
+                f"but got {tuple(self.gram.shape)} and {tuple(self.moment.shape)}"
+            )
+        for name, value in (("prior_std", self.prior_std), ("noise_std", self.noise_std)):
+            if not (math.isfinite(value) and value > 0):
+                raise UsageError(f"expected {name} > 0, but got {value}")
+
+    @classmethod
+    def prior(
+        cls,
+        dim: int,
+        *,
+        prior_std: float = 1.0,
+        noise_std: float = 1.0,
+        device: torch.device | str = "cpu",
+    ) -> LinearPosterior:
+        """The distribution of w before any observation.
+
+        Args:
+            dim: D ≥ 1, the width of the features.
+            prior_std: σ_prior > 0.
+            noise_std: σ_noise > 0, in the units of the targets.
+            device: where the sums are kept.
+
+        Returns:
+            N(0, σ_prior² I).
+
+        Raises:
+            UsageError: for a value out of range.
+        """
+        if dim < 1:
+            raise UsageError(f"expected dim >= 1, but got {dim}")
+        zeros = torch.zeros(dim, dim + 1, dtype=torch.float64, device=device)
+        return cls(zeros[:, :-1], zeros[:, -1], 0, prior_std, noise_std)
+
+    def update(self, features: Tensor, targets: Tensor) -> LinearPosterior:
+        """The posterior after more observations, each one adding a matrix of rank 1.
+
+        Args:
+            features: (N, D), not necessarily normalised, on the posterior's device.
+            targets: (N,) or a scalar: the logit confidence t for auxiliary outliers, −t for ID
+                samples (POEM's own runs take t = log(p / (1 − p)) of a p near 1).
+
+        Returns:
+            A new posterior; this one stays.
+
+        Raises:
+            UsageError: for shapes that do not match.
+        """
+        phi = _unit(features, len(self.moment))
+        t = targets.detach().to(phi)
+        if t.ndim != 0 and t.shape != phi.shape[:1]:
+            raise UsageError(
+                f"expected targets ({len(phi)},) or a scalar, but got {tuple(t.shape)}"
+            )
+        return LinearPosterior(
+            self.gram + phi.T @ phi,
+            self.moment + (t.unsqueeze(-1) * phi).sum(0),
+            self.count + len(phi),
+            self.prior_std,
+            self.noise_std,
+        )
+
+    def merge(self, other: LinearPosterior) -> LinearPosterior:
+        """The posterior given the observations of both, as of two machines with a part each.
+
+        Args:
+            other: a posterior of the same width, prior and noise.
+
+        Returns:
+            A new posterior.
+
+        Raises:
+            UsageError: where width, prior or noise differ.
+        """
+        mine = (len(self.moment), self.prior_std, self.noise_std)
+        theirs = (len(other.moment), other.prior_std, other.noise_std)
+        if mine != theirs:
+            raise UsageError(
+                f"expected the same (dim, prior_std, noise_std) {mine}, but got {theirs}"
+            )
+        return LinearPosterior(
+            self.gram + other.gram,
+            self.moment + other.moment,
+            self.count + other.count,
+            self.prior_std,
+            self.noise_std,
+        )
+
+    def precision(self) -> Tensor:
+        """Inverse covariance P of w, (D, D) float64."""
+        scaled = self.gram / self.noise_std**2
+        return scaled + torch.eye(len(scaled)).to(scaled) / self.prior_std**2
+
+    def mean(self) -> Tensor:
+        """Posterior mean m of w, (D,) float64."""
+        return self._solve(torch.linalg.cholesky_ex(self.precision())[0])
+
+    def sample(self, generator: torch.Generator | None = None) -> Tensor:
+        """One w ~ N(m, P⁻¹), (D,) float64: m + L⁻ᵀ ε with P = L Lᵀ and ε standard normal.
+
+        Args:
+            generator: source of randomness, on the posterior's device.
+
+        Returns:
+            (D,) weights.
+        """
+        factor = torch.linalg.cholesky_ex(self.precision())[0]
+        noise = torch.randn(
+            len(factor), 1, dtype=torch.float64, device=factor.device, generator=generator
+        )
+        spread: Tensor = torch.linalg.solve_triangular(factor.T, noise, upper=True)
+        return self._solve(factor) + spread.squeeze(1)
+
+    def _solve(self, factor: Tensor) -> Tensor:
+        right = (self.moment / self.noise_std**2).unsqueeze(1)
+        return torch.cholesky_solve(right, factor).squeeze(1)
+
+
+def boundary_scores(features: Tensor, weights: Tensor) -> Tensor:
+    """Closeness −|w·φ| of each candidate to the boundary w·φ = 0; at most 0, higher = closer.
+
+    Args:
+        features: (N, D), normalised here.
+        weights: (D,) a draw of `LinearPosterior.sample`.
+
+    Returns:
+        (N,) float64.
+
+    Raises:
+        UsageError: for shapes that do not match.
+    """
+    return -(_unit(features, len(weights)) @ weights).abs()
+
+
+def posterior_sample(
+    features: Tensor,
+    posterior: LinearPosterior,
+    count: int,
+    generator: torch.Generator | None = None,
+) -> Tensor:
+    """Indices of the `count` candidates nearest the boundary of one w drawn from the posterior.
+
+    Args:
+        features: (N, D) penultimate features of the candidates.
+        posterior: of the outlier logit given what was seen so far.
+        count: how many to take, with 1 ≤ count ≤ N.
+        generator: source of randomness, on the posterior's device.
+
+    Returns:
+        (count,) indices, the nearest first; ties go to the lowest index.
+
+    Raises:
+        UsageError: for a count out of range or shapes that do not match.
+
+    Source: Ming, Fan and Li, ICML 2022, algorithm 1.
+    """
+    if not 1 <= count <= len(features):
+        raise UsageError(
+            f"expected 1 <= count <= {len(features)} (the candidates), but got {count}"
+        )
+    scores = boundary_scores(features, posterior.sample(generator))
+    return scores.argsort(descending=True, stable=True)[:count]
+
+
+def _unit(features: Tensor, dim: int) -> Tensor:
+    """Features of length 1 (N, D) in float64; a zero stays zero."""
+    if features.ndim != 2 or features.shape[1] != dim:
+        raise UsageError(f"expected features (N, {dim}), but got {tuple(features.shape)}")
+    return torch.nn.functional.normalize(features.detach().double(), dim=1)
