@@ -8,9 +8,7 @@ from typing import Annotated, Any, Literal, Self
 import yaml
 from pydantic import (
     BaseModel,
-    ConfigDict,
     Field,
-    NonNegativeFloat,
     NonNegativeInt,
     PositiveFloat,
     PositiveInt,
@@ -21,93 +19,118 @@ from pydantic import (
 
 from greg_cert.data.schema import DataConfig
 from greg_cert.errors import ConfigError
-
-Method = Literal["ce", "energy", "greg", "greg+"]
-Margin = float | Literal["auto"]
-# As in greg_cert.models.registry, which would import torch.
-ModelName = Literal["mlp", "cnn_small", "resnet18_32x32", "wrn16_2", "wrn40_2"]
+from greg_cert.models.names import expected_model_name, is_model_name
+from greg_cert.section import Section
+from greg_cert.stages import Method, ScoreName, StageConfig
 
 
-class _Section(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
-
-
-class ModelConfig(_Section):
+class ModelConfig(Section):
     """Which network of `greg_cert.models`; its sizes follow from the data.
 
     Attributes:
-        name: Name in the registry.
+        name: Name in the registry, or `torchvision/NAME` of one of its classifiers.
     """
 
-    name: ModelName
+    name: str
+
+    @field_validator("name")
+    @classmethod
+    def _known(cls, name: str) -> str:
+        if not is_model_name(name):
+            raise ValueError(expected_model_name(name))
+        return name
 
 
-class StageConfig(_Section):
-    """One stage of training: a method, and the schedule of its optimiser.
+class InitConfig(Section):
+    """Weights to begin with: of a run, or of a file from elsewhere. Every key of it must fit.
 
     Attributes:
-        method: `ce` cross-entropy; `energy` adds the margin loss of the energy score; `greg` the
-            gradient penalty too; `greg+` picks auxiliary samples by clustering besides.
-        epochs: Passes over the ID training split.
-        lr: Learning rate at the start.
-        schedule: `cosine` to zero over the stage's steps, or `constant`.
-        momentum: Of SGD, with Nesterov's correction where it is positive.
-        weight_decay: L2 penalty of the weights.
-        batch_size: ID samples a step.
-        aux_ratio: Auxiliary samples a step for each ID sample (`energy`, `greg`).
-        candidates: Candidates a step for each ID sample (`greg+`); one cluster for each ID sample.
-        m_in: Margin of ID scores, or `auto`: their mean when the stage begins.
-        m_out: Margin of auxiliary scores, or `auto`: their mean when the stage begins.
-        lambda_score: Weight λ_S of the margin loss.
-        lambda_grad: Weight λ_∇ of the gradient loss.
-        estimator: How the gradient penalty is differentiated; `finite-difference` costs less and
-            is noisier.
-        augment: `shift`: random shifts by up to an eighth of the image; `shift_flip`: mirrored too.
-        augment_share: Share of the images that are augmented, drawn anew each time.
+        weights: Run folder, or a `.safetensors`, `.pt` or `.pth` file; nothing in it is executed.
+        allow_missing: Names here (or patterns such as `head.*`) that may stay as initialised.
+        allow_unexpected: Names in the file, or patterns, that may be left out.
+        rename: Pairs of module paths, in the file and here, for names that are not known.
+        entry: Which of several sets of weights in the file.
     """
 
-    method: Method
-    epochs: PositiveInt
-    lr: PositiveFloat
-    schedule: Literal["cosine", "constant"] = "cosine"
-    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
-    weight_decay: NonNegativeFloat = 5e-4
-    batch_size: PositiveInt = 64
-    aux_ratio: PositiveInt = 1
-    candidates: PositiveInt = 6
-    m_in: Margin = "auto"
-    m_out: Margin = "auto"
-    lambda_score: NonNegativeFloat = 0.1
-    lambda_grad: NonNegativeFloat = 1.0
-    estimator: Literal["finite-difference", "double-backward"] = "double-backward"
-    augment: Literal["none", "shift", "shift_flip"] = "none"
-    augment_share: Annotated[float, Field(gt=0, le=1)] = 1.0
-
-    @model_validator(mode="after")
-    def _margins_in_order(self) -> Self:
-        fixed = isinstance(self.m_in, float) and isinstance(self.m_out, float)
-        if fixed and not self.m_in < self.m_out:  # type: ignore[operator]
-            raise ValueError(f"expected m_in < m_out, but got {self.m_in} and {self.m_out}")
-        return self
+    weights: Path
+    allow_missing: tuple[str, ...] = ()
+    allow_unexpected: tuple[str, ...] = ()
+    rename: tuple[tuple[str, str], ...] = ()
+    entry: str | None = None
 
 
-class TrainConfig(_Section):
+class TrainConfig(Section):
     """How a run is trained.
 
     Attributes:
-        stages: In order; the last one names the run's method.
-        init: Run folder (or its `model.safetensors`) whose weights to begin with.
+        stages: In order; the last one names the run's method and score.
+        init: Weights to begin with; a bare path where nothing needs to be allowed.
         accelerator: Of Lightning Fabric: `auto`, `cpu`, `gpu`.
+        devices: Processes on each node, one a device; `auto` for all GPUs of the node.
+        nodes: Machines, each started by `torchrun` or `fabric run`.
+        precision: `32`, or `bf16` for convolutions and matrix products, with scores and the norms
+            of their gradients in float32.
+        channels_last: Whether images lie in memory with their channels last, which is faster on
+            most devices.
+        compile: Whether `torch.compile` compiles the model; a gradient penalty then needs
+            `estimator: finite-difference`.
+        sync_batchnorm: Whether BatchNorm takes its statistics over all processes (GPUs only).
         log_every: Steps between two rows of `metrics.jsonl`.
+        checkpoint_every: Steps between two checkpoints, beside that at the end of each epoch.
     """
 
     stages: Annotated[tuple[StageConfig, ...], Field(min_length=1)]
-    init: Path | None = None
+    init: InitConfig | None = None
     accelerator: Literal["auto", "cpu", "gpu"] = "auto"
+    devices: PositiveInt | Literal["auto"] = 1
+    nodes: PositiveInt = 1
+    precision: Literal["32", "bf16"] = "32"
+    channels_last: bool = True
+    compile: bool = False
+    sync_batchnorm: bool = False
     log_every: PositiveInt = 10
+    checkpoint_every: PositiveInt | None = None
+
+    @field_validator("init", mode="before")
+    @classmethod
+    def _bare_path(cls, value: object) -> object:
+        return {"weights": value} if isinstance(value, (str, Path)) else value
+
+    @field_validator("precision", mode="before")
+    @classmethod
+    def _precision_as_text(cls, value: object) -> object:
+        """YAML reads a bare 32 as a number."""
+        return str(value) if isinstance(value, int) else value
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        for i, stage in enumerate(self.stages):
+            exact = stage.gradient and stage.estimator == "double-backward"
+            if self.compile and exact:
+                raise ValueError(
+                    f"expected stages[{i}].estimator finite-difference beside compile, "
+                    "but got double-backward, which torch.compile cannot differentiate"
+                )
+            if self.precision == "bf16" and stage.gradient and not exact:
+                raise ValueError(
+                    f"expected stages[{i}].estimator double-backward beside precision bf16, "
+                    "but got finite-difference, which drowns in its rounding"
+                )
+        losses = {s.outlier_loss for s in self.stages} - {"none"}
+        if "absent_class" in losses and len(losses) > 1:
+            raise ValueError(
+                "expected outlier_loss absent_class in all stages with outliers or in none, "
+                f"but got {', '.join(sorted(losses))}"
+            )
+        return self
+
+    @property
+    def absent_class(self) -> bool:
+        """Whether the model has one more output than there are ID classes."""
+        return any(s.outlier_loss == "absent_class" for s in self.stages)
 
 
-class VerifyConfig(_Section):
+class VerifyConfig(Section):
     """How a run is verified.
 
     Attributes:
@@ -140,7 +163,7 @@ class VerifyConfig(_Section):
         return float(self.norm)
 
 
-class ExperimentConfig(_Section):
+class ExperimentConfig(Section):
     """Everything that makes a run.
 
     Attributes:
@@ -163,6 +186,11 @@ class ExperimentConfig(_Section):
     def method(self) -> Method:
         """Method of the last stage."""
         return self.train.stages[-1].method
+
+    @property
+    def score(self) -> ScoreName:
+        """OOD score the run is evaluated by: that of the last stage."""
+        return self.train.stages[-1].score
 
     @property
     def title(self) -> str:
@@ -275,6 +303,7 @@ def _hint(location: tuple[Any, ...], error: ValidationError) -> str:
     sections: list[type[BaseModel]] = [
         ExperimentConfig,
         ModelConfig,
+        InitConfig,
         StageConfig,
         TrainConfig,
         VerifyConfig,

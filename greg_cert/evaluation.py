@@ -11,7 +11,7 @@ from torch import nn
 from greg_cert.data import DataSplits
 from greg_cert.inference import logits_of
 from greg_cert.metrics import accuracy, detection_metrics, threshold_at_tpr
-from greg_cert.scores import energy
+from greg_cert.scores import score_of
 
 
 @dataclass(frozen=True)
@@ -42,26 +42,31 @@ def evaluate_model(
     model: nn.Module,
     splits: DataSplits,
     *,
+    score: str = "energy",
     tpr: float = 0.95,
     device: torch.device | None = None,
 ) -> Evaluation:
     """Metrics of a model on the test split and every OOD test set, in float64.
 
+    `score` is one of `greg_cert.scores.SCORES`. An output beyond the ID classes is that of an
+    absent class, and never the predicted one.
+
     FPR95 sets its threshold on the ID test scores, as benchmarks do; `threshold` comes from the
     calibration split and is the γ that certificates are about.
     """
-    calibration = energy(logits_of(model, splits.calibration, device=device))
+    score_fn = score_of(score)
+    calibration = score_fn(logits_of(model, splits.calibration, device=device))
     gamma = threshold_at_tpr(calibration, tpr)
     logits = logits_of(model, splits.test, device=device)
-    scores = energy(logits)
+    scores = score_fn(logits)
     assert splits.test.labels is not None
     return Evaluation(
-        id_accuracy=accuracy(logits, splits.test.labels),
+        id_accuracy=accuracy(logits[:, : splits.num_classes], splits.test.labels),
         tpr=tpr,
         threshold=gamma,
         test_tpr=float((scores <= gamma).double().mean()),
         ood={
-            name: detection_metrics(scores, energy(logits_of(model, images, device=device)))
+            name: detection_metrics(scores, score_fn(logits_of(model, images, device=device)))
             for name, images in splits.ood.items()
         },
     )

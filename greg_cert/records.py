@@ -164,10 +164,10 @@ def write_manifest(run: RunFolder, manifest: dict[str, Any]) -> None:
     write_atomic(run.manifest_file, json.dumps(manifest, indent=2, allow_nan=False) + "\n")
 
 
-def model_sizes(splits: DataSplits) -> dict[str, Any]:
-    """Arguments of `build_model` that follow from the data."""
+def model_sizes(splits: DataSplits, *, absent_class: bool = False) -> dict[str, Any]:
+    """Arguments of `build_model` that follow from the data; one class more for an absent one."""
     return {
-        "num_classes": splits.num_classes,
+        "num_classes": splits.num_classes + absent_class,
         "in_channels": splits.channels,
         "image_size": splits.image_size,
         "mean": list(splits.mean),

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from greg_cert.data import ImageSet
+from greg_cert.data.types import Images, ImageSet
 
 
 def generator_for(device: torch.device, *key: int) -> torch.Generator:
@@ -45,41 +46,83 @@ class Draw:
 
 
 class DeviceImages:
-    """A whole image set on the training device, decoded and augmented there."""
+    """An image set as the training device sees it: resident there, or read on demand.
 
-    def __init__(self, images: ImageSet, device: torch.device) -> None:
-        self._images = images.images.to(device)
+    Sets in memory move to the device whole, as uint8 where they are; the others are read at each
+    call.
+    """
+
+    def __init__(self, images: Images, device: torch.device) -> None:
+        self._set, self._device = images, device
+        self._resident = images.images.to(device) if isinstance(images, ImageSet) else None
         self.labels = None if images.labels is None else images.labels.to(device)
 
     def __len__(self) -> int:
-        return len(self._images)
+        return len(self._set)
 
-    def pixels(self, indices: Tensor) -> Tensor:
-        """Images (B, C, H, W), float32 in [0, 1]."""
-        chosen = self._images[indices.to(self._images.device)]
+    @property
+    def resident(self) -> bool:
+        """Whether the images are on the device already."""
+        return self._resident is not None
+
+    @property
+    def width(self) -> int:
+        """Pixels across each image."""
+        return self._set.image_shape[2]
+
+    def read(self, indices: Tensor) -> Tensor | None:
+        """The images as stored, on the CPU, for `pixels` later; None where they are resident."""
+        return None if self.resident else self._set.stored(indices)
+
+    def pixels(self, indices: Tensor, stored: Tensor | None = None) -> Tensor:
+        """Images (B, C, H, W), float32 in [0, 1]; of what was `stored` where it was read before."""
+        if self._resident is not None:
+            chosen = self._resident[indices.to(self._device)]
+        else:
+            stored = self._set.stored(indices.cpu()) if stored is None else stored
+            chosen = stored.to(self._device, non_blocking=True)
         return chosen.float() / 255 if chosen.dtype == torch.uint8 else chosen
 
 
-def shifted(
-    images: Tensor, generator: torch.Generator, *, flip: bool, share: float = 1.0
-) -> Tensor:
-    """A `share` of images (B, C, H, W) shifted by up to an eighth over zeros, and mirrored or not.
+@dataclass(frozen=True)
+class Shifts:
+    """How each of B images is moved: by whole pixels over zeros, and mirrored or not.
 
-    For 32×32 images that is the usual padding by 4 pixels and random cropping.
+    Attributes:
+        pad: the furthest an image moves; for 32×32 images 4, as is usual.
+        offsets: (2, B) rows and columns, in [0, 2·pad]; `pad` leaves an image in place.
+        mirrored: (B,) bool.
     """
-    pad = max(1, images.shape[-1] // 8)
-    batch, _, height, width = images.shape
-    device = images.device
-    shift = torch.randint(0, 2 * pad + 1, (2, batch), generator=generator, device=device)
-    coins = torch.rand(2, batch, generator=generator, device=device)
+
+    pad: int
+    offsets: Tensor
+    mirrored: Tensor
+
+    def of(self, chosen: Tensor | slice) -> Shifts:
+        """Those of some of the images."""
+        return Shifts(self.pad, self.offsets[:, chosen], self.mirrored[chosen])
+
+    def apply(self, images: Tensor) -> Tensor:
+        """The images (B, C, H, W), each moved in its own way."""
+        _, _, height, width = images.shape
+        device = images.device
+        rows = self.offsets[0].unsqueeze(1) + torch.arange(height, device=device)
+        columns = torch.arange(width, device=device).expand(len(images), -1)
+        columns = torch.where(self.mirrored.unsqueeze(1), width - 1 - columns, columns)
+        columns = self.offsets[1].unsqueeze(1) + columns
+        padded = F.pad(images, (self.pad,) * 4)
+        place = torch.arange(len(images), device=device).reshape(-1, 1, 1)
+        # Advanced indices around a slice put the channels last.
+        return padded[place, :, rows.unsqueeze(2), columns.unsqueeze(1)].permute(0, 3, 1, 2)
+
+
+def draw_shifts(
+    count: int, width: int, generator: torch.Generator, *, flip: bool, share: float = 1.0
+) -> Shifts:
+    """Shifts by up to an eighth of the width for a `share` of `count` images, the others none."""
+    pad = max(1, width // 8)
+    device = generator.device
+    offsets = torch.randint(0, 2 * pad + 1, (2, count), generator=generator, device=device)
+    coins = torch.rand(2, count, generator=generator, device=device)
     chosen = coins[0] < share
-    shift = torch.where(chosen, shift, pad)
-    mirrored = chosen & (coins[1] < 0.5) & flip
-    rows = shift[0].unsqueeze(1) + torch.arange(height, device=device)
-    columns = torch.arange(width, device=device).expand(batch, -1)
-    columns = torch.where(mirrored.unsqueeze(1), width - 1 - columns, columns)
-    columns = shift[1].unsqueeze(1) + columns
-    padded = F.pad(images, (pad, pad, pad, pad))
-    place = torch.arange(batch, device=device).reshape(-1, 1, 1)
-    # Advanced indices around a slice put the channels last.
-    return padded[place, :, rows.unsqueeze(2), columns.unsqueeze(1)].permute(0, 3, 1, 2)
+    return Shifts(pad, torch.where(chosen, offsets, pad), chosen & (coins[1] < 0.5) & flip)

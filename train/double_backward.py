@@ -217,8 +217,8 @@ class _BatchNormInputGradient(torch.autograd.Function):
     ) -> Tensor:
         ctx.save_for_backward(g, x, weight, mean, rstd)
         ctx.eps = eps
-        out = _batch_norm_backward(g, x, weight, mean, rstd, eps, [True, False, False])[0]
-        assert out is not None
+        mask = [True, False, False]
+        out: Tensor = _batch_norm_backward(g, x, weight, mean, rstd, eps, mask)[0]
         return out
 
     @staticmethod
@@ -229,7 +229,6 @@ class _BatchNormInputGradient(torch.autograd.Function):
         saved = (x, weight, mean, rstd, ctx.eps)
         by_g, d, v_mean = _batch_norm_backward(v, *saved, [True, True, True])
         _, c, g_mean = _batch_norm_backward(g, *saved, [False, True, True])
-        assert d is not None and v_mean is not None and c is not None and g_mean is not None
         c, d, v_mean, g_mean = c / count, d / count, v_mean / count, g_mean / count
         a = (v * g).mean([0, *range(2, x.ndim)], dtype=mean.dtype) - v_mean * g_mean - c * d
         outer = -weight * rstd * rstd
@@ -260,8 +259,8 @@ def _batch_norm_backward(
     rstd: Tensor,
     eps: float,
     wanted: list[bool],
-) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-    """Gradients by x, weight and bias; the last two are Σ g·x̂ and Σ g over each channel."""
+) -> tuple[Any, Any, Any]:
+    """Gradients by x, weight and bias, or None; the last two are Σ g·x̂ and Σ g by channel."""
     found = _aten.native_batch_norm_backward(
         g, x, weight, None, None, mean, rstd, True, eps, wanted
     )

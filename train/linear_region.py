@@ -26,7 +26,7 @@ class LinearRegion:
     """
 
     def __init__(self) -> None:
-        self._pieces: list[tuple[str, Any]] = []
+        self._pieces: list[tuple[str, Tensor]] = []
 
     @contextlib.contextmanager
     def record(self) -> Iterator[None]:
@@ -45,7 +45,7 @@ class LinearRegion:
         left = iter(self._pieces)
 
         def hold(name: str, arguments: dict[str, Any]) -> Tensor:
-            recorded, piece = next(left, ("nothing", None))
+            recorded, piece = next(left, ("nothing", torch.empty(0)))
             if recorded != name:
                 raise UsageError(f"expected {recorded} as in the recorded pass, but got {name}")
             if chosen is not None:

@@ -39,6 +39,48 @@ def energy_margin_loss(
     )
 
 
+def uniform_loss(ood_logits: Tensor) -> Tensor:
+    """Cross-entropy of outliers to the uniform distribution, mean of −(1/K) Σ_k log softmax_k f.
+
+    Args:
+        ood_logits: (M, K) logits of auxiliary outliers.
+
+    Returns:
+        A scalar in nats, log K at least; an empty batch contributes 0.
+
+    Raises:
+        UsageError: for logits that are not two-dimensional.
+
+    Source: Hendrycks et al., "Deep Anomaly Detection with Outlier Exposure", ICLR 2019.
+    """
+    _check_logits(ood_logits)
+    return _mean(torch.logsumexp(ood_logits, dim=1) - ood_logits.mean(1))
+
+
+def absent_class_loss(ood_logits: Tensor) -> Tensor:
+    """Cross-entropy of outliers to the last class, which no ID sample has.
+
+    Args:
+        ood_logits: (M, K) logits of auxiliary outliers.
+
+    Returns:
+        A scalar in nats; an empty batch contributes 0.
+
+    Raises:
+        UsageError: for logits that are not two-dimensional.
+
+    Source: Jiang et al., "DOS: Diverse Outlier Sampling for Out-of-Distribution Detection",
+    ICLR 2024.
+    """
+    _check_logits(ood_logits)
+    return _mean(torch.logsumexp(ood_logits, dim=1) - ood_logits[:, -1])
+
+
+def _check_logits(logits: Tensor) -> None:
+    if logits.ndim != 2 or logits.shape[1] == 0:
+        raise UsageError(f"expected ood_logits (M, K) with K >= 1, but got {tuple(logits.shape)}")
+
+
 def correctly_detected(scores: Tensor, is_id: Tensor, *, m_in: float, m_out: float) -> Tensor:
     """Samples (B,) whose score is past its margin already: S ≤ m_in for ID, S ≥ m_out for others.
 
@@ -48,7 +90,12 @@ def correctly_detected(scores: Tensor, is_id: Tensor, *, m_in: float, m_out: flo
 
 
 def gradient_loss(
-    id_norms: Tensor, id_correct: Tensor, ood_norms: Tensor, ood_correct: Tensor
+    id_norms: Tensor,
+    id_correct: Tensor,
+    ood_norms: Tensor,
+    ood_correct: Tensor,
+    *,
+    scaling: str = "paper",
 ) -> Tensor:
     """L_∇ = mean 1{correct}·‖∇S‖ over ID + the same over auxiliary samples.
 
@@ -57,14 +104,21 @@ def gradient_loss(
         id_correct: (N,) bool, S ≤ m_in.
         ood_norms: (M,) gradient norms of auxiliary samples.
         ood_correct: (M,) bool, S ≥ m_out.
+        scaling: `paper`, or `reference`: divided by N + M. The authors' code averages, over all
+            samples, norms of the gradient of a loss that is itself a sum of two means.
 
     Returns:
         A scalar, in score units per pixel unit. The means run over all samples, masked or not.
 
     Raises:
-        UsageError: for shapes that do not match.
+        UsageError: for shapes that do not match, or an unknown scaling.
     """
-    return _masked_mean(id_norms, id_correct) + _masked_mean(ood_norms, ood_correct)
+    if scaling not in ("paper", "reference"):
+        raise UsageError(f"expected scaling in paper, reference, but got {scaling!r}")
+    total = _masked_mean(id_norms, id_correct) + _masked_mean(ood_norms, ood_correct)
+    if scaling == "paper":
+        return total
+    return total / max(1, len(id_norms) + len(ood_norms))
 
 
 def _masked_mean(norms: Tensor, mask: Tensor) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -11,9 +12,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from greg_cert.models import Classifier
-from greg_cert.scores import energy
-from greg_cert.train.losses import correctly_detected, energy_margin_loss, gradient_loss
-from greg_cert.train.penalty import gradient_penalty
+from greg_cert.scores import score_of
+from greg_cert.train.losses import (
+    absent_class_loss,
+    correctly_detected,
+    energy_margin_loss,
+    gradient_loss,
+    uniform_loss,
+)
+from greg_cert.train.penalty import Recording, gradient_penalty
 
 
 @dataclass(frozen=True)
@@ -31,23 +38,41 @@ class Batch:
 
 @dataclass(frozen=True)
 class Terms:
-    """What an objective weighs; margins are resolved numbers here."""
+    """What an objective weighs; margins are resolved numbers here.
 
-    use_score: bool
-    use_gradient: bool
-    m_in: float
-    m_out: float
+    The fields are those of `greg_cert.stages.StageConfig`; a margin that has no say is infinite.
+    """
+
+    outlier_loss: str
+    gradient: bool
     lambda_score: float
     lambda_grad: float
-    estimator: str
+    score: str = "energy"
+    m_in: float = -math.inf
+    m_out: float = math.inf
+    scaling: str = "paper"
+    gradient_space: str = "pixel"
+    estimator: str = "double-backward"
 
 
 class Objective(nn.Module):
-    """L_CE + λ_S·L_S + λ_∇·L_∇ on one batch."""
+    """L_CE + λ_S·L_S + λ_∇·L_∇ on one batch.
 
-    def __init__(self, model: Classifier) -> None:
+    Args:
+        model: the classifier.
+        bf16: whether the model runs in bfloat16 where autocast sees fit; scores, losses and
+            gradient norms are float32 in any case.
+    """
+
+    def __init__(self, model: Classifier, *, bf16: bool = False) -> None:
         super().__init__()
-        self.model = model
+        self.model, self.bf16 = model, bf16
+
+    def logits(self, inputs: Tensor) -> Tensor:
+        """Logits (B, K) in float32, or float64 for a model of that type."""
+        with torch.autocast(inputs.device.type, torch.bfloat16, enabled=self.bf16):
+            found: Tensor = self.model(inputs)
+        return found.float() if found.dtype == torch.bfloat16 else found
 
     def forward(self, batch: Batch, terms: Terms, measure: bool = False) -> dict[str, Tensor]:
         """All terms of the loss and what is worth watching; `loss` is the one to minimise.
@@ -63,24 +88,29 @@ class Objective(nn.Module):
             parts.append(batch.low)
         if batch.high is not None and not same:
             parts.append(batch.high)
-        inputs = torch.cat(parts).requires_grad_(terms.use_gradient or measure)
+        inputs = torch.cat(parts).requires_grad_(terms.gradient or measure)
         n = len(batch.images)
         m = 0 if batch.low is None else len(batch.low)
+        first_high = n if same else n + m
 
-        replay = _Replay(self.model, inputs.device)
-        logits = self.model(inputs)
-        scores = energy(logits)
+        recording = Recording(terms.estimator)
+        with recording.record() if terms.gradient else contextlib.nullcontext():
+            logits = self.logits(inputs)
+            scores = score_of(terms.score)(logits)
         out = {"ce": F.cross_entropy(logits[:n], batch.labels)}
         loss = out["ce"]
-        if terms.use_score:
-            out["score_loss"] = energy_margin_loss(
-                scores[:n], scores[n : n + m], m_in=terms.m_in, m_out=terms.m_out
-            )
+        if terms.outlier_loss != "none":
+            out["score_loss"] = _outlier_loss(logits, scores, n, m, terms)
             loss = loss + terms.lambda_score * out["score_loss"]
-        if terms.use_gradient:
-            norms, correct = self._penalty(inputs, scores, n, n if same else n + m, terms, replay)
-            first = n if same else n + m
-            out["grad_loss"] = gradient_loss(norms[:n], correct[:n], norms[first:], correct[first:])
+        if terms.gradient:
+            norms, correct = self._penalty(inputs, scores, n, first_high, terms, recording)
+            out["grad_loss"] = gradient_loss(
+                norms[:n],
+                correct[:n],
+                norms[first_high:],
+                correct[first_high:],
+                scaling=terms.scaling,
+            )
             loss = loss + terms.lambda_grad * out["grad_loss"]
         if measure:
             (gradient,) = torch.autograd.grad(scores.sum(), inputs, retain_graph=True)
@@ -95,58 +125,61 @@ class Objective(nn.Module):
         return {"loss": loss, **{k: v.detach() for k, v in out.items()}}
 
     def _penalty(
-        self, inputs: Tensor, scores: Tensor, n: int, first: int, terms: Terms, replay: _Replay
+        self,
+        inputs: Tensor,
+        scores: Tensor,
+        n: int,
+        first_high: int,
+        terms: Terms,
+        recording: Recording,
     ) -> tuple[Tensor, Tensor]:
         """Gradient norms (B,) and where they count: correct ID samples and correct `high` ones."""
         place = torch.arange(len(inputs), device=inputs.device)
-        correct = correctly_detected(
-            scores.detach(), place < n, m_in=terms.m_in, m_out=terms.m_out
-        ) & ((place < n) | (place >= first))
+        is_id = place < n
+        correct = correctly_detected(scores.detach(), is_id, m_in=terms.m_in, m_out=terms.m_out)
+        correct = correct & (is_id | (place >= first_high))
+        norms_of_batch = [m for m in self.model.modules() if m.training and isinstance(m, _NORMS)]
 
         def score_again(x: Tensor) -> Tensor:
-            with replay.again():
-                return energy(self.model(x))
+            with _still(norms_of_batch):
+                return score_of(terms.score)(self.logits(x))
 
         norms = gradient_penalty(
             score_again,
             inputs,
             scores=scores,
             estimator=terms.estimator,
-            # Where samples share statistics or random masks, the batch must stay whole.
-            select=None if replay.coupled else correct,
+            # Where samples share statistics, the batch must stay whole.
+            select=None if norms_of_batch else correct,
+            scale=self._pixel_scale(inputs) if terms.gradient_space == "normalized" else None,
+            recording=recording,
         )
         return norms, correct
 
+    def _pixel_scale(self, inputs: Tensor) -> Tensor:
+        """σ (C, 1, 1): pixels are normalised as (x − μ)/σ."""
+        return self.model.normalize.weight.reshape(-1, 1, 1).reciprocal().to(inputs.dtype)
 
-class _Replay:
-    """Makes a second forward pass the same function as the first: dropout masks, BatchNorm.
 
-    The running statistics of BatchNorm move once a step, not twice.
-    """
+_NORMS = nn.modules.batchnorm._BatchNorm
 
-    def __init__(self, model: nn.Module, device: torch.device) -> None:
-        modules = [m for m in model.modules() if m.training]
-        self._norms = [m for m in modules if isinstance(m, nn.modules.batchnorm._BatchNorm)]
-        random = any(isinstance(m, nn.modules.dropout._DropoutNd) and m.p > 0 for m in modules)
-        self.coupled = bool(self._norms) or random
-        self._device = device
-        self._state = torch.get_rng_state() if random else None
-        self._cuda = torch.cuda.get_rng_state(device) if random and device.type == "cuda" else None
 
-    @contextlib.contextmanager
-    def again(self) -> Iterator[None]:
-        """Within the block the model draws as at the first pass, and its statistics stand still."""
-        devices = [self._device] if self._cuda is not None else []
-        with torch.random.fork_rng(devices, enabled=self._state is not None):
-            if self._state is not None:
-                torch.set_rng_state(self._state)
-            if self._cuda is not None:
-                torch.cuda.set_rng_state(self._cuda, self._device)
-            tracked = [(m, m.track_running_stats) for m in self._norms]
-            for module, _ in tracked:
-                module.track_running_stats = False
-            try:
-                yield
-            finally:
-                for module, value in tracked:
-                    module.track_running_stats = value
+def _outlier_loss(logits: Tensor, scores: Tensor, n: int, m: int, terms: Terms) -> Tensor:
+    """L_S of the ID samples, the first `n`, and the `m` outliers after them."""
+    if terms.outlier_loss == "margin":
+        return energy_margin_loss(scores[:n], scores[n : n + m], m_in=terms.m_in, m_out=terms.m_out)
+    loss = {"uniform": uniform_loss, "absent_class": absent_class_loss}[terms.outlier_loss]
+    return loss(logits[n : n + m])
+
+
+@contextlib.contextmanager
+def _still(modules: list[nn.modules.batchnorm._BatchNorm]) -> Iterator[None]:
+    """Within the block the running statistics do not move: they are to do so once a step."""
+    tracked = [m.track_running_stats for m in modules]
+    for module in modules:
+        module.track_running_stats = False
+    try:
+        yield
+    finally:
+        for module, value in zip(modules, tracked, strict=True):
+            module.track_running_stats = value

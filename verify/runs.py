@@ -75,6 +75,12 @@ def verify_runs(
     if baseline is not None:
         ordered = [baseline, *(r for r in ordered if r.path.resolve() != baseline.path.resolve())]
     names = _names(ordered)
+    for run in ordered:
+        if run.config.score != "energy":
+            raise RunError(
+                f"run: expected one with the energy score, which certificates are about, but "
+                f"{run.path} was trained for {run.config.score}"
+            )
     models = [run.load_model() for run in ordered]  # what is missing shows before hours are spent
     splits = common_data(ordered)
     indices = choose_samples(len(splits.test), settings.samples, settings.seed)

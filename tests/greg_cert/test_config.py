@@ -47,7 +47,7 @@ def test_relative_paths_start_from_the_file(tmp_path: Path) -> None:
     config = load_config(folder / "c.yaml")
     assert config.data.id.path == folder / "sub/x.npz"  # type: ignore[union-attr]
     assert config.train.init is not None
-    assert config.train.init.resolve() == tmp_path / "weights.safetensors"
+    assert config.train.init.weights.resolve() == tmp_path / "weights.safetensors"
 
 
 def _with(path: str, value: Any) -> dict[str, Any]:

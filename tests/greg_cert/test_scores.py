@@ -8,7 +8,7 @@ import torch
 from pytorch_ood.detector import EnergyBased
 
 from greg_cert.errors import GregCertError, UsageError
-from greg_cert.scores import energy
+from greg_cert.scores import SCORES, absent_class, energy, max_logit, max_softmax, score_of
 
 
 def made(rows: int = 7, classes: int = 5, seed: int = 0) -> torch.Tensor:
@@ -97,3 +97,32 @@ def test_other_shapes_are_refused_by_name(shape: tuple[int, ...]) -> None:
     assert str(tuple(shape)) in str(caught.value)
     assert isinstance(caught.value, GregCertError)
     assert isinstance(caught.value, ValueError)
+
+
+# other scores
+
+
+def test_max_softmax_and_max_logit_agree_with_another_library() -> None:
+    from pytorch_ood.detector import MaxLogit, MaxSoftmax
+
+    logits = made()
+    torch.testing.assert_close(max_softmax(logits), MaxSoftmax.score(logits))
+    torch.testing.assert_close(max_logit(logits), MaxLogit.score(logits))
+
+
+def test_the_absent_class_orders_as_its_probability_and_is_its_log_odds() -> None:
+    logits = made()
+    probability = torch.softmax(logits, dim=1)[:, -1]
+    torch.testing.assert_close(absent_class(logits), torch.logit(probability))
+    assert torch.equal(absent_class(logits).argsort(), probability.argsort())
+
+
+def test_scores_by_name_are_higher_for_less_confident_logits() -> None:
+    sure = torch.tensor([[9.0, 0.0, 0.0, -9.0]])
+    unsure = torch.tensor([[0.1, 0.0, 0.0, 0.1]])
+    for name in SCORES:
+        assert float(score_of(name)(unsure)) > float(score_of(name)(sure)), name
+    with pytest.raises(UsageError, match=r"energy.*'entropy'"):
+        score_of("entropy")
+    with pytest.raises(UsageError, match="K >= 2"):
+        absent_class(torch.zeros(3, 1))

@@ -5,9 +5,16 @@ from __future__ import annotations
 import torch
 
 from greg_cert.data import ImageSet
-from greg_cert.train.batches import DeviceImages, Draw, batch_indices, generator_for, shifted
+from greg_cert.train.batches import DeviceImages, Draw, batch_indices, draw_shifts, generator_for
 
 CPU = torch.device("cpu")
+
+
+def shifted(
+    images: torch.Tensor, generator: torch.Generator, *, flip: bool, share: float = 1.0
+) -> torch.Tensor:
+    width = images.shape[-1]
+    return draw_shifts(len(images), width, generator, flip=flip, share=share).apply(images)
 
 
 def test_generators_depend_on_every_part_of_the_key() -> None:
@@ -67,3 +74,12 @@ def test_with_flip_half_are_mirrored_and_with_a_share_the_others_are_untouched()
     some = shifted(stack, generator_for(CPU, 2), flip=True, share=0.25)
     touched = float((some != stack).flatten(1).any(1).float().mean())
     assert 0.15 < touched < 0.35
+
+
+def test_some_of_the_shifts_move_those_images_as_all_would() -> None:
+    images = torch.rand(9, 2, 8, 8)
+    shifts = draw_shifts(9, 8, generator_for(CPU, 4), flip=True, share=0.7)
+    chosen = torch.tensor([7, 0, 3])
+    torch.testing.assert_close(
+        shifts.of(chosen).apply(images[chosen]), shifts.apply(images)[chosen], rtol=0, atol=0
+    )

@@ -10,14 +10,14 @@ import torch
 from torch import Tensor, nn
 
 from greg_cert.models import Classifier, build_model
-from greg_cert.scores import energy
+from greg_cert.scores import energy, score_of
 from greg_cert.train.objective import Batch, Objective, Terms
 
 # Between the scores of the batch, so that each mask takes some samples and leaves some.
 M_IN, M_OUT = -1.567, -1.56
 TERMS = Terms(
-    use_score=True,
-    use_gradient=True,
+    outlier_loss="margin",
+    gradient=True,
     m_in=M_IN,
     m_out=M_OUT,
     lambda_score=0.1,
@@ -99,7 +99,7 @@ def test_both_estimators_give_the_same_weight_gradients_in_training_mode(make: o
         batch = _batch()
         batch = Batch(batch.images, batch.labels)
         torch.manual_seed(7)
-        out = Objective(model)(batch, replace(terms, use_score=False))
+        out = Objective(model)(batch, replace(terms, outlier_loss="none"))
         out["loss"].backward()
         grads.append(torch.cat([p.grad.flatten() for p in model.parameters()]))
     assert grads[1].norm() > 0
@@ -112,7 +112,7 @@ def test_running_statistics_move_once_a_step() -> None:
     torch.manual_seed(1)
     Objective(with_penalty)(batch, TERMS)["loss"].backward()
     torch.manual_seed(1)
-    Objective(without)(batch, replace(TERMS, use_gradient=False))["loss"].backward()
+    Objective(without)(batch, replace(TERMS, gradient=False))["loss"].backward()
     for a, b in zip(with_penalty.buffers(), without.buffers(), strict=True):
         torch.testing.assert_close(a, b, rtol=0, atol=0)
 
@@ -121,9 +121,9 @@ def test_the_penalty_leaves_the_random_stream_as_one_pass_would() -> None:
     states = []
     for use_gradient in (True, False):
         torch.manual_seed(1)
-        Objective(_noisy_model())(_batch(), replace(TERMS, use_gradient=use_gradient))
+        Objective(_noisy_model())(_batch(), replace(TERMS, gradient=use_gradient))
         torch.manual_seed(1)
-        Objective(_noisy_model())(_batch(), replace(TERMS, use_gradient=use_gradient))
+        Objective(_noisy_model())(_batch(), replace(TERMS, gradient=use_gradient))
         states.append(torch.get_rng_state())
     assert torch.equal(states[0], states[1])
 
@@ -137,3 +137,98 @@ def test_measuring_changes_neither_loss_nor_gradient() -> None:
         results.append(torch.cat([p.grad.flatten() for p in model.parameters()]))
         assert ("grad_norm_id" in out) is measure
     torch.testing.assert_close(results[0], results[1])
+
+
+def _between(scores: Tensor) -> float:
+    """A margin that no score lies on."""
+    ordered = scores.sort().values
+    return float((ordered[2] + ordered[3]) / 2)
+
+
+@pytest.mark.parametrize("name", ["cnn_small", "resnet18_32x32"])
+def test_with_reference_settings_the_loss_is_that_of_the_authors_code(name: str) -> None:
+    """As that code computes it: a second pass, a jacobian by normalised pixels, hinges of margins.
+
+    Its penalty is the norm of the gradient of −mean relu(m_in − S) over ID samples plus
+    mean relu(S − m_out) over the others, averaged over all samples of the batch.
+    """
+    torch.manual_seed(0)
+    sizes = {"num_classes": 4, "in_channels": 3, "image_size": 8}
+    mean, std = [0.4, 0.5, 0.6], [0.1, 0.2, 0.4]
+    model = build_model(name, **sizes, mean=mean, std=std).double().eval()  # type: ignore[arg-type]
+    known, other = torch.rand(5, 3, 8, 8).double(), torch.rand(7, 3, 8, 8).double()
+    labels = torch.tensor([0, 3, 1, 2, 2])
+
+    def network(z: Tensor) -> Tensor:
+        out: Tensor = model.head(model.body(z))
+        return out
+
+    scores = energy(model(torch.cat([known, other]))).detach()
+    m_in, m_out = _between(scores[:5]), _between(scores[5:])
+    m_out = max(m_out, m_in + 1e-9)
+    channels = lambda v: torch.tensor(v).double().view(3, 1, 1)  # noqa: E731
+    data = (torch.cat([known, other]) - channels(mean)) / channels(std)
+
+    def hinges(z: Tensor) -> Tensor:
+        s = energy(network(z))
+        return -torch.relu(m_in - s[:5]).mean() + torch.relu(s[5:] - m_out).mean()
+
+    logits = network(data)
+    s_in, s_out = energy(logits).split([5, 7])
+    value = torch.relu(s_in - m_in).pow(2).mean() + torch.relu(m_out - s_out).pow(2).mean()
+    slopes = torch.autograd.functional.jacobian(hinges, data, create_graph=True)
+    assert isinstance(slopes, Tensor)
+    norms = slopes.flatten(1).norm(dim=1)
+    assert 0 < int((norms > 0).sum()) < 12
+    theirs = nn.functional.cross_entropy(logits[:5], labels) + 0.1 * value + norms.mean()
+    parameters = list(model.parameters())
+    want = torch.autograd.grad(theirs, parameters, materialize_grads=True)
+
+    terms = replace(TERMS, m_in=m_in, m_out=m_out, scaling="reference", gradient_space="normalized")
+    for estimator in ("double-backward", "finite-difference"):
+        loss = Objective(model)(
+            Batch(known, labels, other, other), replace(terms, estimator=estimator)
+        )["loss"]
+        assert float(loss.detach()) == pytest.approx(float(theirs.detach()), rel=1e-5)
+        got = torch.autograd.grad(loss, parameters, materialize_grads=True)
+        error = sum((a - b).square().sum() for a, b in zip(got, want, strict=True)) ** 0.5
+        assert error <= 1e-4 * sum(b.square().sum() for b in want) ** 0.5
+
+
+@pytest.mark.parametrize("score", ["max_softmax", "max_logit", "energy"])
+@pytest.mark.parametrize("outlier_loss", ["uniform", "margin", "none"])
+def test_the_penalty_plugs_into_any_score_and_any_outlier_loss(
+    score: str, outlier_loss: str
+) -> None:
+    model, batch = _plain_model(), _batch()
+    assert batch.low is not None
+    assert batch.high is not None
+    scored = score_of(score)
+    values = scored(model(torch.cat([batch.images, batch.high]))).detach()
+    m_in = _between(values[:6])
+    m_out = max(_between(values[6:]), m_in + 1e-9)
+    terms = replace(TERMS, score=score, outlier_loss=outlier_loss, m_in=m_in, m_out=m_out)
+    out = Objective(model)(batch, terms)
+    low = model(batch.low)
+    if outlier_loss == "uniform":
+        uniform = torch.full((4, 5), 0.2, dtype=torch.float64)
+        expected = nn.functional.cross_entropy(low, uniform)
+        torch.testing.assert_close(out["score_loss"], expected)
+    slope = torch.zeros((), dtype=torch.float64)
+    for images, sign in ((batch.images, 1), (batch.high, -1)):
+        x = images.clone().requires_grad_()
+        s = scored(model(x))
+        (gradient,) = torch.autograd.grad(s.sum(), x)
+        good = (s <= m_in) if sign == 1 else (s >= m_out)
+        slope = slope + (gradient.flatten(1).norm(dim=1) * good).mean()
+    torch.testing.assert_close(out["grad_loss"], slope.detach(), rtol=1e-6, atol=1e-9)
+
+
+def test_the_absent_class_is_that_of_the_outliers() -> None:
+    model, batch = _plain_model(), _batch()
+    assert batch.low is not None
+    terms = replace(TERMS, score="absent_class", outlier_loss="absent_class", gradient=False)
+    out = Objective(model)(batch, terms)
+    labels = torch.full((4,), 4)
+    expected = nn.functional.cross_entropy(model(batch.low), labels)
+    torch.testing.assert_close(out["score_loss"], expected.detach())

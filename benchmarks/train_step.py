@@ -1,0 +1,291 @@
+"""What a GReg training step costs, as multiples of an energy step in the same process.
+
+Variants are timed in turn, round by round, and compared within each round, so that a machine that
+slows down meanwhile slows all of them. The authors' formulation is that of their training script: a
+first train-mode forward pass for the loss, and a second one inside
+`torch.autograd.functional.jacobian`, differentiated twice, for the penalty. With BatchNorm in
+training mode the penalty is computed on every sample, whatever the mask.
+
+    python benchmarks/train_step.py
+    python benchmarks/train_step.py --model wrn40_2 --batch 64 --precision bf16 --compile
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from greg_cert.models import build_model
+from greg_cert.records import environment
+from greg_cert.scores import energy
+from greg_cert.stages import StageConfig
+from greg_cert.train.batches import draw_shifts
+from greg_cert.train.choose import choose
+from greg_cert.train.objective import Batch, Objective, Terms
+
+M_IN, M_OUT = -25.0, -7.0
+LAMBDA_SCORE, LAMBDA_GRAD = 0.1, 1.0
+CANDIDATES = 6  # for each ID image
+
+
+class Bench:
+    """One model, one batch, and the steps that can be taken with them."""
+
+    def __init__(self, options: argparse.Namespace) -> None:
+        self.device = torch.device(options.device)
+        torch.manual_seed(0)
+        k = options.batch
+        self.model = build_model(
+            options.model,
+            num_classes=10,
+            in_channels=3,
+            image_size=options.size,
+            mean=[0.5] * 3,
+            std=[0.25] * 3,
+        ).to(self.device)
+        self.format = torch.channels_last if options.channels_last else torch.contiguous_format
+        self.model.to(memory_format=self.format).train()
+        shape = (3, options.size, options.size)
+        self.pool = torch.randint(256, (CANDIDATES * k, *shape), dtype=torch.uint8).to(self.device)
+        self.known = torch.rand(k, *shape).to(self.device, memory_format=self.format)
+        self.other = torch.rand(k, *shape).to(self.device, memory_format=self.format)
+        self.labels = torch.randint(10, (k,), device=self.device)
+        self.stage = StageConfig(method="greg+", epochs=1, lr=0.1, batch_size=k)
+        self.bf16 = options.precision == "bf16"
+        if options.compile:
+            self.model.compile()
+        self.objective = Objective(self.model, bf16=self.bf16)
+        self.optimizer = torch.optim.SGD(
+            self.model.parameters(), lr=0.0, momentum=0.9, nesterov=True
+        )
+        self.generator = torch.Generator(self.device).manual_seed(0)
+
+    def variants(self, compiled: bool) -> dict[str, Callable[[], None]]:
+        """Steps by name; double backward cannot be compiled."""
+        steps: dict[str, Callable[[], None]] = {
+            "energy": lambda: self.ours(False),
+            "greg, finite difference": lambda: self.ours(True, "finite-difference"),
+        }
+        if self.bf16:  # its rounding would drown the finite difference
+            del steps["greg, finite difference"]
+        if not compiled:
+            steps["greg, double backward"] = lambda: self.ours(True, "double-backward")
+            steps["greg+, sampling included"] = self.plus
+            steps["one forward, PyTorch's double backward"] = self.plain_double_backward
+            steps["authors' formulation"] = self.authors
+        return steps
+
+    def ours(self, gradient: bool, estimator: str = "double-backward") -> None:
+        self._step(
+            self._loss(Batch(self.known, self.labels, self.other, self.other), gradient, estimator)
+        )
+
+    def plus(self) -> None:
+        low, high = self.select(*self.look(self.candidates()))
+        images = self.shifted
+        self._step(self._loss(Batch(self.known, self.labels, images[low], images[high]), True))
+
+    def candidates(self) -> Tensor:
+        images = self.pool.float() / 255
+        shifts = draw_shifts(len(images), images.shape[-1], self.generator, flip=True)
+        self.shifted = shifts.apply(images).contiguous(memory_format=self.format)
+        return self.shifted
+
+    @torch.no_grad()
+    def look(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        self.model.eval()
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
+            features = self.model.features(images)
+            logits = self.model.head(features)
+        self.model.train()
+        return features.float(), energy(logits.float())
+
+    def select(self, features: Tensor, scores: Tensor) -> tuple[Tensor, Tensor]:
+        return choose(self.stage, features, scores, self.stage.batch_size, generator=self.generator)
+
+    def plain_double_backward(self) -> None:
+        inputs = torch.cat([self.known, self.other]).requires_grad_()
+        loss, scores = self._value_loss(inputs)
+        (slopes,) = torch.autograd.grad(scores.sum(), inputs, create_graph=True)
+        self._step(loss + self._masked_mean(scores, slopes))
+
+    def authors(self) -> None:
+        data = torch.cat([self.known, self.other])
+        n = len(self.known)
+        loss, _ = self._value_loss(data)
+
+        def hinges(x: Tensor) -> Tensor:
+            s = energy(self._logits(x))
+            return -F.relu(M_IN - s[:n]).mean() + F.relu(s[n:] - M_OUT).mean()
+
+        slopes = torch.autograd.functional.jacobian(hinges, data, create_graph=True)
+        assert isinstance(slopes, Tensor)
+        self._step(loss + LAMBDA_GRAD * torch.linalg.vector_norm(slopes.flatten(1), dim=1).mean())
+
+    def _loss(self, batch: Batch, gradient: bool, estimator: str = "double-backward") -> Tensor:
+        wanted = Terms(
+            "margin",
+            gradient,
+            LAMBDA_SCORE,
+            LAMBDA_GRAD,
+            m_in=M_IN,
+            m_out=M_OUT,
+            estimator=estimator,
+        )
+        found: Tensor = self.objective(batch, wanted)["loss"]
+        return found
+
+    def _logits(self, inputs: Tensor) -> Tensor:
+        return self.objective.logits(inputs)
+
+    def _value_loss(self, inputs: Tensor) -> tuple[Tensor, Tensor]:
+        logits, n = self._logits(inputs), len(self.known)
+        scores = energy(logits)
+        value = (scores[:n] - M_IN).relu().square().mean()
+        value = value + (M_OUT - scores[n:]).relu().square().mean()
+        return F.cross_entropy(logits[:n], self.labels) + LAMBDA_SCORE * value, scores
+
+    def _masked_mean(self, scores: Tensor, slopes: Tensor) -> Tensor:
+        n = len(self.known)
+        norms = torch.linalg.vector_norm(slopes.flatten(1), dim=1)
+        good = torch.cat([scores[:n] <= M_IN, scores[n:] >= M_OUT])
+        return LAMBDA_GRAD * (norms * good).sum() / n
+
+    def _step(self, loss: Tensor) -> None:
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        self.optimizer.step()
+
+    def timed(self, action: Callable[[], object]) -> float:
+        self._wait()
+        start = time.perf_counter()
+        action()
+        self._wait()
+        return time.perf_counter() - start
+
+    def _wait(self) -> None:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize()
+
+
+def peak_bytes(bench: Bench, step: Callable[[], None]) -> int:
+    """Peak memory of tensors in one step, beyond what stood before it."""
+    step()
+    if bench.device.type == "cuda":
+        torch.cuda.synchronize()
+        before = torch.cuda.memory_allocated()
+        torch.cuda.reset_peak_memory_stats()
+        step()
+        return torch.cuda.max_memory_allocated() - before
+    from torch.profiler import ProfilerActivity, profile
+
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as seen:
+        step()
+    with tempfile.TemporaryDirectory() as folder:
+        trace = Path(folder) / "trace.json"
+        seen.export_chrome_trace(str(trace))
+        events = json.loads(trace.read_text(encoding="utf-8"))["traceEvents"]
+    events = sorted((e for e in events if e.get("name") == "[memory]"), key=lambda e: e["ts"])
+    live = peak = 0
+    for event in events:  # each one is an allocation, or a negative one
+        live += event["args"]["Bytes"]
+        peak = max(peak, live)
+    return peak
+
+
+def breakdown(bench: Bench, rounds: int) -> dict[str, float]:
+    """Seconds of each part of a GReg+ step, medians."""
+    parts: dict[str, list[float]] = {}
+    for _ in range(rounds + 1):
+        seen: dict[str, float] = {}
+        seen["shift candidates"] = bench.timed(bench.candidates)
+        seen["features of candidates"] = bench.timed(lambda: bench.look(bench.shifted))
+        looked = bench.look(bench.shifted)
+        seen["k-means and ends"] = bench.timed(partial(bench.select, *looked))
+        seen["energy step"] = bench.timed(lambda: bench.ours(False))
+        for name, value in seen.items():
+            parts.setdefault(name, []).append(value)
+    return {name: statistics.median(values[1:]) for name, values in parts.items()}
+
+
+def main() -> None:
+    """Print the table, and write it where asked."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n", maxsplit=1)[0])
+    parser.add_argument("--model", default="wrn16_2")
+    parser.add_argument("--batch", type=int, default=16, help="ID images; as many outliers")
+    parser.add_argument("--size", type=int, default=32)
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--precision", choices=("32", "bf16"), default="32")
+    parser.add_argument("--contiguous", dest="channels_last", action="store_false")
+    parser.add_argument("--compile", action="store_true")
+    parser.add_argument("--json", help="file to write")
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    bench = Bench(options)
+    variants = bench.variants(options.compile)
+    seconds: dict[str, list[float]] = {name: [] for name in variants}
+    for i in range(options.rounds + 2):
+        for name, step in variants.items():
+            taken = bench.timed(step)
+            if i >= 2:
+                seconds[name].append(taken)
+    on_cpu = bench.device.type == "cpu"
+    peak = {name: peak_bytes(bench, step) for name, step in variants.items()}
+    rows = {}
+    for name, values in seconds.items():
+        against = {
+            other: statistics.median(a / b for a, b in zip(values, seconds[other], strict=True))
+            for other in ("energy", "authors' formulation")
+            if other in seconds
+        }
+        rows[name] = {
+            "seconds": statistics.median(values),
+            "images_per_second": 2 * options.batch / statistics.median(values),
+            "ratio": against,
+            "peak_bytes": peak[name],
+            "peak_ratio": peak[name] / peak["energy"],
+        }
+    parts = {} if options.compile else breakdown(bench, options.rounds)
+    device = platform.processor() or platform.machine()
+    if not on_cpu:
+        device = torch.cuda.get_device_name(bench.device)
+    result = {
+        "options": {k: v for k, v in vars(options).items() if k != "json"},
+        "environment": environment(device),
+        "variants": rows,
+        "greg+ parts, seconds": parts,
+    }
+    images = f"{options.batch} + {options.batch} images"
+    print(f"{options.model}, {images}, {device}, {options.rounds} rounds")
+    print(
+        f"{'step':42s} {'ms':>8s} {'/energy':>8s} {'/authors':>9s} {'peak MB':>8s} {'/energy':>8s}"
+    )
+    for name, row in rows.items():
+        ratio = row["ratio"]
+        authors = ratio.get("authors' formulation")
+        print(
+            f"{name:42s} {1e3 * row['seconds']:8.1f} {ratio['energy']:8.2f} "
+            f"{'' if authors is None else format(authors, '.2f'):>9s} "
+            f"{row['peak_bytes'] / 1e6:8.1f} {row['peak_ratio']:8.2f}"
+        )
+    for name, value in parts.items():
+        print(f"  part of greg+: {name:27s} {1e3 * value:8.1f} ms")
+    if options.json:
+        Path(options.json).write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,163 @@
+"""Stages of training: the methods by name, and what each of them stands for."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, model_validator
+
+from greg_cert.section import Section
+
+Method = Literal[
+    "ce", "oe", "energy", "greg", "oe+grad", "dos", "poem", "poem+grad", "greg+", "dos+grad"
+]
+Margin = float | Literal["auto"]
+ScoreName = Literal["energy", "max_softmax", "max_logit", "absent_class"]
+OutlierLoss = Literal["none", "margin", "uniform", "absent_class"]
+Strategy = Literal["random", "greedy", "dos", "two_ended", "posterior"]
+
+_MARGIN = {"score": "energy", "outlier_loss": "margin", "lambda_score": 0.1}
+_UNIFORM = {"score": "max_softmax", "outlier_loss": "uniform", "lambda_score": 0.5}
+_ABSENT = {"score": "absent_class", "outlier_loss": "absent_class", "lambda_score": 1.0}
+_GRADIENT = {"gradient": True}
+# What a method sets, where the configuration does not say otherwise.
+PRESETS: Mapping[str, Mapping[str, Any]] = {
+    "ce": {},
+    "oe": _UNIFORM,
+    "oe+grad": {**_UNIFORM, **_GRADIENT},
+    "energy": _MARGIN,
+    "greg": {**_MARGIN, **_GRADIENT},
+    "greg+": {**_MARGIN, **_GRADIENT, "strategy": "two_ended"},
+    "dos": {**_ABSENT, "strategy": "dos"},
+    "dos+grad": {**_ABSENT, **_GRADIENT, "strategy": "dos"},
+    "poem": {**_MARGIN, "strategy": "posterior"},
+    "poem+grad": {**_MARGIN, **_GRADIENT, "strategy": "posterior"},
+}
+
+
+class StageConfig(Section):
+    """One stage of training: a method, and the schedule of its optimiser.
+
+    A method is a name for values of `score`, `outlier_loss`, `lambda_score`, `gradient` and
+    `strategy`; each may be set beside it.
+
+    Attributes:
+        method: `ce` cross-entropy; `oe` outlier exposure; `energy` the margin loss of the energy
+            score; `greg` the gradient penalty too; `greg+` picks auxiliary samples by clustering
+            besides; `dos` diverse outliers of an absent class; `poem` outliers near the boundary,
+            by posterior sampling; `…+grad` any of these with the gradient penalty.
+        epochs: Passes over the ID training split.
+        lr: Learning rate at the start.
+        schedule: `cosine` to zero over the stage's steps, or `constant`.
+        momentum: Of SGD, with Nesterov's correction where it is positive.
+        weight_decay: L2 penalty of the weights.
+        batch_size: ID samples a step, over all processes.
+        score: OOD score that margins and the gradient penalty are about, and that the run is
+            evaluated by when this is its last stage.
+        outlier_loss: L_S: `margin` of the score; `uniform` cross-entropy of outliers to the uniform
+            distribution; `absent_class` cross-entropy of outliers to a class of their own.
+        lambda_score: Weight λ_S of it.
+        gradient: Whether the norm of the score's input gradient is penalised.
+        lambda_grad: Weight λ_∇ of the gradient loss.
+        m_in: Margin of ID scores, or `auto`: their mean when the stage begins.
+        m_out: Margin of auxiliary scores, or `auto`: their mean when the stage begins.
+        scaling: `paper`: L_∇ is the sum of two means; `reference`: as the authors' code has it,
+            that divided by the number of samples in the step.
+        gradient_space: Whether the gradient is by raw pixels in [0, 1] or by normalised ones.
+        estimator: How the gradient penalty is differentiated: `double-backward` exactly;
+            `finite-difference` with one more forward pass, which compiles.
+        aux_ratio: Auxiliary samples a step for each ID sample.
+        strategy: Which of the candidates are taken: `random`; `greedy`: lowest scores; `dos`:
+            lowest score of each cluster; `two_ended`: lowest (for L_S) and highest (for L_∇) of
+            each; `posterior`: nearest the boundary that a Bayesian linear model draws.
+        candidates: Auxiliary candidates a step for each ID sample, where `strategy` chooses.
+        pool: Auxiliary images drawn anew each epoch, from which all steps of it choose at once;
+            None: each step chooses from candidates of its own.
+        clusters: How many clusters (`dos`, `two_ended`); by default one a sample wanted in a step,
+            and 1,024 in a `pool`.
+        share_ends: Whether both ends of `two_ended` serve both losses, as in the authors' code.
+        augment: `shift`: random shifts by up to an eighth of the image; `shift_flip`: mirrored too.
+        augment_share: Share of the images that are augmented, drawn anew each time.
+    """
+
+    method: Method
+    epochs: PositiveInt
+    lr: PositiveFloat
+    schedule: Literal["cosine", "constant"] = "cosine"
+    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
+    weight_decay: NonNegativeFloat = 5e-4
+    batch_size: PositiveInt = 64
+    score: ScoreName = "energy"
+    outlier_loss: OutlierLoss = "none"
+    lambda_score: NonNegativeFloat = 0.0
+    gradient: bool = False
+    lambda_grad: NonNegativeFloat = 1.0
+    m_in: Margin = "auto"
+    m_out: Margin = "auto"
+    scaling: Literal["paper", "reference"] = "paper"
+    gradient_space: Literal["pixel", "normalized"] = "pixel"
+    estimator: Literal["finite-difference", "double-backward"] = "double-backward"
+    aux_ratio: PositiveInt = 1
+    strategy: Strategy = "random"
+    candidates: PositiveInt = 6
+    pool: PositiveInt | None = None
+    clusters: PositiveInt | None = None
+    share_ends: bool = False
+    augment: Literal["none", "shift", "shift_flip"] = "none"
+    augment_share: Annotated[float, Field(gt=0, le=1)] = 1.0
+
+    @model_validator(mode="before")
+    @classmethod
+    def _fill_in(cls, values: Any) -> Any:
+        if not isinstance(values, dict) or not isinstance(values.get("method"), str):
+            return values
+        return {**PRESETS.get(values["method"], {}), **values}
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        fixed = isinstance(self.m_in, float) and isinstance(self.m_out, float)
+        if fixed and not self.m_in < self.m_out:  # type: ignore[operator]
+            raise ValueError(f"expected m_in < m_out, but got {self.m_in} and {self.m_out}")
+        if self.method == "ce" and (self.uses_outliers or self.gradient):
+            raise ValueError("expected a method with outliers beside outlier_loss or gradient")
+        if (self.score == "absent_class") != (self.outlier_loss == "absent_class"):
+            raise ValueError(
+                "expected score and outlier_loss to be both absent_class or neither, "
+                f"but got {self.score} and {self.outlier_loss}"
+            )
+        if self.share_ends and self.strategy != "two_ended":
+            raise ValueError(
+                f"expected strategy two_ended beside share_ends, but got {self.strategy}"
+            )
+        wanted = self.batch_size * self.aux_ratio
+        if self.pool is None and self.chooses and self.clusters and wanted % self.clusters:
+            raise ValueError(
+                f"expected clusters to divide batch_size * aux_ratio = {wanted}, "
+                f"but got {self.clusters}"
+            )
+        if self.pool is None and self.chooses and self.candidates < self.aux_ratio:
+            raise ValueError(
+                f"expected candidates >= aux_ratio = {self.aux_ratio}, but got {self.candidates}"
+            )
+        return self
+
+    @property
+    def uses_outliers(self) -> bool:
+        """Whether the stage needs auxiliary samples."""
+        return self.method != "ce"
+
+    @property
+    def uses_margins(self) -> bool:
+        """Whether margins have a say: in the margin loss, or in which samples are smoothed."""
+        return self.outlier_loss == "margin" or self.gradient
+
+    @property
+    def chooses(self) -> bool:
+        """Whether the model is asked which candidates to take."""
+        return self.uses_outliers and self.strategy != "random"
+
+    @property
+    def one_list(self) -> bool:
+        """Whether the same auxiliary samples serve L_S and L_∇."""
+        return self.strategy != "two_ended" or self.share_ends

@@ -1,0 +1,116 @@
+"""Two processes over gloo against one: the same loss on the joined batch, and the same files."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from greg_cert.config import ExperimentConfig, dump_config, parse_config
+from greg_cert.records import RunFolder
+
+_SCRIPT = """
+import sys
+from pathlib import Path
+import torch, yaml
+torch.set_num_threads(1)
+from greg_cert.config import parse_config
+from greg_cert.data import load_data
+from greg_cert.errors import GregCertError
+from greg_cert.train import fit
+config = parse_config(yaml.safe_load(Path(sys.argv[1]).read_text()))
+try:
+    fit(config, load_data(config.data), Path(sys.argv[2]))
+except GregCertError as error:
+    print(f"{type(error).__name__}: {error}", file=sys.stderr)
+    sys.exit(3)
+"""
+
+
+def experiment(devices: int, **changes: Any) -> ExperimentConfig:
+    stages = [
+        {"method": "ce", "epochs": 6, "lr": 0.1, "batch_size": 20, "augment": "shift"},
+        {"method": "energy", "epochs": 1, "lr": 0.02, "batch_size": 20, "augment": "shift_flip"},
+        {"method": "greg+", "epochs": 1, "lr": 0.02, "batch_size": 20, "augment": "shift"},
+        {"method": "poem+grad", "epochs": 1, "lr": 0.02, "batch_size": 20, "pool": 200},
+    ]
+    raw = {
+        "data": {
+            "id": {"source": "digits", "limit": 400},
+            "aux": {"source": "photographs", "n": 400},
+        },
+        "model": {"name": "cnn_small"},
+        "train": {
+            "log_every": 1,
+            "accelerator": "cpu",
+            "devices": devices,
+            "stages": stages,
+            **changes,
+        },
+    }
+    return parse_config(raw)
+
+
+def train(
+    config: ExperimentConfig, folder: Path, processes: int
+) -> subprocess.CompletedProcess[str]:
+    folder.mkdir(exist_ok=True)
+    (folder / "c.yaml").write_text(dump_config(config))
+    (folder / "script.py").write_text(_SCRIPT)
+    command = [sys.executable]
+    if processes > 1:
+        command += ["-m", "torch.distributed.run", "--nproc-per-node", str(processes)]
+        command += ["--rdzv-endpoint", "localhost:0", "--rdzv-backend", "c10d"]
+    return subprocess.run(
+        [*command, str(folder / "script.py"), str(folder / "c.yaml"), str(folder / "run")],
+        capture_output=True,
+        text=True,
+        timeout=240,
+        check=False,
+    )
+
+
+def rows(run: RunFolder) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in run.metrics_file.read_text().splitlines()]
+
+
+def test_two_processes_do_what_one_does_on_the_joined_batch(tmp_path: Path) -> None:
+    runs = []
+    for processes in (1, 2):
+        done = train(experiment(processes), tmp_path / str(processes), processes)
+        assert done.returncode == 0, done.stderr[-3000:]
+        runs.append(RunFolder(tmp_path / str(processes) / "run"))
+    alone, together = map(rows, runs)
+    assert len(alone) == len(together) > 20
+    for one, two in zip(alone, together, strict=True):
+        assert one.keys() == two.keys()
+        for key, value in one.items():
+            if isinstance(value, float):
+                assert two[key] == pytest.approx(value, rel=2e-3, abs=2e-3), (key, one["step"])
+    weights = [load_file(run.weights_file) for run in runs]
+    for key, value in weights[0].items():
+        torch.testing.assert_close(weights[1][key], value, rtol=1e-2, atol=1e-3)
+    assert runs[1].manifest["processes"] == 2
+
+
+def test_an_error_of_the_first_process_stops_them_all(tmp_path: Path) -> None:
+    (tmp_path / "a" / "run").mkdir(parents=True)
+    (tmp_path / "a" / "run" / "precious.txt").write_text("mine")
+    done = train(experiment(2), tmp_path / "a", 2)
+    assert done.returncode != 0
+    assert done.stderr.count("RunError: out: expected a new or empty folder") == 2
+    assert [p.name for p in (tmp_path / "a" / "run").iterdir()] == ["precious.txt"]
+
+
+def test_a_batch_that_does_not_divide_is_refused(tmp_path: Path) -> None:
+    stages = [{"method": "ce", "epochs": 1, "lr": 0.1, "batch_size": 21}]
+    done = train(experiment(2, stages=stages), tmp_path / "a", 2)
+    assert done.returncode != 0
+    assert "multiple of the 2 processes" in done.stderr
+    assert not (tmp_path / "a" / "run").exists()

@@ -1,0 +1,152 @@
+"""Every method trains through the same loop; what each presets, and what it leaves in a run."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any, get_args
+
+import pytest
+import torch
+
+from greg_cert.config import ExperimentConfig, dump_config, parse_config
+from greg_cert.data import DataSplits, load_data
+from greg_cert.errors import ConfigError, RunError
+from greg_cert.evaluation import evaluate_model
+from greg_cert.stages import Method, StageConfig
+from greg_cert.train import fit
+from greg_cert.verify.runs import verify_runs
+
+DATA = {
+    "id": {"source": "digits", "limit": 400},
+    "aux": {"source": "photographs", "n": 500},
+    "ood": [{"source": "textures", "n": 60}],
+}
+METHODS = [m for m in get_args(Method) if m != "ce"]
+
+
+def experiment(stage: dict[str, Any], epochs: int = 8, **train: Any) -> ExperimentConfig:
+    before = {"method": "ce", "epochs": epochs, "lr": 0.1, "batch_size": 20}
+    stage = {"epochs": 2, "lr": 0.02, "batch_size": 20, **stage}
+    raw = {
+        "seed": 2,
+        "data": DATA,
+        "model": {"name": "mlp"},
+        "train": {"log_every": 1, **train, "stages": [before, stage]},
+    }
+    return parse_config(raw)
+
+
+@pytest.fixture(scope="module")
+def splits() -> DataSplits:
+    return load_data(experiment({"method": "ce"}).data)
+
+
+def rows(path: Path, stage: str) -> list[dict[str, Any]]:
+    lines = [json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()]
+    return [line for line in lines if line["stage"] == stage]
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_each_method_trains_and_tells_outliers_apart(
+    method: str, splits: DataSplits, tmp_path: Path
+) -> None:
+    config = experiment({"method": method, "epochs": 4, "lr": 0.05})
+    run = fit(config, splits, tmp_path / "run")
+    seen = rows(run.path, method)
+    assert all(row["score_loss"] >= 0 for row in seen)
+    assert ("grad_loss" in seen[0]) == (config.train.stages[-1].gradient)
+    found = evaluate_model(run.load_model(), splits, score=run.config.score)
+    assert found.id_accuracy > 0.75
+    assert found.ood["textures"]["auroc"] > 0.8
+    head = run.load_model().head.out_features
+    assert head == (11 if "dos" in method else 10)
+    assert run.manifest["score"] == config.score
+
+
+def test_presets_are_written_out_and_can_be_overridden() -> None:
+    plus = StageConfig(method="greg+", epochs=1, lr=0.1)
+    assert (plus.score, plus.outlier_loss, plus.gradient) == ("energy", "margin", True)
+    assert plus.strategy == "two_ended"
+    exposure = StageConfig(method="oe+grad", epochs=1, lr=0.1, score="max_logit", lambda_score=0.2)
+    assert (exposure.score, exposure.outlier_loss) == ("max_logit", "uniform")
+    assert exposure.lambda_score == 0.2
+    config = experiment({"method": "dos", "strategy": "greedy"})
+    assert parse_config(__import__("yaml").safe_load(dump_config(config))) == config
+    assert config.train.absent_class
+
+
+@pytest.mark.parametrize(
+    ("stage", "message"),
+    [
+        ({"method": "ce", "gradient": True}, "outliers"),
+        ({"method": "energy", "score": "absent_class"}, "absent_class"),
+        ({"method": "dos", "score": "energy"}, "absent_class"),
+        ({"method": "greg", "share_ends": True}, "two_ended"),
+        ({"method": "greg+", "clusters": 7}, "divide"),
+        ({"method": "greg+", "candidates": 1, "aux_ratio": 2}, "candidates"),
+        ({"method": "greg", "m_in": 1.0, "m_out": 0.0}, "m_in < m_out"),
+        ({"method": "nonsense"}, "method"),
+    ],
+)
+def test_contradictions_are_refused(stage: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        experiment(stage)
+
+
+@pytest.mark.parametrize(
+    ("train", "stage", "message"),
+    [
+        ({"compile": True}, {"method": "greg"}, "compile"),
+        ({"precision": "bf16"}, {"method": "greg", "estimator": "finite-difference"}, "bf16"),
+    ],
+)
+def test_engine_options_that_contradict_the_estimator_are_refused(
+    train: dict[str, Any], stage: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ConfigError, match=message):
+        experiment(stage, **train)
+
+
+def test_absent_class_and_margins_do_not_mix() -> None:
+    raw = experiment({"method": "dos"}).model_dump(mode="json")
+    raw["train"]["stages"].append({"method": "energy", "epochs": 1, "lr": 0.1})
+    with pytest.raises(ConfigError, match="absent_class in all stages"):
+        parse_config(raw)
+
+
+@pytest.mark.parametrize("strategy", ["random", "greedy", "dos", "two_ended", "posterior"])
+def test_every_strategy_chooses_from_a_pool_of_the_epoch(
+    strategy: str, splits: DataSplits, tmp_path: Path
+) -> None:
+    stage = {"method": "greg", "strategy": strategy, "pool": 300}
+    run = fit(experiment(stage), splits, tmp_path / "run")
+    assert len(rows(run.path, "greg")) == 2 * (len(splits.train) // 20)
+    assert not (run.path / "checkpoint" / "pool").exists()
+
+
+def test_a_pool_larger_than_the_auxiliary_set_is_refused(
+    splits: DataSplits, tmp_path: Path
+) -> None:
+    with pytest.raises(ConfigError, match="pool = 501"):
+        fit(experiment({"method": "energy", "pool": 501}), splits, tmp_path / "run")
+
+
+def test_mixed_precision_trains_to_nearly_the_same(splits: DataSplits, tmp_path: Path) -> None:
+    seen = {}
+    for precision in ("32", "bf16"):
+        config = experiment({"method": "greg+"}, precision=precision)
+        run = fit(config, splits, tmp_path / precision)
+        seen[precision] = rows(run.path, "greg+")
+        weights = run.load_model().state_dict().values()
+        assert all(w.dtype == torch.float32 for w in weights)
+    for key in ("ce", "score_id", "grad_norm_id", "grad_norm_aux"):
+        full, low = (seen[p][0][key] for p in ("32", "bf16"))
+        assert low == pytest.approx(full, rel=0.1, abs=0.02), key
+        assert low != full
+
+
+def test_certificates_are_refused_for_another_score(splits: DataSplits, tmp_path: Path) -> None:
+    run = fit(experiment({"method": "oe"}), splits, tmp_path / "run")
+    with pytest.raises(RunError, match="max_softmax"):
+        verify_runs([run], run.config.verify, tmp_path / "out")

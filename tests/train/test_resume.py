@@ -1,0 +1,122 @@
+"""Stopped anywhere, with a checkpoint in mid-epoch, and with a disk that fails."""
+
+from __future__ import annotations
+
+import errno
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import greg_cert.train.checkpoint as checkpoint_module
+from greg_cert.config import ExperimentConfig, parse_config
+from greg_cert.data import DataSplits, load_data
+from greg_cert.errors import RunError
+from greg_cert.records import RunFolder
+from greg_cert.train import fit
+
+
+def experiment(**stage: Any) -> ExperimentConfig:
+    raw = {
+        "seed": 4,
+        "data": {
+            "id": {"source": "digits", "limit": 400},
+            "aux": {"source": "photographs", "n": 400},
+        },
+        "model": {"name": "cnn_small"},
+        "train": {
+            "log_every": 1,
+            "checkpoint_every": 3,
+            "stages": [
+                {"method": "ce", "epochs": 6, "lr": 0.1, "batch_size": 20},
+                {"method": "greg+", "epochs": 2, "lr": 0.01, "batch_size": 20, **stage},
+            ],
+        },
+    }
+    return parse_config(raw)
+
+
+@pytest.fixture(scope="module")
+def splits() -> DataSplits:
+    return load_data(experiment().data)
+
+
+class Stopped(Exception):
+    """Stands for a power cut."""
+
+
+class Stopper:
+    def __init__(self, at: int) -> None:
+        self.at, self.done, self.steps = at, 0, 0
+
+    def begin(self, steps: int, done: int) -> None:
+        self.steps, self.done = steps, done
+
+    def step(self, stage: str, epoch: int, values: object) -> None:
+        self.done += 1
+        if self.done == self.at:
+            raise Stopped
+
+
+@pytest.mark.parametrize("pool", [None, 300])
+def test_stopped_in_mid_epoch_a_run_goes_on_from_its_last_checkpoint(
+    splits: DataSplits, tmp_path: Path, pool: int | None
+) -> None:
+    config = experiment(pool=pool, augment="shift")
+    whole = fit(config, splits, tmp_path / "whole")
+    per_epoch = len(splits.train) // 20
+    for at in (per_epoch + 5, 6 * per_epoch + 8):
+        folder = tmp_path / f"stopped{at}"
+        with pytest.raises(Stopped):
+            fit(config, splits, folder, observer=Stopper(at))
+        watcher = Stopper(-1)
+        resumed = fit(config, splits, folder, resume=True, observer=watcher)
+        saved = torch.load(resumed.checkpoint_file, weights_only=True)["step"]
+        assert watcher.done == watcher.steps == saved
+        one, two = load_file(whole.weights_file), load_file(resumed.weights_file)
+        assert all(torch.equal(one[k], two[k]) for k in one)
+        lines = [json.loads(r.metrics_file.read_text().splitlines()[-1]) for r in (whole, resumed)]
+        assert lines[0] == lines[1]
+
+
+def test_the_last_checkpoint_is_at_most_a_few_steps_old(splits: DataSplits, tmp_path: Path) -> None:
+    with pytest.raises(Stopped):
+        fit(experiment(), splits, tmp_path / "run", observer=Stopper(23))
+    saved = torch.load(RunFolder(tmp_path / "run").checkpoint_file, weights_only=True)
+    assert saved["step"] == 21
+    assert saved["batch"] > 0
+
+
+@pytest.mark.parametrize(
+    "failure",
+    [
+        OSError(errno.ENOSPC, "No space left on device"),
+        RuntimeError("[enforce fail at inline_container.cc] unexpected pos 64 vs 0"),
+    ],
+)
+def test_a_full_disk_is_named_and_loses_nothing(
+    splits: DataSplits, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failure: Exception
+) -> None:
+    whole = fit(experiment(), splits, tmp_path / "whole")
+    real, calls = torch.save, 0
+
+    def full(fields: Any, target: Any) -> None:
+        nonlocal calls
+        calls += 1
+        if calls == 5:
+            Path(target).write_bytes(b"half a checkpoint")
+            raise failure
+        real(fields, target)
+
+    monkeypatch.setattr(checkpoint_module.torch, "save", full)
+    with pytest.raises(RunError, match=r"checkpoint: cannot write .*last\.pt.*is kept"):
+        fit(experiment(), splits, tmp_path / "run")
+    left = [p.name for p in RunFolder(tmp_path / "run").checkpoint_file.parent.iterdir()]
+    assert left == ["last.pt"], "no half-written file may stay"
+    monkeypatch.undo()
+    resumed = fit(experiment(), splits, tmp_path / "run", resume=True)
+    one, two = load_file(whole.weights_file), load_file(resumed.weights_file)
+    assert all(torch.equal(one[k], two[k]) for k in one)

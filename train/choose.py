@@ -1,0 +1,92 @@
+"""Which auxiliary candidates a stage takes, by their features and scores."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from greg_cert.stages import StageConfig
+from greg_cert.train.posterior import LinearPosterior, posterior_sample
+from greg_cert.train.sampling import dos_sample, greedy_sample, two_ended_sample
+
+# Log-odds of the regression's targets: probability 0.99 of being what they are.
+_CONFIDENCE = torch.tensor(4.595)
+# Clusters of an epoch's pool, where the stage does not say.
+POOL_CLUSTERS = 1024
+
+
+def choose(
+    stage: StageConfig,
+    features: Tensor,
+    scores: Tensor,
+    wanted: int,
+    *,
+    id_features: Tensor | None = None,
+    generator: torch.Generator | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Places of the candidates for L_S and for L_∇; one tensor twice where both are the same.
+
+    Args:
+        stage: says how.
+        features: (N, D) penultimate features of the candidates.
+        scores: (N,) their OOD scores.
+        wanted: how many at each end.
+        id_features: (M, D) features of ID samples, for `posterior`.
+        generator: source of randomness, on the features' device.
+    """
+    clusters = stage.clusters or wanted
+    each = max(1, wanted // clusters)
+    if stage.strategy == "two_ended":
+        low, high = two_ended_sample(
+            features, scores, clusters, per_cluster=each, generator=generator, check=False
+        )
+        if not stage.share_ends:
+            return low, high
+        low = torch.cat([low, high])
+    elif stage.strategy == "dos":
+        low = dos_sample(
+            features, scores, clusters, per_cluster=each, generator=generator, check=False
+        )
+    elif stage.strategy == "greedy":
+        low = greedy_sample(scores, wanted)
+    else:
+        assert id_features is not None
+        low = posterior_sample(
+            features, posterior_between(id_features, [features]), wanted, generator
+        )
+    return low, low
+
+
+def posterior_between(known: Tensor, outliers: Iterable[Tensor]) -> LinearPosterior:
+    """The posterior of the linear model that tells outliers from ID samples by their features.
+
+    Args:
+        known: (M, D) features of ID samples.
+        outliers: parts (n, D) of those of the candidates, on the same device.
+    """
+    posterior = LinearPosterior.prior(known.shape[1], device=known.device)
+    posterior = posterior.update(known, -_CONFIDENCE)
+    for part in outliers:
+        posterior = posterior.update(part, _CONFIDENCE)
+    return posterior
+
+
+@dataclass(frozen=True)
+class Picks:
+    """Auxiliary images chosen for all steps of an epoch.
+
+    Attributes:
+        low: (n,) indices for L_S, in the order of use.
+        high: (m,) indices for L_∇.
+    """
+
+    low: Tensor
+    high: Tensor
+
+    def step(self, step: int, wanted: int) -> tuple[Tensor, Tensor]:
+        """The indices of one step, `wanted` of each; from the beginning again where they end."""
+        places = torch.arange(step * wanted, (step + 1) * wanted)
+        return self.low[places % len(self.low)], self.high[places % len(self.high)]

@@ -1,0 +1,220 @@
+"""The batches of an epoch: which images, in which order, shifted how, and by which process."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from greg_cert.data import prefetch
+from greg_cert.stages import StageConfig
+from greg_cert.train.batches import (
+    DeviceImages,
+    Draw,
+    Shifts,
+    batch_indices,
+    draw_shifts,
+    generator_for,
+)
+from greg_cert.train.choose import Picks, choose
+from greg_cert.train.objective import Batch
+from greg_cert.train.world import World
+
+# What each stream of random numbers is for, so that none is used twice.
+_ORDER, _AUXILIARY, _SHIFT_ID, _SHIFT_LOW, _SHIFT_HIGH, _CHOICE = range(1, 7)
+
+
+@dataclass(frozen=True)
+class _Step:
+    """Indices of one step, of all processes: ID images and auxiliary ones."""
+
+    number: int
+    known: Tensor
+    low: Tensor | None  # candidates where the model is to choose
+    high: Tensor | None  # None where `low` serves both ends
+    choose: bool
+
+
+Look = Callable[[Tensor], tuple[Tensor, Tensor]]
+
+
+@dataclass(frozen=True)
+class Feed:
+    """Makes batches; every draw follows from (seed, stage, epoch, step), so any step can be first.
+
+    A batch is the same however many processes share it: each takes its rows of the whole.
+
+    Attributes:
+        train_set: ID images with labels.
+        aux_set: auxiliary images, where a stage needs them.
+        look: from a score's name to a function from images (B, C, H, W) to features (B, D) and
+            scores (B,) of the model as it stands.
+        world: the processes.
+        device: where batches go.
+        channels_last: memory format of the batches.
+    """
+
+    train_set: DeviceImages
+    aux_set: DeviceImages | None
+    look: Callable[[str], Look]
+    world: World
+    device: torch.device
+    channels_last: bool
+
+    def steps(self, stage: StageConfig) -> int:
+        """Steps in one epoch."""
+        return max(1, len(self.train_set) // stage.batch_size)
+
+    def batches(
+        self,
+        stage: StageConfig,
+        key: tuple[int, ...],
+        *,
+        start: int = 0,
+        picks: Picks | None = None,
+    ) -> Iterator[Batch]:
+        """The batches of the epoch that `key` names, from step `start` on.
+
+        Args:
+            stage: the stage.
+            key: (seed, stage, epoch).
+            start: steps of the epoch that are done.
+            picks: auxiliary images chosen for the whole epoch, where the stage has a pool.
+        """
+        plan = self._plan(stage, key, start, picks)
+        if self.train_set.resident and (self.aux_set is None or self.aux_set.resident):
+            for step in plan:
+                yield self._batch(stage, key, step, (None, None, None))
+            return
+        with contextlib.closing(prefetch(plan, self._read)) as ready:
+            for step, stored in ready:
+                yield self._batch(stage, key, step, stored)
+
+    def _plan(
+        self, stage: StageConfig, key: tuple[int, ...], start: int, picks: Picks | None
+    ) -> Iterator[_Step]:
+        """What each step takes, before anything of it is read."""
+        cpu = torch.device("cpu")
+        pool = None
+        if stage.uses_outliers and picks is None:
+            assert self.aux_set is not None
+            pool = Draw(len(self.aux_set), generator_for(cpu, *key, _AUXILIARY))
+        order = generator_for(cpu, *key, _ORDER)
+        each = stage.candidates if stage.chooses else stage.aux_ratio
+        for number, indices in enumerate(
+            batch_indices(len(self.train_set), stage.batch_size, order)
+        ):
+            low = high = None
+            if picks is not None:
+                low, high = picks.step(number, len(indices) * stage.aux_ratio)
+            elif pool is not None:
+                low = pool.take(len(indices) * each)
+            if number >= start:
+                chosen = pool is not None and stage.chooses
+                yield _Step(number, indices, low, None if stage.one_list else high, chosen)
+
+    def _read(self, step: _Step) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+        """What is read from disk for this process's share of a step."""
+        known = self.train_set.read(step.known[self.world.share(len(step.known))])
+        low, high = (
+            None
+            if i is None or self.aux_set is None
+            else self.aux_set.read(i[self.world.share(len(i))])
+            for i in (step.low, step.high)
+        )
+        return known, low, high
+
+    def _batch(
+        self,
+        stage: StageConfig,
+        key: tuple[int, ...],
+        step: _Step,
+        stored: tuple[Tensor | None, Tensor | None, Tensor | None],
+    ) -> Batch:
+        at = (*key, step.number)
+        mine = self.world.share(len(step.known))
+        known = self._some(self.train_set, step.known, stage, (*at, _SHIFT_ID), stored[0])(mine)
+        assert self.train_set.labels is not None
+        labels = self.train_set.labels[step.known[mine].to(self.device)]
+        if step.low is None or self.aux_set is None:
+            return Batch(known, labels)
+        some = self._some(self.aux_set, step.low, stage, (*at, _SHIFT_LOW), stored[1])
+        low = some(self.world.share(len(step.low)))
+        if step.choose:
+            wanted = len(step.known) * stage.aux_ratio
+            return Batch(known, labels, *self._chosen(stage, low, some, known, wanted, at))
+        if step.high is None:
+            return Batch(known, labels, low, low)
+        others = self._some(self.aux_set, step.high, stage, (*at, _SHIFT_HIGH), stored[2])
+        return Batch(known, labels, low, others(self.world.share(len(step.high))))
+
+    def _chosen(
+        self,
+        stage: StageConfig,
+        candidates: Tensor,
+        some: Callable[[Tensor | slice], Tensor],
+        known: Tensor,
+        wanted: int,
+        at: tuple[int, ...],
+    ) -> tuple[Tensor, Tensor]:
+        """This process's share of what the model chooses among the step's candidates."""
+        look, gather = self.look(stage.score), self.world.gather
+        features, scores = (gather(v) for v in look(candidates))
+        id_features = gather(look(known)[0]) if stage.strategy == "posterior" else None
+        low, high = choose(
+            stage,
+            features,
+            scores,
+            wanted,
+            id_features=id_features,
+            generator=generator_for(self.device, *at, _CHOICE),
+        )
+        if self.world.size == 1:
+            first = candidates[low]
+            return first, first if stage.one_list else candidates[high]
+        # The same on all processes: devices may round differently.
+        low, high = self.world.agree((low, high))
+        first = some(self._even(low))
+        return first, first if stage.one_list else some(self._even(high))
+
+    def _even(self, places: Tensor) -> Tensor:
+        """This process's share of `places`, some of them twice where they do not divide evenly."""
+        count = -(-len(places) // self.world.size) * self.world.size
+        whole = places[torch.arange(count, device=places.device) % len(places)]
+        return whole[self.world.share(count)]
+
+    def _some(
+        self,
+        images: DeviceImages,
+        indices: Tensor,
+        stage: StageConfig,
+        key: tuple[int, ...],
+        stored: Tensor | None = None,
+    ) -> Callable[[Tensor | slice], Tensor]:
+        """A function from places among `indices` to those images, augmented as drawn for all.
+
+        What was `stored` is of this process's share, the only slice that is ever asked for.
+        """
+        shifts: Shifts | None = None
+        if stage.augment != "none":
+            shifts = draw_shifts(
+                len(indices),
+                images.width,
+                generator_for(self.device, *key),
+                flip=stage.augment == "shift_flip",
+                share=stage.augment_share,
+            )
+
+        def load(places: Tensor | slice) -> Tensor:
+            on_cpu = places.cpu() if isinstance(places, Tensor) else places
+            ready = stored if isinstance(places, slice) else None
+            found = images.pixels(indices[on_cpu], ready)
+            found = found if shifts is None else shifts.of(places).apply(found)
+            return found.contiguous(
+                memory_format=torch.channels_last if self.channels_last else torch.contiguous_format
+            )
+
+        return load
