@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self, get_args
 
 import yaml
 from pydantic import (
@@ -17,7 +17,7 @@ from pydantic import (
     model_validator,
 )
 
-from greg_cert.data.schema import DataConfig
+from greg_cert.data.schema import DataConfig, Source
 from greg_cert.errors import ConfigError
 from greg_cert.models.names import expected_model_name, is_model_name
 from greg_cert.section import Section
@@ -266,20 +266,8 @@ def _one_line(error: ValidationError) -> str:
     return f"{field}: {message[0].lower()}{message[1:]}{shown}{more}"
 
 
-_TAGS = frozenset(
-    [
-        "digits",
-        "faces",
-        "photographs",
-        "textures",
-        "text",
-        "uniform",
-        "gaussian",
-        "array",
-        "folder",
-        "torchvision",
-    ]
-)
+_SOURCES: tuple[type[BaseModel], ...] = get_args(get_args(Source)[0])
+_TAGS = frozenset(source.model_fields["source"].default for source in _SOURCES)
 
 
 def _holds_source(part: Any) -> bool:
@@ -308,6 +296,7 @@ def _hint(location: tuple[Any, ...], error: ValidationError) -> str:
         TrainConfig,
         VerifyConfig,
         DataConfig,
+        *_SOURCES,
     ]
     known = {name for section in sections for name in section.model_fields}
     near = difflib.get_close_matches(str(location[-1]), known, n=1)

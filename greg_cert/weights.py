@@ -67,7 +67,8 @@ class LoadReport:
     def to_dict(self) -> dict[str, Any]:
         """The report as plain values, for a manifest."""
         return {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()} | {
-            "path": str(self.path)
+            "path": str(self.path),
+            "summary": self.summary(),
         }
 
 

@@ -215,20 +215,20 @@ class _BatchNormInputGradient(torch.autograd.Function):
     def forward(
         ctx: Any, g: Tensor, x: Tensor, weight: Tensor, mean: Tensor, rstd: Tensor, eps: float
     ) -> Tensor:
-        ctx.save_for_backward(g, x, weight, mean, rstd)
+        wanted = [True, True, True]  # the sums over g come for nothing
+        out: Tensor
+        out, c, g_mean = _batch_norm_backward(g, x, weight, mean, rstd, eps, wanted)
+        ctx.save_for_backward(g, x, weight, mean, rstd, c, g_mean)
         ctx.eps = eps
-        mask = [True, False, False]
-        out: Tensor = _batch_norm_backward(g, x, weight, mean, rstd, eps, mask)[0]
         return out
 
     @staticmethod
     def backward(ctx: Any, v: Tensor) -> tuple[Tensor | None, ...]:
         _refuse_third_derivative()
-        g, x, weight, mean, rstd = ctx.saved_tensors
+        g, x, weight, mean, rstd, c, g_mean = ctx.saved_tensors
         count = x.numel() // x.shape[1]
         saved = (x, weight, mean, rstd, ctx.eps)
         by_g, d, v_mean = _batch_norm_backward(v, *saved, [True, True, True])
-        _, c, g_mean = _batch_norm_backward(g, *saved, [False, True, True])
         c, d, v_mean, g_mean = c / count, d / count, v_mean / count, g_mean / count
         a = (v * g).mean([0, *range(2, x.ndim)], dtype=mean.dtype) - v_mean * g_mean - c * d
         outer = -weight * rstd * rstd

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -275,13 +276,15 @@ class Trainer:
             for group in self.optimizer.param_groups:
                 group["lr"] = rate
             measure = step % train.log_every == 0
-            out = self.objective(batch, terms, measure)
+            with self._explained(terms):
+                out = self.objective(batch, terms, measure)
             terms_first = {k: v for k, v in out.items() if k != "loss"}
             self.watch.see(step, {**terms_first, "loss": out["loss"]})
             if measure or self._at_once:
                 self._check_finite()
             self.optimizer.zero_grad(set_to_none=True)
-            self.fabric.backward(out["loss"])
+            with self._explained(terms):
+                self.fabric.backward(out["loss"])
             self.optimizer.step()
             step += 1
             self.done = step
@@ -295,6 +298,19 @@ class Trainer:
             if every is not None and step % every == 0 and i + 1 < per_epoch:
                 self._save(replace(progress, batch=i + 1, step=step))
         return step
+
+    @contextlib.contextmanager
+    def _explained(self, terms: Terms) -> Iterator[None]:
+        """Say what to do where an operation of the model cannot be differentiated twice."""
+        try:
+            yield
+        except RuntimeError as error:
+            if not terms.gradient or "derivative for" not in str(error):
+                raise
+            raise ConfigError(
+                f"train.stages: model {self.config.model.name} cannot be differentiated twice "
+                f"({str(error).splitlines()[0]}); set estimator: finite-difference"
+            ) from error
 
     def _means(self, out: Mapping[str, Tensor]) -> dict[str, float]:
         """Means over the processes."""

@@ -38,9 +38,9 @@ class World:
         """The values (n, ...) of all processes, (size·n, ...), in the order of their shares."""
         if self.size == 1:
             return values
-        gathered = self._fabric.all_gather(values)
-        assert isinstance(gathered, Tensor)
-        return gathered.flatten(0, 1)
+        parts = [torch.empty_like(values) for _ in range(self.size)]
+        torch.distributed.all_gather(parts, values.detach().contiguous())
+        return torch.cat(parts)
 
     def sum(self, value: float) -> float:
         """The sum over all processes, in float64."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Annotated
 
@@ -22,6 +24,9 @@ def train(
 ) -> None:
     """Train a model and leave a run folder.
 
+    Several processes: torchrun --nproc-per-node 2 -m greg_cert train CONFIG, with train.devices
+    set to as many.
+
     Example: greg-cert train configs/digits_gregplus.yaml --out runs/greg+
     """
     from greg_cert.config import load_config
@@ -31,7 +36,9 @@ def train(
     experiment = load_config(config)
     folder = out or Path("runs") / experiment.title
     splits = load_data(experiment.data)
-    with screen.training_bar(experiment.title) as bar:
+    # One of several processes of a launcher: the first one speaks for all.
+    first = (os.environ.get("RANK") or os.environ.get("LOCAL_RANK") or "0") == "0"
+    with screen.training_bar(experiment.title) if first else nullcontext() as bar:
         run = fit(
             experiment,
             splits,
@@ -40,4 +47,7 @@ def train(
             observer=bar,
             command=screen.command_line(),
         )
-    screen.plain(f"run: {run.path}")
+    if first:
+        if loaded := run.manifest.get("init"):
+            screen.plain(f"init: {loaded['summary']}")
+        screen.plain(f"run: {run.path}")

@@ -14,16 +14,18 @@ from greg_cert.errors import UsageError
 from greg_cert.metrics import threshold_at_tpr
 from greg_cert.train.toy import (
     METHODS,
-    Toy,
-    ToyRun,
     ToySettings,
     build_classifier,
-    crossing_radius,
     draw_points,
+    train_classifier,
+)
+from greg_cert.train.toy_measures import (
+    Toy,
+    ToyRun,
+    crossing_radius,
     find_pair,
     run_toy,
     score_and_slope,
-    train_classifier,
 )
 
 SMALL = ToySettings(per_class=10, outliers=20, hidden=8, steps=12, grid=9)
