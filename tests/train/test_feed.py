@@ -1,0 +1,204 @@
+"""Batches: the same from disk as from memory, from any step on, and in shares of processes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+from torch import Tensor
+
+from greg_cert.config import ExperimentConfig, parse_config
+from greg_cert.data import ImageSet, load_data
+from greg_cert.errors import ConfigError
+from greg_cert.stages import StageConfig
+from greg_cert.train import fit
+from greg_cert.train.batches import DeviceImages
+from greg_cert.train.choose import Picks
+from greg_cert.train.feed import Feed
+from greg_cert.train.objective import Batch
+from greg_cert.train.watch import FiniteWatch
+
+CPU = torch.device("cpu")
+KEY = (0, 1, 2)
+
+
+class Part:
+    """A process of several, without the others."""
+
+    def __init__(self, rank: int = 0, size: int = 1) -> None:
+        self.rank, self.size = rank, size
+
+    def share(self, count: int) -> slice:
+        each = count // self.size
+        return slice(self.rank * each, (self.rank + 1) * each)
+
+    def gather(self, values: Tensor) -> Tensor:
+        return values
+
+
+def images(count: int, seed: int, labels: bool) -> DeviceImages:
+    generator = torch.Generator().manual_seed(seed)
+    pixels = torch.randint(256, (count, 1, 8, 8), generator=generator, dtype=torch.uint8)
+    known = torch.arange(count) % 5 if labels else None
+    return DeviceImages(ImageSet(f"set {seed}", pixels, known), CPU)
+
+
+def look(score: str) -> Callable[[Tensor], tuple[Tensor, Tensor]]:
+    return lambda x: (x.flatten(1)[:, :7], x.mean((1, 2, 3)))
+
+
+def feed(rank: int = 0, size: int = 1) -> Feed:
+    return Feed(
+        train_set=images(50, 1, labels=True),
+        aux_set=images(90, 2, labels=False),
+        look=look,
+        world=Part(rank, size),  # type: ignore[arg-type]
+        device=CPU,
+        channels_last=False,
+    )
+
+
+def stage(method: str = "greg", **changes: Any) -> StageConfig:
+    raw = {"method": method, "epochs": 1, "lr": 0.1, "batch_size": 8, "augment": "shift_flip"}
+    return StageConfig(**{**raw, **changes})
+
+
+def tensors(batch: Batch) -> list[Tensor]:
+    return [t for t in (batch.images, batch.labels, batch.low, batch.high) if t is not None]
+
+
+@pytest.mark.parametrize("method", ["ce", "greg", "greg+", "dos", "poem"])
+def test_an_epoch_can_begin_at_any_step(method: str) -> None:
+    whole = list(feed().batches(stage(method), KEY))
+    late = list(feed().batches(stage(method), KEY, start=4))
+    assert len(whole) == 6
+    for one, two in zip(whole[4:], late, strict=True):
+        assert all(torch.equal(a, b) for a, b in zip(tensors(one), tensors(two), strict=True))
+
+
+@pytest.mark.parametrize("picks", [None, Picks(torch.arange(30), torch.arange(30, 60))])
+def test_processes_share_one_batch(picks: Picks | None) -> None:
+    chosen = stage("greg+" if picks else "energy")
+    alone = feed().batches(chosen, KEY, picks=picks)
+    parts = zip(*(feed(r, 2).batches(chosen, KEY, picks=picks) for r in range(2)), strict=True)
+    for whole, pair in zip(alone, parts, strict=True):
+        joined = [torch.cat(both) for both in zip(*map(tensors, pair), strict=True)]
+        assert all(torch.equal(a, b) for a, b in zip(tensors(whole), joined, strict=True))
+
+
+def test_two_ends_are_the_extremes_of_the_candidates() -> None:
+    plain = stage("greg+", augment="none", clusters=1, aux_ratio=1, candidates=3)
+    batch = next(feed().batches(plain, KEY))
+    assert batch.low is not None
+    assert batch.high is not None
+    assert len(batch.low) == len(batch.high) == 8
+    assert batch.low.mean((1, 2, 3)).max() < batch.high.mean((1, 2, 3)).min()
+    shared = next(feed().batches(stage("greg+", augment="none", clusters=1, share_ends=True), KEY))
+    assert shared.low is shared.high
+    assert shared.low is not None
+    assert len(shared.low) == 16
+
+
+def test_random_outliers_come_from_the_pool_of_the_epoch_alone() -> None:
+    picks = Picks(torch.tensor([3, 5, 8]), torch.tensor([3, 5, 8]))
+    allowed = feed().aux_set
+    assert allowed is not None
+    pool = allowed.pixels(picks.low)
+    for batch in feed().batches(stage("energy", augment="none"), KEY, picks=picks):
+        assert batch.low is not None
+        found = (batch.low[:, None] == pool).flatten(2).all(2)
+        assert bool(found.any(1).all())
+
+
+def _folder(path: Path, names: list[str], count: int, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    for k, name in enumerate(names):
+        (path / name).mkdir(parents=True)
+        for i in range(count):
+            pixels = rng.integers(0, 120, (8, 8), dtype=np.uint8)
+            pixels[:, k] += 100  # so that there is something to learn
+            Image.fromarray(pixels).save(path / name / f"{i}.png")
+
+
+def _from_folders(tmp_path: Path, keep: str, **changes: Any) -> ExperimentConfig:
+    first = {"method": "ce", "epochs": 4, "lr": 0.05, "batch_size": 8}
+    second = {"method": "greg+", "epochs": 1, "lr": 0.01, "batch_size": 8, "m_in": -5, "m_out": -1}
+    return parse_config(
+        {
+            "data": {
+                "id": {"source": "folder", "path": str(tmp_path / "id"), "keep": keep},
+                "aux": {"source": "folder", "path": str(tmp_path / "aux"), "keep": keep},
+                "image_size": 8,
+                "channels": 1,
+                "mean": [0.4],
+                "std": [0.2],
+            },
+            "model": {"name": "mlp"},
+            "train": {"stages": [first, second], **changes},
+        }
+    )
+
+
+def test_from_disk_a_run_is_the_same_as_from_memory(tmp_path: Path) -> None:
+    _folder(tmp_path / "id", ["a", "b", "c"], 40, 0)
+    _folder(tmp_path / "aux", ["x"], 60, 1)
+    weights = []
+    for keep in ("memory", "disk"):
+        config = _from_folders(tmp_path, keep)
+        splits = load_data(config.data)
+        assert isinstance(splits.train, ImageSet) == (keep == "memory")
+        weights.append(load_file(fit(config, splits, tmp_path / keep).weights_file))
+    assert all(torch.equal(weights[0][k], weights[1][k]) for k in weights[0])
+
+
+def test_foreign_weights_are_named_in_the_manifest(tmp_path: Path) -> None:
+    _folder(tmp_path / "id", ["a", "b", "c"], 20, 0)
+    _folder(tmp_path / "aux", ["x"], 60, 1)
+    config = _from_folders(tmp_path, "memory")
+    splits = load_data(config.data)
+    first = fit(config, splits, tmp_path / "first")
+    state = {f"module.{k}": v for k, v in first.load_model().state_dict().items()}
+    torch.save({"state_dict": state}, tmp_path / "foreign.pth")
+    begun = _from_folders(tmp_path, "memory", init=str(tmp_path / "foreign.pth"))
+    second = fit(begun, splits, tmp_path / "second")
+    assert second.manifest["init"]["prefix"] == "module."
+    assert first.manifest["init"] is None
+    torch.save({"state_dict": state | {"module.other": torch.ones(1)}}, tmp_path / "foreign.pth")
+    with pytest.raises(Exception, match="other"):
+        fit(begun, splits, tmp_path / "third")
+    assert not (tmp_path / "third").exists()
+
+
+def test_a_model_without_second_derivatives_is_refused_with_the_way_out(tmp_path: Path) -> None:
+    raw = {
+        "data": {
+            "id": {"source": "digits", "limit": 100},
+            "aux": {"source": "photographs", "n": 50},
+            "image_size": 32,
+        },
+        "model": {"name": "torchvision/mobilenet_v3_small"},
+    }
+    greg = {"method": "greg", "epochs": 1, "lr": 1e-4, "m_in": -9, "m_out": -1, "batch_size": 40}
+    config = parse_config({**raw, "train": {"stages": [greg]}})
+    splits = load_data(config.data)
+    with pytest.raises(ConfigError, match="set estimator: finite-difference"):
+        fit(config, splits, tmp_path / "a")
+    greg["estimator"] = "finite-difference"
+    config = parse_config({**raw, "train": {"stages": [greg]}})
+    assert fit(config, splits, tmp_path / "b").complete
+
+
+def test_the_first_value_that_is_not_finite_is_remembered() -> None:
+    watch = FiniteWatch()
+    good, bad = torch.ones(3), torch.tensor([1.0, float("nan"), 2.0])
+    watch.see(1, {"a": good, "b": good})
+    assert watch.first() is None
+    watch.see(2, {"a": good, "b": bad})
+    watch.see(3, {"a": bad, "b": good})
+    assert watch.first() == (2, "b")
