@@ -116,11 +116,21 @@ class TrainConfig(Section):
                     f"expected stages[{i}].estimator double-backward beside precision bf16, "
                     "but got finite-difference, which drowns in its rounding"
                 )
+            if self.sync_batchnorm and exact:
+                raise ValueError(
+                    f"expected stages[{i}].estimator finite-difference beside sync_batchnorm, "
+                    "but got double-backward, which it has no second derivative for"
+                )
         losses = {s.outlier_loss for s in self.stages} - {"none"}
         if "absent_class" in losses and len(losses) > 1:
             raise ValueError(
                 "expected outlier_loss absent_class in all stages with outliers or in none, "
                 f"but got {', '.join(sorted(losses))}"
+            )
+        if "absent_class" in losses and self.stages[-1].score != "absent_class":
+            raise ValueError(
+                "expected the last stage to have the score absent_class, as the model has that "
+                f"output, but got {self.stages[-1].score}"
             )
         return self
 

@@ -108,10 +108,17 @@ class RunFolder:
         return found
 
     def save_weights(self, model: nn.Module) -> None:
-        """Write the weights, all of them or none."""
+        """Write the weights, all of them or none.
+
+        Raises:
+            RunError: where they cannot be written.
+        """
         tensors = {k: v.detach().cpu().contiguous() for k, v in model.state_dict().items()}
-        with atomic_path(self.weights_file) as temporary:
-            save_file(tensors, temporary)
+        try:
+            with atomic_path(self.weights_file) as temporary:
+                save_file(tensors, temporary)
+        except (OSError, SafetensorError) as error:
+            raise RunError(f"weights: cannot write {self.weights_file}: {error}") from error
 
     def load_model(self) -> Classifier:
         """The trained model, on the CPU in evaluation mode.
@@ -160,8 +167,16 @@ def write_config(run: RunFolder, config: ExperimentConfig) -> None:
 
 
 def write_manifest(run: RunFolder, manifest: dict[str, Any]) -> None:
-    """Write the manifest."""
-    write_atomic(run.manifest_file, json.dumps(manifest, indent=2, allow_nan=False) + "\n")
+    """Write the manifest.
+
+    Raises:
+        RunError: where it cannot be written.
+    """
+    text = json.dumps(manifest, indent=2, allow_nan=False) + "\n"
+    try:
+        write_atomic(run.manifest_file, text)
+    except OSError as error:
+        raise RunError(f"manifest: cannot write {run.manifest_file}: {error}") from error
 
 
 def model_sizes(splits: DataSplits, *, absent_class: bool = False) -> dict[str, Any]:

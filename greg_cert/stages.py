@@ -121,6 +121,12 @@ class StageConfig(Section):
             raise ValueError(f"expected m_in < m_out, but got {self.m_in} and {self.m_out}")
         if self.method == "ce" and (self.uses_outliers or self.gradient):
             raise ValueError("expected a method with outliers beside outlier_loss or gradient")
+        if self.method == "ce" and (self.strategy != "random" or self.pool is not None):
+            raise ValueError("expected a method with outliers beside strategy or pool, but got ce")
+        if self.method != "ce" and self.outlier_loss == "none" and not self.gradient:
+            raise ValueError(
+                f"expected an outlier_loss or gradient beside method {self.method}, but got neither"
+            )
         if (self.score == "absent_class") != (self.outlier_loss == "absent_class"):
             raise ValueError(
                 "expected score and outlier_loss to be both absent_class or neither, "

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from greg_cert.errors import GregCertError
 from greg_cert.stages import StageConfig
 from greg_cert.train.batches import generator_for
 from greg_cert.train.choose import POOL_CLUSTERS, Picks, posterior_between
@@ -75,12 +76,16 @@ def _extract(feed: Feed, pool: Tensor, look: Look, folder: Path) -> FeatureStore
     store = feed.world.once(
         lambda: FeatureStore.create(folder, rows=len(pool), dim=dim, shard_rows=_SHARD_ROWS)
     )
-    for shard in range(feed.world.rank, store.shards, feed.world.size):
-        start, stop = store.span(shard)
-        parts = [look(images.pixels(i)) for i in pool[start:stop].split(_BATCH)]
-        features, scores = (torch.cat(v).cpu().numpy() for v in zip(*parts, strict=True))
-        store.write(shard, features, scores)
-    feed.world.wait()
+    failed = None
+    try:
+        for shard in range(feed.world.rank, store.shards, feed.world.size):
+            start, stop = store.span(shard)
+            parts = [look(images.pixels(i)) for i in pool[start:stop].split(_BATCH)]
+            features, scores = (torch.cat(v).cpu().numpy() for v in zip(*parts, strict=True))
+            store.write(shard, features, scores)
+    except GregCertError as error:
+        failed = error
+    feed.world.check(failed)
     return store
 
 

@@ -109,7 +109,8 @@ class Feed:
         ):
             low = high = None
             if picks is not None:
-                low, high = picks.step(number, len(indices) * stage.aux_ratio)
+                ends = 2 if stage.share_ends else 1
+                low, high = picks.step(number, len(indices) * stage.aux_ratio * ends)
             elif pool is not None:
                 low = pool.take(len(indices) * each)
             if number >= start:
@@ -176,7 +177,7 @@ class Feed:
             first = candidates[low]
             return first, first if stage.one_list else candidates[high]
         # The same on all processes: devices may round differently.
-        low, high = self.world.agree((low, high))
+        low, high = (v.to(self.device) for v in self.world.agree((low.cpu(), high.cpu())))
         first = some(self._even(low))
         return first, first if stage.one_list else some(self._even(high))
 

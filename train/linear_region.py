@@ -21,8 +21,8 @@ class LinearRegion:
     on whatever side of a kink their inputs fall. So a network of such operations becomes the affine
     map that it is at the recorded inputs, and a finite difference of it meets no jumps.
 
-    ReLU, ReLU6, LeakyReLU, max pooling and dropout are known, as modules or functions; all other
-    operations run as they are.
+    ReLU, ReLU6, LeakyReLU, two-dimensional max pooling and dropout are known, as modules and as
+    functions of `torch.nn.functional`; all other operations run as they are.
     """
 
     def __init__(self) -> None:
@@ -94,6 +94,7 @@ _PARAMETERS: dict[str, tuple[str, ...]] = {
     "relu": ("input", "inplace"),
     "leaky_relu": ("input", "negative_slope", "inplace"),
     "hardtanh": ("input", "min_val", "max_val", "inplace"),
+    "relu6": ("input", "inplace"),
     "max_pool2d": _POOL,
     "adaptive_max_pool2d": ("input", "output_size", "return_indices"),
     **dict.fromkeys(_DROPOUTS, ("input", "p", "training", "inplace")),
@@ -127,6 +128,10 @@ def _hold_leaky(arguments: dict[str, Any], piece: Tensor) -> Tensor:
 
 def _record_hardtanh(arguments: dict[str, Any]) -> tuple[Tensor, Tensor]:
     return F.hardtanh(**_without(arguments, "inplace")), arguments["input"]
+
+
+def _six(arguments: dict[str, Any]) -> dict[str, Any]:
+    return {"input": arguments["input"], "min_val": 0.0, "max_val": 6.0}
 
 
 def _hold_hardtanh(arguments: dict[str, Any], piece: Tensor) -> Tensor:
@@ -167,6 +172,7 @@ _RECORD: dict[str, Callable[[dict[str, Any]], tuple[Tensor, Tensor]]] = {
     "relu": _record_relu,
     "leaky_relu": _record_leaky,
     "hardtanh": _record_hardtanh,
+    "relu6": lambda arguments: _record_hardtanh(_six(arguments)),
     "max_pool2d": _record_max_pool,
     "adaptive_max_pool2d": _record_adaptive_max_pool,
     **{name: _record_dropout(getattr(F, name)) for name in _DROPOUTS},
@@ -175,6 +181,7 @@ _HOLD: dict[str, Callable[[dict[str, Any], Tensor], Tensor]] = {
     "relu": _hold_relu,
     "leaky_relu": _hold_leaky,
     "hardtanh": _hold_hardtanh,
+    "relu6": lambda arguments, piece: _hold_hardtanh(_six(arguments), piece),
     "max_pool2d": _hold_max_pool,
     "adaptive_max_pool2d": _hold_max_pool,
     **dict.fromkeys(_DROPOUTS, _hold_dropout),

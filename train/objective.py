@@ -40,7 +40,8 @@ class Batch:
 class Terms:
     """What an objective weighs; margins are resolved numbers here.
 
-    The fields are those of `greg_cert.stages.StageConfig`; a margin that has no say is infinite.
+    The fields are those of `greg_cert.stages.StageConfig`, and the number of processes that share
+    a step; a margin that has no say is infinite.
     """
 
     outlier_loss: str
@@ -53,6 +54,7 @@ class Terms:
     scaling: str = "paper"
     gradient_space: str = "pixel"
     estimator: str = "double-backward"
+    processes: int = 1
 
 
 class Objective(nn.Module):
@@ -111,6 +113,8 @@ class Objective(nn.Module):
                 correct[first_high:],
                 scaling=terms.scaling,
             )
+            if terms.scaling == "reference":  # of the whole step's samples, not this process's
+                out["grad_loss"] = out["grad_loss"] / terms.processes
             loss = loss + terms.lambda_grad * out["grad_loss"]
         if measure:
             (gradient,) = torch.autograd.grad(scores.sum(), inputs, retain_graph=True)
@@ -144,6 +148,7 @@ class Objective(nn.Module):
             with _still(norms_of_batch):
                 return score_of(terms.score)(self.logits(x))
 
+        weights = torch.where(is_id, 1 / max(1, n), 1 / max(1, len(inputs) - first_high)) * correct
         norms = gradient_penalty(
             score_again,
             inputs,
@@ -151,6 +156,7 @@ class Objective(nn.Module):
             estimator=terms.estimator,
             # Where samples share statistics, the batch must stay whole.
             select=None if norms_of_batch else correct,
+            weights=weights.to(scores.dtype) if norms_of_batch else None,
             scale=self._pixel_scale(inputs) if terms.gradient_space == "normalized" else None,
             recording=recording,
         )

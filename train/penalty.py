@@ -59,6 +59,7 @@ def gradient_penalty(
     estimator: str = "finite-difference",
     step: float | None = None,
     select: Tensor | None = None,
+    weights: Tensor | None = None,
     scale: Tensor | None = None,
     recording: Recording | None = None,
 ) -> Tensor:
@@ -82,6 +83,10 @@ def gradient_penalty(
         step: h, in the norm of the inputs; by default 1e-3, in float64 1e-6.
         select: (B,) bool, samples to penalise; the others get 0. With it, `score_fn` is called on
             the selected samples alone.
+        weights: (B,) ≥ 0, for scores that depend on the whole batch (BatchNorm in training mode),
+            where the finite difference cannot tell samples apart: what is right is then the
+            derivative of Σ weights·norms, or a multiple of it, and of no other combination.
+            Not together with `select`; `double-backward` needs neither.
         scale: σ, broadcastable to one input: the norm is ‖σ∇S‖₂, that of the gradient by inputs
             divided by σ, such as normalised pixels.
         recording: what watched the pass that made `scores`.
@@ -110,6 +115,10 @@ def gradient_penalty(
     elif not inputs.requires_grad or not (exact or inputs.is_leaf):
         raise UsageError("expected leaf inputs that require grad beside their scores")
     _check_shape("scores", scores, inputs)
+    if weights is not None:
+        _check_shape("weights", weights, inputs)
+        if select is not None:
+            raise UsageError("expected select or weights, but got both")
     if select is not None:
         _check_shape("select", select, inputs)
         select = select.bool()
@@ -119,12 +128,32 @@ def gradient_penalty(
         gradient = (recording or fresh).input_gradient(scores, inputs)
         norms = _safe_norm((gradient if scale is None else gradient * scale).flatten(1))
         return norms if select is None else torch.where(select, norms, 0.0)
-    return _finite_difference(score_fn, inputs, scores, h, select, scale, recording)
+    unit, norms = _direction(inputs, scores, scale)
+    hold: _Hold = contextlib.nullcontext if recording is None else recording.hold
+    if weights is not None:
+        return _coupled(score_fn, inputs, scores, h, weights, unit, norms, hold)
+    return _finite_difference(score_fn, inputs, scores, h, select, unit, norms, hold)
 
 
 def _check_shape(name: str, value: Tensor, inputs: Tensor) -> None:
     if value.shape != inputs.shape[:1]:
         raise UsageError(f"expected {name} ({len(inputs)},), but got {tuple(value.shape)}")
+
+
+_Hold = Callable[[Tensor | None], AbstractContextManager[object]]
+
+
+def _direction(inputs: Tensor, scores: Tensor, scale: Tensor | None) -> tuple[Tensor, Tensor]:
+    """The direction σ·u (B, ...) with ∂‖σ∇S‖ = ⟨σ·u, ∂∇S⟩, and the norms (B,)."""
+    (gradient,) = torch.autograd.grad(scores.sum(), inputs, retain_graph=True)
+    scaled = gradient if scale is None else gradient * scale
+    norms = torch.linalg.vector_norm(scaled.flatten(1), dim=1)
+    unit = scaled / _per_sample(norms.clamp_min(torch.finfo(norms.dtype).tiny), inputs)
+    return unit if scale is None else unit * scale, norms
+
+
+def _per_sample(values: Tensor, inputs: Tensor) -> Tensor:
+    return values.view(-1, *[1] * (inputs.ndim - 1))
 
 
 def _finite_difference(
@@ -133,23 +162,18 @@ def _finite_difference(
     scores: Tensor,
     h: float,
     select: Tensor | None,
-    scale: Tensor | None,
-    recording: Recording | None,
+    unit: Tensor,
+    norms: Tensor,
+    hold: _Hold,
 ) -> Tensor:
-    (gradient,) = torch.autograd.grad(scores.sum(), inputs, retain_graph=True)
-    scaled = gradient if scale is None else gradient * scale
-    norms = torch.linalg.vector_norm(scaled.flatten(1), dim=1)
-    size = norms.clamp_min(torch.finfo(norms.dtype).tiny)
-    unit = scaled / size.view(-1, *[1] * (inputs.ndim - 1))
-    # ∂‖σ∇S‖ = ⟨σ·unit, ∂∇S⟩.
-    moved = inputs.detach() + h * (unit if scale is None else unit * scale)
+    moved = inputs.detach() + h * unit
     chosen = None
     if select is not None:
         chosen = select.nonzero().squeeze(1)
         if len(chosen) == 0:
             return torch.zeros_like(norms)
         moved, scores = moved[chosen], scores[chosen]
-    with contextlib.nullcontext() if recording is None else recording.hold(chosen):
+    with hold(chosen):
         slope = (score_fn(moved) - scores) / h
     kept = norms if chosen is None else norms[chosen]
     # Zero in value, the derivative in gradient: the value stays the exact norm.
@@ -157,6 +181,27 @@ def _finite_difference(
     if chosen is None:
         return whole
     return torch.zeros_like(norms).index_copy(0, chosen, whole.to(norms.dtype))
+
+
+def _coupled(
+    score_fn: Callable[[Tensor], Tensor],
+    inputs: Tensor,
+    scores: Tensor,
+    h: float,
+    weights: Tensor,
+    unit: Tensor,
+    norms: Tensor,
+    hold: _Hold,
+) -> Tensor:
+    """Norms whose weighted sum has the derivative of Σ_j S_j along the weighted directions."""
+    largest = weights.max().clamp_min(torch.finfo(norms.dtype).tiny)
+    moved = inputs.detach() + h * _per_sample(weights / largest, inputs) * unit
+    with hold(None):
+        slope = largest * (score_fn(moved) - scores).sum() / h
+    total = weights.sum()
+    share = torch.where(total > 0, slope / total.clamp_min(torch.finfo(norms.dtype).tiny), 0.0)
+    whole: Tensor = norms + (share - share.detach())
+    return whole
 
 
 def _safe_norm(flat: Tensor) -> Tensor:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
@@ -61,6 +62,12 @@ def make_fabric(config: TrainConfig) -> Fabric:
             f"train.accelerator: {config.accelerator!r} with devices = {config.devices!r} and "
             f"nodes = {config.nodes} is not to be had here: {line}"
         ) from error
+    started = int(os.environ.get("WORLD_SIZE", fabric.world_size))
+    if started != fabric.world_size:
+        raise ConfigError(
+            f"train.devices, train.nodes: expected the {started} processes that were started, "
+            f"but got {fabric.world_size}"
+        )
     return fabric
 
 
@@ -97,7 +104,9 @@ class Trainer:
         torch.manual_seed(config.seed)
         sizes = model_sizes(splits, absent_class=train.absent_class)
         self.model: Classifier = build_model(config.model.name, **sizes)
-        loaded = None if train.init is None else _initialise(self.model, train.init)
+        loaded = None
+        if train.init is not None and not run.checkpoint_file.exists():
+            loaded = _initialise(self.model, train.init)
         if train.channels_last:
             self.model.to(memory_format=torch.channels_last)
         if train.sync_batchnorm:
@@ -265,7 +274,7 @@ class Trainer:
         key = (self.config.seed, progress.stage, progress.epoch)
         if stage.pool is not None and stage.uses_outliers and progress.picks is None:
             progress = replace(progress, picks=self._choose_for_epoch(stage, key))
-        terms = _terms(stage, progress)
+        terms = _terms(stage, progress, self.world.size)
         per_epoch, step = self.feed.steps(stage), progress.step
         self.objective.train()
         batches = self.feed.batches(stage, key, start=progress.batch, picks=progress.picks)
@@ -286,6 +295,7 @@ class Trainer:
             with self._explained(terms):
                 self.fabric.backward(out["loss"])
             self.optimizer.step()
+            self.world.align(self.model)
             step += 1
             self.done = step
             values: Mapping[str, float] = {}
@@ -310,6 +320,7 @@ class Trainer:
             raise ConfigError(
                 f"train.stages: model {self.config.model.name} cannot be differentiated twice "
                 f"({str(error).splitlines()[0]}); set estimator: finite-difference"
+                + (" and precision: 32" if self.config.train.precision == "bf16" else "")
             ) from error
 
     def _means(self, out: Mapping[str, Tensor]) -> dict[str, float]:
@@ -324,7 +335,9 @@ class Trainer:
             self.feed,
             key,
             folder=self.run.path / "checkpoint" / "pool",
-            wanted=self.feed.steps(stage) * min(stage.batch_size, len(self.feed.train_set)),
+            wanted=self.feed.steps(stage)
+            * min(stage.batch_size, len(self.feed.train_set))
+            * stage.aux_ratio,
         )
 
     def _look(self, score: str) -> Look:
@@ -357,7 +370,10 @@ class Trainer:
             _EVALUATION_BATCH
         ):
             total += float(look(images.pixels(indices))[1].double().sum())
-        return self.world.sum(total) / len(images)
+        mean = self.world.sum(total) / len(images)
+        if not math.isfinite(mean):
+            raise self._diverged(self.done, "mean score")
+        return mean
 
     def _check_finite(self) -> None:
         earliest, term = self.watch.first() or (NEVER, "")
@@ -380,7 +396,7 @@ def _initialise(model: Classifier, init: InitConfig) -> LoadReport:
     return load_foreign(model, source, **init.model_dump(exclude={"weights"}))
 
 
-def _terms(stage: StageConfig, progress: _Progress) -> Terms:
+def _terms(stage: StageConfig, progress: _Progress, processes: int) -> Terms:
     return Terms(
         outlier_loss=stage.outlier_loss,
         gradient=stage.gradient,
@@ -392,6 +408,7 @@ def _terms(stage: StageConfig, progress: _Progress) -> Terms:
         scaling=stage.scaling,
         gradient_space=stage.gradient_space,
         estimator=stage.estimator,
+        processes=processes,
     )
 
 

@@ -6,9 +6,9 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, TypeVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from greg_cert.errors import GregCertError
+from greg_cert.errors import GregCertError, RunError
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
@@ -47,16 +47,33 @@ class World:
         mine = torch.tensor([value], dtype=torch.float64, device=self._fabric.device)
         return float(self.gather(mine).sum())
 
-    def wait(self) -> None:
-        """Until all processes are here."""
-        if self.size > 1:
-            self._fabric.barrier()
-
     def smallest(self, value: int) -> int:
         """The smallest of all processes' values."""
         if self.size == 1:
             return value
         return int(self.gather(torch.tensor([value], device=self._fabric.device)).min())
+
+    def align(self, model: nn.Module) -> None:
+        """Give all processes the first one's running statistics, as DDP would one step later."""
+        buffers = [b for b in model.buffers() if b.is_floating_point()]
+        if self.size == 1 or not buffers:
+            return
+        flat = torch.cat([b.flatten() for b in buffers])
+        torch.distributed.broadcast(flat, 0)
+        for buffer, values in zip(buffers, flat.split([b.numel() for b in buffers]), strict=True):
+            buffer.copy_(values.view_as(buffer))
+
+    def check(self, failed: Exception | None) -> None:
+        """Raise the error of any process in all of them.
+
+        Raises:
+            Exception: the process's own.
+            RunError: where another one failed.
+        """
+        if failed is not None and self.size == 1:
+            raise failed
+        if self.smallest(0 if failed is not None else 1) == 0:
+            raise failed or RunError("another process failed, and says why")
 
     def agree(self, value: _T) -> _T:
         """The first process's value, in all of them."""
@@ -76,6 +93,9 @@ class World:
                 result = action()
             except GregCertError as error:
                 failed = error
+            except Exception as error:
+                failed = RunError(f"the first process failed with {type(error).__name__}: {error}")
+                failed.__cause__ = error
         result, failed = self._fabric.broadcast((result, failed))
         if failed is not None:
             raise failed

@@ -37,7 +37,10 @@ def experiment(devices: int, **changes: Any) -> ExperimentConfig:
     stages = [
         {"method": "ce", "epochs": 6, "lr": 0.1, "batch_size": 20, "augment": "shift"},
         {"method": "energy", "epochs": 1, "lr": 0.02, "batch_size": 20, "augment": "shift_flip"},
-        {"method": "greg+", "epochs": 1, "lr": 0.02, "batch_size": 20, "augment": "shift"},
+        {
+            **{"method": "greg+", "epochs": 1, "lr": 0.02, "batch_size": 20, "augment": "shift"},
+            **{"scaling": "reference", "lambda_grad": 20.0},
+        },
         {"method": "poem+grad", "epochs": 1, "lr": 0.02, "batch_size": 20, "pool": 200},
     ]
     raw = {
@@ -106,6 +109,13 @@ def test_an_error_of_the_first_process_stops_them_all(tmp_path: Path) -> None:
     assert done.returncode != 0
     assert done.stderr.count("RunError: out: expected a new or empty folder") == 2
     assert [p.name for p in (tmp_path / "a" / "run").iterdir()] == ["precious.txt"]
+
+
+def test_processes_that_the_configuration_does_not_know_of_are_refused(tmp_path: Path) -> None:
+    done = train(experiment(1), tmp_path / "a", 2)
+    assert done.returncode != 0
+    assert "expected the 2 processes that were started" in done.stderr
+    assert not (tmp_path / "a" / "run").exists()
 
 
 def test_a_batch_that_does_not_divide_is_refused(tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from greg_cert.errors import ConfigError, RunError
 from greg_cert.evaluation import evaluate_model
 from greg_cert.stages import Method, StageConfig
 from greg_cert.train import fit
+from greg_cert.train.objective import Batch, Objective
 from greg_cert.verify.runs import verify_runs
 
 DATA = {
@@ -87,6 +88,8 @@ def test_presets_are_written_out_and_can_be_overridden() -> None:
         ({"method": "greg+", "candidates": 1, "aux_ratio": 2}, "candidates"),
         ({"method": "greg", "m_in": 1.0, "m_out": 0.0}, "m_in < m_out"),
         ({"method": "nonsense"}, "method"),
+        ({"method": "energy", "outlier_loss": "none"}, "neither"),
+        ({"method": "ce", "pool": 5}, "pool"),
     ],
 )
 def test_contradictions_are_refused(stage: dict[str, Any], message: str) -> None:
@@ -113,6 +116,9 @@ def test_absent_class_and_margins_do_not_mix() -> None:
     raw["train"]["stages"].append({"method": "energy", "epochs": 1, "lr": 0.1})
     with pytest.raises(ConfigError, match="absent_class in all stages"):
         parse_config(raw)
+    raw["train"]["stages"][-1] = {"method": "ce", "epochs": 1, "lr": 0.1}
+    with pytest.raises(ConfigError, match="last stage"):
+        parse_config(raw)
 
 
 @pytest.mark.parametrize("strategy", ["random", "greedy", "dos", "two_ended", "posterior"])
@@ -123,6 +129,30 @@ def test_every_strategy_chooses_from_a_pool_of_the_epoch(
     run = fit(experiment(stage), splits, tmp_path / "run")
     assert len(rows(run.path, "greg")) == 2 * (len(splits.train) // 20)
     assert not (run.path / "checkpoint" / "pool").exists()
+
+
+@pytest.mark.parametrize(("changes", "each"), [({"aux_ratio": 3}, 60), ({"share_ends": True}, 40)])
+def test_a_pool_gives_every_step_as_many_as_without_one(
+    changes: dict[str, Any],
+    each: int,
+    splits: DataSplits,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    seen = []
+    real = Objective.forward
+
+    def watching(self: Objective, batch: Batch, *rest: Any) -> Any:
+        seen.append(0 if batch.low is None else len(batch.low))
+        return real(self, batch, *rest)
+
+    monkeypatch.setattr(Objective, "forward", watching)
+    for pool in (None, 480):
+        stage = {"method": "greg+", "epochs": 1, "pool": pool, "clusters": 20, **changes}
+        fit(experiment(stage), splits, tmp_path / str(pool))
+        steps = len(splits.train) // 20
+        # Without a pool a cluster smaller than its picks gives fewer.
+        assert all(n == each if pool else each / 2 < n <= each for n in seen[-steps:])
 
 
 def test_a_pool_larger_than_the_auxiliary_set_is_refused(

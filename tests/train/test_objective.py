@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
@@ -89,19 +90,33 @@ def test_the_loss_is_the_weighted_sum_of_its_terms_taken_apart() -> None:
 
 
 @pytest.mark.parametrize("make", [_plain_model, _noisy_model])
-def test_both_estimators_give_the_same_weight_gradients_in_training_mode(make: object) -> None:
-    """With shared batch statistics and dropout masks too: the second pass must replay the first."""
-    grads = []
+@pytest.mark.parametrize("share", [1.0, 0.5, 0.0])
+@pytest.mark.parametrize("space", ["pixel", "normalized"])
+def test_both_estimators_give_the_same_weight_gradients_in_training_mode(
+    make: Callable[[], Classifier], share: float, space: str
+) -> None:
+    """With shared batch statistics, dropout, unequal numbers of samples, and some masked out."""
+    batch = _batch()
+    assert batch.high is not None
+    batch = Batch(batch.images, batch.labels, batch.high, batch.high)  # 6 and 5 samples
+    torch.manual_seed(7)
+    scores = energy(make()(torch.cat([batch.images, batch.high]))).detach()
+    m_in, m_out = 100.0, 101.0  # no outlier is correct: all that is left are ID samples
+    if share < 1:
+        m_in = float(scores[:6].quantile(share)) + 1e-9
+        m_out = max(float(scores[6:].quantile(1 - share)) - 1e-9, m_in + 1e-9)
+    grads, losses = [], []
     for estimator in ("finite-difference", "double-backward"):
-        model = make()  # type: ignore[operator]
-        # One mask over all: per-sample norms of a coupled batch are only right summed up.
-        terms = replace(TERMS, estimator=estimator, m_in=100.0, m_out=101.0, lambda_score=0.0)
-        batch = _batch()
-        batch = Batch(batch.images, batch.labels)
+        model = make()
+        terms = replace(TERMS, estimator=estimator, m_in=m_in, m_out=m_out, gradient_space=space)
         torch.manual_seed(7)
         out = Objective(model)(batch, replace(terms, outlier_loss="none"))
         out["loss"].backward()
-        grads.append(torch.cat([p.grad.flatten() for p in model.parameters()]))
+        losses.append(float(out["grad_loss"]))
+        grads.append(
+            torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
+        )
+    assert losses[0] == pytest.approx(losses[1], rel=1e-9)
     assert grads[1].norm() > 0
     assert (grads[0] - grads[1]).norm() <= 1e-3 * grads[1].norm()
 
