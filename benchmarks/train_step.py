@@ -32,7 +32,7 @@ from greg_cert.scores import energy
 from greg_cert.stages import StageConfig
 from greg_cert.train.batches import draw_shifts
 from greg_cert.train.choose import choose
-from greg_cert.train.objective import Batch, Objective, Terms
+from greg_cert.train.objective import Batch, Objective, Terms, compile_in_place
 
 M_IN, M_OUT = -25.0, -7.0
 LAMBDA_SCORE, LAMBDA_GRAD = 0.1, 1.0
@@ -64,7 +64,7 @@ class Bench:
         self.stage = StageConfig(method="greg+", epochs=1, lr=0.1, batch_size=k)
         self.bf16 = options.precision == "bf16"
         if options.compile:
-            self.model.compile()
+            compile_in_place(self.model)
         self.objective = Objective(self.model, bf16=self.bf16)
         self.optimizer = torch.optim.SGD(
             self.model.parameters(), lr=0.0, momentum=0.9, nesterov=True

@@ -167,6 +167,15 @@ class Objective(nn.Module):
         return self.model.normalize.weight.reshape(-1, 1, 1).reciprocal().to(inputs.dtype)
 
 
+def compile_in_place(model: nn.Module) -> None:
+    """Let `torch.compile` compile the model, for use in an `Objective`."""
+    from torch._functorch import config
+
+    # The input gradient is taken first and the graph kept, so backward may not reuse its memory.
+    config.donated_buffer = False
+    model.compile()
+
+
 _NORMS = nn.modules.batchnorm._BatchNorm
 
 

@@ -30,7 +30,7 @@ from greg_cert.train.choose import Picks
 from greg_cert.train.epoch_pool import choose_for_epoch
 from greg_cert.train.feed import Feed, Look
 from greg_cert.train.journal import Journal, Observer
-from greg_cert.train.objective import Objective, Terms
+from greg_cert.train.objective import Objective, Terms, compile_in_place
 from greg_cert.train.watch import NEVER, FiniteWatch
 from greg_cert.train.world import World
 from greg_cert.weights import LoadReport, load_foreign
@@ -114,7 +114,7 @@ class Trainer:
                 raise ConfigError("train.sync_batchnorm: expected a GPU, but got the CPU")
             torch.nn.SyncBatchNorm.convert_sync_batchnorm(self.model)
         if train.compile:
-            self.model.compile()
+            compile_in_place(self.model)
         optimizer = torch.optim.SGD(self.model.parameters(), lr=1.0)
         # Fabric wraps the objective, which holds the model: both share the weights.
         self.objective: Any

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any, get_args
 
@@ -174,6 +175,18 @@ def test_mixed_precision_trains_to_nearly_the_same(splits: DataSplits, tmp_path:
         full, low = (seen[p][0][key] for p in ("32", "bf16"))
         assert low == pytest.approx(full, rel=0.1, abs=0.02), key
         assert low != full
+
+
+@pytest.mark.filterwarnings("default")  # those of the compiler itself
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
+def test_compiled_a_run_is_nearly_the_same(splits: DataSplits, tmp_path: Path) -> None:
+    last = []
+    for compiled in (False, True):
+        stage = {"method": "greg", "estimator": "finite-difference", "epochs": 1}
+        run = fit(experiment(stage, compile=compiled), splits, tmp_path / str(compiled))
+        last.append(rows(run.path, "greg")[-1])
+    for key in ("loss", "grad_loss", "grad_norm_id", "score_aux"):
+        assert last[1][key] == pytest.approx(last[0][key], rel=0.02), key
 
 
 def test_certificates_are_refused_for_another_score(splits: DataSplits, tmp_path: Path) -> None:
