@@ -190,8 +190,7 @@ class Trainer:
         state = self.world.once(self._read_state)
         if state is None:
             return _Progress()
-        self.manifest = state.pop("manifest")
-        found: Checkpoint = state["checkpoint"]
+        self.manifest, found = state
         self.model.load_state_dict(found.model)
         self.optimizer.load_state_dict(found.optimizer)
         picks = None
@@ -201,7 +200,7 @@ class Trainer:
             found.stage, found.epoch, found.batch, found.step, found.m_in, found.m_out, picks
         )
 
-    def _read_state(self) -> dict[str, Any] | None:
+    def _read_state(self) -> tuple[dict[str, Any], Checkpoint] | None:
         """The manifest and checkpoint to go on from; None for a run that only begins."""
         if not self.run.checkpoint_file.exists():
             write_manifest(self.run, self.manifest)
@@ -212,7 +211,7 @@ class Trainer:
                 raise RunError(f"resume: the {part} of {self.run.path} changed since it was begun")
         # Versions and times of every session that had a part in the weights.
         manifest = {**before, "resumed": [*before.get("resumed", []), self.session]}
-        return {"manifest": manifest, "checkpoint": load_checkpoint(self.run.checkpoint_file)}
+        return manifest, load_checkpoint(self.run.checkpoint_file)
 
     def _stage(self, index: int, progress: _Progress, journal: Journal | None) -> _Progress:
         stage = self.config.train.stages[index]

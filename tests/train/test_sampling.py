@@ -5,8 +5,8 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from clusters import NoHostSync, blobs, rng, unit_features
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from greg_cert.errors import UsageError
 from greg_cert.train import kmeans as kmeans_module
@@ -19,23 +19,6 @@ from greg_cert.train.sampling import (
 )
 
 BACKENDS = ("torch", "faiss")
-
-
-def rng(seed: int = 0) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
-
-
-def blobs(count: int = 8, size: int = 12, dim: int = 16, seed: int = 0) -> tuple[Tensor, Tensor]:
-    """Points around `count` orthogonal directions in mixed order, and the blob of each."""
-    generator = rng(seed)
-    blob = torch.arange(count).repeat_interleave(size)
-    blob = blob[torch.randperm(len(blob), generator=generator)]
-    noise = 0.02 * torch.randn(len(blob), dim, generator=generator)
-    return torch.eye(dim)[blob] + noise, blob
-
-
-def unit_features(n: int = 384, dim: int = 128, seed: int = 0) -> Tensor:
-    return F.normalize(torch.randn(n, dim, generator=rng(seed)), dim=1)
 
 
 def ends_by_hand(cluster: Tensor, scores: Tensor, count: int) -> tuple[list[int], list[int]]:
@@ -267,23 +250,6 @@ def test_sampling_refuses_values_by_name(change: dict[str, object], message: str
 
 
 # without waiting for the device
-
-
-class NoHostSync(TorchDispatchMode):
-    """Fails on whatever would make the host wait for a CUDA device."""
-
-    def __torch_dispatch__(
-        self,
-        func: Any,
-        types: Any,
-        args: tuple[Any, ...] = (),
-        kwargs: dict[str, Any] | None = None,
-    ) -> Any:
-        name = func.overloadpacket.__name__
-        assert name not in ("_local_scalar_dense", "nonzero", "masked_select", "bincount"), name
-        if name == "index":
-            assert all(i is None or i.dtype != torch.bool for i in args[1]), "index by a mask"
-        return func(*args, **(kwargs or {}))
 
 
 def without_looking(monkeypatch: pytest.MonkeyPatch) -> None:
