@@ -1,0 +1,347 @@
+"""Randomised smoothing against detectors whose probabilities are known, and its bookkeeping."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from problems import points
+from scipy import optimize, stats
+from torch import Tensor
+
+from greg_cert.errors import UsageError
+from greg_cert.verify.smoothing import (
+    ABSTAINED,
+    ACCEPTED,
+    REJECTED,
+    Accept,
+    SmoothedDecisions,
+    smoothed_decisions,
+)
+from greg_cert.verify.smoothing_bounds import (
+    clopper_pearson_lower,
+    linf_radius,
+    smoothing_radius,
+)
+from greg_cert.verify.smoothing_state import SmoothingOptions, SmoothingState
+
+W = torch.tensor([0.6, -0.8], dtype=torch.float64)  # of length 1
+FAST = SmoothingOptions(sigma=0.5, n0=30, n=300, alpha=0.01, batch=64)
+
+
+def halfspace(x: Tensor) -> Tensor:
+    """Accepts W·x ≤ 0: the probability is Φ(distance/σ), so the smoothed radius is the distance."""
+    return x @ W.to(x.dtype) <= 0
+
+
+def at(*distances: float) -> Tensor:
+    """Points so far inside the half-space of accepted ones; negative is outside."""
+    return -torch.tensor(distances, dtype=torch.float64)[:, None] * W
+
+
+def recorder(seen: list[Tensor], accept: Accept = halfspace) -> Accept:
+    def record(x: Tensor) -> Tensor:
+        seen.append(x.clone())
+        return accept(x)
+
+    return record
+
+
+def same(one: SmoothedDecisions, other: SmoothedDecisions, rows: slice = slice(None)) -> None:
+    assert one.decision[rows].tolist() == other.decision.tolist()
+    for name in ("radius", "p_lower", "count", "n"):
+        a, b = getattr(one, name)[rows], getattr(other, name)
+        torch.testing.assert_close(a, b, rtol=0, atol=0, equal_nan=True)
+
+
+@pytest.mark.parametrize("alpha", [0.001, 0.05, 0.6])
+@pytest.mark.parametrize("n", [1, 7, 1000, 100_000])
+def test_clopper_pearson_is_the_exact_binomial_bound(n: int, alpha: float) -> None:
+    counts = sorted({0, 1, n // 3, n // 2, n - 1, n})
+    lower = clopper_pearson_lower(torch.tensor(counts), n, alpha).tolist()
+    for k, p in zip(counts, lower, strict=True):
+        test = stats.binomtest(k, n, alternative="greater")
+        assert p == pytest.approx(test.proportion_ci(1 - alpha, method="exact").low, rel=1e-9)
+        tail = stats.binom.sf(k - 1, n, p)  # the chance of k or more
+        assert (p, tail) == (0.0, 1.0) if k == 0 else tail == pytest.approx(alpha, rel=1e-9)
+    assert lower[-1] == pytest.approx(alpha ** (1 / n), rel=1e-12)
+
+
+def test_the_radius_of_a_probability() -> None:
+    p = torch.tensor([0.2, 0.5, stats.norm.cdf(1.0), stats.norm.cdf(2.5)], dtype=torch.float64)
+    radius = smoothing_radius(p, 0.3)
+    assert radius[:2].isnan().all()
+    assert radius[2:].tolist() == pytest.approx([0.3, 0.75], rel=1e-9)
+
+
+def test_the_cube_fits_into_the_ball() -> None:
+    radius = torch.tensor([0.7, math.nan])
+    side = linf_radius(radius, 12)
+    assert float(torch.full((12,), float(side[0])).norm()) == pytest.approx(0.7)
+    assert side[1].isnan()
+    with pytest.raises(UsageError, match="expected an integer dimension >= 1, but got 0"):
+        linf_radius(radius, 0)
+
+
+@pytest.mark.parametrize("side", [1.0, -1.0])
+def test_the_radius_exceeds_the_truth_as_rarely_as_promised(side: float) -> None:
+    # 600 samples at one place with draws of their own, each wrong with probability ≤ 0.05.
+    options = SmoothingOptions(sigma=0.5, n0=20, n=200, alpha=0.05, seed=3)
+    distance = 0.6
+    result = smoothed_decisions(halfspace, at(*[side * distance] * 600), options)
+    right = result.decision == (ACCEPTED if side > 0 else REJECTED)
+    unsure = result.decision == ABSTAINED
+    wrong = int(((result.radius > distance).numpy() | ~(right | unsure)).sum())
+    assert stats.binomtest(wrong, 600, 0.05, alternative="greater").pvalue > 0.001
+    assert wrong >= 10  # Clopper-Pearson is exact: far fewer would be waste
+    assert right.mean() > 0.95
+
+
+@pytest.mark.parametrize("side", [1.0, -1.0])
+def test_the_radius_nears_the_distance_as_draws_are_added(side: float) -> None:
+    distances = torch.tensor([0.2, 0.4, 0.8], dtype=torch.float64)
+    shares = []
+    for n in (100, 1000, 20_000):
+        options = SmoothingOptions(sigma=0.5, n=n, batch=4096)
+        result = smoothed_decisions(halfspace, at(*(side * distances).tolist()), options)
+        assert bool((result.radius.nan_to_num(0.0) <= distances).all())
+        shares.append(float((result.radius.nan_to_num(0.0) / distances).mean()))
+    assert shares == sorted(shares)
+    assert shares[-1] > 0.92
+    assert set(result.decision) == {ACCEPTED if side > 0 else REJECTED}
+
+
+def test_it_abstains_at_the_boundary() -> None:
+    result = smoothed_decisions(halfspace, at(*[0.0] * 30), FAST)
+    unsure = result.decision == ABSTAINED
+    assert unsure.mean() > 0.9
+    assert np.array_equal(result.radius.isnan().numpy(), unsure)
+    assert np.array_equal((result.p_lower <= 0.5).numpy(), unsure)
+    assert bool((result.count > 100).all())  # about half of 300: abstention hides no count
+    assert result.n.tolist() == [300] * 30
+
+
+def test_at_the_boundary_any_decision_is_as_rare_as_promised() -> None:
+    # Selecting by the draws that also prove would double this rate.
+    options = SmoothingOptions(sigma=0.5, n0=51, n=201, alpha=0.05, seed=8)
+    result = smoothed_decisions(halfspace, at(*[0.0] * 800), options)
+    decided = int((result.decision != ABSTAINED).sum())
+    assert stats.binomtest(decided, 800, 0.05, alternative="greater").pvalue > 0.01
+
+
+def test_the_proof_is_about_the_smoothed_detector() -> None:
+    # A disc of radius R in the plane, where probabilities are those of a non-central χ².
+    sigma, size = 0.5, 1.0
+
+    def disc(x: Tensor) -> Tensor:
+        return torch.linalg.vector_norm(x, dim=1) <= size
+
+    def probability(at_distance: float) -> float:
+        return float(stats.ncx2.cdf((size / sigma) ** 2, 2, (at_distance / sigma) ** 2))
+
+    edge = optimize.brentq(lambda m: probability(m) - 0.5, 0.01, size)  # of the smoothed detector
+    assert edge < 0.9 * size
+    away = torch.tensor([0.0, 0.3, 0.95, 2.0], dtype=torch.float64)
+    x = torch.stack([away, torch.zeros(4, dtype=torch.float64)], 1)
+    options = SmoothingOptions(sigma=sigma, n=5000, seed=1)
+    result = smoothed_decisions(disc, x, options)
+    # At 0.95 the base detector accepts and the smoothed one rejects.
+    assert result.decision.tolist() == [ACCEPTED, ACCEPTED, REJECTED, REJECTED]
+    assert bool((result.radius <= (edge - away).abs()).all())
+    assert bool((result.radius > 0.1 * (edge - away).abs()).all())
+    expected = [probability(m) if m < edge else 1 - probability(m) for m in away.tolist()]
+    assert (result.count / result.n).tolist() == pytest.approx(expected, abs=0.03)
+
+
+def test_the_noise_is_normal_and_independent() -> None:
+    seen: list[Tensor] = []
+    options = SmoothingOptions(sigma=0.3, n0=400, n=400, batch=400)
+    x = points((5,), 2, seed=1)
+    smoothed_decisions(recorder(seen, lambda y: y[:, 0] > 0), x, options)
+    noise = torch.stack([(s - x[i // 2]) / 0.3 for i, s in enumerate(seen)])  # (4, 400, 5)
+    assert stats.kstest(noise.flatten().numpy(), "norm").pvalue > 0.01
+    # Selection and estimation of either sample share no draws, nor do coordinates.
+    correlation = np.corrcoef(noise.permute(0, 2, 1).reshape(20, 400).numpy())
+    assert np.abs(correlation - np.eye(20)).max() < 5 / math.sqrt(400)
+
+
+@pytest.mark.parametrize("batch", [1, 13, 128, 4096])
+def test_the_batch_size_changes_nothing(batch: int) -> None:
+    one: list[Tensor] = []
+    other: list[Tensor] = []
+    x = at(0.1, -0.5)
+    first = smoothed_decisions(recorder(one), x, FAST)
+    second = smoothed_decisions(recorder(other), x, replace(FAST, batch=batch))
+    same(first, second)
+    assert torch.equal(torch.cat(one), torch.cat(other))
+    assert max(len(part) for part in other) == min(batch, 300)
+
+
+def test_a_sample_does_not_depend_on_its_companions() -> None:
+    x, names = at(0.1, 0.1, -0.3), torch.tensor([40, 7, 1_000_000])
+    together = smoothed_decisions(halfspace, x, FAST, indices=names)
+    for i in range(3):
+        row = slice(i, i + 1)
+        same(together, smoothed_decisions(halfspace, x[row], FAST, indices=names[row]), row)
+    assert together.count[0] != together.count[1]
+    reseeded = smoothed_decisions(halfspace, x, replace(FAST, seed=1), indices=names)
+    assert not torch.equal(reseeded.count, together.count)
+
+
+class StopError(Exception):
+    """Stands for a killed process."""
+
+
+def stopping(accept: Accept, after: int) -> Accept:
+    calls = 0
+
+    def limited(x: Tensor) -> Tensor:
+        nonlocal calls
+        calls += 1
+        if calls > after:
+            raise StopError
+        return accept(x)
+
+    return limited
+
+
+@pytest.mark.parametrize("after", [0, 1, 2, 3, 6, 9])
+def test_stopped_and_continued_is_the_same_as_in_one_go(after: int) -> None:
+    x, names = at(0.2, -0.1, 0.05), torch.tensor([9, 2, 4])
+    whole: list[Tensor] = []
+    straight = smoothed_decisions(recorder(whole), x, FAST, indices=names)
+    parts: list[Tensor] = []
+    state = SmoothingState(FAST)
+    with pytest.raises(StopError):
+        smoothed_decisions(stopping(recorder(parts), after), x, FAST, indices=names, state=state)
+    assert len(parts) == after
+    saved = json.loads(json.dumps(state.to_record()))
+    options = replace(FAST, batch=37)
+    restored = SmoothingState.from_record(saved, options)
+    resumed = smoothed_decisions(recorder(parts), x, options, indices=names, state=restored)
+    same(straight, resumed)
+    assert torch.equal(torch.cat(whole), torch.cat(parts))  # no draw is skipped or seen twice
+    # A finished state draws no more, and answers for any part of it.
+    again = smoothed_decisions(
+        stopping(halfspace, 0), x[1:2], options, indices=names[1:2], state=restored
+    )
+    same(straight, again, slice(1, 2))
+
+
+def test_progress_finds_the_state_up_to_date() -> None:
+    state = SmoothingState(FAST)
+    reports = []
+
+    def progress(done: int, of: int) -> None:
+        counted = sum(s.selection.drawn + s.estimation.drawn for s in state.samples.values())
+        reports.append((done, of, counted))
+
+    smoothed_decisions(halfspace, at(0.3, 0.1), FAST, state=state, progress=progress)
+    assert all(done == counted for done, _, counted in reports)
+    assert reports[-1] == (660, 660, 660)
+    assert [done for done, _, _ in reports] == sorted({done for done, _, _ in reports})
+
+
+def test_a_state_of_something_else_is_refused() -> None:
+    state = SmoothingState(FAST)
+    smoothed_decisions(halfspace, at(0.3), FAST, state=state)
+    for change in ({"sigma": 0.25}, {"n": 400}, {"n0": 31}, {"alpha": 0.02}, {"seed": 5}):
+        other = replace(FAST, **change)  # type: ignore[arg-type]
+        (name,) = change
+        with pytest.raises(UsageError, match=f"expected the state's {name} "):
+            smoothed_decisions(halfspace, at(0.3), other, state=state)
+        with pytest.raises(UsageError, match=f"expected the state's {name} "):
+            SmoothingState.from_record(state.to_record(), other)
+    with pytest.raises(UsageError, match="the input that the state counted as sample 0"):
+        smoothed_decisions(halfspace, at(0.31), FAST, state=state)
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda record: record.pop("options"),
+        lambda record: record["samples"]["0"].pop(),
+        lambda record: record["samples"]["0"][2].__setitem__(1, 301),
+        lambda record: record["samples"]["0"][2].__setitem__(0, 299),
+        lambda record: record["samples"]["0"][1].__setitem__(0, 29),
+        lambda record: record["samples"]["0"][1].__setitem__(1, None),
+    ],
+)
+def test_a_damaged_record_is_refused(damage: Callable[[dict[str, object]], object]) -> None:
+    state = SmoothingState(FAST)
+    smoothed_decisions(lambda x: x[:, 0] < 9, at(0.3), FAST, state=state)  # accepts all
+    record = state.to_record()
+    assert SmoothingState.from_record(record, FAST) == state
+    damage(record)
+    with pytest.raises(UsageError, match="expected"):
+        SmoothingState.from_record(record, FAST)
+
+
+def test_max_radius_caps_and_keeps_abstention() -> None:
+    x = at(2.0, 0.0)
+    free = smoothed_decisions(halfspace, x, FAST)
+    capped = smoothed_decisions(halfspace, x, FAST, max_radius=0.1)
+    assert free.decision.tolist() == capped.decision.tolist() == [ACCEPTED, ABSTAINED]
+    assert float(free.radius[0]) > 0.1
+    assert capped.radius[0] == 0.1
+    assert capped.radius[1].isnan()
+
+
+def test_images_keep_their_type_and_gradients_stay_off() -> None:
+    seen: list[Tensor] = []
+    weight = torch.ones(3, requires_grad=True)
+
+    def accept(x: Tensor) -> Tensor:
+        return (x.mean((2, 3)) * weight).sum(1) > 0
+
+    x = torch.full((2, 3, 4, 4), 0.5)
+    single = smoothed_decisions(recorder(seen, accept), x, FAST)
+    assert {(s.dtype, s.shape[1:]) for s in seen} == {(torch.float32, (3, 4, 4))}
+    assert single.decision.tolist() == [ACCEPTED] * 2
+    assert single.radius.dtype == torch.float64
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("sigma", 0.0, "expected sigma > 0 and finite, but got 0.0"),
+        ("sigma", -0.1, "expected sigma > 0 and finite, but got -0.1"),
+        ("sigma", math.inf, "expected sigma > 0 and finite, but got inf"),
+        ("n", 0, "expected an integer n >= 1, but got 0"),
+        ("n0", 0, "expected an integer n0 >= 1, but got 0"),
+        ("n", 10.5, "expected an integer n >= 1, but got 10.5"),
+        ("alpha", 0.0, "expected 0 < alpha < 1, but got 0.0"),
+        ("alpha", 1.0, "expected 0 < alpha < 1, but got 1.0"),
+        ("alpha", math.nan, "expected 0 < alpha < 1, but got nan"),
+        ("batch", 0, "expected an integer batch >= 1, but got 0"),
+        ("seed", -1, "expected an integer seed >= 0, but got -1"),
+    ],
+)
+def test_bad_options_are_named(field: str, value: float, message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        SmoothingOptions(**{field: value})  # type: ignore[arg-type]
+
+
+def test_other_bad_arguments_are_named() -> None:
+    x = at(0.1, 0.2)
+    with pytest.raises(UsageError, match=r"expected accept to return \(30,\) bool, but got"):
+        smoothed_decisions(lambda y: y @ W, x, FAST)
+    with pytest.raises(UsageError, match=r"but got \(30, 1\) of torch.bool"):
+        smoothed_decisions(lambda y: (y @ W <= 0)[:, None], x, FAST)
+    with pytest.raises(UsageError, match="expected distinct indices"):
+        smoothed_decisions(halfspace, x, FAST, indices=torch.tensor([3, 3]))
+    with pytest.raises(UsageError, match="expected finite inputs"):
+        smoothed_decisions(halfspace, x * math.nan, FAST)
+    with pytest.raises(UsageError, match="expected inputs in float32 or float64"):
+        smoothed_decisions(halfspace, x.bfloat16(), FAST)
+    with pytest.raises(UsageError, match="expected max_radius > 0"):
+        smoothed_decisions(halfspace, x, FAST, max_radius=0.0)
+    with pytest.raises(UsageError, match="expected counts from 0 to n = 3"):
+        clopper_pearson_lower(torch.tensor([4]), 3, 0.1)
+    with pytest.raises(UsageError, match=r"expected 0 < alpha < 1, but got 1\.5"):
+        clopper_pearson_lower(torch.tensor([2]), 3, 1.5)
