@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -11,12 +10,6 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from greg_cert.data.types import Images, ImageSet
-
-
-def generator_for(device: torch.device, *key: int) -> torch.Generator:
-    """A generator on `device` that depends on the whole key."""
-    digest = hashlib.sha256(repr(key).encode()).digest()
-    return torch.Generator(device).manual_seed(int.from_bytes(digest[:8]) >> 1)
 
 
 def batch_indices(count: int, size: int, generator: torch.Generator) -> Iterator[Tensor]:

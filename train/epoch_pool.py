@@ -12,9 +12,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from greg_cert.draws import generator_for
 from greg_cert.errors import GregCertError
 from greg_cert.stages import StageConfig
-from greg_cert.train.batches import generator_for
 from greg_cert.train.choose import POOL_CLUSTERS, Picks, posterior_between
 from greg_cert.train.feature_store import FeatureStore
 from greg_cert.train.feed import Feed, Look

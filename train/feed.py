@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from greg_cert.data import prefetch
+from greg_cert.draws import generator_for
 from greg_cert.stages import StageConfig
 from greg_cert.train.batches import (
     DeviceImages,
@@ -17,7 +18,6 @@ from greg_cert.train.batches import (
     Shifts,
     batch_indices,
     draw_shifts,
-    generator_for,
 )
 from greg_cert.train.choose import Picks, choose
 from greg_cert.train.objective import Batch

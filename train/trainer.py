@@ -14,6 +14,7 @@ from torch import Tensor
 
 from greg_cert.config import ExperimentConfig, InitConfig, TrainConfig
 from greg_cert.data import DataSplits
+from greg_cert.draws import generator_for
 from greg_cert.errors import ConfigError, RunError, TrainingError
 from greg_cert.models import Classifier, build_model
 from greg_cert.records import (
@@ -24,7 +25,7 @@ from greg_cert.records import (
 )
 from greg_cert.scores import score_of
 from greg_cert.stages import Margin, StageConfig
-from greg_cert.train.batches import DeviceImages, generator_for
+from greg_cert.train.batches import DeviceImages
 from greg_cert.train.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from greg_cert.train.choose import Picks
 from greg_cert.train.epoch_pool import choose_for_epoch

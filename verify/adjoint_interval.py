@@ -8,22 +8,21 @@ from torch import Tensor
 
 from greg_cert.verify.graph import Activation, Add, Concat, Conv, Flatten, Graph, Linear, Op
 from greg_cert.verify.interval import Interval, activation_derivative
-from greg_cert.verify.softmax_box import mixture_box, softmax_box
+from greg_cert.verify.score_box import ScoreBox
 
 
 def adjoint_boxes(
-    graph: Graph, preactivations: Mapping[int, Interval], logits: Interval
+    graph: Graph, preactivations: Mapping[int, Interval], top: ScoreBox
 ) -> dict[int, Interval]:
-    """Boxes (B, *shape) that hold −∂S/∂v = ∂logsumexp/∂v for all points of each ball.
+    """Boxes (B, *shape) that hold −∂S/∂v for all points of each ball.
 
     Args:
         graph: the network.
         preactivations: for each activation node its input's (lower, upper) over the ball.
-        logits: (lower, upper) of the logits over the ball, each (B, K).
+        top: box of −∂S/∂f at the logits.
     """
     last = len(graph.nodes) - 1
-    probabilities = softmax_box(*logits)
-    boxes: dict[int, Interval] = {last: probabilities}
+    boxes: dict[int, Interval] = {last: (top.low, top.high)}
     complete: dict[int, Interval] = {}
     for i in range(last, -1, -1):
         if i not in boxes:
@@ -31,7 +30,7 @@ def adjoint_boxes(
         box, node = boxes.pop(i), graph.nodes[i]
         complete[i] = box
         if i == last and isinstance(node.op, Linear):
-            parts = [mixture_box(*probabilities, node.op.weight)]
+            parts = [top.head_box(node.op.weight)]
         elif i == 0:
             continue
         else:

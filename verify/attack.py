@@ -7,7 +7,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from greg_cert.draws import generator_for
 from greg_cert.errors import UsageError
+from greg_cert.verify.boundary import keep, pull_back, walk_boundary
 from greg_cert.verify.norms import (
     check_norm,
     check_radius,
@@ -24,6 +26,8 @@ from greg_cert.verify.scorer import (
     score_and_gradient,
     score_function,
 )
+
+_WITHIN, _SMALLEST = 1, 2  # of the keys of random starts
 
 
 @dataclass(frozen=True)
@@ -47,6 +51,9 @@ def attack_radius(
     rounds: int = 12,
     restarts: int = 2,
     clip: bool = False,
+    polish: int = 20,
+    score: str = "energy",
+    indices: Tensor | None = None,
 ) -> Tensor:
     """Smallest distance (B,) at which PGD moved each sample across the threshold.
 
@@ -65,6 +72,9 @@ def attack_radius(
         rounds: PGD runs, each at a radius chosen by bisection.
         restarts: how often the search starts over from a random point.
         clip: keep attacked images inside [0, 1].
+        polish: steps along the boundary at the end, towards its nearest point.
+        score: one of `greg_cert.scores.SCORES`.
+        indices: (B,) names of the samples for their random draws; positions by default.
 
     Raises:
         UsageError: for a value out of range.
@@ -76,8 +86,10 @@ def attack_radius(
     for name, value in (("steps", steps), ("rounds", rounds), ("restarts", restarts)):
         if value < 1:
             raise UsageError(f"expected {name} >= 1, but got {value}")
-    plan = AttackPlan(margin, norm, seed, steps, rounds, restarts, clip)
-    return smallest_attack(score_function(model), x, max_radius, plan).radius
+    if polish < 0:
+        raise UsageError(f"expected polish >= 0, but got {polish}")
+    plan = AttackPlan(margin, norm, seed, steps, rounds, restarts, clip, polish)
+    return smallest_attack(score_function(model, score), x, max_radius, plan, indices).radius
 
 
 @dataclass(frozen=True)
@@ -91,44 +103,68 @@ class AttackPlan:
     rounds: int = 12
     restarts: int = 2
     clip: bool = False
+    polish: int = 20
 
 
 def smallest_attack(
-    score: ScoreFunction, x: Tensor, max_radius: float, plan: AttackPlan
+    score: ScoreFunction,
+    x: Tensor,
+    max_radius: float,
+    plan: AttackPlan,
+    indices: Tensor | None = None,
 ) -> AttackResult:
-    """Minimal-norm search: bisection on the radius, PGD at each, then back along the segment."""
+    """Minimal-norm search: bisection on the radius, PGD at each, then along the boundary.
+
+    `indices` (B,) name the samples for their random draws, so that a sample's result does not
+    depend on its batch; positions where they are not given.
+    """
     wrong = plan.margin.wrong(score(x))
     best = torch.full_like(wrong, torch.inf, dtype=x.dtype)
     best[wrong] = 0.0
     delta = torch.zeros_like(x)
-    generator = torch.Generator(device=x.device).manual_seed(plan.seed)
+    names = _names(x, indices)
     for restart in range(plan.restarts):
         active = (best > 0).nonzero().squeeze(1)
         if len(active) == 0:
             break
         searched = _bisect(
-            score, x[active], best[active], delta[active], max_radius, plan, generator, restart
+            score, x[active], best[active], delta[active], max_radius, plan, names[active], restart
         )
         best[active], delta[active] = searched.radius, searched.delta
+    active = (best.isfinite() & (best > 0)).nonzero().squeeze(1)
+    if plan.polish and len(active):
+        delta[active], best[active] = walk_boundary(
+            score, x[active], delta[active], best[active], plan
+        )
     return AttackResult(best, delta)
 
 
 def attack_within(
-    score: ScoreFunction, x: Tensor, radius: Tensor, plan: AttackPlan
+    score: ScoreFunction,
+    x: Tensor,
+    radius: Tensor,
+    plan: AttackPlan,
+    indices: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Whether PGD crosses the threshold inside each ball of `radius` (B,), and its point (B, ...).
 
     Starts at the centre first, then at random points of the ball, `plan.restarts` in all.
     """
-    generator = torch.Generator(device=x.device).manual_seed(plan.seed + 1)
+    names = _names(x, indices)
     found = torch.zeros(len(x), dtype=torch.bool, device=x.device)
     delta = torch.zeros_like(x)
     for restart in range(plan.restarts):
-        start = torch.zeros_like(x) if restart == 0 else _random_in_ball(x, radius, plan, generator)
+        start = torch.zeros_like(x)
+        if restart:
+            start = _random_in_ball(x, radius, plan, names, _WITHIN, restart)
         hit, point = _pgd(score, x, start, radius, plan)
         better = hit & ~found
         delta[better], found = point[better], found | hit
     return found, delta
+
+
+def _names(x: Tensor, indices: Tensor | None) -> Tensor:
+    return torch.arange(len(x)) if indices is None else indices.cpu()
 
 
 def _bisect(
@@ -138,7 +174,7 @@ def _bisect(
     delta: Tensor,
     max_radius: float,
     plan: AttackPlan,
-    generator: torch.Generator,
+    names: Tensor,
     restart: int,
 ) -> AttackResult:
     values, gradient = score_and_gradient(score, x)
@@ -146,13 +182,13 @@ def _bisect(
     low = torch.zeros_like(best)  # largest radius at which PGD failed: a guide, no proof
     radius = (1.2 * first_order).nan_to_num(posinf=max_radius).clamp(max=max_radius)
     radius = torch.where(best.isfinite(), 0.95 * best, radius).clamp_min(1e-12 * max_radius)
-    for _ in range(plan.rounds):
+    for turn in range(plan.rounds):
         if restart == 0:
             start = project(delta, radius, plan.norm)
         else:
-            start = _random_in_ball(x, radius, plan, generator)
+            start = _random_in_ball(x, radius, plan, names, _SMALLEST, restart, turn)
         hit, point = _pgd(score, x, start, radius, plan)
-        point, size = _pull_back(score, x, point, hit, plan)
+        point, size = pull_back(score, x, point, hit, plan)
         better = hit & (size < best)
         best = torch.where(better, size, best)
         delta = torch.where(per_sample(better, delta), point, delta)
@@ -166,7 +202,7 @@ def _pgd(
     score: ScoreFunction, x: Tensor, start: Tensor, radius: Tensor, plan: AttackPlan
 ) -> tuple[Tensor, Tensor]:
     """One PGD run with decaying steps; whether it crossed, and the first point that did."""
-    delta = _keep(x, start, plan.clip)
+    delta = keep(x, start, plan.clip)
     crossed = torch.zeros(len(x), dtype=torch.bool, device=x.device)
     point = torch.zeros_like(x)
     for step in range(plan.steps + 1):
@@ -179,34 +215,21 @@ def _pgd(
         uphill = gradient if plan.margin.side == "id" else -gradient
         size = radius * (0.5 * (1 - step / plan.steps) + 0.02)
         move = per_sample(size, delta) * steepest_direction(uphill, plan.norm)
-        delta = _keep(x, project(delta + move, radius, plan.norm), plan.clip)
+        delta = keep(x, project(delta + move, radius, plan.norm), plan.clip)
     return crossed, point
 
 
-def _pull_back(
-    score: ScoreFunction, x: Tensor, point: Tensor, hit: Tensor, plan: AttackPlan
-) -> tuple[Tensor, Tensor]:
-    """Bisect from each crossing point back towards its centre; the result still crosses."""
-    low, high = torch.zeros_like(hit, dtype=x.dtype), torch.ones_like(hit, dtype=x.dtype)
-    if hit.any():
-        for _ in range(12):
-            middle = (low + high) / 2
-            with torch.no_grad():
-                wrong = plan.margin.wrong(score(x + per_sample(middle, x) * point))
-            high = torch.where(wrong, middle, high)
-            low = torch.where(wrong, low, middle)
-    point = per_sample(high, x) * point
-    return point, vector_norm(point, plan.norm)
-
-
 def _random_in_ball(
-    x: Tensor, radius: Tensor, plan: AttackPlan, generator: torch.Generator
+    x: Tensor, radius: Tensor, plan: AttackPlan, names: Tensor, *key: int
 ) -> Tensor:
-    noise = torch.randn(x.shape, generator=generator, dtype=x.dtype, device=x.device)
-    share = torch.rand(len(x), generator=generator, dtype=x.dtype, device=x.device)
-    length = vector_norm(noise, plan.norm)
-    return noise * per_sample(radius * share / length, noise)
-
-
-def _keep(x: Tensor, delta: Tensor, clip: bool) -> Tensor:
-    return (x + delta).clamp(0.0, 1.0) - x if clip else delta
+    """A random point of each ball, by (seed, sample, key) alone."""
+    cpu = torch.device("cpu")
+    size = x[0].numel()
+    draws = []
+    for name in names.tolist():
+        generator = generator_for(cpu, plan.seed, name, *key)
+        draws.append(torch.randn(size + 1, generator=generator, dtype=torch.float64))
+    drawn = torch.stack(draws).to(x)
+    noise = drawn[:, :-1].reshape(x.shape)
+    share = torch.special.ndtr(drawn[:, -1])  # uniform
+    return noise * per_sample(radius * share / vector_norm(noise, plan.norm), noise)

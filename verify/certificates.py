@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
-from typing import TYPE_CHECKING
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -31,6 +33,9 @@ class Certificates:
             true radius lies in [radius_certified, radius_attack].
         status: (B,) strings. `certified`; `rejected`, when the clean sample is on the wrong side
             already (all radii 0); `undecided`, when nothing could be proven (radius 0).
+        other: further columns (B,) by name, those of the methods asked for: `radius_crown` and
+            `radius_alpha_crown` (proof), `radius_clever` (estimate), `radius_smoothing`
+            (probabilistic proof, about the smoothed detector).
 
     A column that was not asked for is NaN. No row is ever dropped.
     """
@@ -43,6 +48,7 @@ class Certificates:
     radius_certified: Tensor
     radius_attack: Tensor
     status: NDArray[np.str_]
+    other: Mapping[str, Tensor | NDArray[np.generic]] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.score)
@@ -51,8 +57,25 @@ class Certificates:
         """The table, a row a sample and a column a field."""
         import pandas as pd
 
-        columns = {}
-        for f in fields(self):
-            value = getattr(self, f.name)
-            columns[f.name] = value.cpu().numpy() if isinstance(value, Tensor) else value
-        return pd.DataFrame(columns)
+        named = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "other"}
+        return pd.DataFrame(
+            {
+                name: value.cpu().numpy() if isinstance(value, Tensor) else value
+                for name, value in {**named, **self.other}.items()
+            }
+        )
+
+
+def join(parts: Sequence[Certificates]) -> Certificates:
+    """The rows of several records, one after the other; all have the same columns."""
+
+    def together(values: list[Any]) -> Any:
+        return torch.cat(values) if isinstance(values[0], Tensor) else np.concatenate(values)
+
+    named = {
+        f.name: together([getattr(p, f.name) for p in parts])
+        for f in fields(Certificates)
+        if f.name != "other"
+    }
+    other = {name: together([p.other[name] for p in parts]) for name in parts[0].other}
+    return Certificates(**named, other=other)

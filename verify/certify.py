@@ -2,76 +2,38 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from greg_cert.errors import UsageError
-from greg_cert.scores import energy
+from greg_cert.scores import score_of
 from greg_cert.verify.attack import AttackPlan, smallest_attack
-from greg_cert.verify.ball import BallBounds, first_order_reach, score_rounding
-from greg_cert.verify.certificates import CERTIFIED, REJECTED, UNDECIDED, Certificates
+from greg_cert.verify.certificates import CERTIFIED, REJECTED, UNDECIDED, Certificates, join
+from greg_cert.verify.clever import clever_estimate, clever_radius_estimate
 from greg_cert.verify.engine import make_engine
+from greg_cert.verify.goals import decision_goals
 from greg_cert.verify.gradient import first_order_radius
-from greg_cert.verify.graph import Graph, forward_all
-from greg_cert.verify.native_engine import NativeEngine
+from greg_cert.verify.graph import Graph
+from greg_cert.verify.linear_radius import LinearRadius
+from greg_cert.verify.lipschitz_radius import LipschitzRadius
+from greg_cert.verify.memory import fitting_batch, in_chunks
+from greg_cert.verify.methods import LINEAR, PROOFS, chosen_methods, column_of
 from greg_cert.verify.norms import check_norm, check_radius, dual_norm
-from greg_cert.verify.scorer import Margin, check_inputs, score_and_gradient
-from greg_cert.verify.search import RadiusSearch
+from greg_cert.verify.options import CertifyOptions, read_options
+from greg_cert.verify.scorer import (
+    Margin,
+    ScoreFunction,
+    check_inputs,
+    logit_function,
+    score_and_gradient,
+)
+from greg_cert.verify.smoothing import smoothed_decisions
+from greg_cert.verify.smoothing_bounds import linf_radius
 from greg_cert.verify.trace import trace_model
-
-_CROWN_GUESS = 0.5  # of the first-order radius, where the ladder begins
-_LIPSCHITZ_GUESS = 0.25
-
-METHODS = ("crown", "crown-ibp", "lipschitz", "best")
-
-Progress = Callable[[int, int], None]
-"""Called with (samples done, samples in all)."""
-
-
-@dataclass(frozen=True)
-class CertifyOptions:
-    """Options of `certify` beyond its contract.
-
-    Attributes:
-        rounds: rungs of the ladder of balls tried for each sample: growing while all of a ball is
-            proven, then closing in on the radius that serves it best.
-        mirror_steps: mirror-ascent steps on the row p at each rung but the first.
-        tolerance: a sample is done when its radius cannot grow by more than this share.
-        lipschitz: compute the Lipschitz columns.
-        attack: compute the attack column.
-        attack_steps: gradient steps of one PGD run.
-        attack_restarts: random restarts of the attack.
-        batch: samples bounded at once.
-        seed: of the attack.
-        progress: called after every batch.
-    """
-
-    rounds: int = 12
-    mirror_steps: int = 5
-    tolerance: float = 0.01
-    lipschitz: bool = True
-    attack: bool = True
-    attack_steps: int = 30
-    attack_restarts: int = 2
-    batch: int = 128
-    seed: int = 0
-    progress: Progress | None = None
-
-    def __post_init__(self) -> None:
-        for name, least in (
-            ("rounds", 1),
-            ("mirror_steps", 0),
-            ("tolerance", 0),
-            ("batch", 1),
-            ("attack_steps", 1),
-            ("attack_restarts", 1),
-        ):
-            if not getattr(self, name) >= least:  # NaN too
-                raise UsageError(f"expected {name} >= {least}, but got {getattr(self, name)}")
 
 
 def certify(
@@ -82,7 +44,7 @@ def certify(
     side: str = "id",
     norm: float = 2.0,
     max_radius: float = 1.0,
-    method: str = "crown",
+    method: str | Sequence[str] = "crown",
     engine: str = "auto",
     **options: object,
 ) -> Certificates:
@@ -97,94 +59,163 @@ def certify(
         side: `id` proves that accepted samples stay accepted, `ood` that rejected ones stay so.
         norm: 2 or inf.
         max_radius: radii are capped here, > 0.
-        method: what `radius_certified` holds. `crown`: linear bounds with CROWN bounds of
-            the layers between; `crown-ibp`: with interval ones; `lipschitz`: the paper's
-            ε* with a proven L_S; `best`: the larger of `crown` and `lipschitz`.
-        engine: whose bounds prove the radii: `auto-lirpa`, `native`, or `auto` (the first that is
-            installed). Where to look for them is always found by the native engine.
+        method: one, or several in a list or separated by commas; `radius_certified` is the largest
+            of the proofs among them. `crown`: linear bounds with CROWN bounds of the layers
+            between; `crown-ibp`: with interval ones; `alpha-crown`: with slopes that are optimised;
+            `lipschitz`: the paper's ε* with a proven L_S; `best` alone: crown and lipschitz.
+            `smoothing` is a probabilistic proof about another, smoothed detector, and
+            `clever` an estimate: they have columns of their own and prove nothing here.
+        engine: whose bounds prove the radii: `native`, `auto-lirpa`, or `auto`, which is native.
+            Where to look for them is always found by the native engine.
         **options: fields of `CertifyOptions`.
 
     Raises:
         UsageError: for a value out of range or an unknown option.
-        UnsupportedModelError: for a layer that cannot be bounded soundly; names it.
+        UnsupportedModelError: for a layer that cannot be bounded soundly; names it. Not where
+            `smoothing` is all that is asked for.
     """
     x = check_inputs(inputs)
     margin = Margin(float(threshold), side)
     check_norm(norm)
     check_radius("max_radius", max_radius)
-    if method not in METHODS:
-        raise UsageError(
-            f"expected method in {', '.join(METHODS)}, but got {method!r}"
-            + ("; an estimate certifies nothing" if method in ("gradient", "clever") else "")
-        )
-    chosen = _options(options)
-    graph = trace_model(model, tuple(x.shape[1:]))
-    prover = _Prover(graph, engine, margin, norm, max_radius, method, chosen)
-    parts: list[Certificates] = []
+    methods = chosen_methods(method)
+    chosen = read_options(options)
+    labels = _check_rows("labels", chosen.labels, x)
+    if labels is not None and side != "id":
+        raise UsageError("expected side 'id' beside labels, but got 'ood': OOD samples have none")
+    names = _check_rows("indices", chosen.indices, x)
+    names = torch.arange(len(x)) if names is None else names
+    graph = None
+    if any(m in PROOFS for m in methods):
+        graph = trace_model(model, tuple(x.shape[1:]))
+    certifier = _Certifier(model, graph, engine, margin, norm, max_radius, methods, chosen)
+    total, done = len(x), 0
+    batch = chosen.batch
+    if graph is not None:
+        rows = graph.num_classes if chosen.score == "max_softmax" or side == "ood" else 1
+        batch = fitting_batch(graph, batch, chosen.memory_bytes, rows)
     if chosen.progress is not None:
-        chosen.progress(0, len(x))
-    for chunk in x.split(chosen.batch):
-        parts.append(prover.certify(chunk))
+        chosen.progress(0, total)
+
+    def part(rows: slice) -> Certificates:
+        return certifier(x[rows], names[rows], None if labels is None else labels[rows])
+
+    parts = []
+    for found in in_chunks(part, total, batch):
+        parts.append(found)
+        done += len(found)
         if chosen.progress is not None:
-            chosen.progress(sum(len(p) for p in parts), len(x))
-    return _join(parts)
+            chosen.progress(done, total)
+    return join(parts)
 
 
-def _options(options: dict[str, object]) -> CertifyOptions:
-    known = set(CertifyOptions.__dataclass_fields__)
-    for name in options:
-        if name not in known:
-            raise UsageError(f"expected options in {', '.join(sorted(known))}, but got {name!r}")
-    return CertifyOptions(**options)  # type: ignore[arg-type]
+def _check_rows(name: str, values: Tensor | None, x: Tensor) -> Tensor | None:
+    if values is None:
+        return None
+    values = torch.as_tensor(values)
+    if values.shape != (len(x),) or values.is_floating_point() or values.dtype == torch.bool:
+        raise UsageError(
+            f"expected {name} of {len(x)} integers, but got {tuple(values.shape)} of {values.dtype}"
+        )
+    return values.long()
 
 
-class _Prover:
-    """Certifies batches of one model: a float32 search proposes balls, float64 proves them."""
+class _Certifier:
+    """Certifies batches of one model by the methods asked for."""
 
     def __init__(
         self,
-        graph: Graph,
+        model: nn.Module,
+        graph: Graph | None,
         engine: str,
         margin: Margin,
         norm: float,
         max_radius: float,
-        method: str,
+        methods: tuple[str, ...],
         options: CertifyOptions,
     ) -> None:
-        self.graph, self.margin, self.norm, self.max_radius = graph, margin, norm, max_radius
-        self.method, self.options = method, options
-        self.want_crown = method != "lipschitz"
-        self.want_lipschitz = options.lipschitz or method in ("lipschitz", "best")
-        self.prover = BallBounds(graph, make_engine(engine, graph), margin, norm, method)
-        # What the search finds is only where to look, so it may use the faster type and engine.
-        draft = graph.to(torch.float32)
-        self.scout = BallBounds(draft, NativeEngine(draft), margin, norm, method)
-        self.careful_scout = BallBounds(graph, NativeEngine(graph), margin, norm, method)
+        self.margin, self.norm, self.max_radius = margin, norm, max_radius
+        self.methods, self.options = methods, options
+        self.logits = logit_function(model)
+        self.value = score_of(options.score)
+        self.linear: dict[str, LinearRadius] = {}
+        self.lipschitz: LipschitzRadius | None = None
+        if graph is None:
+            return
+        memory = options.memory_bytes
+        prover, draft = make_engine(engine, graph, memory), graph.to(torch.float32)
+        for method in LINEAR:
+            if method in methods:
+                self.linear[method] = LinearRadius(
+                    graph, draft, prover, method, norm, max_radius, options.ladder, memory
+                )
+        if options.lipschitz or "lipschitz" in methods:
+            self.lipschitz = LipschitzRadius(
+                graph,
+                draft,
+                prover,
+                options.score,
+                norm,
+                max_radius,
+                form=options.lipschitz_form,
+                integrate=options.lipschitz_integrated,
+                rounds=options.rounds,
+                tolerance=options.tolerance,
+                memory=memory,
+            )
 
     def score(self, x: Tensor) -> Tensor:
-        """Energy score (B,) of the graph's own logits."""
-        return energy(forward_all(self.graph, x)[-1])
+        """Scores (B,) of the model in float64."""
+        return self.value(self.logits(x))
 
-    def certify(self, x: Tensor) -> Certificates:
+    def __call__(self, x: Tensor, names: Tensor, labels: Tensor | None) -> Certificates:
         """Certificates of one batch."""
         scores, gradient = score_and_gradient(self.score, x)
+        with torch.no_grad():
+            logits = self.logits(x)
         slope = dual_norm(gradient, self.norm)
         gap = self.margin.of(scores)
         wrong = self.margin.wrong(scores)
-        active = (~wrong).nonzero().squeeze(1)
+        labels = None if labels is None else labels.to(x.device)
+        if labels is not None:
+            wrong = wrong | ~self._is_correct(logits, labels)
         first_order = first_order_radius(gap, slope, self.max_radius)
+        first_order = torch.where(wrong, 0.0, first_order)
         unknown = torch.full_like(scores, torch.nan)
+        attacked = self._attack(x, names, labels, wrong) if self.options.attack else unknown
 
-        crown, lipschitz, constant = torch.zeros_like(gap), torch.zeros_like(gap), unknown.clone()
-        if len(active):
-            near = (x[active], gap[active], first_order[active])
-            if self.want_crown:
-                crown[active] = self._crown(*near)
-            if self.want_lipschitz:
-                lipschitz[active], constant[active] = self._lipschitz(*near)
-        proven = {"lipschitz": lipschitz, "best": torch.maximum(crown, lipschitz)}.get(
-            self.method, crown
-        )
+        radii: dict[str, Tensor] = {}
+        constant = unknown.clone()
+        right = (~wrong).nonzero().squeeze(1)
+        if self.linear or self.lipschitz:
+            classes = self._class_radius(x, logits, labels, right, first_order)
+        for method, prove in self.linear.items():
+            radii[method] = torch.zeros_like(gap)
+            if len(right):
+                known = (
+                    radii["crown"][right] if method == "alpha-crown" and "crown" in radii else None
+                )
+                goal = decision_goals(
+                    self.options.score, self.margin.side, self.margin.threshold, logits[right]
+                )[0]
+                found = prove(x[right], logits[right], goal, first_order[right], known)
+                radii[method][right] = torch.minimum(found, classes[right])
+        if self.lipschitz is not None:
+            radii["lipschitz"] = torch.zeros_like(gap)
+            if len(right):
+                found, constant[right] = self.lipschitz(x[right], gap[right], first_order[right])
+                radii["lipschitz"][right] = torch.minimum(found, classes[right])
+        proven = torch.zeros_like(gap)
+        for method in self.methods:
+            if method in radii:
+                proven = torch.maximum(proven, radii[method])
+        other: dict[str, Tensor | NDArray[np.generic]] = {
+            column_of(m): radii[m] for m in self.linear
+        }
+        if "clever" in self.methods:
+            other |= self._clever(x, names, gap, wrong, attacked)
+        if "smoothing" in self.methods:
+            other |= self._smoothing(x, names)
         status = np.where(
             wrong.cpu().numpy(),
             REJECTED,
@@ -195,95 +226,106 @@ class _Prover:
             gradient_norm=slope,
             lipschitz=constant,
             radius_gradient=first_order,
-            radius_lipschitz=lipschitz if self.want_lipschitz else unknown,
+            radius_lipschitz=radii.get("lipschitz", unknown),
             radius_certified=proven,
-            radius_attack=self._attack(x) if self.options.attack else unknown,
+            radius_attack=attacked,
             status=status,
+            other=other,
         )
 
-    def _attack(self, x: Tensor) -> Tensor:
+    def _is_correct(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """Whether no other class has as large a logit, (B,)."""
+        return self._class_margin(labels)(logits) < 0
+
+    def _class_margin(self, labels: Tensor) -> Callable[[Tensor], Tensor]:
+        """max_{j≠y} f_j − f_y of logits (B, K), (B,); the absent class is never predicted."""
+
+        def margin(logits: Tensor) -> Tensor:
+            if self.options.score == "absent_class":
+                logits = logits[:, :-1]
+            own = logits.gather(1, labels.unsqueeze(1))
+            others = logits.scatter(1, labels.unsqueeze(1), -torch.inf)
+            return others.amax(1) - own.squeeze(1)
+
+        return margin
+
+    def _class_radius(
+        self,
+        x: Tensor,
+        logits: Tensor,
+        labels: Tensor | None,
+        right: Tensor,
+        first_order: Tensor,
+    ) -> Tensor:
+        """Radii (B,) within which the class stays right; no limit where that is not asked for."""
+        radius = torch.full_like(first_order, self.max_radius)
+        if labels is None or len(right) == 0:
+            return radius
+        prove = next(iter(self.linear.values()), None)
+        if prove is None:
+            raise UsageError(
+                f"expected one of the methods {', '.join(LINEAR)} beside labels, but got "
+                f"{', '.join(self.methods)}"
+            )
+        goals = decision_goals(
+            self.options.score, "id", self.margin.threshold, logits[right], labels[right]
+        )
+        radius[right] = prove(x[right], logits[right], goals[1], first_order[right])
+        return radius
+
+    def _attack(self, x: Tensor, names: Tensor, labels: Tensor | None, wrong: Tensor) -> Tensor:
+        """Smallest attacks (B,), on the decision and on the class where that counts too."""
+        options = self.options
         plan = AttackPlan(
             self.margin,
             self.norm,
-            self.options.seed,
-            self.options.attack_steps,
-            restarts=self.options.attack_restarts,
+            options.seed,
+            options.attack_steps,
+            restarts=options.attack_restarts,
+            polish=options.attack_polish,
         )
-        return smallest_attack(self.score, x, self.max_radius, plan).radius
-
-    def _crown(self, x: Tensor, gap: Tensor, first_order: Tensor) -> Tensor:
-        """CROWN radii (B,), proven."""
-        with torch.no_grad():
-            rows = forward_all(self.graph, x)[-1].softmax(1)
-
-        def reach(scout: BallBounds, members: Tensor, radii: Tensor, late: bool) -> Tensor:
-            steps = self.options.mirror_steps if late else 0
-            found, improved = scout.reach(x[members], radii, rows[members], steps)
-            rows[members] = improved
+        found = smallest_attack(self.score, x, self.max_radius, plan, names).radius
+        if labels is None:
             return found
+        found = torch.where(wrong, 0.0, found)
+        plan = AttackPlan(**{**vars(plan), "margin": Margin(0.0, "id")})
+        for label in labels[~wrong].unique():
+            rows = ((labels == label) & ~wrong).nonzero().squeeze(1)
+            score = self._class_score(label)
+            other = smallest_attack(score, x[rows], self.max_radius, plan, names[rows.cpu()])
+            found[rows] = torch.minimum(found[rows], other.radius)
+        return found
 
-        search = self._look(reach, first_order * _CROWN_GUESS)
-        return self._prove(search, lambda i, r: self.prover.reach(x[i], r, rows[i], 0)[0])
+    def _class_score(self, label: Tensor) -> ScoreFunction:
+        return lambda x: self._class_margin(label.expand(len(x)))(self.logits(x))
 
-    def _lipschitz(self, x: Tensor, gap: Tensor, first_order: Tensor) -> tuple[Tensor, Tensor]:
-        """Lipschitz radii (B,) and the L_S that gave them, proven."""
-        rounding = score_rounding(self.graph, x)
+    def _clever(
+        self, x: Tensor, names: Tensor, gap: Tensor, wrong: Tensor, attacked: Tensor
+    ) -> dict[str, Tensor]:
+        """The estimate over balls no larger than the attack shows to be needed."""
+        ball = torch.where(attacked > 0, attacked, self.max_radius).nan_to_num(
+            nan=self.max_radius, posinf=self.max_radius
+        )
+        found = clever_estimate(
+            self.score, x, ball, norm=self.norm, options=self.options.clever, indices=names
+        )
+        radius = clever_radius_estimate(gap, found, ball)
+        return {
+            "radius_clever": torch.where(wrong, 0.0, radius),
+            "clever_fit_pvalue": found.fit_pvalue,
+        }
 
-        def reach(scout: BallBounds, members: Tensor, radii: Tensor, late: bool) -> Tensor:
-            return first_order_reach(
-                scout.lipschitz(x[members], radii), gap[members], rounding[members]
-            )
+    def _smoothing(self, x: Tensor, names: Tensor) -> dict[str, Tensor | NDArray[np.generic]]:
+        """Decisions of the smoothed detector, with the radii in the norm asked for."""
+        gamma = self.margin.threshold
 
-        search = self._look(reach, first_order * _LIPSCHITZ_GUESS)
-        constant = torch.full_like(gap, torch.nan)
+        def accept(noisy: Tensor) -> Tensor:
+            return self.score(noisy) <= gamma  # NaN: rejected
 
-        def prove(members: Tensor, radii: Tensor) -> Tensor:
-            constant[members] = self.prover.lipschitz(x[members], radii)
-            return first_order_reach(constant[members], gap[members], rounding[members])
-
-        return self._prove(search, prove), constant
-
-    def _look(
-        self, reach: Callable[[BallBounds, Tensor, Tensor, bool], Tensor], guess: Tensor
-    ) -> RadiusSearch:
-        search = RadiusSearch(guess, self.max_radius)
-        self._climb(search, reach, self.scout, torch.arange(len(guess), device=guess.device))
-        lost = (search.best == 0).nonzero().squeeze(1)
-        if len(lost):  # a failed draft says nothing: these begin anew, in the proving type
-            careful = RadiusSearch(guess, self.max_radius)
-            self._climb(careful, reach, self.careful_scout, lost)
-            search.best[lost], search.best_at[lost] = careful.best[lost], careful.best_at[lost]
-        return search
-
-    def _climb(
-        self,
-        search: RadiusSearch,
-        reach: Callable[[BallBounds, Tensor, Tensor, bool], Tensor],
-        scout: BallBounds,
-        among: Tensor,
-    ) -> None:
-        for turn in range(self.options.rounds):
-            members = search.open(self.options.tolerance)
-            members = members[torch.isin(members, among)]
-            if len(members) == 0:
-                break
-            radii = search.propose(members)
-            search.update(members, radii, reach(scout, members, radii, turn > 0))
-
-    def _prove(self, search: RadiusSearch, reach: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
-        """Radii (B,) by the proving engine, at the balls the search liked best."""
-        radii = torch.zeros_like(search.best)
-        members = (search.best > 0).nonzero().squeeze(1)
-        if len(members):
-            ball = search.best_at[members]
-            radii[members] = torch.minimum(ball, reach(members, ball))
-        return radii
-
-
-def _join(parts: list[Certificates]) -> Certificates:
-    columns = {
-        name: torch.cat([getattr(p, name) for p in parts])
-        for name in Certificates.__dataclass_fields__
-        if name != "status"
-    }
-    return Certificates(**columns, status=np.concatenate([p.status for p in parts]))
+        found = smoothed_decisions(
+            accept, x, self.options.smoothing, indices=names, max_radius=self.max_radius
+        )
+        radius = found.radius
+        if self.norm != 2.0:
+            radius = linf_radius(radius, x[0].numel())
+        return {"radius_smoothing": radius, "smoothing_decision": found.decision}

@@ -6,6 +6,7 @@ Functions", NeurIPS 2018; for DAGs Xu et al., "Automatic Perturbation Analysis",
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 
 import torch
@@ -14,9 +15,19 @@ from torch import Tensor
 from greg_cert.verify.graph import Activation, Add, Concat, Conv, Flatten, Graph, Linear
 from greg_cert.verify.interval import Interval
 
+Lines = tuple[Tensor, Tensor, Tensor]
+"""Slope of the lower line, slope and intercept of the upper one, each (B, *shape)."""
+
 
 def backward_rows(
-    graph: Graph, preactivations: Mapping[int, Interval], start: int, rows: Tensor
+    graph: Graph,
+    preactivations: Mapping[int, Interval],
+    start: int,
+    rows: Tensor,
+    *,
+    more: Mapping[int, Tensor] | None = None,
+    slopes: Mapping[int, Tensor] | None = None,
+    lines: dict[int, Lines] | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Slope and offset of a linear lower bound of `rows` times the output of node `start`.
 
@@ -27,6 +38,10 @@ def backward_rows(
         preactivations: for each activation node before `start` its input's (lower, upper).
         start: node index.
         rows: (B, R, *shape of the node), with B = 1 where no activation comes before.
+        more: further rows (B, R, *shape) of earlier nodes, added to what is bounded.
+        slopes: for activation nodes the slopes (B, R, *shape) of the lower lines of neurons of
+            unknown sign, between the negative slope and 1; the usual choice where there are none.
+        lines: a store of the lines of these pre-activations, filled as they are needed.
 
     Returns:
         slope (B, R, *input_shape) and offset (B, R), both differentiable in `rows`; and the sum
@@ -36,9 +51,14 @@ def backward_rows(
     coefficients: dict[int, Tensor] = {start: rows}
     offset = rows.new_zeros(batch, count)
     size = rows.new_zeros(batch, count)
+    # float32 only drafts where to look: nobody asks for its rounding.
+    careful = rows.dtype == torch.float64
 
     def give(node: int, value: Tensor) -> None:
         coefficients[node] = coefficients[node] + value if node in coefficients else value
+
+    for node_index, value in (more or {}).items():
+        give(node_index, value)
 
     for i in range(start, 0, -1):
         if i not in coefficients:
@@ -47,25 +67,39 @@ def backward_rows(
         match node.op:
             case Conv():
                 offset = offset + a.sum((-2, -1)) @ node.op.bias
-                size = size + a.detach().abs().sum((-2, -1)) @ node.op.bias.abs()
+                if careful:
+                    size = size + a.detach().abs().sum((-2, -1)) @ node.op.bias.abs()
                 back = node.op.adjoint(a.flatten(0, 1))
                 give(node.inputs[0], back.unflatten(0, (batch, count)))
             case Linear():
                 offset = offset + a @ node.op.bias
-                size = size + a.detach().abs() @ node.op.bias.abs()
+                if careful:
+                    size = size + a.detach().abs() @ node.op.bias.abs()
                 give(node.inputs[0], a @ node.op.weight)
             case Activation():
                 low, high = preactivations[i]
-                slope_low, slope_high, intercept = relax_activation(
-                    low, high, node.op.negative_slope
-                )
+                if lines is None or i not in lines:
+                    found = relax_activation(low, high, node.op.negative_slope)
+                    if lines is not None:
+                        lines[i] = found
+                else:
+                    found = lines[i]
+                slope_low, slope_high, intercept = found
                 # a⁺·slope_low + a⁻·slope_high, in as few passes over the largest tensor as can be
                 negative = a.clamp(max=0.0)
                 # Its terms are all of one sign, so the sum measures its own rounding.
                 step = (negative.flatten(2) @ intercept.flatten(1).unsqueeze(2)).squeeze(2)
                 offset, size = offset + step, size - step.detach()
-                gap = (slope_high - slope_low).unsqueeze(1)
-                give(node.inputs[0], torch.addcmul(a * slope_low.unsqueeze(1), negative, gap))
+                lower, upper = slope_low.unsqueeze(1), slope_high.unsqueeze(1)
+                if slopes is not None and i in slopes:
+                    unstable = ~((low >= 0) | (high <= 0)).unsqueeze(1)
+                    lower = torch.where(unstable, slopes[i], lower)
+                back = a * lower
+                if back.requires_grad:
+                    back = torch.addcmul(back, negative, upper - lower)
+                else:
+                    back.addcmul_(negative, upper - lower)
+                give(node.inputs[0], back)
             case Add():
                 for j in node.inputs:
                     give(j, a)
@@ -105,3 +139,32 @@ def relax_activation(
     )
     intercept = torch.where(unstable, (negative_slope - chord) * low, 0.0 * one)
     return slope_low, slope_high, intercept
+
+
+def neuron_rows(graph: Graph, target: int, indices: Tensor) -> tuple[int, Tensor, Tensor]:
+    """Where a backward pass that reads single neurons of `target` begins.
+
+    A layer with its matrix at hand is stepped over: its rows are picked, not multiplied out.
+
+    Args:
+        graph: the network.
+        target: node index.
+        indices: (B or 1, R) flat indices of neurons.
+
+    Returns:
+        The node to begin at, rows (B or 1, R, *its shape), and what is to be added, (B or 1, R).
+    """
+    node = graph.nodes[target]
+    match node.op:
+        case Linear():
+            return node.inputs[0], node.op.weight[indices], node.op.bias[indices]
+        case Conv() if node.op.matrix is not None:
+            rows = node.op.matrix[indices].unflatten(2, node.op.input_shape)
+            plane = math.prod(node.shape[1:])
+            return node.inputs[0], rows, node.op.bias[indices // plane]
+        case _:
+            rows = torch.zeros(
+                *indices.shape, math.prod(node.shape), dtype=graph.dtype, device=indices.device
+            )
+            rows.scatter_(2, indices.unsqueeze(2), 1.0)
+            return target, rows.unflatten(2, node.shape), torch.zeros_like(rows[..., 0])

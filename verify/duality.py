@@ -1,84 +1,148 @@
-"""From linear bounds of the logits to radii for the energy score, by convex duality (DESIGN §5).
+"""From linear bounds of the logits to radii, by convex duality (DESIGN §5).
 
-logsumexp f = max over the simplex of p·f + H(p). So for any fixed p, S(x′) ≤ −p·f(x′) − H(p), and a
-linear bound p·f(x′) ≥ c + a·(x′ − x) on the ball of radius ε certifies acceptance within
-min{ε, (γ + c + H(p))/‖a‖*}. Rejection needs an upper bound of logsumexp instead, which follows from
-one of each logit.
+logsumexp z = max over the simplex of p·z + H(p). So for any fixed p, logsumexp z ≥ p·z + H(p), and
+a linear bound p·z ≥ c + a·(x′ − x) on the ball of radius ε shows logsumexp z ≥ ℓ within
+min{ε, (c + H(p) − ℓ)/‖a‖*}. The maximum is the same without H. Upper bounds are in `chord.py`.
 """
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor
 
+from greg_cert.verify.alpha import SlopeAscent, first_slopes
 from greg_cert.verify.engine import Relaxation
-
-_SLACK = 1e-9  # of the margin, relative to the numbers it is the difference of
-_STEPS = 60  # of bisection: down to float64 resolution
+from greg_cert.verify.goals import SLACK, Goal
+from greg_cert.verify.native_relaxation import NativeRelaxation
 
 
 def entropy(p: Tensor) -> Tensor:
-    """H(p) = −Σ p log p, (B, K) -> (B,), with 0 log 0 = 0."""
-    return -torch.xlogy(p, p).sum(1)
+    """H(p) = −Σ p log p, (..., K) -> (...), with 0 log 0 = 0."""
+    return -torch.xlogy(p, p).sum(-1)
+
+
+def first_weights(goal: Goal, logits: Tensor) -> Tensor:
+    """P (B, G, K) to begin with: the softmax of z at the centres."""
+    return goal.shifted(logits).softmax(2)
+
+
+def lower_rows(goal: Goal, p: Tensor) -> tuple[Tensor, Tensor]:
+    """Rows (B, G, K) and constants (B, G): rows·f + constant is at most the goal's margin."""
+    constant = entropy(p) if goal.soft else torch.zeros_like(p[..., 0])
+    return goal.rows(p), constant - goal.level.unsqueeze(1)
+
+
+def allowance(value: Tensor, goal: Goal) -> Tensor:
+    """What rounding may take of a margin, (B, R), where `value` is the part that the bound gave."""
+    # Rounding leaves Σp off one by some ulps, which moves p·z by that times |z|: inside this.
+    level = goal.level.abs().nan_to_num(posinf=0.0).unsqueeze(1)
+    return SLACK * (1 + value.abs() + level)
 
 
 @torch.no_grad()
-def acceptance_radius(relaxation: Relaxation, p: Tensor, threshold: float) -> Tensor:
-    """Radius (B,) within which S ≤ γ follows from one row p (B, K), if the ball is that large.
+def lower_reach(relaxation: Relaxation, goal: Goal, p: Tensor) -> Tensor:
+    """Distance (B,) within which an `above` goal follows from the weights p (B, G, K).
 
-    Zero where the bound fails at the centre. Valid only up to the radius of the relaxation: the
+    Zero where a bound fails at the centre. Valid only up to the radius of the relaxation: the
     caller takes the minimum.
     """
-    value, slope = (t.squeeze(1) for t in relaxation.linear(p.unsqueeze(1)))
-    slack = _SLACK * (1 + value.abs() + abs(threshold))
-    # Rounding leaves Σp off one by some ulps, which moves p·f by that times |f|: inside the slack.
-    gap = threshold + value + entropy(p) - slack
-    return torch.where(gap > 0, gap / slope, torch.zeros_like(gap))
+    rows, constant = lower_rows(goal, p)
+    value, slope = relaxation.linear(rows)
+    gap = value + constant - allowance(value, goal)
+    reach = torch.where(gap > 0, gap / slope, torch.zeros_like(gap))
+    return reach.amin(1)
 
 
-@torch.no_grad()
-def rejection_radius(
-    relaxation: Relaxation, num_classes: int, threshold: float, cap: Tensor
+def improve_weights(
+    relaxation: Relaxation, goal: Goal, p: Tensor, steps: int, rate: float = 0.5
 ) -> Tensor:
-    """Radius (B,) ≤ `cap` (B,) within which S > γ follows from linear upper bounds of all logits.
+    """Mirror ascent on p (B, G, K): raise the lower bounds of p·z + H(p) over the region.
 
-    At distance r every logit is at most u_i + r·‖a_i‖*, and logsumexp of those grows with r; the
-    largest r that keeps it below −γ is found by bisection. Zero where the bound fails at once.
+    The best p seen is kept for each row, so the bound over the region itself never falls.
     """
-    eye = torch.eye(num_classes, dtype=cap.dtype, device=cap.device)
-    value, slope = relaxation.linear((-eye).expand(len(cap), -1, -1))
-    slack = _SLACK * (1 + value.abs().amax(1) + abs(threshold))
-
-    def holds(r: Tensor) -> Tensor:
-        return (r.unsqueeze(1) * slope - value).logsumexp(1) + slack < -threshold
-
-    low, high = torch.zeros_like(cap), cap.clone()
-    whole = holds(cap)
-    for _ in range(_STEPS):
-        middle = (low + high) / 2
-        good = holds(middle)
-        low, high = torch.where(good, middle, low), torch.where(good, high, middle)
-    return torch.where(whole, cap, low)
-
-
-def improve_row(relaxation: Relaxation, p: Tensor, steps: int, rate: float = 0.5) -> Tensor:
-    """Mirror ascent on p (B, K): raise the lower bound of p·f + H(p) over the ball.
-
-    The best p seen is kept for each sample, so the bound at the ball's own radius never falls.
-    """
-    best = torch.full((len(p),), -torch.inf, dtype=p.dtype, device=p.device)
+    best = torch.full_like(p[..., 0], -torch.inf)
     kept = p
     for step in range(steps + 1):
         with torch.enable_grad():
             leaf = p.detach().requires_grad_()
-            low = relaxation.lower(leaf.unsqueeze(1)).squeeze(1)
+            rows, _ = lower_rows(goal, leaf)
+            low = relaxation.lower(rows)
             (gradient,) = torch.autograd.grad(low.sum(), leaf)
-        value = low.detach() + entropy(p)
-        better = value > best
-        best = torch.where(better, value, best)
-        kept = torch.where(better.unsqueeze(1), p, kept)
-        if step < steps:
-            # ∂H/∂p = −log p − 1; the constant cancels in the normalisation.
-            logits = (1 - rate) * p.clamp_min(1e-300).log() + rate * gradient
-            p = torch.softmax(logits, dim=1)
+        p, best, kept = _ascend(goal, p, low.detach(), gradient, best, kept, rate, step < steps)
     return kept
+
+
+def _ascend(
+    goal: Goal,
+    p: Tensor,
+    low: Tensor,
+    gradient: Tensor,
+    best: Tensor,
+    kept: Tensor,
+    rate: float,
+    move: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The next p, the best value so far and the p that gave it."""
+    value = low + entropy(p) if goal.soft else low
+    better = value > best
+    best = torch.where(better, value, best)
+    kept = torch.where(better.unsqueeze(2), p, kept)
+    if move:
+        # ∂H/∂p = −log p − 1; the constant cancels in the normalisation. Without H nothing draws p
+        # back from a corner, so the step alone bounds how fast it goes there.
+        keep = 1 - rate if goal.soft else 1.0
+        moved = keep * p.clamp_min(1e-300).log() + rate * gradient
+        p = torch.where(goal.members, moved, -torch.inf).softmax(2)
+    return p, best, kept
+
+
+def improve_weights_and_slopes(
+    relaxation: NativeRelaxation, goal: Goal, p: Tensor, steps: int, rate: float = 0.5
+) -> tuple[NativeRelaxation, Tensor]:
+    """`improve_weights` with the slopes of the lower lines optimised at the same time (α-CROWN).
+
+    CROWN's own slopes are tried first, so the result is never worse than theirs.
+
+    Returns:
+        The relaxation with the slopes, and the weights (B, G, K).
+    """
+    p = improve_weights(relaxation, goal, p, steps, rate)
+    with torch.no_grad():
+        rows, _ = lower_rows(goal, p)
+        best = relaxation.lower(rows)
+        best = best + entropy(p) if goal.soft else best
+    ascent = SlopeAscent(
+        relaxation.graph, first_slopes(relaxation.graph, relaxation.preactivations, p.shape[1])
+    )
+    usual = {i: _usual(relaxation, i, p.shape[1]) for i in ascent.slopes}
+    kept, kept_slopes = p, usual
+    for step in range(steps + 1):
+        leaves = ascent.leaves()
+        with torch.enable_grad():
+            leaf = p.detach().requires_grad_()
+            rows, _ = lower_rows(goal, leaf)
+            low = replace(relaxation, slopes=leaves).lower(rows)
+            found = torch.autograd.grad(
+                low.sum(), [leaf, *leaves.values()], allow_unused=True, materialize_grads=True
+            )
+        before = best
+        now = ascent.slopes
+        p, best, kept = _ascend(goal, p, low.detach(), found[0], best, kept, rate, step < steps)
+        better = best > before  # (B, G)
+        kept_slopes = {
+            i: torch.where(better.reshape(*better.shape, *[1] * (s.ndim - 2)), now[i], s)
+            for i, s in kept_slopes.items()
+        }
+        if step < steps:
+            ascent.step(dict(zip(leaves, found[1:], strict=True)))
+    return replace(relaxation, slopes=kept_slopes), kept
+
+
+def _usual(relaxation: NativeRelaxation, node: int, count: int) -> Tensor:
+    """CROWN's own lower slopes, (B, R, *shape)."""
+    low, high = relaxation.preactivations[node]
+    least: float = relaxation.graph.nodes[node].op.negative_slope  # type: ignore[union-attr]
+    slope = torch.where(high > -low, 1.0, least).to(low.dtype)
+    return slope.unsqueeze(1).repeat(1, count, *[1] * (low.ndim - 1))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Mapping
 from typing import Protocol
 
@@ -63,14 +62,16 @@ def finite_bounds(relaxation: Relaxation) -> Tensor:
 
 
 def resolve_engine(name: str) -> str:
-    """The engine that `auto` stands for here; any other name as it is."""
-    if name != "auto":
-        return name
-    return "auto-lirpa" if importlib.util.find_spec("auto_LiRPA") else "native"
+    """The engine that `auto` stands for; any other name as it is.
+
+    That is the native one: it has a radius for each sample, cuts balls down to where violations may
+    still lie, optimises slopes, and works in chunks. auto-LiRPA is the independent second opinion.
+    """
+    return "native" if name == "auto" else name
 
 
-def make_engine(name: str, graph: Graph) -> Engine:
-    """The engine of that name for a graph; `auto` is auto-LiRPA where it is installed.
+def make_engine(name: str, graph: Graph, memory: int | None = None) -> Engine:
+    """The engine of that name for a graph; `memory` is a budget in bytes.
 
     Raises:
         UsageError: for an unknown name.
@@ -84,5 +85,5 @@ def make_engine(name: str, graph: Graph) -> Engine:
     if name == "native":
         from greg_cert.verify.native_engine import NativeEngine
 
-        return NativeEngine(graph)
+        return NativeEngine(graph, memory)
     raise UsageError(f"expected engine in {', '.join(ENGINES)}, but got {name!r}")

@@ -23,14 +23,14 @@ def value_at_centre(slope: Tensor, offset: Tensor, size: Tensor, inputs: Tensor)
         inputs: (B, ...).
     """
     flat, x = slope.flatten(2), inputs.flatten(1)
-    if len(flat) == 1:
-        value, scale = x @ flat[0].T, x.abs() @ flat[0].detach().abs().T
-    else:
-        value = torch.einsum("brd,bd->br", flat, x)
-        scale = torch.einsum("brd,bd->br", flat.detach().abs(), x.abs())
-    # float32 only drafts where to look; an allowance of its size would mislead the search.
-    rounding = ROUNDING * torch.finfo(x.dtype).eps if x.dtype == torch.float64 else 0.0
-    return value + offset - rounding * (scale + size)
+    shared = len(flat) == 1
+    value = x @ flat[0].T if shared else (flat @ x.unsqueeze(2)).squeeze(2)
+    if x.dtype != torch.float64:
+        # float32 only drafts where to look; an allowance of its size would mislead the search.
+        return value + offset
+    flat = flat.detach().abs()
+    scale = x.abs() @ flat[0].T if shared else (flat @ x.abs().unsqueeze(2)).squeeze(2)
+    return value + offset - ROUNDING * torch.finfo(x.dtype).eps * (scale + size)
 
 
 def slope_norms(slope: Tensor, norm: float) -> Tensor:

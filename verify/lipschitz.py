@@ -5,13 +5,18 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from greg_cert.errors import UsageError
+from greg_cert.scores import SCORES
 from greg_cert.verify.adjoint_interval import adjoint_boxes
 from greg_cert.verify.engine import Relaxation, finite_bounds, make_engine
 from greg_cert.verify.graph import Graph, Linear
 from greg_cert.verify.local_lipschitz import NodeSlopes
 from greg_cert.verify.norms import check_norm, check_radius, dual_norm
+from greg_cert.verify.score_box import score_box
 from greg_cert.verify.scorer import check_inputs
 from greg_cert.verify.trace import trace_model
+
+FORMS = ("hybrid", "interval", "spectral")
 
 _SLACK = 1e-9  # relative; float64 rounding through a network stays far below
 
@@ -24,6 +29,8 @@ def lipschitz_bound(
     norm: float = 2.0,
     engine: str = "auto",
     method: str = "crown",
+    score: str = "energy",
+    form: str = "hybrid",
 ) -> Tensor:
     """Upper bound L of ‖∇S‖* over the whole ball about each input, so |S(x′)−S(x)| ≤ L‖x′−x‖.
 
@@ -37,6 +44,10 @@ def lipschitz_bound(
         norm: norm of perturbations, 2 or inf; the gradient is measured in its dual.
         engine: which bound propagation gives the pre-activation bounds.
         method: `crown`, or `crown-ibp` (faster, looser).
+        score: one of `greg_cert.scores.SCORES`.
+        form: `interval`, the interval backward pass to the input; `spectral`, the masked product of
+            operator norms; `hybrid`, the smallest over all cuts between the two, which includes
+            both.
 
     Returns:
         (B,) in score units per pixel unit.
@@ -51,35 +62,44 @@ def lipschitz_bound(
     graph = trace_model(model, tuple(x.shape[1:]))
     radii = torch.full((len(x),), float(radius), dtype=x.dtype, device=x.device)
     relaxation = make_engine(engine, graph).relax(x, radii, norm, method)
-    return LipschitzBound(graph)(relaxation, x, norm)
+    return LipschitzBound(graph, score)(relaxation, x, norm, form)
 
 
 class LipschitzBound:
     """L_S of one graph for any number of relaxations; keeps what does not depend on the ball."""
 
-    def __init__(self, graph: Graph) -> None:
-        self._graph = graph
+    def __init__(self, graph: Graph, score: str = "energy") -> None:
+        if score not in SCORES:
+            raise UsageError(f"expected score in {', '.join(SCORES)}, but got {score!r}")
+        self._graph, self._score = graph, score
         self._slopes = NodeSlopes(graph)
         self._separators = separators(graph)
 
     @torch.no_grad()
-    def __call__(self, relaxation: Relaxation, inputs: Tensor, norm: float) -> Tensor:
+    def __call__(
+        self, relaxation: Relaxation, inputs: Tensor, norm: float, form: str = "hybrid"
+    ) -> Tensor:
         """(B,) bounds over the balls for which `relaxation` was made about `inputs`."""
+        if form not in FORMS:
+            raise UsageError(f"expected form in {', '.join(FORMS)}, but got {form!r}")
         graph, bounds = self._graph, relaxation.preactivations
-        boxes = adjoint_boxes(graph, bounds, logit_bounds(relaxation, inputs, graph.num_classes))
+        top = score_box(self._score, *logit_bounds(relaxation, inputs, graph.num_classes))
         slopes = self._slopes(bounds, inputs, norm)
+        boxes = adjoint_boxes(graph, bounds, top)
         best = torch.full((len(inputs),), torch.inf, dtype=inputs.dtype, device=inputs.device)
-        for i in self._separators:
+        nodes = {"interval": (0,), "spectral": (len(graph.nodes) - 1,)}.get(form, self._separators)
+        for i in nodes:
             low, high = boxes[i]
             adjoint = torch.maximum(low.abs(), high.abs()) * slopes[i].mask
             best = torch.minimum(best, dual_norm(adjoint, norm) * slopes[i].constant)
         head = graph.nodes[-1]
-        if isinstance(head.op, Linear) and head.inputs[0] in self._separators:
-            # ∇S is a convex combination of logit gradients, so the longest row bounds it.
+        if (
+            form != "interval"
+            and isinstance(head.op, Linear)
+            and head.inputs[0] in self._separators
+        ):
             source = slopes[head.inputs[0]]
-            longest = torch.stack(
-                [dual_norm(row * source.mask, norm) for row in head.op.weight]
-            ).amax(0)
+            longest = top.longest(head.op.weight, source.mask, norm)
             best = torch.minimum(best, longest * source.constant)
         return torch.where(finite_bounds(relaxation), best * (1 + _SLACK), torch.inf)
 

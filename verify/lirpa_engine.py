@@ -53,6 +53,11 @@ class AutoLirpaEngine:
         self, inputs: Tensor, radii: Tensor, norm: float, method: str = "crown"
     ) -> LirpaRelaxation:
         """See `Engine.relax`. One call of auto-LiRPA for each distinct radius."""
+        if method == "alpha-crown":
+            raise EngineError(
+                "auto-LiRPA's alpha-CROWN leaves its slopes where they begin on this torch, so it "
+                "would be CROWN under another name; engine 'native' optimises them"
+            )
         if method not in RELAXATIONS:
             raise UsageError(f"expected relaxation in {', '.join(RELAXATIONS)}, but got {method!r}")
         groups = []

@@ -9,107 +9,232 @@ import torch
 from torch import Tensor
 
 from greg_cert.errors import UsageError
-from greg_cert.verify.crown import backward_rows
-from greg_cert.verify.engine import RELAXATIONS
-from greg_cert.verify.graph import Activation, Graph, Node
+from greg_cert.verify.alpha import best_slopes
+from greg_cert.verify.crown import Lines, backward_rows, neuron_rows
+from greg_cert.verify.graph import Activation, Graph
 from greg_cert.verify.interval import Interval, forward_interval
-from greg_cert.verify.linear_bound import slope_norms, value_at_centre
+from greg_cert.verify.linear_bound import value_at_centre
+from greg_cert.verify.native_relaxation import NativeRelaxation
+from greg_cert.verify.region import Region
 
-_CHUNK_ELEMENTS = 2**24  # of one coefficient tensor (B, R, widest layer): 128 MiB in float64
+RELAXATIONS = ("crown", "crown-ibp", "alpha-crown")
+_ELEMENTS = 2**19  # of one coefficient tensor (B, R, widest layer): what stays in a CPU's cache
+_TENSORS = 8  # of that size that live at once
+_CONTRADICTION = 1e-9  # by how much a lower bound must exceed an upper one, relative
+_ALPHA_STEPS = 10
 
 
 @dataclass(frozen=True)
-class NativeRelaxation:
-    """The network between linear bounds over the balls it was relaxed for."""
+class OutputConstraint:
+    """What holds for every violation: row·f + constant < 0.
 
-    graph: Graph
-    inputs: Tensor
-    radii: Tensor
-    norm: float
-    preactivations: Mapping[int, Interval]
+    Attributes:
+        row: (B, K).
+        constant: (B,).
+        steepness: (B,) dual norm of the slope of its linear bound.
+    """
 
-    def linear(self, rows: Tensor) -> tuple[Tensor, Tensor]:
-        """See `Relaxation.linear`."""
-        last = len(self.graph.nodes) - 1
-        slope, offset, size = backward_rows(self.graph, self.preactivations, last, rows)
-        return value_at_centre(slope, offset, size, self.inputs), slope_norms(slope, self.norm)
+    row: Tensor
+    constant: Tensor
+    steepness: Tensor
 
-    def lower(self, rows: Tensor) -> Tensor:
-        """See `Relaxation.lower`."""
-        value, slope = self.linear(rows)
-        return value - self.radii.unsqueeze(1) * slope
+    def of(self, members: Tensor) -> OutputConstraint:
+        """Those of some samples."""
+        return OutputConstraint(self.row[members], self.constant[members], self.steepness[members])
 
 
 class NativeEngine:
-    """CROWN, or CROWN-IBP, on the canonical graph."""
+    """CROWN, CROWN-IBP or α-CROWN on the canonical graph.
+
+    Args:
+        graph: the network.
+        memory: bytes that the coefficients may take; 1 GiB where it is not given.
+    """
 
     name = "native"
 
-    def __init__(self, graph: Graph) -> None:
+    def __init__(self, graph: Graph, memory: int | None = None) -> None:
         self._graph = graph
-        self._widest = max(int(torch.Size(n.shape).numel()) for n in graph.nodes)
+        self._widest = max(torch.Size(n.shape).numel() for n in graph.nodes)
         self._affine = _affine_nodes(graph)
+        size = torch.finfo(graph.dtype).bits // 8
+        self._elements = _ELEMENTS if memory is None else max(1, memory // (size * _TENSORS))
 
     def relax(
         self, inputs: Tensor, radii: Tensor, norm: float, method: str = "crown"
     ) -> NativeRelaxation:
-        """See `Engine.relax`."""
+        """See `Engine.relax`; `method` may be `alpha-crown` too."""
+        return self.relax_region(Region(inputs, radii, norm), method)
+
+    def relax_region(
+        self,
+        region: Region,
+        method: str = "crown",
+        *,
+        outer: NativeRelaxation | None = None,
+        constraint: OutputConstraint | None = None,
+    ) -> NativeRelaxation:
+        """Relax the network where violations may still lie.
+
+        Args:
+            region: balls, with or without cuts.
+            method: `crown`, `crown-ibp` or `alpha-crown`.
+            outer: a relaxation over sets that hold these; its bounds are taken over.
+            constraint: of the violations that the region is about; needs `outer` and a cut.
+        """
         if method not in RELAXATIONS:
             raise UsageError(f"expected relaxation in {', '.join(RELAXATIONS)}, but got {method!r}")
         with torch.no_grad():
-            bounds = self._preactivations(inputs, radii, norm, method)
-        return NativeRelaxation(self._graph, inputs, radii, norm, bounds)
+            bounds, lines, empty = self._preactivations(region, method, outer, constraint)
+        return NativeRelaxation(
+            self._graph,
+            region,
+            bounds,
+            empty,
+            lines=lines,
+            optimise=method == "alpha-crown",
+            elements=self._elements,
+        )
 
     def _preactivations(
-        self, inputs: Tensor, radii: Tensor, norm: float, method: str
-    ) -> dict[int, Interval]:
-        found: dict[int, Interval] = {}
-        ball = radii.reshape(-1, *[1] * (inputs.ndim - 1))
+        self,
+        region: Region,
+        method: str,
+        outer: NativeRelaxation | None,
+        constraint: OutputConstraint | None,
+    ) -> tuple[dict[int, Interval], dict[int, Lines], Tensor]:
+        inputs = region.inputs
+        found: dict[int, Interval] = {} if outer is None else dict(outer.preactivations)
+        lines: dict[int, Lines] = {} if outer is None else dict(outer.lines)
+        empty = inputs.new_zeros(len(inputs), dtype=torch.bool)
+        if outer is not None:
+            empty |= outer.empty
+        ball = region.radii.reshape(-1, *[1] * (inputs.ndim - 1))
         intervals: list[Interval] = [(inputs - ball, inputs + ball)]
         for i, node in enumerate(self._graph.nodes[1:], start=1):
             source = node.inputs[0]
             if isinstance(node.op, Activation):
-                if method == "crown" or source in self._affine:
-                    intervals[source] = self._tighten(
-                        source, intervals[source], found, inputs, radii, norm
+                interval = intervals[source]
+                if i in found:  # an outer bound; nodes before this one hold those of this region
+                    interval = _meet(interval, found[i])
+                if method != "crown-ibp" or source in self._affine:
+                    interval = self._tighten(
+                        source, interval, found, lines, region, method, constraint
                     )
+                intervals[source], contradiction = _ordered(interval)
                 found[i] = intervals[source]
+                lines.pop(i, None)
+                empty |= contradiction
             intervals.append(forward_interval(node.op, [intervals[j] for j in node.inputs]))
-        return found
+        return found, lines, empty
 
     def _tighten(
         self,
         target: int,
         interval: Interval,
         known: Mapping[int, Interval],
-        inputs: Tensor,
-        radii: Tensor,
-        norm: float,
+        lines: dict[int, Lines],
+        region: Region,
+        method: str,
+        constraint: OutputConstraint | None,
     ) -> Interval:
         """The interval of a node, intersected with CROWN's where its sign is unknown."""
         node = self._graph.nodes[target]
         low, high = interval[0].flatten(1).clone(), interval[1].flatten(1).clone()
-        unknown = ((low < 0) & (high > 0)).any(0).nonzero().squeeze(1)
+        unknown = (low < 0) & (high > 0)
         shared = target in self._affine  # without an activation before it, one slope serves all
-        for chunk in self._chunks(unknown, 1 if shared else len(inputs)):
-            rows = _unit_rows(chunk, node, inputs.new_empty(0))
-            rows = torch.cat([rows, -rows], dim=1)
-            if not shared:
-                rows = rows.expand(len(inputs), *rows.shape[1:])
-            slope, offset, size = backward_rows(self._graph, known, target, rows)
-            centre = value_at_centre(slope, offset, size, inputs)
-            bound = centre - radii.unsqueeze(1) * slope_norms(slope, norm)
-            below, above = bound.split(len(chunk), dim=1)
+        for chunk in self._chunks(unknown, shared):
+            bound = self._lowest(target, chunk, known, lines, region, method, constraint)
+            below, above = bound.split(chunk.shape[1], dim=1)
+            chunk = chunk.expand(len(low), -1)
             # Only where the sample's own sign is unknown: no sample's bounds depend on its batch.
-            own_low, own_high = low[:, chunk], high[:, chunk]
-            own = (own_low < 0) & (own_high > 0)
-            low[:, chunk] = torch.where(own, torch.maximum(own_low, below), own_low)
-            high[:, chunk] = torch.where(own, torch.minimum(own_high, -above), own_high)
+            own_low, own_high = low.gather(1, chunk), high.gather(1, chunk)
+            own = unknown.gather(1, chunk)
+            low.scatter_(1, chunk, torch.where(own, torch.maximum(own_low, below), own_low))
+            high.scatter_(1, chunk, torch.where(own, torch.minimum(own_high, -above), own_high))
         return low.unflatten(1, node.shape), high.unflatten(1, node.shape)
 
-    def _chunks(self, indices: Tensor, batch: int) -> Iterator[Tensor]:
-        size = max(1, _CHUNK_ELEMENTS // (2 * batch * self._widest))
-        return iter(indices.split(size)) if len(indices) else iter(())
+    def _lowest(
+        self,
+        target: int,
+        indices: Tensor,
+        known: Mapping[int, Interval],
+        lines: dict[int, Lines],
+        region: Region,
+        method: str,
+        constraint: OutputConstraint | None,
+    ) -> Tensor:
+        """Lower bounds (B, 2R) of the neurons (B or 1, R) of a node and of their negatives."""
+        start, rows, added = neuron_rows(self._graph, target, indices)
+        rows, added = torch.cat([rows, -rows], 1), torch.cat([added, -added], 1)
+        if target not in self._affine:
+            rows = rows.expand(len(region.inputs), *rows.shape[1:])
+        slope, offset, size = backward_rows(self._graph, known, start, rows, lines=lines)
+        value = value_at_centre(slope, offset + added, size + added.abs(), region.inputs)
+        bound = region.lowest(value, slope)
+        if method == "alpha-crown" and target not in self._affine:
+            bound = torch.maximum(bound, self._optimised(start, rows, added, known, region))
+        # For an affine node the cut says nearly all of it, at a fraction of the cost.
+        if constraint is None or region.cut is None or target in self._affine:
+            return bound
+        # Every violation has row·f + constant < 0, so z ≥ z + λ(row·f + constant) there.
+        weight = region.multipliers(slope) / constraint.steepness.unsqueeze(1)
+        weight = weight.nan_to_num(nan=0.0, posinf=0.0)
+        last = len(self._graph.nodes) - 1
+        together = weight.unsqueeze(2) * constraint.row.unsqueeze(1)
+        slope, offset, size = backward_rows(
+            self._graph,
+            known,
+            last,
+            together,
+            more={start: rows.expand(len(weight), *rows.shape[1:])},
+            lines=lines,
+        )
+        added = added + weight * constraint.constant.unsqueeze(1)
+        value = value_at_centre(slope, offset + added, size + added.abs(), region.inputs)
+        return torch.maximum(bound, region.lowest(value, slope))
+
+    def _optimised(
+        self,
+        start: int,
+        rows: Tensor,
+        added: Tensor,
+        known: Mapping[int, Interval],
+        region: Region,
+    ) -> Tensor:
+        def lowest(slopes: Mapping[int, Tensor]) -> Tensor:
+            slope, offset, size = backward_rows(self._graph, known, start, rows, slopes=slopes)
+            value = value_at_centre(slope, offset + added, size + added.abs(), region.inputs)
+            return region.lowest(value, slope)
+
+        before = {i: known[i] for i in self._graph.activations if i <= start}
+        return best_slopes(self._graph, before, rows.shape[1], lowest, _ALPHA_STEPS)[0]
+
+    def _chunks(self, unknown: Tensor, shared: bool) -> Iterator[Tensor]:
+        """Indices of neurons of unknown sign, (1, R) for all samples or (B, R) for each its own.
+
+        Samples with fewer than the most are filled up with other neurons.
+        """
+        if shared:
+            indices = unknown.any(0).nonzero().squeeze(1).unsqueeze(0)
+        else:
+            most = int(unknown.sum(1).max())
+            indices = unknown.byte().argsort(dim=1, descending=True, stable=True)[:, :most]
+        size = max(1, self._elements // (2 * len(indices) * self._widest))
+        return iter(indices.split(size, dim=1)) if indices.shape[1] else iter(())
+
+
+def _meet(one: Interval, other: Interval) -> Interval:
+    return torch.maximum(one[0], other[0]), torch.minimum(one[1], other[1])
+
+
+def _ordered(interval: Interval) -> tuple[Interval, Tensor]:
+    """The interval with its ends in order, and whether they contradict each other, (B,)."""
+    low, high = interval
+    allowed = _CONTRADICTION if low.dtype == torch.float64 else 1e-4
+    crossed = low - high > allowed * (1 + low.abs() + high.abs())
+    # Within the allowance it is rounding: the interval between both ends is the safe one.
+    return (torch.minimum(low, high), torch.maximum(low, high)), crossed.flatten(1).any(1)
 
 
 def _affine_nodes(graph: Graph) -> frozenset[int]:
@@ -119,11 +244,3 @@ def _affine_nodes(graph: Graph) -> frozenset[int]:
         if not isinstance(node.op, Activation) and all(j in affine for j in node.inputs):
             affine.add(i)
     return frozenset(affine)
-
-
-def _unit_rows(indices: Tensor, node: Node, like: Tensor) -> Tensor:
-    """(1, R, *shape) rows that read single neurons."""
-    size = int(torch.Size(node.shape).numel())
-    rows = like.new_zeros(len(indices), size)
-    rows[torch.arange(len(indices), device=indices.device), indices] = 1.0
-    return rows.reshape(1, -1, *node.shape)

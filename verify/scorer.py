@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from greg_cert.errors import UsageError
-from greg_cert.scores import energy
+from greg_cert.scores import score_of
 
 ScoreFunction = Callable[[Tensor], Tensor]
 """Inputs (B, ...) to scores (B,), differentiable."""
@@ -19,14 +19,21 @@ ScoreFunction = Callable[[Tensor], Tensor]
 SIDES = ("id", "ood")
 
 
-def score_function(model: nn.Module) -> ScoreFunction:
-    """The energy score of a float64 copy of `model` in evaluation mode; `model` is not touched."""
+def logit_function(model: nn.Module) -> Callable[[Tensor], Tensor]:
+    """The logits of a float64 copy of `model` in evaluation mode; `model` is not touched."""
     twin = copy.deepcopy(model).double().eval().requires_grad_(False)
 
-    def score(x: Tensor) -> Tensor:
-        return energy(twin(x.clone()))  # a model may begin in place
+    def logits(x: Tensor) -> Tensor:
+        found: Tensor = twin(x.clone())  # a model may begin in place
+        return found
 
-    return score
+    return logits
+
+
+def score_function(model: nn.Module, score: str = "energy") -> ScoreFunction:
+    """A score, by name, of a float64 copy of `model` in evaluation mode."""
+    logits, value = logit_function(model), score_of(score)
+    return lambda x: value(logits(x))
 
 
 def score_and_gradient(score: ScoreFunction, x: Tensor) -> tuple[Tensor, Tensor]:

@@ -33,6 +33,19 @@ class RadiusSearch:
         self._low = torch.zeros_like(guess)  # largest ε whose whole ball was proven
         self._high = torch.full_like(guess, torch.inf)  # smallest ε whose ball was not
         self._ceiling = torch.full_like(guess, torch.inf)  # q there: the optimum is no further
+        self._growth = _GROWTH
+
+    def take(self, other: RadiusSearch, members: Tensor) -> None:
+        """Where some samples (B,) bool stand in another search of the same samples."""
+        for name in ("best", "best_at", "_low", "_high", "_ceiling"):
+            getattr(self, name)[members] = getattr(other, name)[members]
+
+    def begin_again(self, growth: float) -> None:
+        """Search upwards from the best radii, by better bounds, in steps of `growth`."""
+        self._low = self.best.clone()
+        self._high = torch.full_like(self._high, torch.inf)
+        self._ceiling = torch.full_like(self._ceiling, torch.inf)
+        self._growth = growth
 
     def update(self, members: Tensor, radii: Tensor, reach: Tensor) -> Tensor:
         """Take in q = `reach` at ε = `radii` for the samples `members`; which of them improved."""
@@ -58,7 +71,7 @@ class RadiusSearch:
         top = torch.minimum(high, self._ceiling[members]).maximum(low)
         untried = (low == 0) & high.isinf()
         between = torch.where(low > 0, (low * top).sqrt(), high / 4)
-        radius = torch.where(high.isinf(), _GROWTH * low, between)
+        radius = torch.where(high.isinf(), self._growth * low, between)
         radius = torch.where(untried, self._guess[members], radius).clamp(max=self.max_radius)
         rounded = ((radius.log() / _GRID).round() * _GRID).exp()
         inside = (rounded > low) & (rounded < high) & (rounded < self.max_radius)

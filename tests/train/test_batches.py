@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 
 from greg_cert.data import ImageSet
-from greg_cert.train.batches import DeviceImages, Draw, batch_indices, draw_shifts, generator_for
+from greg_cert.draws import generator_for
+from greg_cert.train.batches import DeviceImages, Draw, batch_indices, draw_shifts
 
 CPU = torch.device("cpu")
 

@@ -9,8 +9,8 @@ import torch
 from problems import BIG, SMALL, build, climb, exact_cases, in_ball, points
 from torch import Tensor
 
-from greg_cert.errors import UsageError
-from greg_cert.verify import crown, interval, native_engine
+from greg_cert.errors import EngineError, UsageError
+from greg_cert.verify import crown, interval, native_engine, region
 from greg_cert.verify.engine import make_engine
 from greg_cert.verify.graph import Activation, Graph, forward_all
 from greg_cert.verify.trace import trace_model
@@ -231,8 +231,14 @@ def test_lower_is_differentiable_in_its_rows(engine: str) -> None:
 @pytest.mark.parametrize("engine", ENGINES)
 def test_unknown_relaxation(engine: str) -> None:
     graph, x = few("mlp")
-    with pytest.raises(UsageError, match="'alpha-crown'"):
-        make_engine(engine, graph).relax(x, torch.ones(3).double(), 2.0, "alpha-crown")
+    with pytest.raises(UsageError, match="'beta-crown'"):
+        make_engine(engine, graph).relax(x, torch.ones(3).double(), 2.0, "beta-crown")
+
+
+def test_alpha_crown_is_refused_where_it_would_not_optimise() -> None:
+    graph, x = few("mlp")
+    with pytest.raises(EngineError, match="engine 'native'"):
+        make_engine("auto-lirpa", graph).relax(x, torch.ones(3).double(), 2.0, "alpha-crown")
 
 
 def test_unknown_engine() -> None:
@@ -261,11 +267,11 @@ def _steep_below(low: Tensor, high: Tensor, slope: float) -> tuple[Tensor, Tenso
 
 
 def _short_slopes(slope: Tensor, norm: float) -> Tensor:
-    return 0.97 * slope_norms(slope, norm)
+    return 0.97 * dual_norm(slope, norm)
 
 
 def _wrong_norm(slope: Tensor, norm: float) -> Tensor:
-    return slope_norms(slope, 2.0)  # ℓ2 where ℓ1 is the dual
+    return dual_norm(slope, 2.0)  # ℓ2 where ℓ1 is the dual
 
 
 def _narrow_interval(op: object, operands: object) -> interval.Interval:
@@ -277,15 +283,15 @@ def _narrow_interval(op: object, operands: object) -> interval.Interval:
 
 
 crown_relax = crown.relax_activation
-slope_norms = native_engine.slope_norms
+dual_norm = region.dual_norm
 forward_interval = interval.forward_interval
 
 SABOTAGES: list[tuple[str, object, str, object, float]] = [
     ("intercept", crown, "relax_activation", _no_intercept, 2.0),
     ("chord", crown, "relax_activation", _flat_chord, 2.0),
     ("lower line", crown, "relax_activation", _steep_below, math.inf),
-    ("slope norm", native_engine, "slope_norms", _short_slopes, 2.0),
-    ("dual norm", native_engine, "slope_norms", _wrong_norm, math.inf),
+    ("slope norm", region, "dual_norm", _short_slopes, 2.0),
+    ("dual norm", region, "dual_norm", _wrong_norm, math.inf),
     ("interval", native_engine, "forward_interval", _narrow_interval, math.inf),
 ]
 

@@ -25,8 +25,9 @@ from torch import Tensor, nn
 from greg_cert.errors import UnsupportedModelError, UsageError
 from greg_cert.verify import Certificates, attack_radius, certify, gradient_norm, lipschitz_bound
 from greg_cert.verify.attack import AttackPlan, attack_within
-from greg_cert.verify.duality import acceptance_radius, entropy, improve_row
+from greg_cert.verify.duality import entropy, improve_weights, lower_reach
 from greg_cert.verify.engine import make_engine
+from greg_cert.verify.goals import decision_goals
 from greg_cert.verify.graph import forward_all
 from greg_cert.verify.scorer import Margin, score_function
 from greg_cert.verify.trace import trace_model
@@ -259,13 +260,15 @@ def test_any_row_of_the_simplex_is_valid_and_improving_never_hurts(engine: str) 
     relaxation = make_engine(engine, graph).relax(x, radii, 2.0)
     plan = AttackPlan(Margin(threshold, "id"), 2.0, steps=20, restarts=2)
     generator = torch.Generator().manual_seed(0)
-    softmax = forward_all(graph, x)[-1].softmax(1)
+    logits = forward_all(graph, x)[-1]
+    (goal,) = decision_goals("energy", "id", threshold, logits)
+    softmax = logits.softmax(1)
     one_hot = torch.eye(4, dtype=torch.float64)[softmax.argmax(1)]
     rows = [softmax, one_hot, (softmax + 1) / 5]
     rows += [torch.rand(len(x), 4, generator=generator).double().softmax(1) for _ in range(4)]
     positive = 0
     for p in rows:
-        reach = torch.minimum(radii, acceptance_radius(relaxation, p, threshold))
+        reach = torch.minimum(radii, lower_reach(relaxation, goal, p.unsqueeze(1)))
         positive += int((reach > 0).sum())
         assert not attack_within(score, x, reach, plan)[0].any()
 
@@ -273,7 +276,7 @@ def test_any_row_of_the_simplex_is_valid_and_improving_never_hurts(engine: str) 
             low: Tensor = relaxation.lower(q.unsqueeze(1)).squeeze(1).detach()
             return low + entropy(q)
 
-        better = improve_row(relaxation, p, 8)
+        better = improve_weights(relaxation, goal, p.unsqueeze(1), 8).squeeze(1)
         assert torch.allclose(better.sum(1), torch.ones(len(x)).double(), rtol=1e-12)
         assert bool((better >= 0).all())
         assert bool((value(better) >= value(p) - 1e-12).all())
@@ -426,7 +429,8 @@ def test_to_frame_has_a_row_for_each_sample() -> None:
     result = certify(model, x, threshold, attack=False, lipschitz=False)
     frame = result.to_frame()
     assert len(frame) == len(result) == len(x)
-    assert list(frame.columns) == list(Certificates.__dataclass_fields__)
+    named = [name for name in Certificates.__dataclass_fields__ if name != "other"]
+    assert list(frame.columns) == [*named, "radius_crown"]
     assert frame["score"].tolist() == result.score.tolist()
     assert frame["status"].tolist() == result.status.tolist()
     for column in ("radius_attack", "radius_lipschitz", "lipschitz"):

@@ -23,7 +23,13 @@ from scipy.optimize import linprog
 from torch import Tensor, nn
 
 from greg_cert.errors import UsageError
-from greg_cert.verify import adjoint_interval, gradient_norm, lipschitz_bound, local_lipschitz
+from greg_cert.verify import (
+    adjoint_interval,
+    gradient_norm,
+    lipschitz_bound,
+    local_lipschitz,
+    score_box,
+)
 from greg_cert.verify.engine import make_engine
 from greg_cert.verify.graph import Conv, Linear, forward_all
 from greg_cert.verify.interval import activation_derivative
@@ -344,7 +350,7 @@ def test_mixture_box_is_the_linear_programme() -> None:
 
 # --- The check above can fail ------------------------------------------------------------------
 
-box_before = adjoint_interval.softmax_box
+box_before = score_box.softmax_box
 derivative_before = local_lipschitz.activation_derivative
 norm_before = MaskedNorm.bound
 
@@ -365,7 +371,7 @@ def _small_norm(self: MaskedNorm, columns: Tensor, rows: Tensor, norm: float) ->
 
 
 SABOTAGES = [
-    ("softmax", adjoint_interval, "softmax_box", _point_box),
+    ("softmax", score_box, "softmax_box", _point_box),
     ("adjoint derivative", adjoint_interval, "activation_derivative", _always_dead),
     ("forward derivative", local_lipschitz, "activation_derivative", _always_dead),
     ("operator norm", MaskedNorm, "bound", _small_norm),

@@ -1,0 +1,121 @@
+"""What a decision comes down to: log-sum-exps, or maxima, that stay above or below a level.
+
+Every score here is a log-sum-exp, or a maximum, of shifted logits z_j = f_j − s·f, or follows from
+one. For S ≤ γ (side `id`) and S > γ (side `ood`):
+
+* energy −logsumexp f: logsumexp f ≥ −γ; below −γ.
+* max logit −max f: max f ≥ −γ; below −γ.
+* absent class f_K − logsumexp f_{<K}: logsumexp(f_{<K} − f_K) ≥ −γ; below −γ.
+* max softmax −max softmax f: with τ = −γ, logsumexp(f − f_k) ≤ −log τ for some class k, for which
+  the predicted one is taken; logsumexp(f − f_k) > −log τ for all classes k.
+* correct class y: max_{j≠y} (f_j − f_y) below 0.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from greg_cert.errors import UsageError
+from greg_cert.scores import SCORES
+
+SLACK = 1e-9  # of a margin, relative to the numbers it is the difference of
+
+
+@dataclass(frozen=True)
+class Goal:
+    """For all g: the log-sum-exp, or maximum, over j of f_j − shift_g·f keeps to a side of a level.
+
+    Attributes:
+        above: whether it has to stay at or above the level, or else below it.
+        soft: log-sum-exp, or else maximum.
+        shift: (B, G, K).
+        members: (B, G, K) bool, which j there are.
+        level: (B,) may be infinite, where the goal always or never holds.
+    """
+
+    above: bool
+    soft: bool
+    shift: Tensor
+    members: Tensor
+    level: Tensor
+
+    def of(self, samples: Tensor) -> Goal:
+        """The goal for some samples."""
+        return Goal(
+            self.above,
+            self.soft,
+            self.shift[samples],
+            self.members[samples],
+            self.level[samples],
+        )
+
+    def to(self, dtype: torch.dtype) -> Goal:
+        """The goal in another floating type."""
+        return Goal(self.above, self.soft, self.shift.to(dtype), self.members, self.level.to(dtype))
+
+    def shifted(self, logits: Tensor) -> Tensor:
+        """Z (B, G, K) at logits (B, K), −inf where there is no such j."""
+        along = (self.shift * logits.unsqueeze(1)).sum(2, keepdim=True)
+        return torch.where(self.members, logits.unsqueeze(1) - along, -math.inf)
+
+    def value(self, logits: Tensor) -> Tensor:
+        """The log-sum-exps, or maxima, (B, G)."""
+        z = self.shifted(logits)
+        return z.logsumexp(2) if self.soft else z.amax(2)
+
+    def rows(self, weights: Tensor) -> Tensor:
+        """Rows (B, R, K) of the logits that weights (B, R, K) of z amount to; G = 1 or R = G."""
+        return weights - weights.sum(2, keepdim=True) * self.shift
+
+
+def decision_goals(
+    score: str,
+    side: str,
+    threshold: float,
+    logits: Tensor,
+    labels: Tensor | None = None,
+) -> tuple[Goal, ...]:
+    """Goals that hold, all of them, only where the decision does not change.
+
+    Args:
+        score: one of `greg_cert.scores.SCORES`.
+        side: `id` or `ood`.
+        threshold: γ.
+        logits: (B, K) at the centres; the predicted class is taken from them.
+        labels: (B,) where the class has to stay right too; side `id` alone.
+    """
+    count, classes = logits.shape
+    if score not in SCORES:
+        raise UsageError(f"expected score in {', '.join(SCORES)}, but got {score!r}")
+    if score == "absent_class" and classes < 2:
+        raise UsageError(f"expected K >= 2 logits for the score absent_class, but got {classes}")
+    nothing = logits.new_zeros(count, 1, classes)
+    everyone = torch.ones_like(nothing, dtype=torch.bool)
+    above = side == "id"
+    level = torch.full_like(logits[:, 0], -threshold)
+    if score in ("energy", "max_logit"):
+        goals = [Goal(above, score == "energy", nothing, everyone, level)]
+    elif score == "absent_class":
+        shift, members = nothing.clone(), everyone.clone()
+        shift[..., -1], members[..., -1] = 1.0, False
+        goals = [Goal(above, True, shift, members, level)]
+    else:
+        level = torch.full_like(level, -math.log(-threshold) if threshold < 0 else math.inf)
+        eye = torch.eye(classes, dtype=logits.dtype, device=logits.device)
+        if side == "id":
+            goals = [Goal(False, True, eye[logits.argmax(1)].unsqueeze(1), everyone, level)]
+        else:
+            each = eye.expand(count, classes, classes)
+            goals = [Goal(True, True, each, torch.ones_like(each, dtype=torch.bool), level)]
+    if labels is not None:
+        one_hot = torch.nn.functional.one_hot(labels, classes).unsqueeze(1)
+        members = ~one_hot.bool()
+        if score == "absent_class":
+            members[..., -1] = False  # is never the predicted class
+        zero = torch.zeros_like(level)
+        goals.append(Goal(False, False, one_hot.to(logits), members, zero))
+    return tuple(goals)

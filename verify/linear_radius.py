@@ -1,0 +1,153 @@
+"""Radii from linear bounds: a search in float32 proposes balls, the proving type proves them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from greg_cert.verify.ball import BallBounds, Effort
+from greg_cert.verify.duality import first_weights
+from greg_cert.verify.engine import Engine
+from greg_cert.verify.goals import Goal
+from greg_cert.verify.graph import Graph
+from greg_cert.verify.native_engine import NativeEngine
+from greg_cert.verify.search import RadiusSearch
+
+_GUESS = 0.5  # of the first-order radius, where the ladder begins
+_COARSE = 0.04  # tolerance of the ladder where cuts follow
+_CUT_GROWTH = 1.1
+_RETREAT = 0.98  # of the ball, where a proof in the other type fell short
+_SHORT = 0.97
+
+
+@dataclass(frozen=True)
+class Ladder:
+    """How the search goes.
+
+    Attributes:
+        rounds: balls tried without cuts.
+        tolerance: relative, at which a sample is done.
+        mirror_steps: on every ball but the first.
+        cuts: cuts of each ball after that; 0 for none.
+        cut_rounds: balls tried with cuts.
+    """
+
+    rounds: int
+    tolerance: float
+    mirror_steps: int
+    cuts: int
+    cut_rounds: int
+
+
+class LinearRadius:
+    """Proven radii of one graph by one engine and one method."""
+
+    def __init__(
+        self,
+        graph: Graph,
+        draft: Graph,
+        engine: Engine,
+        method: str,
+        norm: float,
+        max_radius: float,
+        ladder: Ladder,
+        memory: int | None = None,
+    ) -> None:
+        self._max_radius, self._ladder = max_radius, ladder
+        if not isinstance(engine, NativeEngine):
+            self._ladder = Ladder(ladder.rounds, ladder.tolerance, ladder.mirror_steps, 0, 0)
+        self._prover = BallBounds(graph, engine, norm, method)
+        # What the search finds is only where to look, so it may use the faster type and engine.
+        self._scout = BallBounds(draft, NativeEngine(draft, memory), norm, method)
+        self._careful_scout = BallBounds(graph, NativeEngine(graph, memory), norm, method)
+
+    def __call__(
+        self,
+        x: Tensor,
+        logits: Tensor,
+        goal: Goal,
+        first_order: Tensor,
+        known: Tensor | None = None,
+    ) -> Tensor:
+        """Radii (B,) within which `goal` is proven to hold.
+
+        Args:
+            x: (B, ...) centres, float64.
+            logits: (B, K) there.
+            goal: what to prove.
+            first_order: (B,) a guess of the radius.
+            known: (B,) radii proven before, where to begin.
+        """
+        weights = first_weights(goal, logits)
+        ladder = self._ladder
+
+        def reach(bounds: BallBounds, members: Tensor, radii: Tensor, effort: Effort) -> Tensor:
+            found, improved = bounds.reach(
+                x[members], radii, goal.of(members), weights[members], effort
+            )
+            weights[members] = improved
+            return found
+
+        guess = first_order * _GUESS
+        if known is not None:
+            guess = torch.where(known > 0, known, guess)
+        plain = Effort(ladder.mirror_steps)
+        search = RadiusSearch(guess, self._max_radius)
+        tolerance = max(ladder.tolerance, _COARSE) if ladder.cuts else ladder.tolerance
+        self._climb(search, reach, self._scout, plain, ladder.rounds, tolerance)
+        lost = search.best == 0
+        if lost.any():  # a failed draft says nothing: these begin anew, in the proving type
+            careful = RadiusSearch(guess, self._max_radius)
+            self._climb(careful, reach, self._careful_scout, plain, ladder.rounds, tolerance, lost)
+            search.take(careful, lost)
+        if ladder.cuts:
+            search.begin_again(_CUT_GROWTH)
+            effort = Effort(ladder.mirror_steps, ladder.cuts)
+            tolerance = ladder.tolerance
+            self._climb(search, reach, self._scout, effort, ladder.cut_rounds, tolerance)
+        return self._prove(search, reach)
+
+    def _climb(
+        self,
+        search: RadiusSearch,
+        reach: Callable[[BallBounds, Tensor, Tensor, Effort], Tensor],
+        scout: BallBounds,
+        effort: Effort,
+        rounds: int,
+        tolerance: float,
+        among: Tensor | None = None,
+    ) -> None:
+        for turn in range(rounds):
+            members = search.open(tolerance)
+            if among is not None:
+                members = members[among[members]]
+            if len(members) == 0:
+                break
+            radii = search.propose(members)
+            # On the first ball the weights of the centre do: it is far from the radius yet.
+            now = effort if turn or effort.cuts else Effort()
+            search.update(members, radii, reach(scout, members, radii, now))
+
+    def _prove(
+        self,
+        search: RadiusSearch,
+        reach: Callable[[BallBounds, Tensor, Tensor, Effort], Tensor],
+    ) -> Tensor:
+        """Radii (B,) by the proving engine, at the balls the search liked best."""
+        radii = torch.zeros_like(search.best)
+        effort = Effort(self._ladder.mirror_steps if self._ladder.cuts else 0, self._ladder.cuts)
+        members = (search.best > 0).nonzero().squeeze(1)
+        ball = search.best_at.clone()
+        for _ in range(3):
+            if len(members) == 0:
+                break
+            tried = ball[members]
+            proven = torch.minimum(tried, reach(self._prover, members, tried, effort))
+            radii[members] = torch.maximum(radii[members], proven)
+            # The two types may differ on which side of a steep edge a ball lies.
+            members = members[radii[members] < _SHORT * search.best[members]]
+            ball[members] = ball[members] * _RETREAT
+        return radii

@@ -1,0 +1,157 @@
+"""Radii from proven Lipschitz constants: the paper's ε*, and its integral along the way."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from greg_cert.verify.engine import Engine
+from greg_cert.verify.graph import Graph, Linear, forward_all
+from greg_cert.verify.linear_bound import ROUNDING
+from greg_cert.verify.lipschitz import LipschitzBound
+from greg_cert.verify.native_engine import NativeEngine
+from greg_cert.verify.search import RadiusSearch
+
+_SLACK = 1e-9
+_GUESS = 0.25  # of the first-order radius, where the ladder begins
+_STEPS = 8  # of the integral
+_BEYOND = 1.6  # times ε*, where the integral ends
+
+
+def first_order_reach(constant: Tensor, gap: Tensor, rounding: Tensor) -> Tensor:
+    """Distance (B,) within which a score of slope ≤ `constant` cannot use up `gap`, (B,) each.
+
+    `rounding` (B,) bounds the rounding of the gap.
+    """
+    left = _left(gap, rounding)
+    return torch.where(left > 0, left / constant, torch.zeros_like(gap)).nan_to_num(nan=0.0)
+
+
+def _left(gap: Tensor, rounding: Tensor) -> Tensor:
+    return gap - _SLACK * (1 + gap.abs()) - rounding
+
+
+@torch.no_grad()
+def score_rounding(graph: Graph, x: Tensor) -> Tensor:
+    """Allowance (B,) for the rounding of S(x): units in the last place of its absolute terms."""
+    largest = torch.zeros(len(x), dtype=x.dtype, device=x.device)
+    values = forward_all(graph, x)
+    op = graph.nodes[-1].op
+    last = values[graph.nodes[-1].inputs[0]] if graph.nodes[-1].inputs else x
+    if isinstance(op, Linear):
+        largest = (last.abs() @ op.weight.abs().T + op.bias.abs()).amax(1)
+    largest = torch.maximum(largest, values[-1].abs().amax(1))
+    return ROUNDING * torch.finfo(x.dtype).eps * largest
+
+
+class LipschitzRadius:
+    """Proven radii of one graph by L_S."""
+
+    def __init__(
+        self,
+        graph: Graph,
+        draft: Graph,
+        engine: Engine,
+        score: str,
+        norm: float,
+        max_radius: float,
+        *,
+        relaxation: str = "crown",
+        form: str = "hybrid",
+        integrate: bool = True,
+        rounds: int = 12,
+        tolerance: float = 0.01,
+        memory: int | None = None,
+    ) -> None:
+        self._graph, self._norm, self._max_radius = graph, norm, max_radius
+        self._relaxation, self._form, self._integrate = relaxation, form, integrate
+        self._rounds, self._tolerance = rounds, tolerance
+        self._prover = (graph, engine, LipschitzBound(graph, score))
+        self._scout = (draft, NativeEngine(draft, memory), LipschitzBound(draft, score))
+        self._careful = (graph, NativeEngine(graph, memory), self._prover[2])
+
+    def __call__(self, x: Tensor, gap: Tensor, first_order: Tensor) -> tuple[Tensor, Tensor]:
+        """Radii (B,) and the L_S (B,) over the balls that gave them; NaN where there is none.
+
+        Args:
+            x: (B, ...) centres, float64.
+            gap: (B,) distance of the score to the threshold, > 0 or 0.
+            first_order: (B,) a guess of the radius.
+        """
+        rounding = score_rounding(self._graph, x)
+
+        def reach(bounds: _Bounds, members: Tensor, radii: Tensor) -> Tensor:
+            constant = self._constant(bounds, x[members], radii)
+            return first_order_reach(constant, gap[members], rounding[members])
+
+        search = RadiusSearch(first_order * _GUESS, self._max_radius)
+        everyone = torch.ones_like(gap, dtype=torch.bool)
+        self._climb(search, reach, self._scout, everyone)
+        lost = search.best == 0
+        if lost.any():
+            careful = RadiusSearch(first_order * _GUESS, self._max_radius)
+            self._climb(careful, reach, self._careful, lost)
+            search.take(careful, lost)
+        radii, constant = torch.zeros_like(gap), torch.full_like(gap, torch.nan)
+        members = (search.best > 0).nonzero().squeeze(1)
+        if len(members):
+            ball = search.best_at[members]
+            constant[members] = self._constant(self._prover, x[members], ball)
+            far = first_order_reach(constant[members], gap[members], rounding[members])
+            radii[members] = torch.minimum(ball, far)
+        if self._integrate and len(members):
+            self._integrated(x, _left(gap, rounding), radii, constant, members)
+        return radii, constant
+
+    def _integrated(
+        self, x: Tensor, left: Tensor, radii: Tensor, constant: Tensor, members: Tensor
+    ) -> None:
+        """Raise radii, in place, to where Σ Δt·L(t) uses up the margin.
+
+        S(x′) − S(x) ≤ ∫ L(t) dt up to ‖x′ − x‖, and L grows with t: near the centre, where the
+        network is close to linear, the score cannot rise as fast as at the rim.
+        """
+        end = (_BEYOND * radii[members]).clamp(max=self._max_radius)
+        start, used = torch.zeros_like(end), torch.zeros_like(end)
+        for step in range(1, _STEPS + 1):
+            if len(members) == 0:
+                return
+            rim = end * (step / _STEPS)
+            slope = self._constant(self._prover, x[members], rim)
+            room = (left[members] - used).clamp_min(0.0)
+            whole = slope * (rim - start) <= room
+            radius = torch.where(whole, rim, start + room / slope).nan_to_num(nan=0.0)
+            radius = torch.minimum(radius, rim)
+            better = radius > radii[members]
+            radii[members] = torch.where(better, radius, radii[members])
+            constant[members] = torch.where(better, slope, constant[members])
+            used = used + slope * (rim - start)
+            members, end, start, used = members[whole], end[whole], rim[whole], used[whole]
+
+    def _constant(self, bounds: _Bounds, x: Tensor, radii: Tensor) -> Tensor:
+        """L_S (B,) over balls of `radii` (B,) about x (B, ...), in float64."""
+        graph, engine, lipschitz = bounds
+        x, radii = x.to(graph.dtype), radii.to(graph.dtype)
+        with torch.no_grad():
+            relaxation = engine.relax(x, radii, self._norm, self._relaxation)
+            return lipschitz(relaxation, x, self._norm, self._form).double()
+
+    def _climb(
+        self,
+        search: RadiusSearch,
+        reach: Callable[[_Bounds, Tensor, Tensor], Tensor],
+        bounds: _Bounds,
+        among: Tensor,
+    ) -> None:
+        for _ in range(self._rounds):
+            members = search.open(self._tolerance)
+            members = members[among[members]]
+            if len(members) == 0:
+                break
+            radii = search.propose(members)
+            search.update(members, radii, reach(bounds, members, radii))
+
+
+_Bounds = tuple[Graph, Engine, LipschitzBound]

@@ -1,0 +1,70 @@
+"""Work in chunks that fit: by a budget, and halved where memory runs out all the same."""
+
+from __future__ import annotations
+
+import gc
+import math
+from collections.abc import Callable, Iterator
+from typing import TypeVar
+
+import torch
+
+from greg_cert.errors import EngineError
+from greg_cert.verify.graph import Graph
+
+T = TypeVar("T")
+
+_COPIES = 6  # of a sample's bounds and coefficients that live at once
+_SIGNS = ("out of memory", "not enough memory", "can't allocate memory", "cannot allocate memory")
+
+
+def sample_bytes(graph: Graph, rows: int) -> int:
+    """About how many bytes one sample takes in float64, with `rows` rows of the logits."""
+    nodes = sum(math.prod(n.shape) for n in graph.nodes)
+    return 8 * _COPIES * (nodes * (2 + rows) + 3 * rows * graph.num_classes)
+
+
+def fitting_batch(graph: Graph, batch: int, memory: int | None, rows: int) -> int:
+    """Samples at a time: `batch`, or fewer where a budget of bytes would not hold them."""
+    if memory is None:
+        return batch
+    return max(1, min(batch, memory // (2 * sample_bytes(graph, rows))))
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an exception says that memory ran out, on a GPU or on the CPU."""
+    if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
+        return True
+    return isinstance(error, RuntimeError) and any(s in str(error).lower() for s in _SIGNS)
+
+
+def in_chunks(run: Callable[[slice], T], count: int, size: int) -> Iterator[T]:
+    """Results of `run` on slices of `count` items, in order; a slice that does not fit is halved.
+
+    The smaller size is kept from then on.
+
+    Raises:
+        EngineError: if a single item does not fit.
+    """
+    start = 0
+    while start < count:
+        part = slice(start, min(count, start + size))
+        try:
+            result = run(part)
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            if part.stop - part.start == 1:
+                raise EngineError(
+                    "memory ran out on a single sample; lower `memory`, use method 'crown-ibp' or "
+                    "'smoothing', or a smaller model"
+                ) from error
+            size = (part.stop - part.start) // 2
+            result = None
+        if result is None:
+            gc.collect()
+            if torch.cuda.is_available():
+                torch.cuda.empty_cache()
+            continue
+        yield result
+        start = part.stop

@@ -1,0 +1,117 @@
+"""Options of `certify` beyond its contract."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+from torch import Tensor
+
+from greg_cert.errors import UsageError
+from greg_cert.scores import SCORES
+from greg_cert.verify.clever import CleverOptions
+from greg_cert.verify.linear_radius import Ladder
+from greg_cert.verify.smoothing_state import SmoothingOptions
+
+Progress = Callable[[int, int], None]
+"""Called with (samples done, samples in all)."""
+
+_LEAST: Mapping[str, float] = {
+    "rounds": 1,
+    "mirror_steps": 0,
+    "tolerance": 0,
+    "cuts": 0,
+    "cut_rounds": 1,
+    "batch": 1,
+    "attack_steps": 1,
+    "attack_restarts": 1,
+    "attack_polish": 0,
+}
+
+
+@dataclass(frozen=True)
+class CertifyOptions:
+    """Options of `certify` beyond its contract.
+
+    Attributes:
+        score: the OOD score that γ is about: energy, max_logit, max_softmax or absent_class.
+        labels: (B,) classes; certificates then say that a sample stays accepted **and** correctly
+            classified. Side `id` alone.
+        indices: (B,) names of the samples, which their random draws depend on; positions by
+            default.
+        rounds: rungs of the ladder of balls tried for each sample: growing while all of a ball is
+            proven, then closing in on the radius that serves it best.
+        mirror_steps: mirror-ascent steps on the row p at each rung but the first.
+        tolerance: a sample is done when its radius cannot grow by more than this share.
+        cuts: how often a ball is cut down to where violations may still lie, native engine only.
+        cut_rounds: rungs tried with cuts, after the others.
+        lipschitz: compute the Lipschitz columns.
+        lipschitz_form: `hybrid`, `interval` or `spectral`, as in `lipschitz_bound`.
+        lipschitz_integrated: let the margin be used up by ∫ L(t) dt where that is further.
+        attack: compute the attack column.
+        attack_steps: gradient steps of one PGD run.
+        attack_restarts: random restarts of the attack.
+        attack_polish: steps along the boundary at its end.
+        clever: of the method `clever`.
+        smoothing: of the method `smoothing`.
+        batch: samples bounded at once.
+        memory: budget in GiB of what a batch takes; chunks are made to fit. About 1 GiB where it
+            is not given.
+        seed: of the attack, of CLEVER and of smoothing.
+        progress: called after every batch.
+    """
+
+    score: str = "energy"
+    labels: Tensor | None = None
+    indices: Tensor | None = None
+    rounds: int = 12
+    mirror_steps: int = 5
+    tolerance: float = 0.01
+    cuts: int = 3
+    cut_rounds: int = 5
+    lipschitz: bool = True
+    lipschitz_form: str = "hybrid"
+    lipschitz_integrated: bool = True
+    attack: bool = True
+    attack_steps: int = 30
+    attack_restarts: int = 2
+    attack_polish: int = 20
+    clever: CleverOptions = field(default_factory=CleverOptions)
+    smoothing: SmoothingOptions = field(default_factory=SmoothingOptions)
+    batch: int = 128
+    memory: float | None = None
+    seed: int = 0
+    progress: Progress | None = None
+
+    def __post_init__(self) -> None:
+        for name, least in _LEAST.items():
+            if not getattr(self, name) >= least:  # NaN too
+                raise UsageError(f"expected {name} >= {least}, but got {getattr(self, name)}")
+        if self.score not in SCORES:
+            raise UsageError(f"expected score in {', '.join(SCORES)}, but got {self.score!r}")
+        if self.memory is not None and not (self.memory > 0 and math.isfinite(self.memory)):
+            raise UsageError(f"expected memory > 0 GiB and finite, but got {self.memory}")
+
+    @property
+    def ladder(self) -> Ladder:
+        """How linear bounds are searched."""
+        return Ladder(self.rounds, self.tolerance, self.mirror_steps, self.cuts, self.cut_rounds)
+
+    @property
+    def memory_bytes(self) -> int | None:
+        """The budget in bytes."""
+        return None if self.memory is None else max(1, int(self.memory * 2**30))
+
+
+def read_options(given: Mapping[str, object]) -> CertifyOptions:
+    """Options by name.
+
+    Raises:
+        UsageError: for an unknown name, or a value out of range.
+    """
+    known = set(CertifyOptions.__dataclass_fields__)
+    for name in given:
+        if name not in known:
+            raise UsageError(f"expected options in {', '.join(sorted(known))}, but got {name!r}")
+    return CertifyOptions(**given)  # type: ignore[arg-type]

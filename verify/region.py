@@ -1,0 +1,171 @@
+"""The set a bound is about: a ball, or the part of it where a violation could still lie.
+
+If a linear bound shows that every violation in the ball lies beyond a hyperplane, then all other
+bounds are only needed beyond it too, and are tighter there. A hyperplane at a distance of more than
+the radius leaves nothing: the whole ball is proven.
+
+Source: bounds under an output constraint are those of Kotha et al., "Provably Bounding Neural
+Network Preimages", NeurIPS 2023 (INVPROP); here the constraint is brought to the input first.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from greg_cert.verify.norms import dual_norm
+
+_ROUNDING = 2.0**-42  # 2¹⁰ units in the last place, relative to the terms of a square root
+_MIXTURES = 17  # convex combinations of two cuts that are tried
+_BISECTIONS = 12
+_STEEPEST = 64.0  # multiplier of a cut, relative to the row's own slope
+
+
+@dataclass(frozen=True)
+class Cut:
+    """A half-space that holds every violation: normal·(x′ − x) ≤ −distance.
+
+    Attributes:
+        normal: (B, D) of dual norm 1, or less.
+        distance: (B,) from the centre, in the norm of the ball; inf where there is no violation,
+            negative where the centre itself lies inside.
+    """
+
+    normal: Tensor
+    distance: Tensor
+
+    def of(self, members: Tensor) -> Cut:
+        """The cuts of some samples."""
+        return Cut(self.normal[members], self.distance[members])
+
+
+@dataclass(frozen=True)
+class Region:
+    """Balls of `radii` (B,) about `inputs` (B, ...), each beyond its cut where there is one."""
+
+    inputs: Tensor
+    radii: Tensor
+    norm: float
+    cut: Cut | None = None
+
+    def of(self, members: Tensor) -> Region:
+        """The regions of some samples."""
+        cut = None if self.cut is None else self.cut.of(members)
+        return Region(self.inputs[members], self.radii[members], self.norm, cut)
+
+    def lowest(self, value: Tensor, slope: Tensor) -> Tensor:
+        """Lower bounds (B, R) of value + slope·(x′ − x) over each region.
+
+        Args:
+            value: (B, R) at the centres.
+            slope: (B, R, ...), or (1, R, ...) where all samples share it.
+        """
+        length = self.lengths(slope)
+        radius = self.radii.unsqueeze(1)
+        if self.cut is None:
+            return value - radius * length
+        return self._beyond(self.cut, value, slope.flatten(2), length, self._share(slope, length))
+
+    def multipliers(self, slope: Tensor) -> Tensor:
+        """Multipliers (B, R) ≥ 0 of the cut that make `lowest` largest; the cut's normal as unit.
+
+        Raises:
+            ValueError: for a region without a cut.
+        """
+        if self.cut is None:
+            raise ValueError("expected a region with a cut")
+        length = self.lengths(slope)
+        return self._share(slope, length) * length
+
+    def lengths(self, slope: Tensor) -> Tensor:
+        """Dual norms (B or 1, R) of slopes (B or 1, R, ...)."""
+        return dual_norm(slope.flatten(0, 1), self.norm).reshape(slope.shape[:2])
+
+    def _share(self, slope: Tensor, length: Tensor) -> Tensor:
+        """The multiplier over the slope's own length; any value ≥ 0 is sound, this one is best."""
+        assert self.cut is not None
+        with torch.no_grad():
+            radius = self.radii.unsqueeze(1)
+            distance = torch.minimum(self.cut.distance.unsqueeze(1), radius)
+            if self.norm == 2.0:
+                along = self._along(self.cut, slope.flatten(2), length)
+                across = (1 - along**2).clamp_min(0.0).sqrt()
+                room = (radius**2 - distance**2).clamp_min(0.0).sqrt()
+                best = across * distance / room.clamp_min(1e-6 * radius) - along
+                return best.clamp(0.0, _STEEPEST).nan_to_num(nan=0.0)
+            return self._bisect(slope.flatten(2), length, distance / radius)
+
+    def _bisect(self, slope: Tensor, length: Tensor, depth: Tensor) -> Tensor:
+        """ℓ∞: where the concave dual function of the multiplier stops to rise."""
+        assert self.cut is not None
+        unit = slope / length.clamp_min(torch.finfo(slope.dtype).tiny).unsqueeze(2)
+        normal = self.cut.normal.unsqueeze(1)
+        low, high = torch.zeros_like(length + depth), torch.full_like(length + depth, _STEEPEST)
+        for _ in range(_BISECTIONS):
+            middle = (low + high) / 2
+            moved = unit + middle.unsqueeze(2) * normal
+            rising = depth - (normal * moved.sign()).sum(2) > 0
+            low, high = torch.where(rising, middle, low), torch.where(rising, high, middle)
+        return low
+
+    def _along(self, cut: Cut, slope: Tensor, length: Tensor) -> Tensor:
+        """Cosine (B, R) between each slope and the cut's normal."""
+        if len(slope) == 1:
+            product = cut.normal @ slope[0].T
+        else:
+            product = torch.einsum("brd,bd->br", slope, cut.normal)
+        return product / length.clamp_min(torch.finfo(slope.dtype).tiny)
+
+    def _beyond(
+        self, cut: Cut, value: Tensor, slope: Tensor, length: Tensor, share: Tensor
+    ) -> Tensor:
+        """Weak duality: value + λ·distance − radius·‖slope + λ·normal‖*, for λ = share·length."""
+        radius = self.radii.unsqueeze(1)
+        distance = torch.minimum(cut.distance.unsqueeze(1), 2 * radius)  # inf would give NaN
+        if self.norm == 2.0:
+            along = self._along(cut, slope, length)
+            square = (1 + 2 * share * along + share**2).clamp_min(0.0)
+            # The allowance covers the rounding of a sum that may cancel, and of a normal that is
+            # not quite of length 1.
+            stretched = (square + _ROUNDING * (1 + share) ** 2).sqrt()
+            return value - length * (radius * stretched - share * distance)
+        moved = slope + (share * length).unsqueeze(2) * cut.normal.unsqueeze(1)
+        stretched = moved.abs().sum(2) + _ROUNDING * length * (1 + share)
+        return value + share * length * distance - radius * stretched
+
+
+def tighter_cut(old: Cut | None, new: Cut, norm: float) -> Cut:
+    """The furthest half-space that follows from two: the best of some convex combinations.
+
+    Both hold for every violation, so any combination μ·old + (1 − μ)·new does, at a distance of
+    (μ·d + (1 − μ)·d′)/‖μ·n + (1 − μ)·n′‖*, which may exceed both.
+    """
+    none = Cut(torch.zeros_like(new.normal), torch.zeros_like(new.distance))
+    old = none if old is None else old
+    first, second = _finite(old), _finite(new)
+    shares = torch.linspace(0.0, 1.0, _MIXTURES, dtype=new.normal.dtype, device=new.normal.device)
+    weight = shares.reshape(1, -1, 1)
+    normals = weight * first.normal.unsqueeze(1) + (1 - weight) * second.normal.unsqueeze(1)
+    lengths = dual_norm(normals.flatten(0, 1), norm).reshape(normals.shape[:2])
+    offsets = shares * first.distance.unsqueeze(1) + (1 - shares) * second.distance.unsqueeze(1)
+    lengths = lengths.clamp_min(
+        1e-6
+    )  # opposite normals: the set is empty, but leave that to others
+    distances = (offsets / lengths) * (1 - _ROUNDING)
+    best = distances.argmax(1, keepdim=True)
+    normal = normals.gather(1, best.unsqueeze(2).expand(-1, -1, normals.shape[2])).squeeze(1)
+    normal = normal / lengths.gather(1, best)
+    empty = old.distance.isinf() | new.distance.isinf()
+    distance = torch.where(empty, math.inf, distances.gather(1, best).squeeze(1))
+    return Cut(normal, distance)
+
+
+def _finite(cut: Cut) -> Cut:
+    """The cut, or one that cuts nothing off where it is not finite."""
+    usable = cut.distance.isfinite() & cut.normal.isfinite().all(1)
+    return Cut(
+        torch.where(usable.unsqueeze(1), cut.normal, 0.0), torch.where(usable, cut.distance, 0.0)
+    )
