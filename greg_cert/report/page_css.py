@@ -16,7 +16,7 @@ h3{font-size:1rem;margin:0 0 .5rem}h4{font-size:.9rem;margin:1rem 0 .3rem}
 .note,figcaption{font-size:.86rem}
 .result{background:var(--card);border-left:4px solid #0072b2;padding:.9rem 1.1rem;
 margin:1.2rem 0;border-radius:0 6px 6px 0;max-width:78ch}
-.result.alarm{border-color:var(--alarm)}
+.result.alarm{border-color:var(--alarm)}.result.caution{border-color:#e69f00}
 p,li,h1,summary,dd,figcaption,tbody th{overflow-wrap:anywhere}
 .scroll{overflow-x:auto}
 table{border-collapse:collapse;font-size:.88rem;font-variant-numeric:tabular-nums}
@@ -27,6 +27,7 @@ thead tr:last-child th{border-bottom:2px solid var(--rule)}
 tbody tr+tr>*{border-top:1px solid var(--rule)}
 .runs tr>th:first-child{text-align:left;min-width:7.5rem;max-width:16rem}
 .runs td{white-space:nowrap}
+.runs .key{text-align:left}.runs td.key{white-space:normal;overflow-wrap:anywhere;min-width:4.5rem}
 .runs .group{text-align:center;color:var(--soft);font-weight:400;font-style:italic;
 border-bottom:1px solid var(--rule)}
 .samples{white-space:nowrap}.samples thead th{white-space:normal}

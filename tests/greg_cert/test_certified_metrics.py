@@ -1,4 +1,4 @@
-"""Population metrics against hand-computed cases, brute force and what must hold for any numbers."""
+"""Population metrics against hand-computed cases, brute force, and what any numbers must obey."""
 
 import numpy as np
 import pytest
