@@ -53,7 +53,7 @@ def contradictions(results: Results) -> list[str]:
             where = f"{name} on {wording.one_line(dataset)}"
             if ood is not None and (count := int(ood["violation"].sum())):
                 found.append(f"{where}: {count} of {len(ood)}")
-            if scores is not None and (count := int(contradicted(scores).sum())):
+            if scores is not None and (count := contradicted(scores)):
                 found.append(f"{where}: {count} of {len(scores)} score bounds")
         audit = results.summary.runs[run].audit
         if audit is not None and audit.violations:

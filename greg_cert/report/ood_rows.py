@@ -14,6 +14,7 @@ import numpy as np
 import pandas as pd
 
 from greg_cert.certified_metrics import (
+    FloatArray,
     adversarial_auroc,
     attacked_fpr,
     average_certified_radius,
@@ -130,14 +131,15 @@ def clean_auroc(ids: np.ndarray, ood: np.ndarray) -> float:
     return (adversarial_auroc(ids, ood) + 1.0 - adversarial_auroc(ood, ids)) / 2.0
 
 
-def contradicted(scores: pd.DataFrame) -> np.ndarray:
-    """Where a proven bound lies above a score that occurs in the ball, shape (n,)."""
-    return np.greater(scores["score_bound"].to_numpy(dtype=float), lowest_found(scores))
+def contradicted(scores: pd.DataFrame) -> int:
+    """Number of rows whose proven bound lies above a score that occurs in the ball."""
+    return int((scores["score_bound"].to_numpy(float) > lowest_found(scores)).sum())
 
 
-def lowest_found(scores: pd.DataFrame) -> np.ndarray:
+def lowest_found(scores: pd.DataFrame) -> FloatArray:
     """The lowest score known in each ball, whose centre belongs to it, shape (n,)."""
-    return np.minimum(scores["score_attack"].to_numpy(float), scores["score"].to_numpy(float))
+    lowest: FloatArray = scores[["score_attack", "score"]].to_numpy(float).min(axis=1)
+    return lowest
 
 
 def _ood_row(run: str, dataset: str, rows: pd.DataFrame) -> OodRow:
@@ -182,5 +184,5 @@ def _ball_row(results: Results, run: str, dataset: str, radius: float) -> BallRo
         auroc=area,
         adversarial=attacked,
         guaranteed=guaranteed,
-        violations=int(contradicted(here).sum()) if here is not None else 0,
+        violations=0 if here is None else contradicted(here),
     )

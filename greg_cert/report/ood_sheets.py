@@ -61,7 +61,7 @@ def _ood_columns(summary: Summary, rows: list[OodRow]) -> list[Column[OodRow]]:
         Column("measured", "Clean FPR, %", "FPR", lambda r: wording.percent(r.clean_fpr)),
         Column(
             "proof",
-            "With a proof, %",
+            "With a certificate, %",
             "proven, %",
             lambda r: wording.percent(r.certified / r.samples),
         ),

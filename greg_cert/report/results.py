@@ -104,6 +104,11 @@ def load_results(folder: Path) -> Results:
     ood, scores = read_ood_frame(folder), read_ood_scores(folder)
     for name, other in ((OOD_FILE, ood), (SCORES_FILE, scores)):
         if other is not None:
+            if summary.side != "id":
+                raise RunError(
+                    f'{folder / name}: expected side "id" in {SUMMARY_FILE} beside it, but got '
+                    f"{summary.side!r}"
+                )
             _check_runs(folder / name, other, summary)
     order = {run: position for position, run in enumerate(summary.runs)}
     frame = (

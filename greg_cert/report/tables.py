@@ -166,45 +166,37 @@ def _float(sheet: Sheet, notes: str) -> str:
 
 
 def summary_table(results: Results, *, seed: int = 0) -> RenderableType:
-    """The tables for a terminal; not printed.
-
-    The runs stand side by side, a column each, because that fits 80 characters.
-    """
+    """The tables for a terminal, turned on their side to fit 80 characters; not printed."""
     runs, *others = all_sheets(results, table_rows(results), compare(results, seed=seed))
-    table = Table(
-        title=f"Certified against attacked radii, {results.samples} samples a run",
-        caption=Text("\n".join([runs.caption, *runs.remarks])),
-        caption_justify="left",
-    )
-    table.add_column("")
-    table.add_column("status")
-    for line in runs.lines:
-        name = Text(one_line(line.names[0]), overflow="fold")
-        table.add_column(name, justify="right", overflow="fold")
-    for k, head in enumerate(runs.heads):
-        table.add_row(
-            Text(head.title),
-            Text("" if head.status == "count" else head.status),
-            *(Text(line.cells[k]) for line in runs.lines),
-            end_section=k + 1 == len(runs.heads) or runs.heads[k + 1].status != head.status,
-        )
+    title = f"Certified against attacked radii, {results.samples} samples a run"
+    tables = _turned(runs, title)
+    for sheet in others:
+        tables += _turned(sheet, sheet.title)
     notes = _before(results)
-    if not others and not notes:
-        return table
-    return Group(*(Text(note, style="bold") for note in notes), table, *map(_plain, others))
+    if len(tables) == 1 and not notes:
+        return tables[0]
+    return Group(*(Text(note, style="bold") for note in notes), *tables)
 
 
-def _plain(sheet: Sheet) -> Table:
-    """A table as it is, with short headings and the status of each number below."""
-    table = Table(title=sheet.title, caption=Text(sheet.caption), caption_justify="left")
-    for stub in sheet.stubs:
-        table.add_column(stub, overflow="fold")
-    for head in sheet.heads:
-        table.add_column(
-            Text(head.short if head.status == "count" else f"{head.short}\n({head.status})"),
-            justify="right",
-            overflow="fold",
-        )
-    for line in sheet.lines:
-        table.add_row(*(Text(one_line(cell)) for cell in (*line.names, *line.cells)))
-    return table
+def _turned(sheet: Sheet, title: str) -> list[Table]:
+    """A column for each last name of a row, and a table for each of what stands before it."""
+    tables = []
+    for names, group in groupby(sheet.lines, lambda line: line.names[:-1]):
+        lines = list(group)
+        heading = ", ".join([title, *map(one_line, names)])
+        table = Table(title=Text(heading), caption_justify="left")
+        table.add_column(Text(sheet.stubs[-1] if names else ""))
+        table.add_column("status")
+        for line in lines:
+            name = Text(one_line(line.names[-1]), overflow="fold")
+            table.add_column(name, justify="right", overflow="fold")
+        for k, head in enumerate(sheet.heads):
+            table.add_row(
+                Text(head.title),
+                Text("" if head.status == "count" else head.status),
+                *(Text(line.cells[k]) for line in lines),
+                end_section=k + 1 == len(sheet.heads) or sheet.heads[k + 1].status != head.status,
+            )
+        tables.append(table)
+    tables[-1].caption = Text("\n".join([sheet.caption, *sheet.remarks]))
+    return tables
