@@ -144,8 +144,8 @@ def method_words(columns: set[str]) -> str:
     words = ""
     if proofs:
         words += (
-            f" {', '.join(proofs)}: proofs by one method each; certified is the largest proof of "
-            "those asked for."
+            f" {', '.join(proofs)}: radii proven by that method alone; certified is the largest "
+            "proof of those asked for."
         )
     if any(m.status == "estimate" for m in here):
         words += (

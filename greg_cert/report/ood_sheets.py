@@ -163,9 +163,10 @@ def _ood_caption(summary: Summary, rows: list[OodRow]) -> str:
 
 def _ball_caption(results: Results, rows: list[BallRow]) -> str:
     norm = wording.norm_name(results.summary.norm)
+    kept = "accepted and correctly classified" if results.summary.correct else "accepted"
     words = (
         f"What holds when every sample is moved in the worst way within the {norm} radius. "
-        "Certified acceptance: share of all ID samples proven to stay accepted; the true share is "
+        f"Certified acceptance: share of all ID samples proven to stay {kept}; the true share is "
         "at least that."
     )
     if any(row.samples is not None for row in rows):

@@ -33,22 +33,22 @@ def ood_statement(results: Results) -> str:
 
 
 def _part(name: str, row: BallRow, sets: int) -> str:
-    dataset = wording.one_line(row.dataset)
-    where = f"\u201c{dataset}\u201d" + (
-        f", the worst of {sets} OOD sets by the proof," if sets > 1 else ""
-    )
+    where = f"\u201c{wording.one_line(row.dataset)}\u201d"
+    if sets > 1:
+        where += f", its worst of {sets} OOD sets by the proof"
     low = wording.percent(row.attacked_fpr, 1)
     if row.certified_fpr is None or row.certified_fpr >= 1.0:
-        text = f"for {name} nothing is proven on {where} and an attack makes it accept {low} %"
+        text = f"nothing is proven for {name}, and an attack makes it accept {low} % of {where}"
     else:
         high = wording.percent(row.certified_fpr, 1)
         text = (
-            f"{name} accepts at most {high} % of the samples of {where} as ID (proof) and at least "
-            f"{low} % (attack)"
+            f"{name} accepts as ID at most {high} % (proof) and at least {low} % (attack) of "
+            f"{where}"
         )
-    if row.guaranteed is not None:
-        text += (
-            f", with a guaranteed AUROC of {wording.percent(row.guaranteed, 1)} % there "
-            f"({wording.percent(row.auroc, 1)} % clean)"
-        )
-    return text
+    if row.guaranteed is None:
+        return text
+    joint = ", there with" if sets > 1 else ", with"
+    return (
+        f"{text}{joint} a guaranteed AUROC of {wording.percent(row.guaranteed, 1)} % "
+        f"(clean {wording.percent(row.auroc, 1)} %)"
+    )

@@ -10,26 +10,41 @@ from greg_cert.report.sheets import Line, Sheet
 from greg_cert.report.wording import norm_name, one_line, score_name
 
 UNKNOWN = "not recorded"
+WIDE = 13  # columns; more of them are set smaller
+WIDEST = 15  # columns; more of them have short titles
+BRIEF = 8  # letters; names up to that need no room to break
 
 
 def table_block(sheet: Sheet) -> Html:
     """One table under headings that say what is measured, proven, estimated or bounded."""
+    columns = len(sheet.stubs) + len(sheet.heads)
+    short = columns > WIDEST
     groups = [tag("th") for _ in sheet.stubs]
     for status, members in groupby(sheet.heads, lambda head: head.status):
         label = "" if status == "count" else status
+        if short and status == "measured":
+            label = "measured, %"
         width = len(list(members))
         groups.append(
             tag("th", label, colspan=width, scope="colgroup", class_="group" if label else None)
         )
     titles = [
         *(tag("th", stub, scope="col", class_="key") for stub in sheet.stubs),
-        *(tag("th", head.title, scope="col") for head in sheet.heads),
+        *(
+            tag(
+                "th", h.short if short else h.title, scope="col", title=h.heading if short else None
+            )
+            for h in sheet.heads
+        ),
+    ]
+    brief = [
+        all(len(line.names[k]) <= BRIEF for line in sheet.lines) for k in range(len(sheet.stubs))
     ]
     table = tag(
         "table",
         tag("thead", tag("tr", groups), tag("tr", titles)),
-        tag("tbody", [_row(sheet, line) for line in sheet.lines]),
-        class_="runs",
+        tag("tbody", [_row(sheet, line, brief) for line in sheet.lines]),
+        class_="runs wide" if columns > WIDE else "runs",
     )
     remarks = [tag("li", remark) for remark in sheet.remarks]
     return tag(
@@ -41,10 +56,12 @@ def table_block(sheet: Sheet) -> Html:
     )
 
 
-def _row(sheet: Sheet, line: Line) -> Html:
+def _row(sheet: Sheet, line: Line, brief: list[bool]) -> Html:
     names = [tag("th", one_line(line.names[0]), scope="row")]
-    for stub, name in zip(sheet.stubs[1:], line.names[1:], strict=True):
-        names.append(tag("td", one_line(name), data_title=stub, class_="key"))
+    for k in range(1, len(line.names)):
+        look = "key brief" if brief[k] else "key"
+        name = one_line(line.names[k])
+        names.append(tag("td", name, data_title=sheet.stubs[k], class_=look))
     cells = [
         tag(
             "td",

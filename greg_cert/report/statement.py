@@ -32,7 +32,11 @@ def statement(results: Results, rows: list[Row], comparisons: list[Comparison]) 
             "made the detector more robust."
         )
     sentences += [_accuracy(rows), *_tightness(rows), ood_statement(results)]
-    sentences.append(warning(results) or "No attack contradicted a certificate.")
+    alarm = warning(results)
+    if alarm is None:
+        sentences.append("No attack contradicted a certificate.")
+    else:
+        sentences.insert(0, alarm)
     return " ".join(sentence for sentence in sentences if sentence)
 
 

@@ -110,11 +110,13 @@ def markdown_table(
 def latex_table(results: Results, rows: list[Row], comparisons: list[Comparison]) -> str:
     """The tables as LaTeX floats that need no package but booktabs."""
     notes = " ".join(_before(results))
-    floats = [_float(sheet, notes) for sheet in all_sheets(results, rows, comparisons)]
+    first, *others = all_sheets(results, rows, comparisons)
+    floats = [_float(first, first.caption, notes)]
+    floats += [_float(sheet, f"{sheet.title}. {sheet.caption}", notes) for sheet in others]
     return "% Needs \\usepackage{booktabs}.\n" + "\n".join(floats)
 
 
-def _float(sheet: Sheet, notes: str) -> str:
+def _float(sheet: Sheet, caption: str, notes: str) -> str:
     groups = [(status, len(list(g))) for status, g in groupby(sheet.heads, lambda h: h.status)]
     stubs = len(sheet.stubs)
     heads, rules, at = [], [], stubs + 1
@@ -140,7 +142,7 @@ def _float(sheet: Sheet, notes: str) -> str:
         body.append(" & ".join([*names, *(escape_tex(cell) for cell in line.cells)]) + r" \\")
     wide_table = len(sheet.heads) > _MANY_COLUMNS
     size = r"\scriptsize" if wide_table else r"\footnotesize" if any(long) else r"\small"
-    caption = " ".join(part for part in (sheet.caption, notes) if part)
+    caption = " ".join(part for part in (caption, notes) if part)
     lines = [
         r"\begin{table*}[t]",
         r"\centering",
