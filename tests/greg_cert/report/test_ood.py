@@ -99,7 +99,8 @@ def test_clean_area_is_the_one_of_the_metrics():
 
 def test_areas_are_ordered_and_the_centre_of_a_ball_counts_as_found(made, small):
     ood = made.ood_of("a", "x", [0.1] * 6, [INF] * 6)
-    scores = made.scores_of(ood).assign(score_attack=100.0)  # no attack came below the clean score
+    # Clean scores below those of ID samples, and no attack that came below them.
+    scores = made.scores_of(ood).assign(score=-15.5, score_bound=-16.0, score_attack=100.0)
     for row in ball_rows(load_results(made.write_ood(small, [ood], [scores]))):
         assert row.guaranteed <= row.adversarial <= row.auroc
 
