@@ -1,41 +1,45 @@
-"""The columns of the table and its caption, once for all the forms of the table."""
+"""The columns of the table of runs and its caption, once for all the forms of the table."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 
 from greg_cert.report import wording
+from greg_cert.report.comparison import Comparison, comparison_line
+from greg_cert.report.methods import METHODS, Method
+from greg_cert.report.results import Results
 from greg_cert.report.rows import Row
+from greg_cert.report.sheets import Column, R, Sheet, make_sheet
 from greg_cert.report.summary_file import Summary
 
 
-@dataclass(frozen=True)
-class Column:
-    """One column of the table.
-
-    Attributes:
-        status: what its numbers are: measured, proof, estimate, upper bound, check or count.
-        title: the column's full title, unit included.
-        short: the title under a group heading that says `status` and, for what is measured, "%".
-        cell: the text of the cell for a run.
-    """
-
-    status: str
-    title: str
-    short: str
-    cell: Callable[[Row], str]
-
-    @property
-    def heading(self) -> str:
-        """Title and status, for a table with one row of headings."""
-        return f"{self.title} ({self.status})"
+def runs_sheet(results: Results, rows: list[Row], comparisons: list[Comparison]) -> Sheet:
+    """The table of runs: one row a run, and a line a comparison with the baseline."""
+    return make_sheet(
+        "greg-cert",
+        "Runs",
+        ("run",),
+        table_columns(results.summary, rows),
+        rows,
+        lambda row: (row.run,),
+        caption=caption(results.summary, rows),
+        remarks=[comparison_line(c) for c in comparisons],
+    )
 
 
-def table_columns(summary: Summary, rows: list[Row]) -> list[Column]:
+def table_columns(summary: Summary, rows: list[Row]) -> list[Column[Row]]:
     """The columns after the run's name, grouped by the status of their numbers."""
     digits = wording.radius_digits(
-        [value for r in rows for value in (r.certified_median, r.certified_mean, r.attack_median)]
+        [
+            value
+            for r in rows
+            for value in (
+                r.certified_median,
+                r.certified_mean,
+                r.attack_median,
+                *r.methods.values(),
+            )
+        ]
     )
     norm = wording.norm_name(summary.norm)
     fpr = wording.fpr_name(summary)
@@ -46,8 +50,12 @@ def table_columns(summary: Summary, rows: list[Row]) -> list[Column]:
     def percent(pick: Callable[[Row], float | None], places: int = 2) -> Callable[[Row], str]:
         return lambda row: wording.percent(pick(row), places)
 
+    def more(status: str) -> list[Column[Row]]:
+        methods = [m for m in METHODS if any(m.column in row.methods for row in rows)]
+        return method_columns(methods, status, summary, digits, lambda row: row.methods)
+
     recall = f"{100 * summary.tpr:g} % ID recall"
-    return [
+    columns = [
         Column("measured", "ID accuracy, %", "ID acc.", percent(lambda r: r.id_accuracy)),
         Column("measured", f"{fpr} at {recall}, %", fpr, percent(lambda r: r.fpr)),
         Column("measured", "AUROC, %", "AUROC", percent(lambda r: r.auroc)),
@@ -66,12 +74,14 @@ def table_columns(summary: Summary, rows: list[Row]) -> list[Column]:
             "Lipschitz",
             radius(lambda r: r.lipschitz_median),
         ),
+        *more("proof"),
         Column(
             "estimate",
             f"First-order {norm} radius, median",
             "1st order",
             radius(lambda r: r.gradient_median),
         ),
+        *more("estimate"),
         Column(
             "upper bound",
             f"Attack {norm} radius, median",
@@ -79,9 +89,70 @@ def table_columns(summary: Summary, rows: list[Row]) -> list[Column]:
             radius(lambda r: r.attack_median),
         ),
         Column("check", "Certified / attack, median %", "share, %", percent(lambda r: r.share, 1)),
-        Column("check", "Violations", "viol.", lambda r: str(r.violations)),
+    ]
+    if any(row.clever_above_attack is not None for row in rows):
+        columns.append(
+            Column(
+                "check",
+                "CLEVER above attack, %",
+                "CLEVER > attack, %",
+                percent(lambda r: r.clever_above_attack, 1),
+            )
+        )
+    if any(row.clever_fit_refused is not None for row in rows):
+        columns.append(
+            Column(
+                "check",
+                "CLEVER fit refused at 5 %, %",
+                "CLEVER misfit, %",
+                percent(lambda r: r.clever_fit_refused, 1),
+            )
+        )
+    return [
+        *columns,
+        Column(
+            "check", "Violations", "viol.", lambda r: str(r.violations), lambda r: r.violations > 0
+        ),
         Column("count", "n", "n", lambda r: str(r.samples)),
     ]
+
+
+def method_columns(
+    methods: Sequence[Method],
+    status: str,
+    summary: Summary,
+    digits: int,
+    pick: Callable[[R], dict[str, float]],
+) -> list[Column[R]]:
+    """Median radii of the optional methods of one status; a dash where a record lacks one."""
+
+    def cell(column: str) -> Callable[[R], str]:
+        return lambda record: wording.radius(pick(record).get(column), digits, summary.max_radius)
+
+    norm = wording.norm_name(summary.norm)
+    return [
+        Column(status, f"{m.name} {norm} radius, median", m.name, cell(m.column))
+        for m in methods
+        if m.status == status
+    ]
+
+
+def method_words(columns: set[str]) -> str:
+    """What the optional radii are, for a caption; empty where there are none."""
+    here = [m for m in METHODS if m.column in columns]
+    proofs = [m.name for m in here if m.status == "proof"]
+    words = ""
+    if proofs:
+        words += (
+            f" {', '.join(proofs)}: radii proven by that method alone; certified is the largest "
+            "proof of those asked for."
+        )
+    if any(m.status == "estimate" for m in here):
+        words += (
+            " CLEVER: margin over the largest gradient that an extreme-value fit expects in the "
+            "ball, an estimate without proof; medians over the samples that have one."
+        )
+    return words
 
 
 def caption(summary: Summary, rows: list[Row]) -> str:
@@ -101,4 +172,4 @@ def caption(summary: Summary, rows: list[Row]) -> str:
         "perturbation that an attack found. Estimate: margin over gradient norm at the sample, no "
         "proof. Certified / attack: median of the per-sample ratio, over samples with an attack "
         "found. Violations: certificates that an attack contradicts, expected 0."
-    )
+    ) + method_words({column for row in rows for column in row.methods})

@@ -1,6 +1,7 @@
 """The report's figures: name, drawing function and what the caption says.
 
-`FIGURES` come from the verification alone; `training_figure` needs the logs of its runs too.
+`FIGURES` come from the verification alone, `OOD_FIGURE` where it has an OOD side; `training_figure`
+needs the logs of its runs too.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from greg_cert.report.figure_bracket import draw_bracket
 from greg_cert.report.figure_fraction import draw_fraction
 from greg_cert.report.figure_gradient import draw_gradient
 from greg_cert.report.figure_histogram import draw_histogram
+from greg_cert.report.figure_ood import draw_ood_fpr
 from greg_cert.report.figure_training import GRADIENT_TERMS, draw_training
 from greg_cert.report.summary_file import Summary
 from greg_cert.report.training_log import TrainingLog
@@ -80,6 +82,16 @@ FIGURES = (
         "of the ball) against the certified {norm} radius (proof). Samples {wrong} before any "
         "perturbation are left out.",
     ),
+)
+
+
+OOD_FIGURE = FigureSpec(
+    "ood_fpr",
+    "OOD samples accepted under perturbation",
+    draw_ood_fpr,
+    "Share of all OOD samples accepted as ID when each is moved in the worst way within the {norm} "
+    "radius ({ball}), mean over the OOD sets. Solid: certified, a proven upper bound. Dashed: "
+    "accepted clean or by an attack, a lower bound. The true curve lies in the shaded band.",
 )
 
 

@@ -6,15 +6,17 @@ from collections.abc import Mapping
 
 from greg_cert.report import wording
 from greg_cert.report.comparison import Comparison
-from greg_cert.report.figures import FIGURES, training_figure
+from greg_cert.report.figures import FIGURES, OOD_FIGURE, training_figure
 from greg_cert.report.markup import Html, join, tag, text
+from greg_cert.report.notes import notes_of, warning
 from greg_cert.report.page_css import CSS
 from greg_cert.report.page_samples import sample_lists
-from greg_cert.report.page_table import provenance_block, runs_table
+from greg_cert.report.page_table import provenance_block, table_block
 from greg_cert.report.pictures import Pictures, data_uri
 from greg_cert.report.results import Results
 from greg_cert.report.rows import Row
-from greg_cert.report.statement import has_violations, statement
+from greg_cert.report.statement import statement
+from greg_cert.report.tables import all_sheets
 
 # The browser itself refuses scripts and every outside resource.
 POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
@@ -39,7 +41,7 @@ def html_page(
         pictures: sample images, shown in the lists of most and least robust samples.
         title: the page's title.
     """
-    alarm = " alarm" if has_violations(rows) else ""
+    alarm = " alarm" if warning(results) else ""
     head = tag(
         "head",
         tag("meta", charset="utf-8"),
@@ -52,9 +54,9 @@ def html_page(
         "main",
         tag("h1", title),
         tag("p", _subtitle(results), class_="sub"),
+        [tag("p", note, class_="result caution") for note in notes_of(results)],
         tag("p", statement(results, rows, comparisons), class_="result" + alarm),
-        tag("h2", "Runs"),
-        runs_table(results, rows, comparisons),
+        [table_block(sheet) for sheet in all_sheets(results, rows, comparisons)],
         tag("h2", "Figures"),
         tag("div", _figures(results, figures), class_="figures"),
         tag("h2", "Samples"),
@@ -76,7 +78,7 @@ def _subtitle(results: Results) -> str:
 
 def _figures(results: Results, figures: Mapping[str, bytes]) -> list[Html]:
     blocks = []
-    for spec in (*FIGURES, training_figure({})):
+    for spec in (*FIGURES, OOD_FIGURE, training_figure({})):
         if spec.name not in figures:
             continue
         words = spec.caption(results.summary)

@@ -16,7 +16,7 @@ h3{font-size:1rem;margin:0 0 .5rem}h4{font-size:.9rem;margin:1rem 0 .3rem}
 .note,figcaption{font-size:.86rem}
 .result{background:var(--card);border-left:4px solid #0072b2;padding:.9rem 1.1rem;
 margin:1.2rem 0;border-radius:0 6px 6px 0;max-width:78ch}
-.result.alarm{border-color:var(--alarm)}
+.result.alarm{border-color:var(--alarm)}.result.caution{border-color:#e69f00}
 p,li,h1,summary,dd,figcaption,tbody th{overflow-wrap:anywhere}
 .scroll{overflow-x:auto}
 table{border-collapse:collapse;font-size:.88rem;font-variant-numeric:tabular-nums}
@@ -27,10 +27,14 @@ thead tr:last-child th{border-bottom:2px solid var(--rule)}
 tbody tr+tr>*{border-top:1px solid var(--rule)}
 .runs tr>th:first-child{text-align:left;min-width:7.5rem;max-width:16rem}
 .runs td{white-space:nowrap}
+.runs .key{text-align:left}
+.runs td.key{white-space:normal;overflow-wrap:anywhere;min-width:8.5rem;max-width:16rem}
+.runs td.brief{min-width:0;overflow-wrap:normal}
+.wide{font-size:.8rem}.wide th,.wide td{padding:.4rem .26rem}
 .runs .group{text-align:center;color:var(--soft);font-weight:400;font-style:italic;
 border-bottom:1px solid var(--rule)}
 .samples{white-space:nowrap}.samples thead th{white-space:normal}
-.samples td,.samples th{vertical-align:middle}
+.samples td,.samples th{vertical-align:middle}.samples .long{min-width:11rem}
 .bad{color:var(--alarm);font-weight:700}
 .figures{display:grid;grid-template-columns:repeat(2,minmax(0,1fr));gap:22px}
 figure{margin:0;background:var(--card);border:1px solid var(--rule);border-radius:8px;padding:14px}
@@ -54,6 +58,7 @@ main{padding:18px 14px 40px}h1{font-size:1.35rem}
 .runs tr>th:first-child{max-width:none;font-size:1rem;padding:.2rem 0 .4rem}
 .runs td{display:flex;justify-content:space-between;gap:1rem;padding:.22rem 0;
 border-top:1px solid var(--rule)!important}
+.runs td.key{max-width:none}.wide{font-size:.88rem}.wide td{padding:.22rem 0}
 .runs td::before{content:attr(data-title);color:var(--soft);text-align:left;white-space:normal}
 dl{grid-template-columns:minmax(0,1fr);gap:0}dd{margin-bottom:.5rem}
 figure{padding:8px}.pixels img{width:44px;height:44px}}

@@ -9,8 +9,10 @@ import pandas as pd
 
 from greg_cert.report import wording
 from greg_cert.report.markup import Html, tag
+from greg_cert.report.methods import DECISION, PROBABILISTIC, SMOOTHING, has_smoothing, methods_of
 from greg_cert.report.pictures import Pictures, data_uri, pair_of, png_of
 from greg_cert.report.results import Results
+from greg_cert.report.smoothing import confidence_words
 
 LISTED = 10
 
@@ -50,8 +52,15 @@ def _list(results: Results, run: str, rows: pd.DataFrame, pictures: Pictures) ->
     records: list[dict[Any, Any]] = rows.to_dict("records")
     shown = any((run, int(r["index"])) in pictures for r in records)
     titles = ["index", "label", "predicted", "status", "certified (proof)", "Lipschitz (proof)"]
-    titles += ["attack (upper bound)", "first order (estimate)", "score", "threshold"]
-    head = [tag("th", title, scope="col") for title in (["image"] if shown else []) + titles]
+    titles += ["attack (upper bound)", "first order (estimate)"]
+    titles += [f"{m.name} ({m.status})" for m in methods_of(results.of(run))]
+    if has_smoothing(results.of(run)):
+        titles.append(f"smoothed detector ({PROBABILISTIC}, {confidence_words(results.summary)})")
+    titles += ["score", "threshold"]
+    head = [
+        tag("th", title, scope="col", class_="long" if len(title) > 40 else None)
+        for title in (["image"] if shown else []) + titles
+    ]
     digits = wording.radius_digits([float(results.column(run, "radius_certified").max())])
     body = [_row(results, run, record, pictures, shown, digits) for record in records]
     table = tag("table", tag("thead", tag("tr", head)), tag("tbody", body), class_="samples")
@@ -68,9 +77,21 @@ def _row(
         value = float(r[name])
         infinite_estimate = math.isinf(value) and name == "radius_gradient"
         cells.append("∞" if infinite_estimate else wording.radius(value, digits, limit))
+    of_run = results.of(run)
+    cells += [wording.radius(float(r[m.column]), digits, limit) for m in methods_of(of_run)]
+    if has_smoothing(of_run):
+        cells.append(_smoothed(r, digits))
     cells += [f"{float(r[name]):.4g}" for name in ("score", "threshold")]
     first = [_images(run, int(r["index"]), pictures)] if shown else []
     return tag("tr", first + [tag("td", cell) for cell in cells])
+
+
+def _smoothed(r: dict[Any, Any], digits: int) -> str:
+    """Decision of the smoothed detector, and how far it holds; no radius where it abstained."""
+    radius = float(r[SMOOTHING])
+    if math.isnan(radius):
+        return wording.one_line(str(r[DECISION]))
+    return f"{r[DECISION]} to {wording.radius(radius, digits, None)}"
 
 
 def _images(run: str, index: int, pictures: Pictures) -> Html:

@@ -11,6 +11,7 @@ import pandas as pd
 
 from greg_cert.errors import RunError
 from greg_cert.report.frame_file import FRAME_FILE, read_frame
+from greg_cert.report.ood_files import OOD_FILE, SCORES_FILE, read_ood_frame, read_ood_scores
 from greg_cert.report.summary_file import SUMMARY_FILE, Summary, read_summary
 
 
@@ -24,12 +25,16 @@ class Results:
             row k of every run is the same test sample.
         summary: the checked contents of `summary.json`.
         fingerprint: SHA-256 of `certificates.parquet`.
+        ood: rows of `ood_certificates.parquet`, or None.
+        ood_scores: rows of `ood_scores.parquet`, or None.
     """
 
     folder: Path
     frame: pd.DataFrame
     summary: Summary
     fingerprint: str
+    ood: pd.DataFrame | None = None
+    ood_scores: pd.DataFrame | None = None
 
     @property
     def runs(self) -> tuple[str, ...]:
@@ -53,9 +58,34 @@ class Results:
         """True where the clean sample is on the right side of the threshold, shape (n,)."""
         return (self.of(run)["status"] != "rejected").to_numpy(dtype=bool)
 
+    def ood_sets(self, run: str) -> tuple[str, ...]:
+        """The OOD sets that certificates or bounds of this run are about, in the files' order."""
+        found: dict[str, None] = {}
+        for frame in (self.ood, self.ood_scores):
+            if frame is not None:
+                found |= dict.fromkeys(frame.loc[frame["run"] == run, "dataset"])
+        return tuple(found)
+
+    def ood_of(self, run: str, dataset: str) -> pd.DataFrame | None:
+        """The certificates of one run on one OOD set, or None where there are none."""
+        return _part(self.ood, run, dataset)
+
+    def ood_scores_of(self, run: str, dataset: str) -> pd.DataFrame | None:
+        """The score bounds of one run on one OOD set, or None where there are none."""
+        return _part(self.ood_scores, run, dataset)
+
+
+def _part(frame: pd.DataFrame | None, run: str, dataset: str) -> pd.DataFrame | None:
+    if frame is None:
+        return None
+    rows = frame[(frame["run"] == run) & (frame["dataset"] == dataset)]
+    return None if rows.empty else rows
+
 
 def load_results(folder: Path) -> Results:
-    """The verification folder's two files, each checked, and checked against each other.
+    """The verification folder's files, each checked, and checked against each other.
+
+    Where the verification is not complete, the samples that every run has are kept.
 
     Raises:
         RunError: a file is missing, damaged or incomplete, or the two disagree; the message names
@@ -67,12 +97,19 @@ def load_results(folder: Path) -> Results:
     summary = read_summary(folder)
     frame = read_frame(folder)
     path = folder / FRAME_FILE
-    in_frame = set(frame["run"])
     for run in summary.runs:
-        if run not in in_frame:
+        if run not in set(frame["run"]):
             raise RunError(f"{path}: column run: no rows for run {run!r} of {SUMMARY_FILE}")
-    for run in sorted(in_frame - set(summary.runs)):
-        raise RunError(f"{path}: column run: {run!r} is not among the runs of {SUMMARY_FILE}")
+    _check_runs(path, frame, summary)
+    ood, scores = read_ood_frame(folder), read_ood_scores(folder)
+    for name, other in ((OOD_FILE, ood), (SCORES_FILE, scores)):
+        if other is not None:
+            if summary.side != "id":
+                raise RunError(
+                    f'{folder / name}: expected side "id" in {SUMMARY_FILE} beside it, but got '
+                    f"{summary.side!r}"
+                )
+            _check_runs(folder / name, other, summary)
     order = {run: position for position, run in enumerate(summary.runs)}
     frame = (
         frame.assign(_order=frame["run"].map(order))
@@ -81,11 +118,38 @@ def load_results(folder: Path) -> Results:
         .reset_index(drop=True)
     )
     _check_agreement(folder, frame, summary)
-    return Results(folder, frame, summary, hashlib.sha256(path.read_bytes()).hexdigest())
+    _check_ood_side(folder, ood, summary)
+    frame = _paired(path, frame, summary)
+    fingerprint = hashlib.sha256(path.read_bytes()).hexdigest()
+    return Results(folder, frame, summary, fingerprint, ood, scores)
+
+
+def _check_runs(path: Path, frame: pd.DataFrame, summary: Summary) -> None:
+    for run in sorted(set(frame["run"]) - set(summary.runs)):
+        raise RunError(f"{path}: column run: {run!r} is not among the runs of {SUMMARY_FILE}")
+
+
+def _paired(path: Path, frame: pd.DataFrame, summary: Summary) -> pd.DataFrame:
+    """The frame, if every run has the same samples; what they share, if it is not complete."""
+    shared = set(frame["index"])
+    for run in summary.runs:
+        shared &= set(frame.loc[frame["run"] == run, "index"])
+    kept = frame[frame["index"].isin(shared)].reset_index(drop=True)
+    if len(kept) == len(frame):
+        return frame
+    first = next(iter(summary.runs))
+    if not summary.complete:
+        if kept.empty:
+            raise RunError(f"{path}: column index: the runs share no sample yet; verify further")
+        return kept
+    own = set(frame.loc[frame["run"] == first, "index"])
+    other = next(run for run in summary.runs if set(frame.loc[frame["run"] == run, "index"]) != own)
+    raise RunError(
+        f"{path}: column index: runs {first!r} and {other!r} must hold the same samples, but do not"
+    )
 
 
 def _check_agreement(folder: Path, frame: pd.DataFrame, summary: Summary) -> None:
-    first: tuple[str, np.ndarray] | None = None
     for run, record in summary.runs.items():
         rows = frame[frame["run"] == run]
         if len(rows) != record.samples:
@@ -106,11 +170,27 @@ def _check_agreement(folder: Path, frame: pd.DataFrame, summary: Summary) -> Non
                 f"{folder / SUMMARY_FILE}: field runs.{run}.violations: expected the {broken} of "
                 f"{FRAME_FILE}, but got {record.violations}"
             )
-        index = rows["index"].to_numpy()
-        if first is None:
-            first = (run, index)
-        elif not np.array_equal(first[1], index):
-            raise RunError(
-                f"{folder / FRAME_FILE}: column index: runs {first[0]!r} and {run!r} must hold the "
-                "same samples, but do not"
-            )
+
+
+def _check_ood_side(folder: Path, ood: pd.DataFrame | None, summary: Summary) -> None:
+    for run, record in summary.runs.items():
+        for dataset, side in record.ood_side.items():
+            where = f"{folder / SUMMARY_FILE}: field runs.{run}.ood_side.{dataset}"
+            rows = _part(ood, run, dataset)
+            if rows is None:
+                raise RunError(f"{where}: no rows of it in {OOD_FILE}")
+            far = ~np.isclose(rows["threshold"].astype(float), record.threshold, rtol=1e-9, atol=0)
+            if far.any():
+                raise RunError(
+                    f"{folder / OOD_FILE}: column threshold: expected {record.threshold} of run "
+                    f"{run!r} in {SUMMARY_FILE}, but got {rows['threshold'][far].iloc[0]}"
+                )
+            counts = {"samples": (len(rows), side.samples)}
+            counts["violations"] = (int(rows["violation"].sum()), side.violations)
+            for status, count in (side.status or {}).items():
+                counts[f"status.{status}"] = (int((rows["status"] == status).sum()), count)
+            for field, (found, said) in counts.items():
+                if found != said:
+                    raise RunError(
+                        f"{where}.{field}: expected the {found} of {OOD_FILE}, but got {said}"
+                    )

@@ -7,11 +7,17 @@ infinite.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
+import pandas as pd
 
+from greg_cert.certified_metrics import average_certified_radius, median_radius
+from greg_cert.report.methods import CLEVER, PVALUE, asked, methods_of
 from greg_cert.report.results import Results
+
+FIT_LEVEL = 0.05
+"""A CLEVER fit is called refused where its goodness-of-fit p-value lies below this."""
 
 
 @dataclass(frozen=True)
@@ -37,6 +43,9 @@ class Row:
     share: float | None
     violations: int
     estimate_above_attack: float | None
+    methods: dict[str, float] = field(default_factory=dict)
+    clever_above_attack: float | None = None
+    clever_fit_refused: float | None = None
 
 
 def share(certified: np.ndarray, attack: np.ndarray, kept: np.ndarray) -> float | None:
@@ -70,6 +79,7 @@ def _row(results: Results, run: str) -> Row:
     attack = results.column(run, "radius_attack")
     estimate = results.column(run, "radius_gradient")
     status = rows["status"].value_counts()
+    has_fit = kept & rows[PVALUE].notna().to_numpy() if asked(rows, PVALUE) else np.zeros(0, bool)
     return Row(
         run=run,
         method=record.method,
@@ -81,13 +91,37 @@ def _row(results: Results, run: str) -> Row:
         fpr=record.fpr95,
         fpr_ood_recall=record.fpr95_ood_recall,
         auroc=record.auroc,
-        certified_median=float(np.median(certified)),
-        certified_mean=float(np.mean(certified)),
+        certified_median=median_radius(certified),
+        certified_mean=average_certified_radius(certified),
         lipschitz_median=float(np.median(results.column(run, "radius_lipschitz"))),
         gradient_median=float(np.median(estimate)),
-        attack_median=float(np.median(attack)),
+        attack_median=median_radius(attack),
         attacks_found=int((kept & np.isfinite(attack)).sum()),
         share=share(certified, attack, kept),
         violations=int(rows["violation"].sum()),
         estimate_above_attack=float(np.mean(estimate[kept] > attack[kept])) if kept.any() else None,
+        methods=method_medians(rows),
+        clever_above_attack=_above(results.column(run, CLEVER), attack, kept)
+        if asked(rows, CLEVER)
+        else None,
+        clever_fit_refused=float((results.column(run, PVALUE)[has_fit] < FIT_LEVEL).mean())
+        if has_fit.any()
+        else None,
     )
+
+
+def method_medians(rows: pd.DataFrame) -> dict[str, float]:
+    """Median radius of each optional method over all samples that have one, by column.
+
+    Proofs have one for every sample; the CLEVER estimate may lack some.
+    """
+    return {
+        m.column: float(np.nanmedian(rows[m.column].to_numpy(dtype=float, na_value=np.nan)))
+        for m in methods_of(rows)
+    }
+
+
+def _above(estimate: np.ndarray, attack: np.ndarray, kept: np.ndarray) -> float | None:
+    """Share of the samples with an estimate whose estimate a real attack undercuts."""
+    usable = kept & ~np.isnan(estimate)
+    return float(np.mean(estimate[usable] > attack[usable])) if usable.any() else None

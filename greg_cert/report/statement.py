@@ -6,6 +6,8 @@ from dataclasses import replace
 
 from greg_cert.report import wording
 from greg_cert.report.comparison import Comparison
+from greg_cert.report.notes import warning
+from greg_cert.report.ood_statement import ood_statement
 from greg_cert.report.results import Results
 from greg_cert.report.rows import Row
 
@@ -29,13 +31,13 @@ def statement(results: Results, rows: list[Row], comparisons: list[Comparison]) 
             "There is no baseline to compare with, so these numbers do not say whether training "
             "made the detector more robust."
         )
-    sentences += [_accuracy(rows), *_tightness(rows), _soundness(rows)]
+    sentences += [_accuracy(rows), *_tightness(rows), ood_statement(results)]
+    alarm = warning(results)
+    if alarm is None:
+        sentences.append("No attack contradicted a certificate.")
+    else:
+        sentences.insert(0, alarm)
     return " ".join(sentence for sentence in sentences if sentence)
-
-
-def has_violations(rows: list[Row]) -> bool:
-    """Whether any certificate was contradicted."""
-    return any(row.violations for row in rows)
 
 
 def _name(run: str) -> str:
@@ -95,14 +97,3 @@ def _tightness(rows: list[Row]) -> list[str]:
             f"Nothing bounds the radii of {', '.join(none)} from above: no attack found."
         )
     return sentences
-
-
-def _soundness(rows: list[Row]) -> str:
-    broken = [row for row in rows if row.violations]
-    if not broken:
-        return "No attack contradicted a certificate."
-    parts = ", ".join(f"{_name(row.run)}: {row.violations} of {row.samples}" for row in broken)
-    return (
-        f"Warning: attacks contradict certificates ({parts}), so the proofs in this report must "
-        "not be relied on."
-    )

@@ -12,7 +12,15 @@ import math
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 
 from greg_cert.errors import RunError
 
@@ -38,6 +46,31 @@ class GradientRadius(_Record):
     above_attack: float | None = None
 
 
+class OodSide(_Record):
+    """What the verifier counted for one run on one OOD set."""
+
+    samples: int = Field(ge=1)
+    violations: int = Field(ge=0)
+    status: dict[str, int] | None = None
+
+
+class Audit(_Record):
+    """The attacks made on certificates to contradict them."""
+
+    violations: int = Field(default=0, ge=0)
+    attacks: int | list[str] | None = None
+    steps: int | None = None
+    restarts: int | None = None
+
+
+class Smoothing(_Record):
+    """Settings of randomised smoothing: noise, votes, and the chance of error of each radius."""
+
+    sigma: float = Field(gt=0)
+    n: int = Field(ge=1)
+    alpha: float = Field(gt=0, lt=1)
+
+
 class RunSummary(_Record):
     """What the verifier measured for one run; rates are fractions in [0, 1]."""
 
@@ -56,6 +89,8 @@ class RunSummary(_Record):
     fpr95_ood_recall: float | None = None
     ood: dict[str, Any] = Field(default_factory=dict)
     status: dict[str, int] | None = None
+    ood_side: dict[str, OodSide] = Field(default_factory=dict)
+    audit: Audit | None = None
 
 
 class Provenance(_Record):
@@ -80,6 +115,13 @@ class Summary(_Record):
     side: str = "id"
     clip: bool = False
     baseline: str | None = None
+    score: str = "energy"
+    methods: list[str] = Field(default_factory=list)
+    complete: bool = True
+    wanted: int | None = Field(default=None, ge=0)
+    smoothing: Smoothing | None = None
+    correct: bool = False
+    audit: Audit | None = None
     provenance: Provenance = Field(default_factory=Provenance)
 
     @field_validator("norm", mode="before")
@@ -102,6 +144,15 @@ class Summary(_Record):
     @classmethod
     def _provenance(cls, value: object) -> object:
         return {} if value is None else value
+
+    @field_validator("score", "methods", "complete", "correct", mode="before")
+    @classmethod
+    def _absent(cls, value: object, info: ValidationInfo) -> object:
+        return (
+            cls.model_fields[str(info.field_name)].get_default(call_default_factory=True)
+            if value is None
+            else value
+        )
 
     @model_validator(mode="after")
     def _baseline_is_a_run(self) -> Summary:

@@ -1,17 +1,22 @@
-"""The table as Markdown, as LaTeX (booktabs), and for a terminal."""
+"""The tables as Markdown, as LaTeX (booktabs), and for a terminal."""
 
 from __future__ import annotations
 
 import re
 from itertools import groupby
 
+from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from greg_cert.report.columns import caption, table_columns
-from greg_cert.report.comparison import Comparison, compare, comparison_line
+from greg_cert.report.columns import runs_sheet
+from greg_cert.report.comparison import Comparison, compare
+from greg_cert.report.notes import notes_of, warning
+from greg_cert.report.ood_sheets import ood_sheets
 from greg_cert.report.results import Results
 from greg_cert.report.rows import Row, table_rows
+from greg_cert.report.sheets import Sheet
+from greg_cert.report.smoothing import smoothing_sheet
 from greg_cert.report.wording import one_line
 
 _TEX = {
@@ -37,6 +42,7 @@ _TEX = {
     "\u03c3": r"$\sigma$",
 }
 _LONG_NAME = 20
+_MANY_COLUMNS = 12
 _P_VALUE = re.compile(r"(?<=signed-rank )p (=|\\textless\{\}) (\d[\d.]*)(?:e([+-]\d+))?")
 
 
@@ -60,91 +66,139 @@ def escape_markdown(text: str) -> str:
     return text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
 
 
+def all_sheets(results: Results, rows: list[Row], comparisons: list[Comparison]) -> list[Sheet]:
+    """Every table of the report: the runs, the OOD side and the smoothed detector where asked."""
+    smoothed = smoothing_sheet(results)
+    return [
+        runs_sheet(results, rows, comparisons),
+        *ood_sheets(results),
+        *([smoothed] if smoothed is not None else []),
+    ]
+
+
+def _before(results: Results) -> list[str]:
+    """What must stand beside every table, wherever it is taken."""
+    alarm = warning(results)
+    return [*([alarm] if alarm else []), *notes_of(results)]
+
+
 def markdown_table(
     results: Results, rows: list[Row], comparisons: list[Comparison], *, title: str = "Results"
 ) -> str:
-    """The table in Markdown: caption, one row per run, and a line per comparison."""
-    columns = table_columns(results.summary, rows)
-    lines = [
-        f"**{escape_markdown(title)}.** {escape_markdown(caption(results.summary, rows))}",
-        "",
-        "| Run | " + " | ".join(c.heading for c in columns) + " |",
-        "| :-- |" + " --: |" * len(columns),
-    ]
-    for row in rows:
-        cells = [escape_markdown(row.run), *(c.cell(row) for c in columns)]
-        lines.append("| " + " | ".join(cells) + " |")
-    lines += ["", *(f"- {escape_markdown(comparison_line(c))}" for c in comparisons)]
-    return "\n".join(lines).rstrip() + "\n"
+    """The tables in Markdown: notes, then caption, rows and remarks of each."""
+    blocks = [f"> {escape_markdown(note)}" for note in _before(results)]
+    for number, sheet in enumerate(all_sheets(results, rows, comparisons)):
+        heading = title if number == 0 else sheet.title
+        names = " | ".join(one_line(stub).capitalize() for stub in sheet.stubs)
+        names = names.replace("Ood", "OOD")
+        lines = [
+            f"| {names} | " + " | ".join(head.heading for head in sheet.heads) + " |",
+            "|" + " :-- |" * len(sheet.stubs) + " --: |" * len(sheet.heads),
+        ]
+        for line in sheet.lines:
+            cells = [*(escape_markdown(name) for name in line.names), *line.cells]
+            lines.append("| " + " | ".join(cells) + " |")
+        blocks += [
+            f"**{escape_markdown(heading)}.** {escape_markdown(sheet.caption)}",
+            "\n".join(lines),
+        ]
+        if sheet.remarks:
+            blocks.append("\n".join(f"- {escape_markdown(remark)}" for remark in sheet.remarks))
+    return "\n\n".join(blocks) + "\n"
 
 
 def latex_table(results: Results, rows: list[Row], comparisons: list[Comparison]) -> str:
-    """The table as a LaTeX float that needs no package but booktabs."""
-    columns = table_columns(results.summary, rows)
-    groups = [(status, len(list(group))) for status, group in groupby(columns, lambda c: c.status)]
-    heads, rules, at = [], [], 2
+    """The tables as LaTeX floats that need no package but booktabs."""
+    notes = " ".join(_before(results))
+    first, *others = all_sheets(results, rows, comparisons)
+    floats = [_float(first, first.caption, notes)]
+    floats += [_float(sheet, f"{sheet.title}. {sheet.caption}", notes) for sheet in others]
+    return "% Needs \\usepackage{booktabs}.\n" + "\n".join(floats)
+
+
+def _float(sheet: Sheet, caption: str, notes: str) -> str:
+    groups = [(status, len(list(g))) for status, g in groupby(sheet.heads, lambda h: h.status)]
+    stubs = len(sheet.stubs)
+    heads, rules, at = [], [], stubs + 1
     for status, width in groups:
         label = {"count": "", "measured": r"measured, \%"}.get(status, status)
         heads.append(rf"\multicolumn{{{width}}}{{c}}{{{label}}}")
         if status != "count":
             rules.append(rf"\cmidrule(lr){{{at}-{at + width - 1}}}")
         at += width
-    long = any(len(one_line(row.run)) > _LONG_NAME for row in rows)
-    first = r"p{0.16\linewidth}" if long else "l"
+    long = [
+        any(len(one_line(line.names[k])) > _LONG_NAME for line in sheet.lines) for k in range(stubs)
+    ]
+    first = "".join(r"p{0.16\linewidth}" if wide else "l" for wide in long)
     body = []
-    for row in rows:
-        name = escape_tex(row.run)
-        if long:  # let a long name break at its joints
-            name = r"\raggedright " + re.sub(r"(\\_|[-/.+])", r"\1\\hspace{0pt}", name)
-        body.append(" & ".join([name, *(escape_tex(c.cell(row)) for c in columns)]) + r" \\")
+    for line in sheet.lines:
+        names = [
+            # Let a long name break at its joints.
+            r"\raggedright " + re.sub(r"(\\_|[-/.+])", r"\1\\hspace{0pt}", escape_tex(name))
+            if wide
+            else escape_tex(name)
+            for name, wide in zip(line.names, long, strict=True)
+        ]
+        body.append(" & ".join([*names, *(escape_tex(cell) for cell in line.cells)]) + r" \\")
+    wide_table = len(sheet.heads) > _MANY_COLUMNS
+    size = r"\scriptsize" if wide_table else r"\footnotesize" if any(long) else r"\small"
+    caption = " ".join(part for part in (caption, notes) if part)
     lines = [
-        r"% Needs \usepackage{booktabs}.",
         r"\begin{table*}[t]",
         r"\centering",
-        r"\footnotesize" if long else r"\small",
-        r"\setlength{\tabcolsep}{3pt}",
-        rf"\caption{{{escape_tex(caption(results.summary, rows))}}}",
-        r"\label{tab:greg-cert}",
-        rf"\begin{{tabular}}{{{first}{'r' * len(columns)}}}",
+        size,
+        rf"\setlength{{\tabcolsep}}{{{2 if wide_table else 3}pt}}",
+        rf"\caption{{{escape_tex(caption)}}}",
+        rf"\label{{tab:{sheet.key}}}",
+        rf"\begin{{tabular}}{{{first}{'r' * len(sheet.heads)}}}",
         r"\toprule",
-        " & ".join(["", *heads]) + r" \\",
+        " & ".join([*([""] * stubs), *heads]) + r" \\",
         " ".join(rules),
-        " & ".join(["run", *(escape_tex(c.short) for c in columns)]) + r" \\",
+        " & ".join(escape_tex(t) for t in (*sheet.stubs, *(h.short for h in sheet.heads))) + r" \\",
         r"\midrule",
         *body,
         r"\bottomrule",
         r"\end{tabular}",
     ]
-    for number, comparison in enumerate(comparisons):
+    for number, remark in enumerate(sheet.remarks):
         space = r"\par\smallskip" if number == 0 else r"\par"
-        line = _P_VALUE.sub(_tex_p_value, escape_tex(comparison_line(comparison)))
-        lines.append(rf"{space}{{\footnotesize {line}}}")
+        text = _P_VALUE.sub(_tex_p_value, escape_tex(remark))
+        lines.append(rf"{space}{{\footnotesize {text}}}")
     return "\n".join([*lines, r"\end{table*}"]) + "\n"
 
 
-def summary_table(results: Results, *, seed: int = 0) -> Table:
-    """The table for a terminal: a column per run, because that fits 80 characters; not printed."""
-    rows = table_rows(results)
-    table = Table(
-        title=f"Certified against attacked radii, {results.samples} samples a run",
-        caption="\n".join(
-            [caption(results.summary, rows), *map(comparison_line, compare(results, seed=seed))]
-        ),
-        caption_justify="left",
-    )
-    table.add_column("")
-    table.add_column("status")
-    for row in rows:
-        table.add_column(Text(one_line(row.run), overflow="fold"), justify="right", overflow="fold")
-    for status, group in groupby(
-        table_columns(results.summary, rows), lambda column: column.status
-    ):
-        members = list(group)
-        for column in members:
+def summary_table(results: Results, *, seed: int = 0) -> RenderableType:
+    """The tables for a terminal, turned on their side to fit 80 characters; not printed."""
+    runs, *others = all_sheets(results, table_rows(results), compare(results, seed=seed))
+    title = f"Certified against attacked radii, {results.samples} samples a run"
+    tables = _turned(runs, title)
+    for sheet in others:
+        tables += _turned(sheet, sheet.title)
+    notes = _before(results)
+    if len(tables) == 1 and not notes:
+        return tables[0]
+    return Group(*(Text(note, style="bold") for note in notes), *tables)
+
+
+def _turned(sheet: Sheet, title: str) -> list[Table]:
+    """A column for each last name of a row, and a table for each of what stands before it."""
+    tables = []
+    for names, group in groupby(sheet.lines, lambda line: line.names[:-1]):
+        lines = list(group)
+        heading = ", ".join([title, *map(one_line, names)])
+        table = Table(title=Text(heading), caption_justify="left")
+        table.add_column(Text(sheet.stubs[-1] if names else ""))
+        table.add_column("status")
+        for line in lines:
+            name = Text(one_line(line.names[-1]), overflow="fold")
+            table.add_column(name, justify="right", overflow="fold")
+        for k, head in enumerate(sheet.heads):
             table.add_row(
-                Text(column.title),
-                Text("" if status == "count" else status),
-                *(Text(column.cell(row)) for row in rows),
-                end_section=column is members[-1],
+                Text(head.title),
+                Text("" if head.status == "count" else head.status),
+                *(Text(line.cells[k]) for line in lines),
+                end_section=k + 1 == len(sheet.heads) or sheet.heads[k + 1].status != head.status,
             )
-    return table
+        tables.append(table)
+    tables[-1].caption = Text("\n".join([sheet.caption, *sheet.remarks]))
+    return tables

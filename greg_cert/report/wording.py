@@ -26,8 +26,20 @@ def population(summary: Summary) -> str:
 
 
 def wrong_side(summary: Summary) -> str:
-    """What a sample of status `rejected` is, in words that fit the certified side."""
-    return "rejected" if summary.side == "id" else "accepted as ID"
+    """What a sample of status `rejected` is, in words that fit what is certified."""
+    wrong = "rejected" if summary.side == "id" else "accepted as ID"
+    return f"{wrong} or misclassified" if summary.correct else wrong
+
+
+def score_name(score: str) -> str:
+    """A score in words; an unknown one by its own name."""
+    known = {
+        "energy": "energy",
+        "max_logit": "maximum logit",
+        "max_softmax": "maximum softmax probability",
+        "absent_class": "absent class",
+    }
+    return known.get(score, one_line(score))
 
 
 def ball(summary: Summary) -> str:
@@ -63,6 +75,20 @@ def radius(value: float | None, digits: int, max_radius: float | None) -> str:
     if math.isinf(value):
         return "none" if max_radius is None else f"none ≤ {max_radius:g}"
     return f"{value:.{digits}f}"
+
+
+def fixed_radius(value: float, norm: float) -> str:
+    """A radius that was chosen, not measured; of the maximum norm in steps of grey where it is."""
+    steps = round(255 * value)
+    if math.isinf(norm) and steps > 0 and math.isclose(255 * value, steps, rel_tol=1e-6):
+        return f"{steps}/255"
+    return f"{value:.4g}"
+
+
+def confidence(alpha: float) -> str:
+    """The confidence 1 - alpha in per cent, never rounded up to certainty."""
+    digits = max(0, -math.floor(math.log10(alpha)) - 2) + 1
+    return f"{100 * (1 - alpha):.{digits}f}".rstrip("0").rstrip(".") + " %"
 
 
 def p_value(p: float) -> str:

@@ -11,7 +11,7 @@ from greg_cert.files import write_atomic
 from greg_cert.report.canvas import render
 from greg_cert.report.comparison import compare
 from greg_cert.report.figure_training import GRADIENT_TERMS
-from greg_cert.report.figures import FIGURES, training_figure
+from greg_cert.report.figures import FIGURES, OOD_FIGURE, training_figure
 from greg_cert.report.page import html_page
 from greg_cert.report.pictures import Pictures, check_pictures
 from greg_cert.report.results import Results, load_results
@@ -67,13 +67,15 @@ def write_report(
 ) -> ReportFiles:
     """The report of a verification: `report.html`, `table.md`, `table.tex` and the figures.
 
-    Beside the four figures of the results, the gradient norm over training is drawn where the run
-    folders are at hand.
+    Beside the four figures of the results, the false-positive rate under perturbation is drawn
+    where OOD samples were certified, and the gradient norm over training where the run folders are
+    at hand.
 
     Each file is written whole or not at all, and equal inputs give equal bytes.
 
     Args:
-        folder: holds `certificates.parquet` and `summary.json`.
+        folder: holds `certificates.parquet` and `summary.json`, and perhaps
+            `ood_certificates.parquet` and `ood_scores.parquet`.
         out: where to write; by default `folder/report`. Made if absent.
         style: sizes and type of the figures.
         images: clean images, or (clean, adversarial) pairs, by (run, sample index); floats in
@@ -100,7 +102,9 @@ def write_report(
     results = load_results(Path(folder))
     logs, notes = _training_logs(results, runs)
     rows, comparisons = table_rows(results), compare(results, seed=seed)
-    specs = (*FIGURES, training_figure(logs)) if logs else FIGURES
+    specs = [*FIGURES]
+    specs += [OOD_FIGURE] if results.ood is not None else []
+    specs += [training_figure(logs)] if logs else []
     drawn = {spec.name: render(spec.draw, results, style) for spec in specs}
     pngs = {name: figure.png for name, figure in drawn.items()}
     page = html_page(results, rows, comparisons, pngs, images or {}, title=title)

@@ -91,6 +91,74 @@ def summary_of(frames, *, norm=2.0, baseline=None, minimal=False, **more):
     return summary | more
 
 
+def ood_of(run, dataset, certified, attack, accepted=()):
+    """One run's rows about one OOD set; `accepted` lists the positions on the wrong side clean."""
+    frame = frame_of(run, certified, attack, accepted)
+    frame.insert(1, "dataset", dataset)
+    wrong = frame["status"] == "rejected"
+    frame["score"] = np.where(wrong, -14.0, -8.0 + 0.01 * np.arange(len(frame)))
+    return frame.drop(columns=["label", "correct"])
+
+
+def scores_of(ood, radii=(0.05, 0.1, 0.2), slope=20.0):
+    """Score bounds and attacked scores at some radii that fit such frames."""
+    parts = []
+    for radius in radii:
+        part = ood[["run", "dataset", "index", "score"]].copy()
+        part.insert(3, "radius", float(radius))
+        part["score_bound"] = part["score"] - slope * radius
+        part["score_attack"] = part["score"] - 0.5 * slope * radius
+        parts.append(part)
+    return pd.concat(parts, ignore_index=True)
+
+
+def write_ood(folder: Path, frames, scores=None) -> Path:
+    """The folder with an OOD side beside its ID side, counted in the summary."""
+    path = folder / "summary.json"
+    summary = json.loads(path.read_text(encoding="utf-8"))
+    for frame in frames:
+        counts = frame["status"].value_counts()
+        certified = frame["radius_certified"]
+        side = summary["runs"][frame["run"].iloc[0]].setdefault("ood_side", {})
+        side[frame["dataset"].iloc[0]] = {
+            "samples": len(frame),
+            "status": {s: int(counts.get(s, 0)) for s in ("certified", "rejected", "undecided")},
+            "certified_radius": {"median": float(certified.median()), "mean": certified.mean()},
+            "attack_radius": {"median": None},
+            "violations": int(frame["violation"].sum()),
+        }
+    if frames:
+        pd.concat(frames, ignore_index=True).to_parquet(folder / "ood_certificates.parquet")
+    if scores is not None:
+        pd.concat(scores, ignore_index=True).to_parquet(folder / "ood_scores.parquet")
+    path.write_text(json.dumps(summary), encoding="utf-8")
+    return folder
+
+
+def with_methods(frame, names=("crown", "crown_ibp", "alpha_crown", "refined", "clever"), seed=0):
+    """A frame with the optional radii; the refined proof is the certified radius."""
+    rng = np.random.default_rng(seed)
+    certified, kept = frame["radius_certified"], frame["status"] != "rejected"
+    values = {
+        "radius_crown": 0.8 * certified,
+        "radius_crown_ibp": 0.4 * certified,
+        "radius_alpha_crown": 0.9 * certified,
+        "radius_refined": certified,
+        "radius_clever": np.where(kept, 1.8 * certified, 0.0),
+    }
+    frame = frame.assign(**{f"radius_{name}": values[f"radius_{name}"] for name in names})
+    if "clever" in names:
+        frame["clever_fit_pvalue"] = np.where(kept, rng.random(len(frame)), np.nan)
+    return frame
+
+
+def with_smoothing(frame, decisions, radii):
+    """A frame with a smoothed detector's decisions; NaN where it abstained."""
+    decisions = np.array(decisions, dtype=object)
+    radii = np.where(decisions == "abstained", np.nan, np.array(radii, dtype=float))
+    return frame.assign(radius_smoothing=radii, smoothing_decision=decisions)
+
+
 def write(folder: Path, frames, summary=None, **options) -> Path:
     """The folder, with both files written."""
     folder.mkdir(parents=True, exist_ok=True)
