@@ -4,7 +4,8 @@ Two ways, of which the better is taken:
 
 * each z_j has a linear upper bound u_j + r‖a_j‖* at distance r, and log-sum-exp grows with each;
 * with z_j = c·z + d_j for a fixed probability vector c and l ≤ d_j ≤ u on the region, exp lies
-  below its chord, so Σ exp d_j ≤ Σ α_j d_j + β =: T, and log T ≤ log t + (T − t)/t for any t > 0. That is
+  below its chord, so Σ exp d_j ≤ Σ α_j d_j + β =: T, and log T ≤ log t + (T − t)/t for any t > 0.
+  That is
   one linear function of the logits, in which what they have in common cancels.
 """
 
