@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+import torch
 from torch import Tensor
 
 from greg_cert.verify.graph import Activation, Add, Concat, Conv, Flatten, Graph, Linear, Op
 from greg_cert.verify.interval import Interval, activation_derivative
+from greg_cert.verify.rounding import sum_rounding
 from greg_cert.verify.softmax_box import mixture_box, softmax_box
 
 
@@ -52,6 +54,8 @@ def _back(
     match op:
         case Conv() | Linear():
             centre, spread = (low + high) / 2, (high - low) / 2
+            share = sum_rounding(op, backwards=True)
+            spread = spread + share * torch.maximum(low.abs(), high.abs())
             if isinstance(op, Conv):
                 middle = op.adjoint(centre)
                 width = op.adjoint(spread, op.weight.abs())

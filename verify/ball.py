@@ -7,8 +7,7 @@ from torch import Tensor
 
 from greg_cert.verify.duality import acceptance_radius, improve_row, rejection_radius
 from greg_cert.verify.engine import Engine, Relaxation, finite_bounds
-from greg_cert.verify.graph import Graph, Linear, forward_all
-from greg_cert.verify.linear_bound import ROUNDING
+from greg_cert.verify.graph import Graph
 from greg_cert.verify.lipschitz import LipschitzBound
 from greg_cert.verify.scorer import Margin
 
@@ -73,19 +72,6 @@ def first_order_reach(constant: Tensor, gap: Tensor, rounding: Tensor) -> Tensor
     """
     left = gap - _SLACK * (1 + gap.abs()) - rounding
     return torch.where(left > 0, left / constant, torch.zeros_like(gap)).nan_to_num(nan=0.0)
-
-
-@torch.no_grad()
-def score_rounding(graph: Graph, x: Tensor) -> Tensor:
-    """Allowance (B,) for the rounding of S(x): units in the last place of its absolute terms."""
-    largest = torch.zeros(len(x), dtype=x.dtype, device=x.device)
-    values = forward_all(graph, x)
-    op = graph.nodes[-1].op
-    last = values[graph.nodes[-1].inputs[0]] if graph.nodes[-1].inputs else x
-    if isinstance(op, Linear):
-        largest = (last.abs() @ op.weight.abs().T + op.bias.abs()).amax(1)
-    largest = torch.maximum(largest, values[-1].abs().amax(1))
-    return ROUNDING * torch.finfo(x.dtype).eps * largest
 
 
 def _normalised(p: Tensor) -> Tensor:

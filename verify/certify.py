@@ -12,13 +12,14 @@ from torch import Tensor, nn
 from greg_cert.errors import UsageError
 from greg_cert.scores import energy
 from greg_cert.verify.attack import AttackPlan, smallest_attack
-from greg_cert.verify.ball import BallBounds, first_order_reach, score_rounding
+from greg_cert.verify.ball import BallBounds, first_order_reach
 from greg_cert.verify.certificates import CERTIFIED, REJECTED, UNDECIDED, Certificates
 from greg_cert.verify.engine import make_engine
 from greg_cert.verify.gradient import first_order_radius
 from greg_cert.verify.graph import Graph, forward_all
 from greg_cert.verify.native_engine import NativeEngine
 from greg_cert.verify.norms import check_norm, check_radius, dual_norm
+from greg_cert.verify.rounding import score_rounding
 from greg_cert.verify.scorer import Margin, check_inputs, score_and_gradient
 from greg_cert.verify.search import RadiusSearch
 from greg_cert.verify.trace import trace_model

@@ -16,7 +16,11 @@ from greg_cert.verify.interval import Interval
 
 
 def backward_rows(
-    graph: Graph, preactivations: Mapping[int, Interval], start: int, rows: Tensor
+    graph: Graph,
+    preactivations: Mapping[int, Interval],
+    start: int,
+    rows: Tensor,
+    terms: Mapping[int, Tensor],
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Slope and offset of a linear lower bound of `rows` times the output of node `start`.
 
@@ -27,10 +31,11 @@ def backward_rows(
         preactivations: for each activation node before `start` its input's (lower, upper).
         start: node index.
         rows: (B, R, *shape of the node), with B = 1 where no activation comes before.
+        terms: for each affine node the absolute terms that it sums, as in `absolute_terms`.
 
     Returns:
         slope (B, R, *input_shape) and offset (B, R), both differentiable in `rows`; and the sum
-        (B, R) of the absolute terms that the offset is made of, which measures its rounding.
+        (B, R) of the absolute terms of all layers, which measures the rounding of both.
     """
     batch, count = rows.shape[:2]
     coefficients: dict[int, Tensor] = {start: rows}
@@ -47,12 +52,12 @@ def backward_rows(
         match node.op:
             case Conv():
                 offset = offset + a.sum((-2, -1)) @ node.op.bias
-                size = size + a.detach().abs().sum((-2, -1)) @ node.op.bias.abs()
+                size = size + _weighted(a, terms[i])
                 back = node.op.adjoint(a.flatten(0, 1))
                 give(node.inputs[0], back.unflatten(0, (batch, count)))
             case Linear():
                 offset = offset + a @ node.op.bias
-                size = size + a.detach().abs() @ node.op.bias.abs()
+                size = size + _weighted(a, terms[i])
                 give(node.inputs[0], a @ node.op.weight)
             case Activation():
                 low, high = preactivations[i]
@@ -81,6 +86,11 @@ def backward_rows(
     if slope is None:
         slope = rows.new_zeros(batch, count, *graph.input_shape)
     return slope, offset, size
+
+
+def _weighted(a: Tensor, terms: Tensor) -> Tensor:
+    """|a|·terms, (B, R, ...) and (B, ...) -> (B, R)."""
+    return (a.detach().abs().flatten(2) @ terms.flatten(1).unsqueeze(2)).squeeze(2)
 
 
 def relax_activation(

@@ -14,6 +14,7 @@ from greg_cert.verify.engine import RELAXATIONS
 from greg_cert.verify.graph import Activation, Graph, Node
 from greg_cert.verify.interval import Interval, forward_interval
 from greg_cert.verify.linear_bound import slope_norms, value_at_centre
+from greg_cert.verify.rounding import absolute_terms
 
 _CHUNK_ELEMENTS = 2**24  # of one coefficient tensor (B, R, widest layer): 128 MiB in float64
 
@@ -31,7 +32,8 @@ class NativeRelaxation:
     def linear(self, rows: Tensor) -> tuple[Tensor, Tensor]:
         """See `Relaxation.linear`."""
         last = len(self.graph.nodes) - 1
-        slope, offset, size = backward_rows(self.graph, self.preactivations, last, rows)
+        terms = absolute_terms(self.graph, self.preactivations, self.inputs, self.radii)
+        slope, offset, size = backward_rows(self.graph, self.preactivations, last, rows, terms)
         return value_at_centre(slope, offset, size, self.inputs), slope_norms(slope, self.norm)
 
     def lower(self, rows: Tensor) -> Tensor:
@@ -90,13 +92,14 @@ class NativeEngine:
         node = self._graph.nodes[target]
         low, high = interval[0].flatten(1).clone(), interval[1].flatten(1).clone()
         unknown = ((low < 0) & (high > 0)).any(0).nonzero().squeeze(1)
+        terms = absolute_terms(self._graph, known, inputs, radii)
         shared = target in self._affine  # without an activation before it, one slope serves all
         for chunk in self._chunks(unknown, 1 if shared else len(inputs)):
             rows = _unit_rows(chunk, node, inputs.new_empty(0))
             rows = torch.cat([rows, -rows], dim=1)
             if not shared:
                 rows = rows.expand(len(inputs), *rows.shape[1:])
-            slope, offset, size = backward_rows(self._graph, known, target, rows)
+            slope, offset, size = backward_rows(self._graph, known, target, rows, terms)
             centre = value_at_centre(slope, offset, size, inputs)
             bound = centre - radii.unsqueeze(1) * slope_norms(slope, norm)
             below, above = bound.split(len(chunk), dim=1)
