@@ -12,9 +12,13 @@ from fractions import Fraction
 
 import torch
 import torch.nn.functional as F
+from soundness import ball_points, middle_threshold
 from torch import Tensor, nn
 
+from greg_cert.verify import certify
+from greg_cert.verify.engine import make_engine
 from greg_cert.verify.graph import Activation, Add, Concat, Conv, Flatten, Graph, Linear
+from greg_cert.verify.trace import trace_model
 
 Vector = list[Fraction]
 
@@ -24,14 +28,19 @@ def fractions(values: Tensor) -> Vector:
     return [Fraction(v) for v in values.detach().flatten().tolist()]
 
 
-def exact_score(graph: Graph, x: Tensor) -> Fraction:
-    """S = −f of one input (*input_shape) for a graph of one logit, without rounding."""
-    assert graph.num_classes == 1
+def exact_values(graph: Graph, x: Tensor) -> list[Vector]:
+    """Every node's value at one input (*input_shape), flattened, without rounding."""
     values = [fractions(x)]
     for node in graph.nodes[1:]:
         operands = [values[j] for j in node.inputs]
         values.append(_exact_op(node.op, operands))
-    return -values[-1][0]
+    return values
+
+
+def exact_score(graph: Graph, x: Tensor) -> Fraction:
+    """S = −f of one input (*input_shape) for a graph of one logit, without rounding."""
+    assert graph.num_classes == 1
+    return -exact_values(graph, x)[-1][0]
 
 
 def _exact_op(op: object, operands: list[Vector]) -> Vector:
@@ -109,3 +118,52 @@ def cancelling_network(seed: int) -> nn.Module:
         layers = [first, nn.ReLU(), second, nn.ReLU()]
         head = layer(torch.tensor([[-1e6]]), torch.zeros(1))
     return nn.Sequential(*layers, head).eval()
+
+
+def cancelling(seed: int) -> tuple[nn.Module, Graph, Tensor]:
+    model = cancelling_network(seed)
+    generator = torch.Generator().manual_seed(seed)
+    return model, trace_model(model, (2,)), torch.rand(3, 2, generator=generator).double()
+
+
+def attack_exactly(seed: int, norm: float, side: str) -> int:
+    """Compare bounds and radii with fractions at points exactly within; how many points."""
+    model, graph, x = cancelling(seed)
+    radii = torch.tensor([1e-7, 1e-3, 0.3], dtype=torch.float64)
+    rows = torch.tensor([[1.0], [-1.0]], dtype=torch.float64).expand(3, -1, -1)
+    relaxation = make_engine("native", graph).relax(x, radii, norm)
+    low, (value, _) = relaxation.lower(rows), relaxation.linear(rows)
+    threshold = middle_threshold(model, x)
+    result = certify(
+        model, x, threshold, side=side, norm=norm, engine="native", method="best",
+        tolerance=1e-12, rounds=40, attack=False,
+    )  # fmt: skip
+    proven = torch.maximum(result.radius_certified, result.radius_lipschitz)
+    tried = 0
+    for b in range(len(x)):
+        centre = exact_score(graph, x[b])
+        assert Fraction(float(value[b, 0])) <= -centre, "bound at the centre"
+        assert Fraction(float(value[b, 1])) <= centre, "bound at the centre"
+        for radius in (float(radii[b]), float(proven[b])):
+            if radius == 0.0:
+                continue
+            size = torch.tensor([radius * (1 - 1e-13)], dtype=torch.float64)
+            for y in ball_points(x[b : b + 1], size, norm, draws=3)[:, 0]:
+                if not lies_within(y, x[b], radius, norm):
+                    continue
+                tried += 1
+                values = exact_values(graph, y)
+                score = -values[-1][0]
+                if radius == float(radii[b]):
+                    for i, (below, above) in relaxation.preactivations.items():
+                        box = zip(
+                            fractions(below[b]), values[graph.nodes[i].inputs[0]],
+                            fractions(above[b]), strict=True,
+                        )  # fmt: skip
+                        assert all(a <= z <= c for a, z, c in box), f"box of node {i}"
+                    assert Fraction(float(low[b, 0])) <= -score, "bound over the ball"
+                    assert Fraction(float(low[b, 1])) <= score, "bound over the ball"
+                else:
+                    over = score > Fraction(threshold)
+                    assert over == (side == "ood"), "a point inside a certified radius"
+    return tried
