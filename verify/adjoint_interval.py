@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+import torch
 from torch import Tensor
 
 from greg_cert.verify.graph import Activation, Add, Concat, Conv, Flatten, Graph, Linear, Op
 from greg_cert.verify.interval import Interval, activation_derivative
+from greg_cert.verify.rounding import sum_rounding
 from greg_cert.verify.score_box import ScoreBox
 
 
@@ -30,7 +32,7 @@ def adjoint_boxes(
         box, node = boxes.pop(i), graph.nodes[i]
         complete[i] = box
         if i == last and isinstance(node.op, Linear):
-            parts = [top.head_box(node.op.weight)]
+            parts = [top.head_box(node.op)]
         elif i == 0:
             continue
         else:
@@ -51,6 +53,8 @@ def _back(
     match op:
         case Conv() | Linear():
             centre, spread = (low + high) / 2, (high - low) / 2
+            share = sum_rounding(op, backwards=True)
+            spread = spread + share * torch.maximum(low.abs(), high.abs())
             if isinstance(op, Conv):
                 middle = op.adjoint(centre)
                 width = op.adjoint(spread, op.weight.abs())

@@ -24,6 +24,7 @@ def backward_rows(
     preactivations: Mapping[int, Interval],
     start: int,
     rows: Tensor,
+    terms: Mapping[int, Tensor] | None,
     *,
     more: Mapping[int, Tensor] | None = None,
     slopes: Mapping[int, Tensor] | None = None,
@@ -38,6 +39,8 @@ def backward_rows(
         preactivations: for each activation node before `start` its input's (lower, upper).
         start: node index.
         rows: (B, R, *shape of the node), with B = 1 where no activation comes before.
+        terms: for each affine node the absolute terms that it sums, as in `absolute_terms`; None
+            where nobody asks for the rounding, as in float32, which only drafts where to look.
         more: further rows (B, R, *shape) of earlier nodes, added to what is bounded.
         slopes: for activation nodes the slopes (B, R, *shape) of the lower lines of neurons of
             unknown sign, between the negative slope and 1; the usual choice where there are none.
@@ -45,14 +48,12 @@ def backward_rows(
 
     Returns:
         slope (B, R, *input_shape) and offset (B, R), both differentiable in `rows`; and the sum
-        (B, R) of the absolute terms that the offset is made of, which measures its rounding.
+        (B, R) of the absolute terms of all layers, which measures the rounding of both.
     """
     batch, count = rows.shape[:2]
     coefficients: dict[int, Tensor] = {start: rows}
     offset = rows.new_zeros(batch, count)
     size = rows.new_zeros(batch, count)
-    # float32 only drafts where to look: nobody asks for its rounding.
-    careful = rows.dtype == torch.float64
 
     def give(node: int, value: Tensor) -> None:
         coefficients[node] = coefficients[node] + value if node in coefficients else value
@@ -67,14 +68,14 @@ def backward_rows(
         match node.op:
             case Conv():
                 offset = offset + a.sum((-2, -1)) @ node.op.bias
-                if careful:
-                    size = size + a.detach().abs().sum((-2, -1)) @ node.op.bias.abs()
+                if terms is not None:
+                    size = size + _weighted(a, terms[i])
                 back = node.op.adjoint(a.flatten(0, 1))
                 give(node.inputs[0], back.unflatten(0, (batch, count)))
             case Linear():
                 offset = offset + a @ node.op.bias
-                if careful:
-                    size = size + a.detach().abs() @ node.op.bias.abs()
+                if terms is not None:
+                    size = size + _weighted(a, terms[i])
                 give(node.inputs[0], a @ node.op.weight)
             case Activation():
                 low, high = preactivations[i]
@@ -115,6 +116,11 @@ def backward_rows(
     if slope is None:
         slope = rows.new_zeros(batch, count, *graph.input_shape)
     return slope, offset, size
+
+
+def _weighted(a: Tensor, terms: Tensor) -> Tensor:
+    """|a|·terms, (B, R, ...) and (B, ...) -> (B, R)."""
+    return (a.detach().abs().flatten(2) @ terms.flatten(1).unsqueeze(2)).squeeze(2)
 
 
 def relax_activation(

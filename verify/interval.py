@@ -9,22 +9,27 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from greg_cert.verify.graph import Activation, Add, Concat, Conv, Flatten, Linear, Op
+from greg_cert.verify.rounding import sum_rounding
 
 Interval = tuple[Tensor, Tensor]
 
 
 def forward_interval(op: Op, operands: Sequence[Interval]) -> Interval:
-    """Interval (B, ...) of an operation's output from those of its operands."""
+    """Interval (B, ...) of an operation's output from those of its operands, rounded outwards."""
     low, high = operands[0]
     match op:
         case Conv() | Linear():
             centre, radius = (low + high) / 2, (high - low) / 2
+            # Large terms may cancel in the centre, which then says nothing of its rounding.
+            share = sum_rounding(op)
+            radius = radius + share * torch.maximum(low.abs(), high.abs())
             if isinstance(op, Conv):
                 middle = op.apply(centre)
                 spread = op.apply(radius, op.weight.abs())
+                spread = spread + share * op.bias.abs().reshape(-1, 1, 1)
             else:
                 middle = F.linear(centre, op.weight, op.bias)
-                spread = F.linear(radius, op.weight.abs())
+                spread = F.linear(radius, op.weight.abs(), share * op.bias.abs())
             return middle - spread, middle + spread
         case Activation():
             return F.leaky_relu(low, op.negative_slope), F.leaky_relu(high, op.negative_slope)

@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 
 from greg_cert.verify.engine import Engine
-from greg_cert.verify.graph import Graph, Linear, forward_all
-from greg_cert.verify.linear_bound import ROUNDING
+from greg_cert.verify.graph import Graph
 from greg_cert.verify.lipschitz import LipschitzBound
 from greg_cert.verify.native_engine import NativeEngine
+from greg_cert.verify.rounding import score_rounding
 from greg_cert.verify.search import RadiusSearch
 
 _SLACK = 1e-9
@@ -31,19 +31,6 @@ def first_order_reach(constant: Tensor, gap: Tensor, rounding: Tensor) -> Tensor
 
 def _left(gap: Tensor, rounding: Tensor) -> Tensor:
     return gap - _SLACK * (1 + gap.abs()) - rounding
-
-
-@torch.no_grad()
-def score_rounding(graph: Graph, x: Tensor) -> Tensor:
-    """Allowance (B,) for the rounding of S(x): units in the last place of its absolute terms."""
-    largest = torch.zeros(len(x), dtype=x.dtype, device=x.device)
-    values = forward_all(graph, x)
-    op = graph.nodes[-1].op
-    last = values[graph.nodes[-1].inputs[0]] if graph.nodes[-1].inputs else x
-    if isinstance(op, Linear):
-        largest = (last.abs() @ op.weight.abs().T + op.bias.abs()).amax(1)
-    largest = torch.maximum(largest, values[-1].abs().amax(1))
-    return ROUNDING * torch.finfo(x.dtype).eps * largest
 
 
 class LipschitzRadius:

@@ -21,6 +21,7 @@ from greg_cert.verify.interval import Interval
 from greg_cert.verify.linear_bound import slope_norms, value_at_centre
 from greg_cert.verify.lirpa_compat import load_auto_lirpa
 from greg_cert.verify.rebuild import RebuiltModule
+from greg_cert.verify.rounding import absolute_terms
 
 _LARGEST_BATCH = 128  # samples a call
 _CALL_ELEMENTS = 2**27  # of one coefficient tensor (neurons × widest layer × samples): 1 GiB
@@ -101,7 +102,9 @@ class AutoLirpaEngine:
         # auto-LiRPA does not say what its offset is the sum of; our own pass does.
         last = len(self._graph.nodes) - 1
         own = {i: group.bounds[name] for i, name in self._names.items()}
-        size = backward_rows(self._graph, own, last, rows)[2]
+        radii = torch.full_like(group.inputs.flatten(1)[:, 0], group.radius)
+        terms = absolute_terms(self._graph, own, group.inputs, radii)
+        size = backward_rows(self._graph, own, last, rows, terms)[2]
         centre = value_at_centre(slope, offset, offset.abs() + size, group.inputs)
         return centre, slope_norms(slope, norm)
 

@@ -16,6 +16,7 @@ from greg_cert.verify.interval import Interval, forward_interval
 from greg_cert.verify.linear_bound import value_at_centre
 from greg_cert.verify.native_relaxation import NativeRelaxation
 from greg_cert.verify.region import Region
+from greg_cert.verify.rounding import absolute_terms
 
 RELAXATIONS = ("crown", "crown-ibp", "alpha-crown")
 _ELEMENTS = 2**19  # of one coefficient tensor (B, R, widest layer): what stays in a CPU's cache
@@ -91,6 +92,7 @@ class NativeEngine:
             region,
             bounds,
             empty,
+            self._terms(bounds, region),
             lines=lines,
             optimise=method == "alpha-crown",
             elements=self._elements,
@@ -128,6 +130,12 @@ class NativeEngine:
             intervals.append(forward_interval(node.op, [intervals[j] for j in node.inputs]))
         return found, lines, empty
 
+    def _terms(self, known: Mapping[int, Interval], region: Region) -> dict[int, Tensor] | None:
+        """Absolute terms of affine nodes; None in float32, which only drafts where to look."""
+        if self._graph.dtype != torch.float64:
+            return None
+        return absolute_terms(self._graph, known, region.inputs, region.radii)
+
     def _tighten(
         self,
         target: int,
@@ -142,9 +150,10 @@ class NativeEngine:
         node = self._graph.nodes[target]
         low, high = interval[0].flatten(1).clone(), interval[1].flatten(1).clone()
         unknown = (low < 0) & (high > 0)
+        terms = self._terms(known, region)
         shared = target in self._affine  # without an activation before it, one slope serves all
         for chunk in self._chunks(unknown, shared):
-            bound = self._lowest(target, chunk, known, lines, region, method, constraint)
+            bound = self._lowest(target, chunk, known, lines, terms, region, method, constraint)
             below, above = bound.split(chunk.shape[1], dim=1)
             chunk = chunk.expand(len(low), -1)
             # Only where the sample's own sign is unknown: no sample's bounds depend on its batch.
@@ -160,6 +169,7 @@ class NativeEngine:
         indices: Tensor,
         known: Mapping[int, Interval],
         lines: dict[int, Lines],
+        terms: Mapping[int, Tensor] | None,
         region: Region,
         method: str,
         constraint: OutputConstraint | None,
@@ -167,13 +177,19 @@ class NativeEngine:
         """Lower bounds (B, 2R) of the neurons (B or 1, R) of a node and of their negatives."""
         start, rows, added = neuron_rows(self._graph, target, indices)
         rows, added = torch.cat([rows, -rows], 1), torch.cat([added, -added], 1)
+        own = added.abs()  # absolute terms of the layer that was stepped over
+        if terms is not None and start != target:
+            own = terms[target].flatten(1).gather(1, indices.expand(len(region.inputs), -1))
+            own = own.repeat(1, 2)
         if target not in self._affine:
             rows = rows.expand(len(region.inputs), *rows.shape[1:])
-        slope, offset, size = backward_rows(self._graph, known, start, rows, lines=lines)
-        value = value_at_centre(slope, offset + added, size + added.abs(), region.inputs)
+        slope, offset, size = backward_rows(self._graph, known, start, rows, terms, lines=lines)
+        value = value_at_centre(slope, offset + added, size + own, region.inputs)
         bound = region.lowest(value, slope)
         if method == "alpha-crown" and target not in self._affine:
-            bound = torch.maximum(bound, self._optimised(start, rows, added, known, region))
+            bound = torch.maximum(
+                bound, self._optimised(start, rows, added, own, known, terms, region)
+            )
         # For an affine node the cut says nearly all of it, at a fraction of the cost.
         if constraint is None or region.cut is None or target in self._affine:
             return bound
@@ -187,11 +203,13 @@ class NativeEngine:
             known,
             last,
             together,
+            terms,
             more={start: rows.expand(len(weight), *rows.shape[1:])},
             lines=lines,
         )
         added = added + weight * constraint.constant.unsqueeze(1)
-        value = value_at_centre(slope, offset + added, size + added.abs(), region.inputs)
+        size = size + own + added.abs()
+        value = value_at_centre(slope, offset + added, size, region.inputs)
         return torch.maximum(bound, region.lowest(value, slope))
 
     def _optimised(
@@ -199,12 +217,16 @@ class NativeEngine:
         start: int,
         rows: Tensor,
         added: Tensor,
+        own: Tensor,
         known: Mapping[int, Interval],
+        terms: Mapping[int, Tensor] | None,
         region: Region,
     ) -> Tensor:
         def lowest(slopes: Mapping[int, Tensor]) -> Tensor:
-            slope, offset, size = backward_rows(self._graph, known, start, rows, slopes=slopes)
-            value = value_at_centre(slope, offset + added, size + added.abs(), region.inputs)
+            slope, offset, size = backward_rows(
+                self._graph, known, start, rows, terms, slopes=slopes
+            )
+            value = value_at_centre(slope, offset + added, size + own, region.inputs)
             return region.lowest(value, slope)
 
         before = {i: known[i] for i in self._graph.activations if i <= start}

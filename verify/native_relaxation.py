@@ -24,6 +24,7 @@ class NativeRelaxation:
         region: where the bounds hold.
         preactivations: for each activation node its input's (lower, upper), each (B, *shape).
         empty: (B,) whether bounds contradict each other, so that the region holds no violation.
+        terms: absolute terms of affine nodes, as in `backward_rows`.
         lines: what is known of the lines around activations, as in `backward_rows`.
         optimise: whether the slopes of lower lines are to be chosen for each row.
         slopes: slopes of lower lines for the rows asked for, as in `backward_rows`.
@@ -34,6 +35,7 @@ class NativeRelaxation:
     region: Region
     preactivations: Mapping[int, Interval]
     empty: Tensor
+    terms: Mapping[int, Tensor] | None
     lines: dict[int, Lines] = field(default_factory=dict)
     optimise: bool = False
     slopes: Mapping[int, Tensor] | None = None
@@ -47,7 +49,13 @@ class NativeRelaxation:
         """
         last = len(self.graph.nodes) - 1
         slope, offset, size = backward_rows(
-            self.graph, self.preactivations, last, rows, slopes=self.slopes, lines=self.lines
+            self.graph,
+            self.preactivations,
+            last,
+            rows,
+            self.terms,
+            slopes=self.slopes,
+            lines=self.lines,
         )
         return value_at_centre(slope, offset, size, self.region.inputs), slope
 
@@ -89,6 +97,7 @@ class NativeRelaxation:
             self.region.of(members),
             {i: (low[members], high[members]) for i, (low, high) in self.preactivations.items()},
             self.empty[members],
+            None if self.terms is None else {i: t[members] for i, t in self.terms.items()},
             lines={i: (a[members], b[members], c[members]) for i, (a, b, c) in self.lines.items()},
             optimise=self.optimise,
             elements=self.elements,

@@ -13,7 +13,7 @@ from greg_cert.errors import UsageError
 def check_norm(norm: float) -> float:
     """2.0 or inf as given, else `UsageError`."""
     if norm not in (2.0, math.inf):
-        raise UsageError(f"expected norm 2 or inf, but got {norm}")
+        raise UsageError(f"expected norm 2 or inf, but got {norm!r}")
     return float(norm)
 
 

@@ -158,7 +158,7 @@ def tighter_cut(old: Cut | None, new: Cut, norm: float) -> Cut:
     best = distances.argmax(1, keepdim=True)
     normal = normals.gather(1, best.unsqueeze(2).expand(-1, -1, normals.shape[2])).squeeze(1)
     normal = normal / lengths.gather(1, best)
-    empty = old.distance.isinf() | new.distance.isinf()
+    empty = old.distance.isposinf() | new.distance.isposinf()  # minus infinity says nothing
     distance = torch.where(empty, math.inf, distances.gather(1, best).squeeze(1))
     return Cut(normal, distance)
 

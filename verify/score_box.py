@@ -7,8 +7,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from greg_cert.verify.graph import Linear
 from greg_cert.verify.interval import Interval
 from greg_cert.verify.norms import dual_norm
+from greg_cert.verify.rounding import sum_rounding
 from greg_cert.verify.softmax_box import mixture_box, softmax_box
 
 _LARGEST_PAIRS = 64  # classes, up to which differences of all pairs are measured
@@ -32,11 +34,14 @@ class ScoreBox:
     shift: Tensor | None = None
     steepest: Tensor | None = None
 
-    def head_box(self, weight: Tensor) -> Interval:
-        """Bounds (B, D) of the score's adjoint before a linear head of `weight` (K, D)."""
+    def head_box(self, head: Linear) -> Interval:
+        """Bounds (B, D) of the score's adjoint before a linear head (D features to K logits)."""
+        weight = head.weight
         if self.mixture is not None:
             return mixture_box(*self.mixture, self._rows(weight))
         centre, spread = (self.low + self.high) / 2, (self.high - self.low) / 2
+        largest = torch.maximum(self.low.abs(), self.high.abs())
+        spread = spread + sum_rounding(head, backwards=True) * largest
         middle, width = centre @ weight, spread @ weight.abs()
         return middle - width, middle + width
 

@@ -10,17 +10,23 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from greg_cert.errors import UsageError
+from greg_cert.errors import UnsupportedModelError, UsageError
 from greg_cert.scores import score_of
 
 ScoreFunction = Callable[[Tensor], Tensor]
 """Inputs (B, ...) to scores (B,), differentiable."""
 
 SIDES = ("id", "ood")
+_PIXEL_ROUNDING = 1e-6
 
 
 def logit_function(model: nn.Module) -> Callable[[Tensor], Tensor]:
-    """The logits of a float64 copy of `model` in evaluation mode; `model` is not touched."""
+    """The logits of a float64 copy of `model` in evaluation mode; `model` is not touched.
+
+    Raises:
+        UnsupportedModelError: for a NaN or infinite weight.
+    """
+    check_weights(model)
     twin = copy.deepcopy(model).double().eval().requires_grad_(False)
 
     def logits(x: Tensor) -> Tensor:
@@ -70,8 +76,22 @@ class Margin:
         return scores > self.threshold if self.side == "id" else scores <= self.threshold
 
 
+def check_weights(model: nn.Module) -> None:
+    """Raises `UnsupportedModelError`, naming the first tensor of `model` with a NaN or infinity."""
+    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
+        if not torch.isfinite(tensor).all():
+            raise UnsupportedModelError(
+                f"expected finite weights, but {name!r} holds NaN or infinity"
+            )
+
+
 def check_inputs(inputs: Tensor) -> Tensor:
-    """`inputs` in float64; raises `UsageError` unless it is a non-empty, finite floating batch."""
+    """`inputs` in float64.
+
+    Raises:
+        UsageError: unless it is a non-empty, finite floating batch; for images (B, C, H, W) also
+            unless all pixels lie in [0, 1], give or take a rounding of 1e-6.
+    """
     if inputs.ndim not in (2, 4) or len(inputs) == 0 or not inputs.is_floating_point():
         raise UsageError(
             "expected inputs (B, C, H, W) or (B, D) of a floating type with B >= 1, "
@@ -79,4 +99,11 @@ def check_inputs(inputs: Tensor) -> Tensor:
         )
     if not torch.isfinite(inputs).all():
         raise UsageError("expected finite inputs, but found NaN or infinity")
+    if inputs.ndim == 4 and inputs.numel():
+        low, high = float(inputs.min()), float(inputs.max())
+        if low < -_PIXEL_ROUNDING or high > 1.0 + _PIXEL_ROUNDING:
+            raise UsageError(
+                f"expected pixels in [0, 1], but got values from {low:g} to {high:g}; "
+                "normalisation belongs into the model"
+            )
     return inputs.detach().double()

@@ -19,6 +19,7 @@ from greg_cert.errors import UnsupportedModelError, UsageError
 from greg_cert.verify.build import GraphBuilder
 from greg_cert.verify.graph import Graph, forward_all
 from greg_cert.verify.operations import LEAVES, Call, Context
+from greg_cert.verify.scorer import check_weights
 
 _SMALLEST = 1e-100  # far beyond float32, and products of three still fit into float64
 _PROBES = 3  # batch of the tracing input; not 1, so that a flattened batch axis cannot pass unseen
@@ -48,11 +49,8 @@ def trace_model(model: nn.Module, input_shape: tuple[int, ...]) -> Graph:
             NaN or infinite weight.
     """
     twin = copy.deepcopy(model).double().eval()
+    check_weights(twin)
     for name, tensor in (*twin.named_parameters(), *twin.named_buffers()):
-        if not torch.isfinite(tensor).all():
-            raise UnsupportedModelError(
-                f"expected finite weights, but {name!r} holds NaN or infinity"
-            )
         size = tensor.detach().abs()[tensor != 0]
         if len(size) and not (size.min() >= _SMALLEST and size.max() <= 1 / _SMALLEST):
             raise UnsupportedModelError(
@@ -115,9 +113,10 @@ class _Translation:
         if not isinstance(out, fx.Node) or out not in self.context.index:
             raise UnsupportedModelError("expected the model to return one tensor of logits (B, K)")
         logits = self.context.values[out]
-        if logits.ndim != 2 or len(logits) != _PROBES:
+        if logits.ndim != 2 or len(logits) != _PROBES or logits.shape[1] == 0:
             raise UnsupportedModelError(
-                f"expected logits of shape (B, K), but got {tuple(logits.shape)} for B = {_PROBES}"
+                "expected logits of shape (B, K) with K >= 1, "
+                f"but got {tuple(logits.shape)} for B = {_PROBES}"
             )
         return self.context.builder.finish(self.context.index[out])
 

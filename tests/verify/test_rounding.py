@@ -1,0 +1,58 @@
+"""What float64 loses is bounded: against fractions, and by hand."""
+
+from __future__ import annotations
+
+from fractions import Fraction
+
+import pytest
+import torch
+from exact_values import cancelling_network, exact_score
+from torch import nn
+
+from greg_cert.verify.graph import Linear, forward_all
+from greg_cert.verify.rounding import absolute_terms, score_rounding, sum_rounding
+from greg_cert.verify.trace import trace_model
+
+
+def test_the_score_is_off_by_no_more_than_its_allowance() -> None:
+    largest = Fraction(0)
+    for seed in range(40):
+        graph = trace_model(cancelling_network(seed), (2,))
+        generator = torch.Generator().manual_seed(seed)
+        x = torch.rand(5, 2, generator=generator, dtype=torch.float64)
+        allowance = score_rounding(graph, x)
+        scores = -forward_all(graph, x)[-1][:, 0]
+        for b in range(len(x)):
+            off = abs(Fraction(float(scores[b])) - exact_score(graph, x[b]))
+            assert off <= Fraction(float(allowance[b])), seed
+            largest = max(largest, off / Fraction(float(allowance[b])))
+    assert largest > Fraction(1, 200)  # and not by far too much
+
+
+def test_absolute_terms_by_hand() -> None:
+    first, second = nn.Linear(2, 1).double(), nn.Linear(1, 1).double()
+    first.weight.data, first.bias.data = (
+        torch.tensor([[3.0, -2.0]]).double(),
+        torch.ones(1).double(),
+    )
+    second.weight.data, second.bias.data = (
+        torch.full((1, 1), -5.0).double(),
+        torch.zeros(1).double(),
+    )
+    graph = trace_model(nn.Sequential(first, nn.ReLU(), second), (2,))
+    x, radii = torch.tensor([[1.0, -1.0]]).double(), torch.tensor([0.5]).double()
+    box = (torch.tensor([[-1.0]]).double(), torch.tensor([[4.0]]).double())
+    activation = graph.activations[0]
+    terms = absolute_terms(graph, {activation: box}, x, radii)
+    assert [t.tolist() for t in terms.values()] == [[[3 * 1.5 + 2 * 1.5 + 1]], [[5 * 4.0]]]
+    # What lies behind an unknown activation is left out.
+    assert len(absolute_terms(graph, {}, x, radii)) == 1
+
+
+@pytest.mark.parametrize("backwards", [False, True])
+def test_rounding_grows_with_the_length_of_the_sum(backwards: bool) -> None:
+    wide = Linear(torch.ones(3, 100).double(), torch.zeros(3).double())
+    length = 3 if backwards else 100
+    assert sum_rounding(wide, backwards=backwards) == 2.0 * (length + 4) * 2.0**-52
+    draft = Linear(torch.ones(3, 100), torch.zeros(3))
+    assert sum_rounding(draft, backwards=backwards) == 0.0

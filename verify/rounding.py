@@ -1,0 +1,123 @@
+"""How much float64 may lose: the absolute terms that each affine layer sums, over whole balls.
+
+A sum of n products, in any order, is off by at most n·ε/2 times the sum of their absolute values
+(Higham, "Accuracy and Stability of Numerical Algorithms", 2nd edition, §3.1). Where terms cancel,
+the result says nothing of their size, so it is measured by itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from greg_cert.verify.graph import (
+    Activation,
+    Add,
+    Concat,
+    Conv,
+    Flatten,
+    Graph,
+    Linear,
+    forward_all,
+)
+
+Boxes = Mapping[int, tuple[Tensor, Tensor]]
+
+
+def sum_rounding(op: Conv | Linear, *, backwards: bool = False) -> float:
+    """What an affine layer of an interval may lose, as a share of its absolute terms.
+
+    Centre, spread and their sum each take part. 0 in float32, which only drafts where to look: an
+    allowance of its size would mislead the search.
+
+    Args:
+        op: the layer.
+        backwards: whether it is the transposed layer, whose sums run over outputs.
+    """
+    if op.weight.dtype != torch.float64:
+        return 0.0
+    count = op.weight.numel() // op.weight.shape[1] if backwards else op.weight[0].numel()
+    return 2.0 * (count + 4) * torch.finfo(torch.float64).eps
+
+
+@torch.no_grad()
+def absolute_terms(
+    graph: Graph, preactivations: Boxes, inputs: Tensor, radii: Tensor
+) -> dict[int, Tensor]:
+    """For each affine node |W|·max|v| + |b|, (B, *shape), v its operand over the whole ball.
+
+    A backward pass replaces a·(W·v + b) by (a·W)·v + a·b, and what it rounds off a·W is then
+    multiplied by v: it loses at most a share of |a|·(|W|·|v| + |b|), wherever in the ball v is.
+
+    Args:
+        graph: the network.
+        preactivations: for the activation nodes known so far their input's (lower, upper); nodes
+            behind the first unknown one are left out.
+        inputs: (B, ...) centres.
+        radii: (B,).
+    """
+    largest: dict[int, Tensor] = {0: inputs.abs() + radii.reshape(-1, *[1] * (inputs.ndim - 1))}
+    terms: dict[int, Tensor] = {}
+    for i, node in enumerate(graph.nodes[1:], start=1):
+        if any(j not in largest for j in node.inputs):
+            continue
+        operands = [largest[j] for j in node.inputs]
+        match node.op:
+            case Conv() as op:
+                bias = op.bias.abs().reshape(-1, 1, 1)
+                largest[i] = terms[i] = op.apply(operands[0], op.weight.abs()) + bias
+            case Linear() as op:
+                largest[i] = terms[i] = F.linear(operands[0], op.weight.abs(), op.bias.abs())
+            case Activation():
+                if i in preactivations:
+                    low, high = preactivations[i]
+                    largest[i] = torch.minimum(operands[0], torch.maximum(low.abs(), high.abs()))
+            case Add():
+                largest[i] = operands[0] + operands[1]
+            case Concat():
+                largest[i] = torch.cat(operands, dim=1)
+            case Flatten():
+                largest[i] = operands[0].flatten(1)
+    return terms
+
+
+@torch.no_grad()
+def score_rounding(graph: Graph, x: Tensor) -> Tensor:
+    """What S(x) (B,) may be off by in float64: errors of all layers, carried to the logits.
+
+    Each affine layer multiplies what its operand is off by by |W| and adds a share of its own
+    absolute terms; no other operation enlarges an error by more than a rounding of its own.
+
+    Args:
+        graph: the network.
+        x: (B, *input_shape).
+    """
+    unit = torch.finfo(x.dtype).eps
+    values = forward_all(graph, x)
+    errors = [torch.zeros_like(x)]
+    for node, value in zip(graph.nodes[1:], values[1:], strict=True):
+        carried = [errors[j] for j in node.inputs]
+        source = values[node.inputs[0]]
+        match node.op:
+            case Conv() as op:
+                terms = carried[0] + (op.weight[0].numel() + 2) * unit * source.abs()
+                bias = 2 * unit * op.bias.abs().reshape(-1, 1, 1)
+                error = op.apply(terms, op.weight.abs()) + bias
+            case Linear() as op:
+                terms = carried[0] + (op.weight.shape[1] + 2) * unit * source.abs()
+                error = F.linear(terms, op.weight.abs(), 2 * unit * op.bias.abs())
+            case Add():
+                error = carried[0] + carried[1]
+            case Concat():
+                error = torch.cat(carried, dim=1)
+            case Flatten():
+                error = carried[0].flatten(1)
+            case _:
+                error = carried[0]
+        errors.append(error + unit * value.abs())
+    # logsumexp moves by no more than its arguments, and rounds its own few operations.
+    largest = values[-1].abs().amax(1)
+    return 2 * errors[-1].amax(1) + (graph.num_classes + 8) * unit * (1 + largest)
