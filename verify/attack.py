@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -163,6 +164,28 @@ def attack_within(
     return found, delta
 
 
+def within_ball(
+    score: ScoreFunction,
+    x: Tensor,
+    radius: Tensor,
+    plan: AttackPlan,
+    indices: Tensor | None = None,
+) -> Iterator[Tensor]:
+    """Perturbations (B, ...) inside balls of `radius` (B,), each a step further uphill.
+
+    All steps of all restarts: from the centre first, then from random points.
+    """
+    names = _names(x, indices)
+    for restart in range(plan.restarts):
+        delta = torch.zeros_like(x)
+        if restart:
+            delta = _random_in_ball(x, radius, plan, names, _WITHIN, restart)
+        for step in range(plan.steps):
+            _, gradient = score_and_gradient(score, x + delta)
+            delta = _step(x, delta, gradient, radius, plan, step)
+            yield delta
+
+
 def _names(x: Tensor, indices: Tensor | None) -> Tensor:
     return torch.arange(len(x)) if indices is None else indices.cpu()
 
@@ -212,11 +235,18 @@ def _pgd(
         crossed = crossed | new
         if step == plan.steps or crossed.all():
             break
-        uphill = gradient if plan.margin.side == "id" else -gradient
-        size = radius * (0.5 * (1 - step / plan.steps) + 0.02)
-        move = per_sample(size, delta) * steepest_direction(uphill, plan.norm)
-        delta = keep(x, project(delta + move, radius, plan.norm), plan.clip)
+        delta = _step(x, delta, gradient, radius, plan, step)
     return crossed, point
+
+
+def _step(
+    x: Tensor, delta: Tensor, gradient: Tensor, radius: Tensor, plan: AttackPlan, step: int
+) -> Tensor:
+    """The next point of a PGD run, whose steps decay."""
+    uphill = gradient if plan.margin.side == "id" else -gradient
+    size = radius * (0.5 * (1 - step / plan.steps) + 0.02)
+    move = per_sample(size, delta) * steepest_direction(uphill, plan.norm)
+    return keep(x, project(delta + move, radius, plan.norm), plan.clip)
 
 
 def _random_in_ball(

@@ -24,8 +24,11 @@ def entropy(p: Tensor) -> Tensor:
 
 
 def first_weights(goal: Goal, logits: Tensor) -> Tensor:
-    """P (B, G, K) to begin with: the softmax of z at the centres."""
-    return goal.shifted(logits).softmax(2)
+    """Weights p (B, G, K) to begin with: the softmax of z at the centres, or the largest z alone."""
+    z = goal.shifted(logits)
+    if goal.soft:
+        return z.softmax(2)
+    return torch.zeros_like(z).scatter(2, z.argmax(2, keepdim=True), 1.0)
 
 
 def lower_rows(goal: Goal, p: Tensor) -> tuple[Tensor, Tensor]:
@@ -53,6 +56,14 @@ def lower_reach(relaxation: Relaxation, goal: Goal, p: Tensor) -> Tensor:
     gap = value + constant - allowance(value, goal)
     reach = torch.where(gap > 0, gap / slope, torch.zeros_like(gap))
     return reach.amin(1)
+
+
+@torch.no_grad()
+def lower_value(relaxation: Relaxation, goal: Goal, p: Tensor) -> Tensor:
+    """Lower bounds (B, G) of an `above` goal's log-sum-exps, or maxima, over the region."""
+    rows, constant = lower_rows(goal, p)
+    low = relaxation.lower(rows)
+    return low + constant + goal.level.unsqueeze(1) - allowance(low, goal)
 
 
 def improve_weights(
@@ -91,9 +102,9 @@ def _ascend(
     kept = torch.where(better.unsqueeze(2), p, kept)
     if move:
         # ∂H/∂p = −log p − 1; the constant cancels in the normalisation. Without H nothing draws p
-        # back from a corner, so the step alone bounds how fast it goes there.
-        keep = 1 - rate if goal.soft else 1.0
-        moved = keep * p.clamp_min(1e-300).log() + rate * gradient
+        # back from a corner, which the floor lets it leave.
+        keep, floor = (1 - rate, 1e-300) if goal.soft else (1.0, 1e-3)
+        moved = keep * p.clamp_min(floor).log() + rate * gradient
         p = torch.where(goal.members, moved, -torch.inf).softmax(2)
     return p, best, kept
 

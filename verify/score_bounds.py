@@ -1,0 +1,132 @@
+"""How far a score can go inside given balls: proven bounds, and the furthest an attack took it."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from greg_cert.errors import UsageError
+from greg_cert.scores import SCORES
+from greg_cert.verify.attack import AttackPlan, within_ball
+from greg_cert.verify.chord import upper_value
+from greg_cert.verify.duality import first_weights, improve_weights, lower_value
+from greg_cert.verify.engine import Engine, finite_bounds, make_engine
+from greg_cert.verify.goals import decision_goals
+from greg_cert.verify.graph import Graph, forward_all
+from greg_cert.verify.memory import fitting_batch, in_chunks
+from greg_cert.verify.norms import check_norm, check_radius
+from greg_cert.verify.scorer import SIDES, ScoreFunction, check_inputs, score_and_gradient
+from greg_cert.verify.trace import trace_model
+
+_MIRROR_STEPS = 5
+_BATCH = 128
+
+
+def score_bound(
+    model: nn.Module,
+    inputs: Tensor,
+    radius: float,
+    *,
+    side: str = "ood",
+    norm: float = 2.0,
+    score: str = "energy",
+    engine: str = "auto",
+    method: str = "crown",
+    memory: float | None = None,
+) -> Tensor:
+    """Proven bound of S over the whole ball about each input: the least (`ood`) or most (`id`).
+
+    With side `ood` S(x′) ≥ the bound, which GAUC takes for a perturbed OOD sample; with side `id`
+    S(x′) ≤ the bound. Infinite where nothing could be proven.
+
+    Args:
+        model: raw images (B, C, H, W) to logits (B, K); evaluated in float64, eval mode.
+        inputs: (B, C, H, W) raw pixels.
+        radius: of the ball, > 0, not clipped to [0, 1].
+        side: `ood` or `id`.
+        norm: 2 or inf.
+        score: one of `greg_cert.scores.SCORES`.
+        engine: `auto`, `native` or `auto-lirpa`.
+        method: `crown`, `crown-ibp` or, native alone, `alpha-crown`.
+        memory: budget in GiB.
+
+    Returns:
+        (B,) in the unit of the score.
+
+    Raises:
+        UsageError: for a value out of range.
+        UnsupportedModelError: for a layer that cannot be bounded soundly.
+    """
+    x = check_inputs(inputs)
+    check_norm(norm)
+    check_radius("radius", radius)
+    if side not in SIDES:
+        raise UsageError(f"expected side 'id' or 'ood', but got {side!r}")
+    if score not in SCORES:
+        raise UsageError(f"expected score in {', '.join(SCORES)}, but got {score!r}")
+    budget = None if memory is None else int(memory * 2**30)
+    graph = trace_model(model, tuple(x.shape[1:]))
+    made = make_engine(engine, graph, budget)
+    batch = fitting_batch(graph, _BATCH, budget, graph.num_classes)
+
+    def part(rows: slice) -> Tensor:
+        return _bound(graph, made, x[rows], radius, side, norm, score, method)
+
+    return torch.cat(list(in_chunks(part, len(x), batch)))
+
+
+@torch.no_grad()
+def _bound(
+    graph: Graph,
+    engine: Engine,
+    x: Tensor,
+    radius: float,
+    side: str,
+    norm: float,
+    score: str,
+    method: str,
+) -> Tensor:
+    logits = forward_all(graph, x)[-1]
+    # Levels of 0, so that the goals' own values are what is bounded.
+    goal = decision_goals(score, side, -1.0 if score == "max_softmax" else 0.0, logits)[0]
+    radii = torch.full_like(logits[:, 0], radius)
+    relaxation = engine.relax(x, radii, norm, method)
+    if goal.above:
+        weights = improve_weights(relaxation, goal, first_weights(goal, logits), _MIRROR_STEPS)
+        values = lower_value(relaxation, goal, weights)  # (B, G)
+    else:
+        values = upper_value(relaxation, goal).unsqueeze(1)
+    if score == "max_softmax":  # S = −max exp(−logsumexp(f − f_k))
+        bound = -(-values).exp().clamp(max=1.0)
+        bound = bound.amin(1)
+        bound = bound + (1e-12 if side == "id" else -1e-12)
+    else:
+        bound = -values.squeeze(1)
+    nothing = math.inf if side == "id" else -math.inf
+    return torch.where(finite_bounds(relaxation), bound, nothing).nan_to_num(
+        nan=nothing, posinf=math.inf, neginf=-math.inf
+    )
+
+
+def attacked_scores(
+    score: ScoreFunction,
+    x: Tensor,
+    radius: Tensor,
+    plan: AttackPlan,
+    indices: Tensor | None = None,
+) -> Tensor:
+    """Furthest scores (B,) towards the wrong side that PGD found in balls of `radius` (B,).
+
+    The clean score is among them. An attack finds no more than there is, so for OOD samples this is
+    an upper bound of the least score in the ball.
+    """
+    with torch.no_grad():
+        best = score(x)
+    sign = 1.0 if plan.margin.side == "id" else -1.0
+    best = sign * best
+    for delta in within_ball(score, x, radius, plan, indices):
+        values, _ = score_and_gradient(score, x + delta)
+        best = torch.maximum(best, sign * values)
+    return sign * best
