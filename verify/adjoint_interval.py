@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+import torch
 from torch import Tensor
 
-from greg_cert.verify.graph import Activation, Add, Concat, Conv, Flatten, Graph, Linear, Op
+from greg_cert.verify.graph import Activation, Add, Concat, Conv, Flatten, Graph, Linear, Op, Smooth
 from greg_cert.verify.interval import Interval, activation_derivative
+from greg_cert.verify.smooth import slope_range
 from greg_cert.verify.softmax_box import mixture_box, softmax_box
 
 
@@ -63,6 +65,12 @@ def _back(
             smallest, largest = activation_derivative(*bounds, op.negative_slope)
             # Derivatives are nonnegative, so the sign of each end picks the factor.
             return [(_scaled(low, smallest, largest, -1), _scaled(high, smallest, largest, 1))]
+        case Smooth(kind):
+            assert bounds is not None
+            # These may be negative: each end of the product is one of the four of the ends.
+            slopes = slope_range(kind, *bounds)
+            products = torch.stack([end * slope for end in box for slope in slopes])
+            return [(products.amin(0), products.amax(0))]
         case Add():
             return [box, box]
         case Concat():

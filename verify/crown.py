@@ -11,8 +11,9 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from greg_cert.verify.graph import Activation, Add, Concat, Conv, Flatten, Graph, Linear
+from greg_cert.verify.graph import Activation, Add, Concat, Conv, Flatten, Graph, Linear, Smooth
 from greg_cert.verify.interval import Interval
+from greg_cert.verify.relax_smooth import relax_smooth
 
 
 def backward_rows(
@@ -66,6 +67,16 @@ def backward_rows(
                 offset, size = offset + step, size - step.detach()
                 gap = (slope_high - slope_low).unsqueeze(1)
                 give(node.inputs[0], torch.addcmul(a * slope_low.unsqueeze(1), negative, gap))
+            case Smooth(kind):
+                lines = relax_smooth(kind, *preactivations[i])
+                slope_low, intercept_low, slope_high, intercept_high = lines
+                positive, negative = a.clamp(min=0.0), a.clamp(max=0.0)
+                for part, intercept in ((positive, intercept_low), (negative, intercept_high)):
+                    line, part = intercept.flatten(1).unsqueeze(2), part.flatten(2)
+                    offset = offset + (part @ line).squeeze(2)
+                    size = size + (part.detach().abs() @ line.abs()).squeeze(2)
+                below = positive * slope_low.unsqueeze(1)
+                give(node.inputs[0], torch.addcmul(below, negative, slope_high.unsqueeze(1)))
             case Add():
                 for j in node.inputs:
                     give(j, a)

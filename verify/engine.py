@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from greg_cert.errors import UsageError
-from greg_cert.verify.graph import Graph
+from greg_cert.verify.graph import Graph, Smooth
 from greg_cert.verify.interval import Interval
 
 ENGINES = ("auto", "auto-lirpa", "native")
@@ -62,21 +62,25 @@ def finite_bounds(relaxation: Relaxation) -> Tensor:
     return torch.stack(parts).all(0) if parts else torch.tensor(True)
 
 
-def resolve_engine(name: str) -> str:
-    """The engine that `auto` stands for here; any other name as it is."""
+def resolve_engine(name: str, graph: Graph | None = None) -> str:
+    """The engine that `auto` stands for here and for this graph; any other name as it is."""
     if name != "auto":
         return name
+    if graph is not None and any(isinstance(n.op, Smooth) for n in graph.nodes):
+        return "native"
     return "auto-lirpa" if importlib.util.find_spec("auto_LiRPA") else "native"
 
 
 def make_engine(name: str, graph: Graph) -> Engine:
-    """The engine of that name for a graph; `auto` is auto-LiRPA where it is installed.
+    """The engine of that name for a graph; `auto` takes auto-LiRPA where that is of use.
+
+    That is: where it is installed, and takes the graph.
 
     Raises:
         UsageError: for an unknown name.
-        EngineError: if the engine's package is missing.
+        EngineError: if the engine's package is missing, or it does not take the graph.
     """
-    name = resolve_engine(name)
+    name = resolve_engine(name, graph)
     if name == "auto-lirpa":
         from greg_cert.verify.lirpa_engine import AutoLirpaEngine
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -11,7 +11,7 @@ from torch import Tensor
 from greg_cert.errors import UsageError
 from greg_cert.verify.crown import backward_rows
 from greg_cert.verify.engine import RELAXATIONS
-from greg_cert.verify.graph import Activation, Graph, Node
+from greg_cert.verify.graph import NONLINEAR, Graph, Node, Smooth
 from greg_cert.verify.interval import Interval, forward_interval
 from greg_cert.verify.linear_bound import slope_norms, value_at_centre
 
@@ -68,11 +68,12 @@ class NativeEngine:
         intervals: list[Interval] = [(inputs - ball, inputs + ball)]
         for i, node in enumerate(self._graph.nodes[1:], start=1):
             source = node.inputs[0]
-            if isinstance(node.op, Activation):
+            if isinstance(node.op, NONLINEAR):
                 if method == "crown" or source in self._affine:
                     intervals[source] = self._tighten(
-                        source, intervals[source], found, inputs, radii, norm
-                    )
+                        source, intervals[source], found, inputs, radii, norm,
+                        _is_loose_if_wide if isinstance(node.op, Smooth) else _is_loose_at_zero,
+                    )  # fmt: skip
                 found[i] = intervals[source]
             intervals.append(forward_interval(node.op, [intervals[j] for j in node.inputs]))
         return found
@@ -85,11 +86,12 @@ class NativeEngine:
         inputs: Tensor,
         radii: Tensor,
         norm: float,
+        loose: Callable[[Tensor, Tensor], Tensor],
     ) -> Interval:
-        """The interval of a node, intersected with CROWN's where its sign is unknown."""
+        """The interval of a node, intersected with CROWN's where that is of use."""
         node = self._graph.nodes[target]
         low, high = interval[0].flatten(1).clone(), interval[1].flatten(1).clone()
-        unknown = ((low < 0) & (high > 0)).any(0).nonzero().squeeze(1)
+        unknown = loose(low, high).any(0).nonzero().squeeze(1)
         shared = target in self._affine  # without an activation before it, one slope serves all
         for chunk in self._chunks(unknown, 1 if shared else len(inputs)):
             rows = _unit_rows(chunk, node, inputs.new_empty(0))
@@ -100,9 +102,9 @@ class NativeEngine:
             centre = value_at_centre(slope, offset, size, inputs)
             bound = centre - radii.unsqueeze(1) * slope_norms(slope, norm)
             below, above = bound.split(len(chunk), dim=1)
-            # Only where the sample's own sign is unknown: no sample's bounds depend on its batch.
+            # Only where it is of use to the sample itself: no sample's bounds depend on its batch.
             own_low, own_high = low[:, chunk], high[:, chunk]
-            own = (own_low < 0) & (own_high > 0)
+            own = loose(own_low, own_high)
             low[:, chunk] = torch.where(own, torch.maximum(own_low, below), own_low)
             high[:, chunk] = torch.where(own, torch.minimum(own_high, -above), own_high)
         return low.unflatten(1, node.shape), high.unflatten(1, node.shape)
@@ -116,9 +118,19 @@ def _affine_nodes(graph: Graph) -> frozenset[int]:
     """Nodes with no activation between them and the input."""
     affine = {0}
     for i, node in enumerate(graph.nodes[1:], start=1):
-        if not isinstance(node.op, Activation) and all(j in affine for j in node.inputs):
+        if not isinstance(node.op, NONLINEAR) and all(j in affine for j in node.inputs):
             affine.add(i)
     return frozenset(affine)
+
+
+def _is_loose_at_zero(low: Tensor, high: Tensor) -> Tensor:
+    """Where a tighter interval changes a ReLU's lines: where the sign is unknown."""
+    return (low < 0) & (high > 0)
+
+
+def _is_loose_if_wide(low: Tensor, high: Tensor) -> Tensor:
+    """Where a tighter interval changes a smooth activation's lines."""
+    return low < high
 
 
 def _unit_rows(indices: Tensor, node: Node, like: Tensor) -> Tensor:
