@@ -13,7 +13,7 @@ from torch import Tensor
 
 from greg_cert.verify.graph import Activation, Add, Concat, Conv, Flatten, Graph, Linear, Smooth
 from greg_cert.verify.interval import Interval
-from greg_cert.verify.relax_smooth import relax_smooth
+from greg_cert.verify.relax_smooth import kept_lines
 
 
 def backward_rows(
@@ -68,7 +68,7 @@ def backward_rows(
                 gap = (slope_high - slope_low).unsqueeze(1)
                 give(node.inputs[0], torch.addcmul(a * slope_low.unsqueeze(1), negative, gap))
             case Smooth(kind):
-                lines = relax_smooth(kind, *preactivations[i])
+                lines = kept_lines(kind, *preactivations[i])
                 slope_low, intercept_low, slope_high, intercept_high = lines
                 positive, negative = a.clamp(min=0.0), a.clamp(max=0.0)
                 for part, intercept in ((positive, intercept_low), (negative, intercept_high)):

@@ -10,10 +10,13 @@ with General Activation Functions", NeurIPS 2018, section 3.3: the chord, or a t
 from __future__ import annotations
 
 import math
+import weakref
+from collections.abc import MutableMapping
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.utils.weak import WeakTensorKeyDictionary
 
 from greg_cert.verify.smooth import FLAT, SHAPES, Shape, jump, rounding, slope_range
 
@@ -21,7 +24,36 @@ _TOUCH_STEPS = 12  # of bisection, for the choice of a slope: only tightness is 
 _PEAK_STEPS = 28  # for an intercept: 80/2²⁸ squared is of the size of the rounding
 
 
-def relax_smooth(kind: str, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+Lines = tuple[Tensor, Tensor, Tensor, Tensor]
+
+
+@dataclass(frozen=True)
+class _Kept:
+    kind: str
+    high: weakref.ref[Tensor]
+    versions: tuple[int, int]
+    lines: Lines
+
+
+# A relaxation is asked for the same lines once a chunk of rows and once a step on the rows; each
+# time would cost some two hundred evaluations of the function. They live as long as `low` does.
+_KEPT: MutableMapping[Tensor, _Kept] = WeakTensorKeyDictionary()
+
+
+def kept_lines(kind: str, low: Tensor, high: Tensor) -> Lines:
+    """`relax_smooth`, remembered for these two tensors for as long as nobody changes them."""
+    ends = (low, high)
+    if any(end.is_inference() or end.requires_grad for end in ends):
+        return relax_smooth(kind, low, high)
+    versions = (low._version, high._version)
+    kept = _KEPT.get(low)
+    if kept is None or kept.high() is not high or (kept.kind, kept.versions) != (kind, versions):
+        kept = _Kept(kind, weakref.ref(high), versions, relax_smooth(kind, low, high))
+        _KEPT[low] = kept
+    return kept.lines
+
+
+def relax_smooth(kind: str, low: Tensor, high: Tensor) -> Lines:
     """slope_low, intercept_low, slope_high, intercept_high of two lines around σ on [low, high].
 
     slope_low·z + intercept_low ≤ σ(z) ≤ slope_high·z + intercept_high for all z of the interval.
