@@ -101,7 +101,8 @@ def certify(
             the layers between; `crown-ibp`: with interval ones; `lipschitz`: the paper's
             ε* with a proven L_S; `best`: the larger of `crown` and `lipschitz`.
         engine: whose bounds prove the radii: `auto-lirpa`, `native`, or `auto` (the first that is
-            installed). Where to look for them is always found by the native engine.
+            installed and takes the model's activations). Where to look for them is always found
+            by the native engine.
         **options: fields of `CertifyOptions`.
 
     Raises:
