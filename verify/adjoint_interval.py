@@ -7,10 +7,11 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from greg_cert.verify.graph import Activation, Add, Concat, Conv, Flatten, Graph, Linear, Op
+from greg_cert.verify.graph import Activation, Add, Concat, Conv, Flatten, Graph, Linear, Op, Smooth
 from greg_cert.verify.interval import Interval, activation_derivative
 from greg_cert.verify.rounding import sum_rounding
 from greg_cert.verify.score_box import ScoreBox
+from greg_cert.verify.smooth import slope_range
 
 
 def adjoint_boxes(
@@ -66,6 +67,12 @@ def _back(
             smallest, largest = activation_derivative(*bounds, op.negative_slope)
             # Derivatives are nonnegative, so the sign of each end picks the factor.
             return [(_scaled(low, smallest, largest, -1), _scaled(high, smallest, largest, 1))]
+        case Smooth(kind):
+            assert bounds is not None
+            # These may be negative: each end of the product is one of the four of the ends.
+            slopes = slope_range(kind, *bounds)
+            products = torch.stack([end * slope for end in box for slope in slopes])
+            return [(products.amin(0), products.amax(0))]
         case Add():
             return [box, box]
         case Concat():

@@ -22,6 +22,7 @@ from greg_cert.verify.graph import (
     Linear,
     Node,
     Op,
+    Smooth,
 )
 
 _LARGEST_DIAGONAL = 8192  # a per-channel step on vectors becomes a dense matrix
@@ -93,6 +94,29 @@ class GraphBuilder:
         if negative_slope == 1.0:
             return i
         return self._append(name, Activation(negative_slope), (i,), self.shape(i))
+
+    def smooth(self, name: str, i: int, kind: str, scale: float = 1.0) -> int:
+        """Append σ(scale·z)/scale for a smooth activation σ."""
+        if scale != 1.0:
+            i = self._rescale(name, i, scale, 0.0)
+        i = self._append(name, Smooth(kind), (i,), self.shape(i))
+        return i if scale == 1.0 else self._rescale(name, i, 1.0 / scale, 0.0)
+
+    def clamp(self, name: str, i: int, low: float, high: float) -> int:
+        """Append min(max(z, low), high) as high − ReLU((high − low) − ReLU(z − low)).
+
+        Not the difference of two ReLUs of z: one path has the sharper interval and slope bounds,
+        and it does not cancel for large z.
+        """
+        above = self.activation(name, self._rescale(name, i, 1.0, -low), 0.0)
+        below = self.activation(name, self._rescale(name, above, -1.0, high - low), 0.0)
+        return self._rescale(name, below, -1.0, high)
+
+    def _rescale(self, name: str, i: int, scale: float, shift: float) -> int:
+        if (scale, shift) == (1.0, 0.0):
+            return i
+        one = torch.ones(self.shape(i)[0], dtype=torch.float64, device=self._device())
+        return self.per_channel(name, i, scale * one, shift * one)
 
     def add(self, name: str, left: int, right: int) -> int:
         """Append the sum of two tensors of one shape."""

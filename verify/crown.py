@@ -12,11 +12,12 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from greg_cert.verify.graph import Activation, Add, Concat, Conv, Flatten, Graph, Linear
+from greg_cert.verify.graph import Activation, Add, Concat, Conv, Flatten, Graph, Linear, Smooth
 from greg_cert.verify.interval import Interval
+from greg_cert.verify.relax_smooth import relax_smooth
 
-Lines = tuple[Tensor, Tensor, Tensor]
-"""Slope of the lower line, slope and intercept of the upper one, each (B, *shape)."""
+Lines = tuple[Tensor, ...]
+"""What `relax_activation`, or `relax_smooth`, gives for one node: slopes and intercepts, (B, …)."""
 
 
 def backward_rows(
@@ -79,13 +80,7 @@ def backward_rows(
                 give(node.inputs[0], a @ node.op.weight)
             case Activation():
                 low, high = preactivations[i]
-                if lines is None or i not in lines:
-                    found = relax_activation(low, high, node.op.negative_slope)
-                    if lines is not None:
-                        lines[i] = found
-                else:
-                    found = lines[i]
-                slope_low, slope_high, intercept = found
+                slope_low, slope_high, intercept = _lines_of(i, node.op, low, high, lines)
                 # a⁺·slope_low + a⁻·slope_high, in as few passes over the largest tensor as can be
                 negative = a.clamp(max=0.0)
                 # Its terms are all of one sign, so the sum measures its own rounding.
@@ -101,6 +96,18 @@ def backward_rows(
                 else:
                     back.addcmul_(negative, upper - lower)
                 give(node.inputs[0], back)
+            case Smooth():
+                low, high = preactivations[i]
+                slope_low, intercept_low, slope_high, intercept_high = _lines_of(
+                    i, node.op, low, high, lines
+                )
+                positive, negative = a.clamp(min=0.0), a.clamp(max=0.0)
+                for part, intercept in ((positive, intercept_low), (negative, intercept_high)):
+                    line, part = intercept.flatten(1).unsqueeze(2), part.flatten(2)
+                    offset = offset + (part @ line).squeeze(2)
+                    size = size + (part.detach().abs() @ line.abs()).squeeze(2)
+                below = positive * slope_low.unsqueeze(1)
+                give(node.inputs[0], torch.addcmul(below, negative, slope_high.unsqueeze(1)))
             case Add():
                 for j in node.inputs:
                     give(j, a)
@@ -116,6 +123,21 @@ def backward_rows(
     if slope is None:
         slope = rows.new_zeros(batch, count, *graph.input_shape)
     return slope, offset, size
+
+
+def _lines_of(
+    i: int, op: Activation | Smooth, low: Tensor, high: Tensor, store: dict[int, Lines] | None
+) -> Lines:
+    """Lines around activation node i on [low, high], from the store where it has them."""
+    if store is not None and i in store:
+        return store[i]
+    if isinstance(op, Smooth):
+        found: Lines = relax_smooth(op.kind, low, high)
+    else:
+        found = relax_activation(low, high, op.negative_slope)
+    if store is not None:
+        store[i] = found
+    return found
 
 
 def _weighted(a: Tensor, terms: Tensor) -> Tensor:

@@ -24,7 +24,7 @@ def entropy(p: Tensor) -> Tensor:
 
 
 def first_weights(goal: Goal, logits: Tensor) -> Tensor:
-    """Weights p (B, G, K) to begin with: the softmax of z at the centres, or the largest z alone."""
+    """Weights p (B, G, K) to begin with: softmax of z at the centres, or the largest alone."""
     z = goal.shifted(logits)
     if goal.soft:
         return z.softmax(2)

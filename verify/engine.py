@@ -75,7 +75,7 @@ def make_engine(name: str, graph: Graph, memory: int | None = None) -> Engine:
 
     Raises:
         UsageError: for an unknown name.
-        EngineError: if the engine's package is missing.
+        EngineError: if the engine's package is missing, or it does not take the graph.
     """
     name = resolve_engine(name)
     if name == "auto-lirpa":

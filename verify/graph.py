@@ -1,8 +1,9 @@
-"""A classifier as a small typed graph of piecewise-linear operations, in canonical form.
+"""A classifier as a small typed graph of affine operations and activations, in canonical form.
 
 Everything that bounds walks this graph. Its operations are few, so that each bound is written
-once: affine layers (convolution, linear), ReLU/LeakyReLU, addition, channel concatenation and
-flattening. `greg_cert.verify.trace` brings a model into this form and refuses what does not fit.
+once: affine layers (convolution, linear), ReLU/LeakyReLU, smooth activations, addition, channel
+concatenation and flattening. `greg_cert.verify.trace` brings a model into this form and refuses
+what does not fit.
 """
 
 from __future__ import annotations
@@ -15,6 +16,8 @@ from functools import cached_property
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from greg_cert.verify.smooth import SHAPES
 
 LARGEST_MATRIX = 2**18  # elements; a layer is written out as a matrix up to this size
 
@@ -102,6 +105,16 @@ class Activation:
 
 
 @dataclass(frozen=True)
+class Smooth:
+    """A smooth activation, `kind` a key of `greg_cert.verify.smooth.SHAPES`."""
+
+    kind: str
+
+
+NONLINEAR = (Activation, Smooth)  # the operations that need bounds of their inputs
+
+
+@dataclass(frozen=True)
 class Add:
     """Sum of two tensors of the same shape."""
 
@@ -116,7 +129,7 @@ class Flatten:
     """All axes but the batch, flattened in row-major order."""
 
 
-Op = Input | Conv | Linear | Activation | Add | Concat | Flatten
+Op = Input | Conv | Linear | Activation | Smooth | Add | Concat | Flatten
 
 
 @dataclass(frozen=True)
@@ -165,7 +178,7 @@ class Graph:
     @property
     def activations(self) -> tuple[int, ...]:
         """Indices of the activation nodes, in topological order."""
-        return tuple(i for i, n in enumerate(self.nodes) if isinstance(n.op, Activation))
+        return tuple(i for i, n in enumerate(self.nodes) if isinstance(n.op, NONLINEAR))
 
     def to(self, dtype: torch.dtype) -> Graph:
         """The same graph with its weights in another floating type."""
@@ -195,6 +208,8 @@ def apply_op(op: Op, operands: Sequence[Tensor]) -> Tensor:
             return F.linear(operands[0], op.weight, op.bias)
         case Activation():
             return F.leaky_relu(operands[0], op.negative_slope)
+        case Smooth(kind):
+            return SHAPES[kind].torch_function(operands[0])
         case Add():
             return operands[0] + operands[1]
         case Concat():

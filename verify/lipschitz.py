@@ -11,11 +11,12 @@ from greg_cert.errors import UsageError
 from greg_cert.scores import SCORES
 from greg_cert.verify.adjoint_interval import adjoint_boxes
 from greg_cert.verify.engine import Relaxation, finite_bounds, make_engine
-from greg_cert.verify.graph import Graph, Linear
+from greg_cert.verify.graph import Graph, Linear, Smooth
 from greg_cert.verify.local_lipschitz import NodeSlopes
 from greg_cert.verify.norms import check_norm, check_radius, dual_norm
 from greg_cert.verify.score_box import score_box
 from greg_cert.verify.scorer import check_inputs
+from greg_cert.verify.smooth import crosses_jump
 from greg_cert.verify.trace import trace_model
 
 FORMS = ("hybrid", "interval", "spectral")
@@ -118,7 +119,17 @@ class LipschitzBound:
             source = slopes[head.inputs[0]]
             longest = top.longest(head.op.weight, source.mask, norm)
             best = torch.minimum(best, longest * source.constant)
-        return torch.where(finite_bounds(relaxation), best * (1 + _SLACK), torch.inf)
+        sure = finite_bounds(relaxation) & ~self._may_jump(relaxation)
+        return torch.where(sure, best * (1 + _SLACK), torch.inf)
+
+    def _may_jump(self, relaxation: Relaxation) -> Tensor:
+        """Samples (B,) for which a function in the network is not continuous over the ball."""
+        found = torch.tensor(False, device=self._graph.device)
+        for i, (low, high) in relaxation.preactivations.items():
+            op = self._graph.nodes[i].op
+            if isinstance(op, Smooth):
+                found = found | crosses_jump(op.kind, low, high).flatten(1).any(1)
+        return found
 
 
 def logit_bounds(relaxation: Relaxation, inputs: Tensor, num_classes: int) -> tuple[Tensor, Tensor]:

@@ -16,12 +16,13 @@ from torch import Tensor
 from greg_cert.errors import EngineError, UsageError
 from greg_cert.verify.crown import backward_rows
 from greg_cert.verify.engine import RELAXATIONS
-from greg_cert.verify.graph import Graph, forward_all
+from greg_cert.verify.graph import Graph, Smooth, forward_all
 from greg_cert.verify.interval import Interval
 from greg_cert.verify.linear_bound import slope_norms, value_at_centre
 from greg_cert.verify.lirpa_compat import load_auto_lirpa
 from greg_cert.verify.rebuild import RebuiltModule
 from greg_cert.verify.rounding import absolute_terms
+from greg_cert.verify.smooth import SHAPES
 
 _LARGEST_BATCH = 128  # samples a call
 _CALL_ELEMENTS = 2**27  # of one coefficient tensor (neurons × widest layer × samples): 1 GiB
@@ -35,6 +36,7 @@ class AutoLirpaEngine:
     name = "auto-lirpa"
 
     def __init__(self, graph: Graph) -> None:
+        _refuse_smooth(graph)
         self._lirpa = load_auto_lirpa()
         self._graph = graph
         self._batch = _batch_size(graph)
@@ -198,6 +200,15 @@ class LirpaRelaxation:
     def _gather(self, parts: list[Tensor]) -> Tensor:
         order = torch.cat([g.members for g in self.groups]).argsort()
         return torch.cat(parts)[order]
+
+
+def _refuse_smooth(graph: Graph) -> None:
+    for node in graph.nodes:
+        if isinstance(node.op, Smooth):
+            raise EngineError(
+                f"layer {node.name!r} ({SHAPES[node.op.kind].name}): engine 'auto-lirpa' is given "
+                "piecewise-linear networks only; engine 'native' takes it"
+            )
 
 
 def _batch_size(graph: Graph) -> int:

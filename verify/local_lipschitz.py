@@ -9,9 +9,19 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from greg_cert.verify.graph import Activation, Add, Concat, Conv, Flatten, Graph, Linear
+from greg_cert.verify.graph import (
+    Activation,
+    Add,
+    Concat,
+    Conv,
+    Flatten,
+    Graph,
+    Linear,
+    Smooth,
+)
 from greg_cert.verify.interval import Interval, activation_derivative
 from greg_cert.verify.operator_norm import MaskedNorm
+from greg_cert.verify.smooth import slope_range
 
 
 @dataclass(frozen=True)
@@ -19,7 +29,7 @@ class Slope:
     """The Jacobian of a node factors as diag(mask)·R with ‖R‖ ≤ constant, over the whole ball."""
 
     constant: Tensor  # (B,)
-    mask: Tensor  # (B, *shape), entries in [0, 1]
+    mask: Tensor  # (B, *shape), nonnegative
 
 
 class NodeSlopes:
@@ -51,11 +61,11 @@ class NodeSlopes:
                     # A layer before an activation is measured again there, with its rows masked.
                     ones = like.new_ones(len(like), *node.shape)
                     slopes.append(Slope(self._through(i, parents[0], ones, norm), ones))
-                case Activation():
-                    largest = activation_derivative(*preactivations[i], node.op.negative_slope)[1]
-                    root = largest.sqrt()
+                case Activation() | Smooth():
+                    # |σ'| ≤ root², so J = diag(root)·R with R = diag(σ'/root)·J of the input.
+                    root = _steepest(node.op, preactivations[i]).sqrt()
                     source = node.inputs[0]
-                    constant = parents[0].constant
+                    constant = _whole(Slope(parents[0].constant, parents[0].mask * root))
                     if source in self._norms:
                         before = slopes[self._graph.nodes[source].inputs[0]]
                         constant = self._through(source, before, root, norm)
@@ -75,6 +85,14 @@ class NodeSlopes:
 
     def _through(self, i: int, source: Slope, rows: Tensor, norm: float) -> Tensor:
         return source.constant * self._norms[i].bound(source.mask, rows, norm)
+
+
+def _steepest(op: Activation | Smooth, bounds: Interval) -> Tensor:
+    """Upper bound of |σ'| on the interval."""
+    if isinstance(op, Smooth):
+        smallest, largest = slope_range(op.kind, *bounds)
+        return torch.maximum(smallest.abs(), largest.abs())
+    return activation_derivative(*bounds, op.negative_slope)[1]
 
 
 def _whole(slope: Slope) -> Tensor:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -11,7 +11,7 @@ from torch import Tensor
 from greg_cert.errors import UsageError
 from greg_cert.verify.alpha import best_slopes
 from greg_cert.verify.crown import Lines, backward_rows, neuron_rows
-from greg_cert.verify.graph import Activation, Graph
+from greg_cert.verify.graph import NONLINEAR, Graph, Smooth
 from greg_cert.verify.interval import Interval, forward_interval
 from greg_cert.verify.linear_bound import value_at_centre
 from greg_cert.verify.native_relaxation import NativeRelaxation
@@ -115,13 +115,20 @@ class NativeEngine:
         intervals: list[Interval] = [(inputs - ball, inputs + ball)]
         for i, node in enumerate(self._graph.nodes[1:], start=1):
             source = node.inputs[0]
-            if isinstance(node.op, Activation):
+            if isinstance(node.op, NONLINEAR):
                 interval = intervals[source]
                 if i in found:  # an outer bound; nodes before this one hold those of this region
                     interval = _meet(interval, found[i])
                 if method != "crown-ibp" or source in self._affine:
                     interval = self._tighten(
-                        source, interval, found, lines, region, method, constraint
+                        source,
+                        interval,
+                        found,
+                        lines,
+                        region,
+                        method,
+                        constraint,
+                        _is_loose_if_wide if isinstance(node.op, Smooth) else _is_loose_at_zero,
                     )
                 intervals[source], contradiction = _ordered(interval)
                 found[i] = intervals[source]
@@ -145,18 +152,19 @@ class NativeEngine:
         region: Region,
         method: str,
         constraint: OutputConstraint | None,
+        loose: Callable[[Tensor, Tensor], Tensor],
     ) -> Interval:
-        """The interval of a node, intersected with CROWN's where its sign is unknown."""
+        """The interval of a node, intersected with CROWN's where that is of use."""
         node = self._graph.nodes[target]
         low, high = interval[0].flatten(1).clone(), interval[1].flatten(1).clone()
-        unknown = (low < 0) & (high > 0)
+        unknown = loose(low, high)
         terms = self._terms(known, region)
         shared = target in self._affine  # without an activation before it, one slope serves all
         for chunk in self._chunks(unknown, shared):
             bound = self._lowest(target, chunk, known, lines, terms, region, method, constraint)
             below, above = bound.split(chunk.shape[1], dim=1)
             chunk = chunk.expand(len(low), -1)
-            # Only where the sample's own sign is unknown: no sample's bounds depend on its batch.
+            # Only where it is of use to the sample itself: no sample's bounds depend on its batch.
             own_low, own_high = low.gather(1, chunk), high.gather(1, chunk)
             own = unknown.gather(1, chunk)
             low.scatter_(1, chunk, torch.where(own, torch.maximum(own_low, below), own_low))
@@ -263,6 +271,16 @@ def _affine_nodes(graph: Graph) -> frozenset[int]:
     """Nodes with no activation between them and the input."""
     affine = {0}
     for i, node in enumerate(graph.nodes[1:], start=1):
-        if not isinstance(node.op, Activation) and all(j in affine for j in node.inputs):
+        if not isinstance(node.op, NONLINEAR) and all(j in affine for j in node.inputs):
             affine.add(i)
     return frozenset(affine)
+
+
+def _is_loose_at_zero(low: Tensor, high: Tensor) -> Tensor:
+    """Where a tighter interval changes a ReLU's lines: where the sign is unknown."""
+    return (low < 0) & (high > 0)
+
+
+def _is_loose_if_wide(low: Tensor, high: Tensor) -> Tensor:
+    """Where a tighter interval changes a smooth activation's lines."""
+    return low < high

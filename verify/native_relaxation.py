@@ -98,7 +98,7 @@ class NativeRelaxation:
             {i: (low[members], high[members]) for i, (low, high) in self.preactivations.items()},
             self.empty[members],
             None if self.terms is None else {i: t[members] for i, t in self.terms.items()},
-            lines={i: (a[members], b[members], c[members]) for i, (a, b, c) in self.lines.items()},
+            lines={i: tuple(t[members] for t in found) for i, found in self.lines.items()},
             optimise=self.optimise,
             elements=self.elements,
         )

@@ -13,6 +13,11 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 from greg_cert.errors import UnsupportedModelError
+from greg_cert.verify.activation_calls import (
+    ACTIVATION_HANDLERS,
+    ACTIVATION_LEAVES,
+    ACTIVATION_NAMES,
+)
 from greg_cert.verify.build import GraphBuilder
 
 LEAVES: tuple[type[nn.Module], ...] = (
@@ -20,8 +25,7 @@ LEAVES: tuple[type[nn.Module], ...] = (
     nn.Linear,
     nn.BatchNorm1d,
     nn.BatchNorm2d,
-    nn.ReLU,
-    nn.LeakyReLU,
+    *ACTIVATION_LEAVES,
     nn.Flatten,
     nn.Identity,
     nn.Dropout,
@@ -72,8 +76,8 @@ class Call:
         )
         return UnsupportedModelError(
             f"layer {self.name!r} ({kind}) cannot be bounded soundly: {why}. Supported: Conv2d, "
-            "Linear, BatchNorm, ReLU, LeakyReLU, addition, channel concatenation, average pools, "
-            "MaxPool2d with kernel = stride, Flatten, Dropout and per-channel constants"
+            f"Linear, BatchNorm, {ACTIVATION_NAMES}, addition, channel concatenation, average "
+            "pools, MaxPool2d with kernel = stride, Flatten, Dropout and per-channel constants"
         )
 
     def operand(self, position: int = 0) -> int:
@@ -148,17 +152,6 @@ def _batch_norm(c: Call) -> int:
     if m.bias is not None:
         shift = shift + m.bias
     return c.builder.per_channel(c.name, c.operand(), scale, shift)
-
-
-def _relu(c: Call) -> int:
-    return c.builder.activation(c.name, c.operand(), 0.0)
-
-
-def _leaky_relu(c: Call) -> int:
-    slope = float(c.attribute(1, "negative_slope", 0.01))
-    if not 0.0 <= slope <= 1.0:
-        raise c.refuse(f"its negative slope is {slope}, not in [0, 1]")
-    return c.builder.activation(c.name, c.operand(), slope)
 
 
 def _identity(c: Call) -> int:
@@ -296,8 +289,7 @@ _HANDLERS: dict[Any, Callable[[Call], int]] = {
     **dict.fromkeys((nn.Conv2d, F.conv2d, torch.conv2d), _convolution),
     **dict.fromkeys((nn.Linear, F.linear), _linear),
     **dict.fromkeys((nn.BatchNorm1d, nn.BatchNorm2d), _batch_norm),
-    **dict.fromkeys((nn.ReLU, F.relu, F.relu_, torch.relu, torch.relu_, "relu", "relu_"), _relu),
-    **dict.fromkeys((nn.LeakyReLU, F.leaky_relu), _leaky_relu),
+    **ACTIVATION_HANDLERS,
     **dict.fromkeys((nn.Identity, nn.Dropout2d, nn.Dropout, "contiguous"), _identity),
     F.dropout: _dropout,
     **dict.fromkeys(

@@ -8,7 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from greg_cert.verify.graph import Activation, Add, Concat, Conv, Flatten, Graph, Linear
+from greg_cert.verify.graph import Activation, Add, Concat, Conv, Flatten, Graph, Linear, Smooth
+from greg_cert.verify.smooth import SHAPES
 
 
 class RebuiltModule(nn.Module):
@@ -46,6 +47,8 @@ class RebuiltModule(nn.Module):
                     out = F.relu(operands[0])
                 case Activation(slope):
                     out = F.leaky_relu(operands[0], slope)
+                case Smooth(kind):
+                    out = SHAPES[kind].torch_function(operands[0])
                 case Add():
                     out = operands[0] + operands[1]
                 case Concat():

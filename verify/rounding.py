@@ -21,8 +21,12 @@ from greg_cert.verify.graph import (
     Flatten,
     Graph,
     Linear,
+    Smooth,
     forward_all,
 )
+from greg_cert.verify.smooth import ALLOWANCE, crosses_jump, jump, value_range
+
+_STEEPEST_SMOOTH = 1.13  # no smooth activation here is steeper (GELU, 1.129)
 
 Boxes = Mapping[int, tuple[Tensor, Tensor]]
 
@@ -75,6 +79,10 @@ def absolute_terms(
                 if i in preactivations:
                     low, high = preactivations[i]
                     largest[i] = torch.minimum(operands[0], torch.maximum(low.abs(), high.abs()))
+            case Smooth(kind):
+                if i in preactivations:
+                    ends = value_range(kind, *preactivations[i])
+                    largest[i] = torch.maximum(ends[0].abs(), ends[1].abs())
             case Add():
                 largest[i] = operands[0] + operands[1]
             case Concat():
@@ -109,6 +117,10 @@ def score_rounding(graph: Graph, x: Tensor) -> Tensor:
             case Linear() as op:
                 terms = carried[0] + (op.weight.shape[1] + 2) * unit * source.abs()
                 error = F.linear(terms, op.weight.abs(), 2 * unit * op.bias.abs())
+            case Smooth(kind):
+                error = carried[0] * _STEEPEST_SMOOTH + ALLOWANCE * (1 + value.abs())
+                low, high = source - carried[0], source + carried[0]
+                error = torch.where(crosses_jump(kind, low, high), error + jump(kind, high), error)
             case Add():
                 error = carried[0] + carried[1]
             case Concat():

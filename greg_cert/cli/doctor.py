@@ -27,6 +27,8 @@ def doctor(run: Annotated[Path, typer.Argument(help="Run folder.")]) -> None:
     from greg_cert.errors import EngineError
     from greg_cert.records import RunFolder
     from greg_cert.verify.engine import make_engine
+    from greg_cert.verify.graph import Smooth
+    from greg_cert.verify.smooth import SHAPES
     from greg_cert.verify.trace import trace_model
 
     folder = RunFolder(run)
@@ -39,6 +41,8 @@ def doctor(run: Annotated[Path, typer.Argument(help="Run folder.")]) -> None:
         table.add_column(title)
     for node in graph.nodes:
         kind = type(node.op).__name__
+        if isinstance(node.op, Smooth):
+            kind = SHAPES[node.op.kind].name
         source = ", ".join(graph.nodes[j].name for j in node.inputs)
         table.add_row(node.name, kind, source, "x".join(map(str, node.shape)))
     screen.out(table)

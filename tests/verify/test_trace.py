@@ -166,9 +166,8 @@ class Function(nn.Module):
 @pytest.mark.parametrize(
     ("layer", "named"),
     [
-        (nn.GELU(), "'1' (GELU)"),
         (nn.Softmax(dim=1), "'1' (Softmax)"),
-        (nn.ELU(), "'1' (ELU)"),
+        (nn.Mish(), "'1' (Mish)"),
         (nn.MaxPool2d(3, 2), "'1' (MaxPool2d)"),
         (nn.MaxPool2d(2, 2, padding=1), "'1' (MaxPool2d)"),
         (nn.MaxPool2d(4, ceil_mode=True), "'1' (MaxPool2d)"),
