@@ -100,7 +100,7 @@ def _kind(op: object) -> str:
     match op:
         case Conv():
             groups = "" if op.groups == 1 else f", {op.groups} groups"
-            size = "×".join(map(str, op.weight.shape[2:]))
+            size = "x".join(map(str, op.weight.shape[2:]))
             return f"convolution {size}{groups}"
         case Linear():
             return "linear"
@@ -130,10 +130,8 @@ def _methods(engines: Mapping[str, str], why: str) -> dict[str, str]:
         able = ready
         if method == "alpha-crown":
             able = [name for name in ready if name == "native"]
-        if method in (*LINEAR, "lipschitz"):
-            by = ", ".join(able) or f"no: {why}"
-        else:
-            by = "any model"
+        bounded = method in (*LINEAR, "lipschitz")
+        by = (", ".join(able) or f"no: {why}") if bounded else "any model"
         found[method] = f"{by} ({status})"
     return found
 
