@@ -9,9 +9,10 @@ import torch
 from torch import Tensor
 
 from greg_cert.errors import UsageError
+from greg_cert.verify.affine_rows import AffineRows
 from greg_cert.verify.alpha import best_slopes
 from greg_cert.verify.crown import Lines, backward_rows, neuron_rows
-from greg_cert.verify.graph import NONLINEAR, Graph, Smooth
+from greg_cert.verify.graph import NONLINEAR, Conv, Graph, Linear, Smooth
 from greg_cert.verify.interval import Interval, forward_interval
 from greg_cert.verify.linear_bound import value_at_centre
 from greg_cert.verify.native_relaxation import NativeRelaxation
@@ -60,6 +61,7 @@ class NativeEngine:
         self._affine = _affine_nodes(graph)
         size = torch.finfo(graph.dtype).bits // 8
         self._elements = _ELEMENTS if memory is None else max(1, memory // (size * _TENSORS))
+        self._rows = AffineRows(graph, self._elements)
 
     def relax(
         self, inputs: Tensor, radii: Tensor, norm: float, method: str = "crown"
@@ -160,6 +162,15 @@ class NativeEngine:
         unknown = loose(low, high)
         terms = self._terms(known, region)
         shared = target in self._affine  # without an activation before it, one slope serves all
+        if (
+            shared
+            and isinstance(node.op, (Conv, Linear))
+            and (region.cut is None or region.norm == 2.0)
+        ):
+            below, above = self._rows.bounds(target, region, terms)
+            low = torch.where(unknown, torch.maximum(low, below), low)
+            high = torch.where(unknown, torch.minimum(high, above), high)
+            return low.unflatten(1, node.shape), high.unflatten(1, node.shape)
         for chunk in self._chunks(unknown, shared):
             bound = self._lowest(target, chunk, known, lines, terms, region, method, constraint)
             below, above = bound.split(chunk.shape[1], dim=1)

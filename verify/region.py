@@ -69,6 +69,20 @@ class Region:
             return value - radius * length
         return self._beyond(self.cut, value, slope.flatten(2), length, self._share(slope, length))
 
+    def lowest_by_cosine(self, value: Tensor, length: Tensor, along: Tensor | None) -> Tensor:
+        """`lowest` in ℓ2, for slopes of which only lengths and cosines with the normal are known.
+
+        Args:
+            value: (B, R) at the centres.
+            length: (R,) or (B, R) lengths of the slopes.
+            along: (B, R) upper bounds of the cosines; None for regions without a cut.
+        """
+        radius = self.radii.unsqueeze(1)
+        if self.cut is None or along is None:
+            return value - radius * length
+        share = self._l2_share(self.cut, along)
+        return self._l2_beyond(self.cut, value, length, along, share)
+
     def multipliers(self, slope: Tensor) -> Tensor:
         """Multipliers (B, R) ≥ 0 of the cut that make `lowest` largest; the cut's normal as unit.
 
@@ -88,15 +102,21 @@ class Region:
         """The multiplier over the slope's own length; any value ≥ 0 is sound, this one is best."""
         assert self.cut is not None
         with torch.no_grad():
+            if self.norm == 2.0:
+                return self._l2_share(self.cut, self._along(self.cut, slope.flatten(2), length))
             radius = self.radii.unsqueeze(1)
             distance = torch.minimum(self.cut.distance.unsqueeze(1), radius)
-            if self.norm == 2.0:
-                along = self._along(self.cut, slope.flatten(2), length)
-                across = (1 - along**2).clamp_min(0.0).sqrt()
-                room = (radius**2 - distance**2).clamp_min(0.0).sqrt()
-                best = across * distance / room.clamp_min(1e-6 * radius) - along
-                return best.clamp(0.0, _STEEPEST).nan_to_num(nan=0.0)
             return self._bisect(slope.flatten(2), length, distance / radius)
+
+    def _l2_share(self, cut: Cut, along: Tensor) -> Tensor:
+        """ℓ2: the best multiplier over the slope's own length, in closed form."""
+        with torch.no_grad():
+            radius = self.radii.unsqueeze(1)
+            distance = torch.minimum(cut.distance.unsqueeze(1), radius)
+            across = (1 - along**2).clamp_min(0.0).sqrt()
+            room = (radius**2 - distance**2).clamp_min(0.0).sqrt()
+            best = across * distance / room.clamp_min(1e-6 * radius) - along
+            return best.clamp(0.0, _STEEPEST).nan_to_num(nan=0.0)
 
     def _bisect(self, slope: Tensor, length: Tensor, depth: Tensor) -> Tensor:
         """ℓ∞: where the concave dual function of the multiplier stops to rise."""
@@ -126,15 +146,21 @@ class Region:
         radius = self.radii.unsqueeze(1)
         distance = torch.minimum(cut.distance.unsqueeze(1), 2 * radius)  # inf would give NaN
         if self.norm == 2.0:
-            along = self._along(cut, slope, length)
-            square = (1 + 2 * share * along + share**2).clamp_min(0.0)
-            # The allowance covers the rounding of a sum that may cancel, and of a normal that is
-            # not quite of length 1.
-            stretched = (square + _ROUNDING * (1 + share) ** 2).sqrt()
-            return value - length * (radius * stretched - share * distance)
+            return self._l2_beyond(cut, value, length, self._along(cut, slope, length), share)
         moved = slope + (share * length).unsqueeze(2) * cut.normal.unsqueeze(1)
         stretched = moved.abs().sum(2) + _ROUNDING * length * (1 + share)
         return value + share * length * distance - radius * stretched
+
+    def _l2_beyond(
+        self, cut: Cut, value: Tensor, length: Tensor, along: Tensor, share: Tensor
+    ) -> Tensor:
+        radius = self.radii.unsqueeze(1)
+        distance = torch.minimum(cut.distance.unsqueeze(1), 2 * radius)
+        square = (1 + 2 * share * along + share**2).clamp_min(0.0)
+        # The allowance covers the rounding of a sum that may cancel, and of a normal that is not
+        # quite of length 1.
+        stretched = (square + _ROUNDING * (1 + share) ** 2).sqrt()
+        return value - length * (radius * stretched - share * distance)
 
 
 def tighter_cut(old: Cut | None, new: Cut, norm: float) -> Cut:
