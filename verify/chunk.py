@@ -106,7 +106,7 @@ def audit_chunk(
     harder: Harder,
 ) -> pd.DataFrame:
     """For each of the rows of certificates where a harder attack crossed inside it, or inf."""
-    pixels = images.pixels(torch.from_numpy(rows["index"].to_numpy()))
+    pixels = images.pixels(torch.tensor(rows["index"].tolist()))
     crossed = attack_rows(model, pixels, rows, side, settings, harder)
     return pd.DataFrame({"index": rows["index"].to_numpy(), CROSSED: crossed})
 

@@ -146,7 +146,7 @@ def verify_runs(
             harder = Harder()
             if audit:
                 job.audit(harder)
-            done = _assemble(job, evaluations, harder)
+            done = _assemble(job, evaluations, harder, asked=audit)
             if ranks.rank == 0 and done.samples:
                 provenance = {
                     **environment("cpu"),
@@ -232,7 +232,7 @@ def _dependencies(
 
 
 def _assemble(
-    job: Job, evaluations: Sequence[tuple[Evaluation, float]], harder: Harder
+    job: Job, evaluations: Sequence[tuple[Evaluation, float]], harder: Harder, *, asked: bool
 ) -> Verification:
     """The tables of what is finished under every run."""
     paired = paired_rows(job.store, job.runs, job.wanted)
@@ -258,7 +258,7 @@ def _assemble(
         sum(map(len, job.wanted.values())),
         sum(t.violations for t in tables),
         worst_of(tables),
-        audit if attacks else None,
+        audit if asked or attacks else None,
     )
 
 

@@ -67,6 +67,7 @@ class ShardStore:
                     path.unlink(missing_ok=True)
                 (self.folder / SETTINGS_FILE).unlink(missing_ok=True)
         except OSError as error:
+            self.close()
             raise RunError(f"out: cannot write to {self.folder}: {error}") from error
 
     def close(self) -> None:

@@ -185,11 +185,13 @@ def _ood_table(done: Any) -> Any:
     """The OOD side: a line for each run and OOD test set."""
     from rich.table import Table
 
-    table = Table(title="OOD test samples that stay rejected")
-    for title in ("run", "OOD set", "n", "certified", "accepted", "undecided"):
-        table.add_column(title, justify="left" if title in ("run", "OOD set") else "right")
-    for title in ("certified radius, median", "attack radius, median", "violations"):
-        table.add_column(title, justify="right")
+    table = Table(
+        title="OOD test samples that stay rejected: counts, and medians of radii",
+        caption="accepted: as ID, before any perturbation; its radius is 0",
+    )
+    counts = ("n", "certified", "accepted", "undecided", "radius", "attack", "viol.")
+    for title in ("run", "OOD set", *counts):
+        table.add_column(title, justify="right" if title in counts else "left", no_wrap=True)
     for run in done.runs:
         for name, values in run.summary["ood_side"].items():
             if not values["samples"]:
@@ -201,7 +203,7 @@ def _ood_table(done: Any) -> Any:
                 name,
                 str(values["samples"]),
                 *(str(status[s]) for s in ("certified", "rejected", "undecided")),
-                *("none found" if m is None else f"{m:.4f}" for m in medians),
+                *("none" if m is None else f"{m:.4f}" for m in medians),
                 str(values["violations"]),
             )
     return table
