@@ -2,75 +2,30 @@
 
 from __future__ import annotations
 
-import io
-import json
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
-
-import pandas as pd
 
 from greg_cert.config import VerifyConfig, dump_config
 from greg_cert.data import DataSplits
 from greg_cert.errors import RunError, UsageError
 from greg_cert.evaluation import Evaluation, evaluate_model
-from greg_cert.files import write_atomic
 from greg_cert.records import RunFolder, environment, package_versions
 from greg_cert.verify.chunk import Harder
 from greg_cert.verify.engine import resolve_engine
 from greg_cert.verify.job import Job, Progress
 from greg_cert.verify.paired import ID, Candidate, candidates, common_data, part_of
 from greg_cert.verify.ranks import joined_ranks
+from greg_cert.verify.results import Verification, assemble, summary_of, write_results
 from greg_cert.verify.selection import Selection, choose_samples, select_samples
 from greg_cert.verify.shards import ShardStore
-from greg_cert.verify.tables import RunTables, paired_rows, run_summary, run_tables, worst_of
 from greg_cert.verify.tasks import chunk_size
-
-CERTIFICATES, OOD_CERTIFICATES = "certificates.parquet", "ood_certificates.parquet"
 
 # A row does not depend on these: they choose rows, or say how many are done at once.
 _FREE = {"samples", "ood_samples", "side", "batch", "memory"}
 _PACKAGES = ("greg-cert", "torch", "auto-LiRPA")
-
-
-@dataclass(frozen=True)
-class VerifiedRun:
-    """One run's rows and its entry in `summary.json`."""
-
-    name: str
-    frame: pd.DataFrame
-    summary: dict[str, Any]
-    ood_frame: pd.DataFrame
-
-
-@dataclass(frozen=True)
-class Verification:
-    """What is finished, under every run alike.
-
-    Attributes:
-        runs: the baseline first.
-        files: tables and summary that were written; empty where nothing is finished.
-        samples: finished samples, ID and OOD together.
-        wanted: samples that were asked for.
-        violations: certificates that an attack contradicts.
-        worst: the one contradicted most: run, part, index, radius, and where it was crossed.
-        audit: attacks, violations and settings of the harder audit, where one was made.
-    """
-
-    runs: tuple[VerifiedRun, ...]
-    files: tuple[Path, ...]
-    samples: int
-    wanted: int
-    violations: int
-    worst: dict[str, Any] | None
-    audit: dict[str, Any] | None
-
-    @property
-    def complete(self) -> bool:
-        """Whether nothing is left to do."""
-        return self.samples == self.wanted
 
 
 def verify_runs(
@@ -146,7 +101,7 @@ def verify_runs(
             harder = Harder()
             if audit:
                 job.audit(harder)
-            done = _assemble(job, evaluations, harder, asked=audit)
+            done = assemble(job, evaluations, harder, asked=audit)
             if ranks.rank == 0 and done.samples:
                 provenance = {
                     **environment("cpu"),
@@ -159,8 +114,8 @@ def verify_runs(
                     "runs": {r.name: r.folder.manifest for r in found},
                 }
                 first = found[0].name if baseline is not None else None
-                summary = _summary(job, done, first) | {"provenance": provenance}
-                done = replace(done, files=_write(out, done, summary))
+                summary = summary_of(job, done, first) | {"provenance": provenance}
+                done = replace(done, files=write_results(out, done, summary))
             return done
         finally:
             store.close()
@@ -229,83 +184,3 @@ def _dependencies(
         "data": {part: data[part] for part in data if part not in ("train", "aux")},
         "versions": {name: versions.get(name) for name in _PACKAGES},
     }
-
-
-def _assemble(
-    job: Job, evaluations: Sequence[tuple[Evaluation, float]], harder: Harder, *, asked: bool
-) -> Verification:
-    """The tables of what is finished under every run."""
-    paired = paired_rows(job.store, job.runs, job.wanted)
-    done: list[VerifiedRun] = []
-    tables: list[RunTables] = []
-    for run, parts, (evaluation, seconds) in zip(job.runs, paired, evaluations, strict=True):
-        table = run_tables(job.store, run, parts, harder.kind)
-        summary = run_summary(run, evaluation, table, job.wanted, seconds + table.seconds)
-        done.append(VerifiedRun(run.name, table.id_rows, summary, table.ood_rows))
-        tables.append(table)
-    attacks = sum(t.audited for t in tables)
-    audit = {
-        "attacks": attacks,
-        "certificates": sum(t.claims for t in tables),
-        "violations": sum(t.refuted for t in tables),
-        "steps": harder.steps,
-        "restarts": harder.restarts,
-    }
-    return Verification(
-        tuple(done),
-        (),
-        sum(len(rows) for rows in paired[0].values()),
-        sum(map(len, job.wanted.values())),
-        sum(t.violations for t in tables),
-        worst_of(tables),
-        audit if asked or attacks else None,
-    )
-
-
-def _summary(job: Job, done: Verification, baseline: str | None) -> dict[str, Any]:
-    settings = job.settings
-    return {
-        "schema": 1,
-        "norm": settings.norm_value if settings.norm == "2" else "inf",
-        "tpr": settings.tpr,
-        "max_radius": settings.max_radius,
-        # Of certificates.parquet where it is there; OOD samples have an entry of their own.
-        "side": settings.sides[0],
-        "sides": list(settings.sides),
-        "score": job.runs[0].folder.config.score,
-        "clip": False,
-        "method": settings.method,
-        "engine": resolve_engine(settings.engine),
-        "complete": done.complete,
-        "wanted": len(job.wanted.get(ID, ())),
-        "samples": len(done.runs[0].frame),
-        "ood_wanted": _by_set(job.wanted),
-        "audit": done.audit,
-        "baseline": baseline,
-        "runs": {run.name: run.summary for run in done.runs},
-    }
-
-
-def _by_set(wanted: Mapping[str, Sequence[int]]) -> dict[str, int]:
-    return {p.removeprefix(part_of("")): len(i) for p, i in wanted.items() if p != ID}
-
-
-def _write(out: Path, done: Verification, summary: Mapping[str, Any]) -> tuple[Path, ...]:
-    """Write the tables that have rows; a table of an earlier call without rows now is removed."""
-    files = []
-    for name, frames in (
-        (CERTIFICATES, [run.frame for run in done.runs]),
-        (OOD_CERTIFICATES, [run.ood_frame for run in done.runs]),
-    ):
-        path = out / name
-        try:
-            if any(map(len, frames)):
-                buffer = io.BytesIO()
-                pd.concat(frames, ignore_index=True).to_parquet(buffer, index=False)
-                files.append(write_atomic(path, buffer.getvalue()))
-            else:
-                path.unlink(missing_ok=True)
-        except OSError as error:
-            raise RunError(f"out: cannot write {path}: {error}") from error
-    text = json.dumps(summary, indent=2, allow_nan=False) + "\n"
-    return (write_atomic(out / "summary.json", text), *files)

@@ -128,7 +128,8 @@ def verify_and_report(
     `options` are those of `greg_cert.verify.runs.verify_runs`.
     """
     from greg_cert.report import load_results, summary_table, write_report
-    from greg_cert.verify.runs import CERTIFICATES, verify_runs
+    from greg_cert.verify.results import CERTIFICATES
+    from greg_cert.verify.runs import verify_runs
 
     # One of several processes of a launcher: the first one speaks for all.
     first = os.environ.get("RANK", "0") == "0"
@@ -183,9 +184,12 @@ def _fail_on_violations(done: Any) -> None:
 
 def _ood_table(done: Any) -> Any:
     """The OOD side: a line for each run and OOD test set."""
+    from rich.box import SIMPLE_HEAD
     from rich.table import Table
 
     table = Table(
+        box=SIMPLE_HEAD,  # all of it within 80 columns
+        pad_edge=False,
         title="OOD test samples that stay rejected: counts, and medians of radii",
         caption="accepted: as ID, before any perturbation; its radius is 0",
     )
