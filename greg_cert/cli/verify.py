@@ -184,11 +184,10 @@ def _fail_on_violations(done: Any) -> None:
 
 def _ood_table(done: Any) -> Any:
     """The OOD side: a line for each run and OOD test set."""
-    from rich.box import SIMPLE_HEAD
     from rich.table import Table
 
     table = Table(
-        box=SIMPLE_HEAD,  # all of it within 80 columns
+        box=None,  # all of it within 80 columns
         pad_edge=False,
         title="OOD test samples that stay rejected: counts, and medians of radii",
         caption="accepted: as ID, before any perturbation; its radius is 0",
