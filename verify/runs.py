@@ -2,48 +2,30 @@
 
 from __future__ import annotations
 
-import io
-import json
-import math
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import pandas as pd
-import torch
-from torch import Tensor
-
 from greg_cert.config import VerifyConfig, dump_config
-from greg_cert.data import DataSplits, load_data
-from greg_cert.errors import RunError
+from greg_cert.data import DataSplits
+from greg_cert.errors import RunError, UsageError
 from greg_cert.evaluation import Evaluation, evaluate_model
-from greg_cert.files import write_atomic
-from greg_cert.inference import logits_of
-from greg_cert.models import Classifier
-from greg_cert.records import RunFolder, environment
-from greg_cert.verify.attack import AttackPlan, attack_within
-from greg_cert.verify.certify import certify
+from greg_cert.records import RunFolder, environment, package_versions
+from greg_cert.verify.chunk import Harder
 from greg_cert.verify.engine import resolve_engine
-from greg_cert.verify.scorer import Margin, score_function
+from greg_cert.verify.job import Job, Progress
+from greg_cert.verify.paired import ID, Candidate, candidates, common_data, part_of
+from greg_cert.verify.ranks import joined_ranks
+from greg_cert.verify.results import Verification, assemble, summary_of, write_results
+from greg_cert.verify.selection import Selection, choose_samples, select_samples
+from greg_cert.verify.shards import ShardStore
+from greg_cert.verify.tasks import chunk_size
 
-Progress = Callable[[str, int, int], None]
-"""Called with (run, samples done, samples in all)."""
-
-_AUDIT_STEPS = 40
-_AUDIT_RESTARTS = 3
-_AUDIT_BATCH = 128
-
-
-@dataclass(frozen=True)
-class VerifiedRun:
-    """One run's rows and its entry in `summary.json`."""
-
-    name: str
-    frame: pd.DataFrame
-    summary: dict[str, Any]
+# A row does not depend on these: they choose rows, or say how many are done at once.
+_FREE = {"samples", "ood_samples", "side", "batch", "memory"}
+_PACKAGES = ("greg-cert", "torch", "auto-LiRPA")
 
 
 def verify_runs(
@@ -54,11 +36,19 @@ def verify_runs(
     baseline: RunFolder | None = None,
     command: str | None = None,
     progress: Progress | None = None,
-) -> list[VerifiedRun]:
-    """Certify the same ID test samples under every run and write both result files.
+    selection: Selection | None = None,
+    time_budget: float | None = None,
+    audit: bool = False,
+    restart: bool = False,
+) -> Verification:
+    """Certify the same test samples under every run and write the result files.
 
-    Writes `certificates.parquet` and `summary.json` (DESIGN §4) into `out`. Every certificate is
-    attacked inside its own radius; successes are counted as `violations`.
+    Results are kept in `out`/shards chunk by chunk, so a call that was stopped goes on where it
+    was. Writes `certificates.parquet` (ID samples), `ood_certificates.parquet` (side `ood`) and
+    `summary.json` (DESIGN §4) into `out`, of the samples that are finished under every run. Every
+    certificate is attacked inside its own radius; successes are counted as `violations`.
+
+    Under `torchrun` the processes share the samples, and the first one writes the files.
 
     Args:
         runs: complete run folders, all of the same data.
@@ -66,217 +56,131 @@ def verify_runs(
         out: folder to write to; made if it is missing.
         baseline: the one of `runs`, or another, that the others are compared with; it comes first.
         command: the command line, for the record.
-        progress: called after each batch.
+        progress: called after each chunk.
+        selection: which ID samples, and how many now.
+        time_budget: seconds after which no more chunks are begun; None for no end.
+        audit: attack every certificate again, harder.
+        restart: drop what earlier calls left in `out`.
 
     Raises:
-        RunError: for runs of different data, or data that changed since training.
+        RunError: for runs of different data, data that changed since training, or an `out` with
+            results of other settings.
+        UsageError: for samples that there are not.
     """
-    ordered = list(runs)
-    if baseline is not None:
-        ordered = [baseline, *(r for r in ordered if r.path.resolve() != baseline.path.resolve())]
-    names = _names(ordered)
-    for run in ordered:
-        if run.config.score != "energy":
-            raise RunError(
-                f"run: expected one with the energy score, which certificates are about, but "
-                f"{run.path} was trained for {run.config.score}"
+    begun = time.monotonic()
+    selection = selection or Selection()
+    found = candidates(runs, baseline)  # what is missing shows before hours are spent
+    splits = common_data([run.folder for run in found])
+    wanted = _wanted(splits, settings, selection)
+    if out.exists() and not out.is_dir():
+        raise RunError(f"out: cannot write to {out}: it is a file")
+    shape = splits.test.image_shape
+    chunk = settings.batch or min(chunk_size(run.model, shape) for run in found)
+    with joined_ranks() as ranks:
+        store = ShardStore(out / "shards", ranks.rank)
+
+        def open_store() -> list[tuple[Evaluation, float]]:
+            store.open(restart=restart)
+            return _evaluations(store, found, splits, settings)
+
+        try:
+            evaluations = ranks.once(open_store)
+            job = Job(
+                found,
+                splits,
+                settings,
+                wanted,
+                chunk,
+                store,
+                ranks,
+                [evaluation.threshold for evaluation, _ in evaluations],
+                None if time_budget is None else begun + time_budget,
+                progress,
             )
-    models = [run.load_model() for run in ordered]  # what is missing shows before hours are spent
-    splits = common_data(ordered)
-    indices = choose_samples(len(splits.test), settings.samples, settings.seed)
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise RunError(f"out: cannot write to {out}: {error}") from error
-    done = [
-        _verify(run, name, model, splits, indices, settings, progress)
-        for run, name, model in zip(ordered, names, models, strict=True)
-    ]
-    frame = pd.concat([d.frame for d in done], ignore_index=True)
-    buffer = io.BytesIO()
-    frame.to_parquet(buffer, index=False)
-    write_atomic(out / "certificates.parquet", buffer.getvalue())
-    summary = {
-        "schema": 1,
-        "norm": settings.norm_value if settings.norm == "2" else "inf",
-        "tpr": settings.tpr,
-        "max_radius": settings.max_radius,
-        "side": "id",
-        "clip": False,
-        "method": settings.method,
-        "engine": resolve_engine(settings.engine),
-        "baseline": names[0] if baseline is not None else None,
-        "runs": {d.name: d.summary for d in done},
-        "provenance": {
-            **environment("cpu"),
-            "command": command,
-            "seed": settings.seed,
-            "settings": settings.model_dump(mode="json"),
-            "configs": {n: dump_config(r.config) for n, r in zip(names, ordered, strict=True)},
-            "runs": {n: r.manifest for n, r in zip(names, ordered, strict=True)},
-        },
-    }
-    write_atomic(out / "summary.json", json.dumps(summary, indent=2, allow_nan=False) + "\n")
-    return done
+            job.certify(selection.limit)
+            harder = Harder()
+            if audit:
+                job.audit(harder)
+            done = assemble(job, evaluations, harder, asked=audit)
+            if ranks.rank == 0 and done.samples:
+                provenance = {
+                    **environment("cpu"),
+                    "command": command,
+                    "seed": settings.seed,
+                    "settings": settings.model_dump(mode="json"),
+                    "selection": selection.record(),
+                    "processes": ranks.size,
+                    "configs": {r.name: dump_config(r.folder.config) for r in found},
+                    "runs": {r.name: r.folder.manifest for r in found},
+                }
+                first = found[0].name if baseline is not None else None
+                summary = summary_of(job, done, first) | {"provenance": provenance}
+                done = replace(done, files=write_results(out, done, summary))
+            return done
+        finally:
+            store.close()
 
 
-def choose_samples(count: int, wanted: int | None, seed: int) -> Tensor:
-    """Sorted indices of `wanted` test samples, drawn by seed alone; all where that is enough."""
-    if wanted is None or wanted >= count:
-        return torch.arange(count)
-    drawn = np.random.default_rng(seed).choice(count, wanted, replace=False)
-    return torch.from_numpy(np.sort(drawn))
+def _wanted(
+    splits: DataSplits, settings: VerifyConfig, selection: Selection
+) -> dict[str, list[int]]:
+    """For each set of samples the indices that are asked for."""
+    wanted = {}
+    if "id" in settings.sides:
+        assert splits.test.labels is not None
+        wanted[ID] = select_samples(
+            selection, splits.test.labels, splits.num_classes, settings.samples, settings.seed
+        )
+    elif selection.classes is not None or selection.indices is not None:
+        raise UsageError("--side: expected id or both beside --classes or --indices, but got ood")
+    if "ood" in settings.sides:
+        if not splits.ood:
+            raise UsageError(
+                f"--side: expected id for data without OOD test sets, but got {settings.side}"
+            )
+        for name, images in splits.ood.items():
+            chosen = choose_samples(len(images), settings.ood_samples, settings.seed)
+            wanted[part_of(name)] = chosen.tolist()
+    return wanted
 
 
-def _names(runs: Sequence[RunFolder]) -> list[str]:
-    """Titles where they differ, else folder names, else paths."""
-    choices = (
-        [r.config.title for r in runs],
-        [r.path.resolve().name for r in runs],
-        [str(r.path) for r in runs],
-    )
-    for names in choices:
-        if len(set(names)) == len(names):
-            return names
-    raise RunError(f"runs: expected different runs, but got {choices[-1]}")
+def _evaluations(
+    store: ShardStore, runs: Sequence[Candidate], splits: DataSplits, settings: VerifyConfig
+) -> list[tuple[Evaluation, float]]:
+    """Evaluation of each run and its seconds, from the store where it is there.
 
-
-def common_data(runs: Sequence[RunFolder]) -> DataSplits:
-    """The data of all runs, which must be one and the same, and what they were trained beside.
-
-    Raises:
-        RunError: where a calibration, test or OOD set differs from the first run's, or from what it
-            was when the run was trained.
+    Also checks the store's settings, of which the thresholds are a part: a rerun takes the very
+    numbers that the finished rows are about.
     """
-    first = runs[0]
-    splits = load_data(first.config.data)
-    now = splits.fingerprints()
+    found = []
     for run in runs:
-        then = run.manifest["data"]
-        for part in now:
-            if part in ("train", "aux"):
-                continue
-            if then.get(part) != now[part]:
-                why = (
-                    "has changed since training"
-                    if run is first
-                    else f"differs from that of {first.path}"
-                )
-                raise RunError(f"run: the {part} split of {run.path} {why}")
-    return splits
+        start = time.perf_counter()
+        if (note := store.note(run.digest)) is not None:
+            found.append((Evaluation(**note["evaluation"]), float(note["seconds"])))
+            continue
+        evaluation = evaluate_model(run.model, splits, tpr=settings.tpr)
+        found.append((evaluation, time.perf_counter() - start))
+    store.settle(_dependencies(runs, found, settings), grows=("runs",))
+    for run, (evaluation, seconds) in zip(runs, found, strict=True):
+        store.write_note(run.digest, {"evaluation": asdict(evaluation), "seconds": seconds})
+    return found
 
 
-def _verify(
-    run: RunFolder,
-    name: str,
-    model: Classifier,
-    splits: DataSplits,
-    indices: Tensor,
+def _dependencies(
+    runs: Sequence[Candidate],
+    evaluations: Sequence[tuple[Evaluation, float]],
     settings: VerifyConfig,
-    progress: Progress | None,
-) -> VerifiedRun:
-    start = time.perf_counter()
-    evaluation = evaluate_model(model, splits, tpr=settings.tpr)
-    images, norm = splits.test.pixels(indices), settings.norm_value
-    certificates = certify(
-        model,
-        images,
-        evaluation.threshold,
-        norm=norm,
-        lipschitz=True,
-        max_radius=settings.max_radius,
-        method=settings.method,
-        engine=settings.engine,
-        seed=settings.seed,
-        progress=None if progress is None else lambda done, of: progress(name, done, of),
-    )
-    violation = _audit(
-        model,
-        images,
-        evaluation.threshold,
-        torch.maximum(certificates.radius_certified, certificates.radius_lipschitz),
-        certificates.radius_attack,
-        settings,
-    )
-    frame = certificates.to_frame()
-    assert splits.test.labels is not None
-    labels = splits.test.labels[indices]
-    predicted = logits_of(model, splits.test.subset(indices)).argmax(1)
-    frame.insert(0, "run", name)
-    frame.insert(1, "method", run.config.method)
-    frame.insert(2, "index", indices.numpy())
-    frame.insert(3, "label", labels.numpy())
-    frame.insert(4, "predicted", predicted.numpy())
-    frame.insert(5, "correct", (labels == predicted).numpy())
-    frame["threshold"] = evaluation.threshold
-    frame["violation"] = violation.numpy()
-    seconds = time.perf_counter() - start
-    return VerifiedRun(name, frame, _summary(run, frame, evaluation, seconds))
-
-
-def _audit(
-    model: Classifier,
-    images: Tensor,
-    threshold: float,
-    certified: Tensor,
-    attacked: Tensor,
-    settings: VerifyConfig,
-) -> Tensor:
-    """Whether any attack succeeded inside a proven radius, (B,) bool."""
-    violated = (certified > 0) & (attacked <= certified)
-    members = (certified > 0).nonzero().squeeze(1)
-    plan = AttackPlan(
-        Margin(threshold, "id"),
-        settings.norm_value,
-        settings.seed,
-        _AUDIT_STEPS,
-        restarts=_AUDIT_RESTARTS,
-    )
-    score = score_function(model)
-    for chunk in members.split(_AUDIT_BATCH):
-        hit, _ = attack_within(score, images[chunk].double(), certified[chunk], plan)
-        violated[chunk] |= hit
-    return violated
-
-
-def _summary(
-    run: RunFolder, frame: pd.DataFrame, evaluation: Evaluation, seconds: float
 ) -> dict[str, Any]:
-    """The run's entry in `summary.json`; medians and means over all samples, rejected ones too."""
-    accepted = frame["status"] != "rejected"
-    over = frame["radius_gradient"] > frame["radius_attack"]
+    """Everything a row depends on."""
+    versions, data = package_versions(), runs[0].folder.manifest["data"]
     return {
-        "method": run.config.method,
-        "id_accuracy": evaluation.id_accuracy,
-        "threshold": evaluation.threshold,
-        "fpr95": evaluation.mean("fpr95"),
-        "fpr95_ood_recall": evaluation.mean("fpr95_ood_recall"),
-        "auroc": evaluation.mean("auroc"),
-        "aupr_in": evaluation.mean("aupr_in"),
-        "aupr_out": evaluation.mean("aupr_out"),
-        "test_tpr": evaluation.test_tpr,
-        "ood": evaluation.ood,
-        "samples": len(frame),
-        "status": {
-            s: int((frame["status"] == s).sum()) for s in ("certified", "rejected", "undecided")
+        **settings.model_dump(mode="json", exclude=_FREE),
+        "engine": resolve_engine(settings.engine),
+        "score": runs[0].folder.config.score,
+        "runs": {
+            run.name: {**run.identity, "threshold": evaluation.threshold}
+            for run, (evaluation, _) in zip(runs, evaluations, strict=True)
         },
-        "certified_radius": _spread(frame["radius_certified"]),
-        "attack_radius": {
-            **_spread(frame["radius_attack"]),
-            "found": int(np.isfinite(frame["radius_attack"]).sum()),
-        },
-        "gradient_radius": {
-            **_spread(frame["radius_gradient"]),
-            "above_attack": float(over[accepted].mean()) if accepted.any() else None,
-        },
-        "lipschitz_radius": _spread(frame["radius_lipschitz"]),
-        "gradient_norm": _spread(frame["gradient_norm"]),
-        "violations": int(frame["violation"].sum()),
-        "seconds": round(seconds, 3),
+        "data": {part: data[part] for part in data if part not in ("train", "aux")},
+        "versions": {name: versions.get(name) for name in _PACKAGES},
     }
-
-
-def _spread(values: pd.Series[float]) -> dict[str, float | None]:
-    """Median and mean; None for what is not finite, which JSON cannot say."""
-    found = {"median": float(values.median()), "mean": float(values.mean())}
-    return {k: v if math.isfinite(v) else None for k, v in found.items()}

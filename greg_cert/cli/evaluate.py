@@ -30,7 +30,7 @@ def evaluate(
 
     from greg_cert.evaluation import evaluate_model
     from greg_cert.records import RunFolder
-    from greg_cert.verify.runs import common_data
+    from greg_cert.verify.paired import common_data
 
     for path in runs:
         run = RunFolder(path)

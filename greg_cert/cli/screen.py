@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import shlex
 import sys
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from datetime import timedelta
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
     from rich.progress import Progress, TaskID
+
+    from greg_cert.verify.job import Tick
 
 
 def out(*parts: RenderableType) -> None:
@@ -43,7 +47,7 @@ def command_line() -> str:
 
 
 @contextmanager
-def _bar(*columns: str) -> Iterator[Progress]:
+def _bar(*columns: str, time_left: bool = True) -> Iterator[Progress]:
     from rich.progress import BarColumn, TaskProgressColumn, TextColumn, TimeRemainingColumn
     from rich.progress import Progress as Bar
 
@@ -51,7 +55,7 @@ def _bar(*columns: str) -> Iterator[Progress]:
         TextColumn("{task.description}"),
         BarColumn(bar_width=12),
         TaskProgressColumn(),
-        TimeRemainingColumn(compact=True),
+        *([TimeRemainingColumn(compact=True)] if time_left else []),
         *(TextColumn(c) for c in columns),
         console=error_console(),
         refresh_per_second=5,
@@ -100,21 +104,43 @@ def training_bars() -> Iterator[Callable[[str], TrainingBar]]:
 
 
 class VerifyBar:
-    """Progress of a verification, a bar a run."""
+    """Progress of a verification, a bar for each run: samples a second, what was found, time left.
 
-    def __init__(self, bar: Progress) -> None:
-        self._bar = bar
-        self._tasks: dict[str, TaskID] = {}
+    Speed is that of this process in this call; what an earlier one finished does not count.
+    """
 
-    def __call__(self, run: str, done: int, of: int) -> None:
-        """See `greg_cert.verify.runs.Progress`."""
-        if run not in self._tasks:
-            self._tasks[run] = self._bar.add_task(f"certify {run}", total=of)
-        self._bar.update(self._tasks[run], completed=done)
+    def __init__(self, bar: Progress, clock: Callable[[], float] = time.monotonic) -> None:
+        self._bar, self._clock = bar, clock
+        self._begun: dict[tuple[str, str], tuple[TaskID, int, float]] = {}
+
+    def __call__(self, tick: Tick) -> None:
+        """See `greg_cert.verify.job.Progress`."""
+        key = tick.step, tick.run
+        if key not in self._begun:
+            # Escaped, as a run may be called [1].
+            task = self._bar.add_task(
+                f"{tick.step} {tick.run}".replace("[", r"\["), total=tick.of, shown=""
+            )
+            self._begun[key] = (task, tick.done, self._clock())
+        task, before, start = self._begun[key]
+        found = f"{tick.found} {'violations' if tick.step == 'audit' else 'certified'}"
+        shown = pace(tick.done - before, tick.of - tick.done, self._clock() - start)
+        self._bar.update(
+            task, completed=tick.done, total=tick.of, shown=f"{tick.done}/{tick.of} {found}{shown}"
+        )
+
+
+def pace(done: int, left: int, seconds: float) -> str:
+    """Samples a second and the time that the rest takes; empty where nothing is done yet."""
+    if not done or seconds <= 0:
+        return ""
+    rate = done / seconds
+    remaining = timedelta(seconds=round(left / rate))
+    return f", {rate:.3g} samples/s" + (f", {remaining} left" if left else "")
 
 
 @contextmanager
 def verify_bar() -> Iterator[VerifyBar]:
     """A live bar for one verification."""
-    with _bar() as bar:
+    with _bar("{task.fields[shown]}", time_left=False) as bar:
         yield VerifyBar(bar)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -32,18 +34,64 @@ def verify(
     tpr: Annotated[
         float | None, typer.Option(help="Share of the calibration split to accept.")
     ] = None,
-    method: Annotated[str | None, typer.Option(help="crown, crown-ibp, lipschitz or best.")] = None,
+    method: Annotated[
+        str | None,
+        typer.Option(help="crown, crown-ibp, lipschitz or best; or several: crown,lipschitz."),
+    ] = None,
     engine: Annotated[str | None, typer.Option(help="auto, auto-lirpa or native.")] = None,
     seed: Annotated[int | None, typer.Option(help="Of the samples and the attacks.")] = None,
+    side: Annotated[
+        str | None,
+        typer.Option(help="id, ood (samples of the OOD test sets stay rejected) or both."),
+    ] = None,
+    ood_samples: Annotated[
+        int | None, typer.Option(help="How many samples of each OOD test set; 0 for all.", min=0)
+    ] = None,
+    correct: Annotated[
+        bool | None,
+        typer.Option("--correct", help="Certify that samples stay accepted and correct."),
+    ] = None,
+    memory: Annotated[float | None, typer.Option(help="GiB that bounds may use.")] = None,
+    batch: Annotated[
+        int | None, typer.Option(help="Samples at once; by the size of the network.")
+    ] = None,
+    classes: Annotated[
+        str | None, typer.Option(help="Only ID samples with these labels: 0,3,7.")
+    ] = None,
+    indices: Annotated[
+        str | None, typer.Option(help="These ID test samples, all of them: 5,9,100-120.")
+    ] = None,
+    limit: Annotated[int | None, typer.Option(help="Verify at most so many samples now.")] = None,
+    time_budget: Annotated[
+        str | None, typer.Option(help="Begin no more samples after this time: 90s, 20m, 1h.")
+    ] = None,
+    audit: Annotated[
+        bool, typer.Option("--audit", help="Attack every certificate again, harder.")
+    ] = False,
+    restart: Annotated[
+        bool, typer.Option("--restart", help="Drop earlier results in the folder.")
+    ] = False,
 ) -> None:
     """Certify how far ID test samples stay accepted, and compare runs sample by sample.
 
-    What is not given comes from the `verify` section of the first run's configuration.
+    What is not given comes from the `verify` section of the first run's configuration. A command
+    that was stopped, or has a limit, goes on when it is given again. Several processes: torchrun
+    --nproc-per-node 4 -m greg_cert verify RUN.
 
     Example: greg-cert verify runs/greg+ --baseline runs/energy --samples 300
     """
+    from greg_cert.errors import UsageError
     from greg_cert.records import RunFolder
+    from greg_cert.verify.selection import Selection, parse_numbers, parse_seconds
 
+    if samples is not None and indices is not None:
+        raise UsageError("expected --samples or --indices, but got both")
+    selection = Selection(
+        None if classes is None else parse_numbers("--classes", classes),
+        None if indices is None else parse_numbers("--indices", indices),
+        limit,
+    )
+    seconds = None if time_budget is None else parse_seconds("--time-budget", time_budget)
     folders = [RunFolder(path) for path in runs]
     settings = _settings(
         folders[0],
@@ -54,22 +102,38 @@ def verify(
         method=method,
         engine=engine,
         seed=seed,
+        side=side,
+        ood_samples=ood_samples,
+        correct=correct,
+        memory=memory,
+        batch=batch,
     )
     verify_and_report(
         folders,
         settings,
         out or runs[0] / ("verify" if settings.norm == "2" else "verify-linf"),
         baseline=None if baseline is None else RunFolder(baseline),
+        selection=selection,
+        time_budget=seconds,
+        audit=audit,
+        restart=restart,
     )
 
 
-def verify_and_report(folders: list[Any], settings: Any, out: Path, *, baseline: Any) -> None:
-    """Verify runs, write the report, show the table and where everything lies."""
-    from greg_cert.errors import EngineError
+def verify_and_report(
+    folders: list[Any], settings: Any, out: Path, *, baseline: Any, **options: Any
+) -> None:
+    """Verify runs, write the report, show the tables and where everything lies.
+
+    `options` are those of `greg_cert.verify.runs.verify_runs`.
+    """
     from greg_cert.report import load_results, summary_table, write_report
+    from greg_cert.verify.results import CERTIFICATES
     from greg_cert.verify.runs import verify_runs
 
-    with screen.verify_bar() as bar:
+    # One of several processes of a launcher: the first one speaks for all.
+    first = os.environ.get("RANK", "0") == "0"
+    with screen.verify_bar() if first else nullcontext() as bar:
         done = verify_runs(
             folders,
             settings,
@@ -77,18 +141,75 @@ def verify_and_report(folders: list[Any], settings: Any, out: Path, *, baseline:
             baseline=baseline,
             command=screen.command_line(),
             progress=bar,
+            **options,
         )
-    files = write_report(out)
-    screen.out(summary_table(load_results(out)))
-    screen.plain(f"results: {out / 'summary.json'}")
-    screen.plain(f"         {out / 'certificates.parquet'}")
-    screen.plain(f"report:  {files.html}")
-    violations = sum(run.summary["violations"] for run in done)
-    if violations:
-        raise EngineError(
-            f"{violations} certificates are contradicted by an attack: do not use these results, "
-            "and please report them as a bug"
+    if not first:
+        return
+    report = None
+    if out / CERTIFICATES in done.files:
+        report = write_report(out)
+        screen.out(summary_table(load_results(out)))
+    if any(len(run.ood_frame) for run in done.runs):
+        screen.out(_ood_table(done))
+    if not done.complete:
+        screen.plain(
+            f"incomplete: {done.samples} of {done.wanted} samples are finished; "
+            "the same command goes on"
         )
+    if done.audit is not None:
+        screen.plain(
+            "audit: {attacks} of {certificates} certificates attacked again ({steps} steps, "
+            "{restarts} restarts), {violations} contradicted".format(**done.audit)
+        )
+    for i, path in enumerate(done.files):
+        screen.plain(f"{'results: ' if i == 0 else '         '}{path}")
+    if report is not None:
+        screen.plain(f"report:  {report.html}")
+    _fail_on_violations(done)
+
+
+def _fail_on_violations(done: Any) -> None:
+    from greg_cert.errors import EngineError
+
+    if not done.violations:
+        return
+    worst = done.worst
+    sample = f"{'ID' if worst['part'] == 'id' else worst['part']} sample {worst['index']}"
+    raise EngineError(
+        f"{done.violations} certificates are contradicted by an attack, worst of all that of "
+        f"{sample} under run {worst['run']}: radius {worst['radius']:.6g}, crossed at "
+        f"{worst['crossed']:.6g}. Do not use these results, and please report them as a bug"
+    )
+
+
+def _ood_table(done: Any) -> Any:
+    """The OOD side: a line for each run and OOD test set."""
+    from rich.table import Table
+
+    table = Table(
+        box=None,  # all of it within 80 columns
+        pad_edge=False,
+        title="OOD test samples that stay rejected: counts, and medians of radii",
+        caption="accepted: as ID, before any perturbation; its radius is 0",
+    )
+    counts = ("n", "certified", "accepted", "undecided", "radius", "attack", "viol.")
+    for title in ("run", "OOD set", *counts):
+        table.add_column(title, justify="right" if title in counts else "left", no_wrap=True)
+    for run in done.runs:
+        for name, values in run.summary["ood_side"].items():
+            if not values["samples"]:
+                continue
+            status = values["status"]
+            medians = (values[f"{k}_radius"]["median"] for k in ("certified", "attack"))
+            table.add_row(
+                run.name,
+                name,
+                str(values["samples"]),
+                *(str(status[s]) for s in ("certified", "rejected", "undecided")),
+                *("none" if m is None else f"{m:.4f}" for m in medians),
+                str(values["violations"]),
+            )
+    return table
 
 
 def _settings(run: Any, **given: Any) -> Any:
@@ -100,11 +221,15 @@ def _settings(run: Any, **given: Any) -> Any:
 
     values = run.config.verify.model_dump()
     values.update({k: v for k, v in given.items() if v is not None})
-    if given["samples"] == 0:
-        values["samples"] = None
+    for name in ("samples", "ood_samples"):
+        if given[name] == 0:
+            values[name] = None
     try:
         return VerifyConfig.model_validate(values)
     except ValidationError as error:
         problem = error.errors()[0]
+        message = problem["msg"].removeprefix("Value error, ")
+        if not problem["loc"]:  # about several fields; the message names them
+            raise UsageError(message) from error
         option = "--" + str(problem["loc"][0]).replace("_", "-")
-        raise UsageError(f"{option}: {problem['msg']}, but got {problem['input']!r}") from error
+        raise UsageError(f"{option}: {message}, but got {problem['input']!r}") from error

@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 import torch
 
-import greg_cert.verify.runs as runs_module
+import greg_cert.verify.chunk as chunk_module
 from greg_cert.config import ExperimentConfig, VerifyConfig, parse_config
 from greg_cert.data import load_data
 from greg_cert.errors import RunError
@@ -115,7 +115,7 @@ def test_threshold_and_metrics_follow_from_the_weights(
 def test_an_unsound_certificate_is_counted_as_a_violation(
     trained: dict[str, RunFolder], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    honest = runs_module.certify
+    honest = chunk_module.certify
 
     def boastful(*args: Any, **kwargs: Any) -> Certificates:
         found = honest(*args, **kwargs)
@@ -128,11 +128,15 @@ def test_an_unsound_certificate_is_counted_as_a_violation(
         }
         return Certificates(**fields)
 
-    monkeypatch.setattr(runs_module, "certify", boastful)
-    (run,) = verify_runs([trained["fast"]], SETTINGS, tmp_path)
+    monkeypatch.setattr(chunk_module, "certify", boastful)
+    done = verify_runs([trained["fast"]], SETTINGS, tmp_path)
+    (run,) = done.runs
     claimed = int((run.frame["radius_certified"] > 0).sum())
     assert claimed > 10
-    assert run.summary["violations"] >= 0.9 * claimed
+    assert run.summary["violations"] == done.violations >= 0.9 * claimed
+    assert done.worst is not None
+    worst = run.frame.set_index("index").loc[done.worst["index"]]
+    assert done.worst["crossed"] <= done.worst["radius"] == worst["radius_certified"]
 
 
 def test_samples_depend_on_the_seed_alone() -> None:
@@ -175,7 +179,7 @@ def test_trained_networks_hold_what_is_certified(
     found = {}
     for engine in ("native", "auto-lirpa"):
         settings = SETTINGS.model_copy(update={**changes, "engine": engine})
-        for done in verify_runs(list(trained.values()), settings, tmp_path / engine):
+        for done in verify_runs(list(trained.values()), settings, tmp_path / engine).runs:
             assert done.summary["violations"] == 0
             rows = done.frame[done.frame["status"] == "certified"]
             assert len(rows) >= 6

@@ -1,0 +1,36 @@
+"""What the bar of a verification says, by a clock of the test."""
+
+from __future__ import annotations
+
+from rich.console import Console
+from rich.progress import Progress, TextColumn
+
+from greg_cert.cli.screen import VerifyBar, pace
+from greg_cert.verify.job import Tick
+
+
+def test_pace_is_samples_a_second_and_the_time_of_the_rest() -> None:
+    assert pace(0, 10, 3.0) == ""
+    assert pace(5, 10, 2.0) == ", 2.5 samples/s, 0:00:04 left"
+    assert pace(1, 7200, 1.0) == ", 1 samples/s, 2:00:00 left"
+    assert pace(5, 0, 2.0) == ", 2.5 samples/s"
+
+
+def test_speed_counts_this_call_alone_and_runs_have_a_bar_each() -> None:
+    now = [0.0]
+    console = Console(width=100, file=None, record=True, quiet=True)
+    columns = TextColumn("{task.description}"), TextColumn("{task.fields[shown]}")
+    bar = Progress(*columns, console=console, auto_refresh=False)
+    shown = VerifyBar(bar, clock=lambda: now[0])
+    shown(Tick("certify", "a [1]", 40, 100, 30))  # 40 of an earlier call
+    shown(Tick("certify", "b", 0, 100, 0))
+    now[0] = 10.0
+    shown(Tick("certify", "a [1]", 60, 100, 47))
+    shown(Tick("audit", "b", 0, 9, 0))
+    texts = [(task.description, task.fields["shown"]) for task in bar.tasks]
+    assert texts == [
+        ("certify a \\[1]", "60/100 47 certified, 2 samples/s, 0:00:20 left"),
+        ("certify b", "0/100 0 certified"),
+        ("audit b", "0/9 0 violations"),
+    ]
+    assert [task.completed for task in bar.tasks] == [60, 0, 0]

@@ -1,0 +1,165 @@
+"""Trained runs that verify in a second, and processes that verify them."""
+
+from __future__ import annotations
+
+import contextlib
+import multiprocessing
+import os
+import socket
+import sys
+import time
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+
+import greg_cert.report
+import greg_cert.verify.runs
+from greg_cert.cli import main
+from greg_cert.config import ExperimentConfig, VerifyConfig, parse_config
+from greg_cert.data import load_data
+from greg_cert.records import RunFolder
+from greg_cert.train import fit
+from greg_cert.verify import job
+
+SETTINGS = VerifyConfig(samples=12, engine="native", seed=4, batch=4, ood_samples=5)
+
+
+def experiment(name: str, lr: float, **data: Any) -> ExperimentConfig:
+    return parse_config(
+        {
+            "name": name,
+            "data": {
+                "id": {"source": "digits", "limit": 400},
+                "ood": [{"source": "uniform", "n": 30}, {"source": "gaussian", "n": 30}],
+                **data,
+            },
+            "model": {"name": "mlp"},
+            "train": {"stages": [{"method": "ce", "epochs": 3, "lr": lr, "batch_size": 16}]},
+            "verify": SETTINGS.model_dump(),
+        }
+    )
+
+
+def train_pair(folder: Path) -> list[RunFolder]:
+    """The runs `slow` and `fast`."""
+    configs = [experiment("slow", 0.02), experiment("fast", 0.1)]
+    return [fit(c, load_data(c.data), folder / c.title) for c in configs]
+
+
+class VerifyProcess:
+    """`greg-cert verify ARGUMENTS` in a process of its own, forked from one with the imports done.
+
+    Args:
+        into: folder for what it writes to its standard streams.
+        arguments: of the command.
+        slow: seconds that each chunk takes more.
+        log: where a line is written for each sample that reaches the disk.
+        mortal: RANK of the process that dies at its first chunk.
+        environment: variables for the process.
+    """
+
+    def __init__(
+        self,
+        into: Path,
+        arguments: tuple[object, ...],
+        slow: float = 0.0,
+        log: Path | None = None,
+        mortal: str = "",
+        **environment: str,
+    ) -> None:
+        number = len(list(into.glob("said-*")))
+        self._files = [into / f"shown-{number}", into / f"said-{number}"]
+        self._files[1].touch()
+        self._process = _CONTEXT.Process(
+            target=_verify,
+            args=(list(map(str, arguments)), self._files, slow, log, mortal, environment),
+        )
+        self._process.start()
+        self.kill, self.is_alive = self._process.kill, self._process.is_alive
+
+    def wait(self) -> int | None:
+        """The exit code."""
+        self._process.join(120)
+        return self._process.exitcode
+
+    def shown(self) -> str:
+        """Standard output."""
+        return self._files[0].read_text()
+
+    def said(self) -> str:
+        """Standard error."""
+        return self._files[1].read_text()
+
+
+def start_verify(into: Path, *arguments: object, **options: Any) -> VerifyProcess:
+    """One process."""
+    return VerifyProcess(into, arguments, **options)
+
+
+def start_ranks(into: Path, *arguments: object, **options: Any) -> list[VerifyProcess]:
+    """Two processes that share the work, as `torchrun` would start them."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    shared = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    return [
+        VerifyProcess(into, arguments, **options, **shared, RANK=str(r), LOCAL_RANK=str(r))
+        for r in range(2)
+    ]
+
+
+def _verify(
+    arguments: list[str],
+    files: list[Path],
+    slow: float,
+    log: Path | None,
+    mortal: str,
+    environment: dict[str, str],
+) -> None:
+    """Runs in the process that `VerifyProcess` starts."""
+    torch.set_num_threads(1)
+    os.environ.update(environment)
+    honest, append = job.certify_chunk, job.ShardStore.append
+
+    def certify_chunk(*given: Any) -> Any:
+        if mortal and environment["RANK"] == mortal:
+            os._exit(9)
+        time.sleep(slow)
+        return honest(*given)
+
+    def logged(store: Any, key: Any, frame: Any) -> Path:
+        path = append(store, key, frame)
+        if log is not None:
+            with log.open("a") as stream:
+                stream.writelines(f"{key.run} {key.part} {i}\n" for i in frame["index"])
+        return path
+
+    def undrawn(folder: Path) -> Any:
+        """The figures take seconds, and tests of the command draw them."""
+        return SimpleNamespace(html=folder / "report.html")
+
+    greg_cert.report.write_report = undrawn  # type: ignore[assignment]
+    job.certify_chunk = certify_chunk
+    job.ShardStore.append = logged  # type: ignore[method-assign]
+    sys.argv = ["greg-cert", "verify", *arguments]
+    with (
+        files[0].open("w") as stdout,
+        files[1].open("w") as stderr,
+        contextlib.redirect_stdout(stdout),
+        contextlib.redirect_stderr(stderr),
+    ):
+        main()
+
+
+_CONTEXT = multiprocessing.get_context("forkserver")
+_CONTEXT.set_forkserver_preload(
+    [
+        "greg_cert.cli",
+        "greg_cert.verify.runs",
+        "greg_cert.report.write",
+        "greg_cert.train",
+        "sklearn.datasets",
+    ]
+)

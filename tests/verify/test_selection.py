@@ -1,0 +1,137 @@
+"""Which samples are chosen, what is left of them, and what cannot be meant."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from greg_cert.certify_methods import METHODS
+from greg_cert.config import VerifyConfig, parse_config
+from greg_cert.errors import ConfigError, UsageError
+from greg_cert.models import build_model
+from greg_cert.verify.certify import METHODS as CERTIFY_METHODS
+from greg_cert.verify.selection import (
+    Selection,
+    choose_samples,
+    parse_numbers,
+    parse_seconds,
+    select_samples,
+)
+from greg_cert.verify.tasks import Task, chunk_size, plan_tasks
+
+LABELS = torch.arange(100) % 10
+
+
+def select(wanted: int | None = None, seed: int = 0, **choice: Any) -> list[int]:
+    return select_samples(Selection(**choice), LABELS, 10, wanted, seed)
+
+
+def test_indices_are_taken_as_they_are_and_classes_before_the_draw() -> None:
+    assert select(indices=(99, 3, 3)) == [3, 99]
+    assert select(indices=(3, 13, 14), classes=(3,)) == [3, 13]
+    of_class = select(classes=(3, 7))
+    assert of_class == [i for i in range(100) if i % 10 in (3, 7)]
+    drawn = select(wanted=6, seed=1, classes=(3, 7))
+    assert len(drawn) == 6
+    assert set(drawn) < set(of_class)
+    assert drawn == sorted(drawn) == select(wanted=6, seed=1, classes=(3, 7))
+    assert select(wanted=12, seed=5) == choose_samples(100, 12, 5).tolist()
+
+
+@pytest.mark.parametrize(
+    ("choice", "said"),
+    [
+        ({"indices": (5, 100)}, "--indices: expected numbers from 0 to 99, but got 100"),
+        ({"classes": (10,)}, "--classes: expected numbers from 0 to 9, but got 10"),
+        ({"classes": (3,), "indices": (4,)}, "--indices: .*--classes 3, but got none"),
+        ({"limit": 0}, "--limit: expected at least 1, but got 0"),
+    ],
+)
+def test_what_there_is_not_is_refused(choice: dict[str, Any], said: str) -> None:
+    with pytest.raises(UsageError, match=said):
+        select(**choice)
+
+
+def test_a_class_without_test_samples_is_refused() -> None:
+    with pytest.raises(UsageError, match="--classes: expected classes with test samples"):
+        select_samples(Selection(classes=(9,)), torch.arange(5), 10, None, 0)
+
+
+def test_numbers_and_ranges() -> None:
+    assert parse_numbers("--indices", "5,9, 100-103,9") == (5, 9, 100, 101, 102, 103)
+    for text in ("", "5,", "-3", "9-5", "1.5", "a", "0-99999999999", "1-2-3"):
+        with pytest.raises(UsageError, match="--indices: expected numbers and ranges"):
+            parse_numbers("--indices", text)
+
+
+def test_times() -> None:
+    given = {"90": 90, "90s": 90, "1.5m": 90, "20m": 1200, "1h": 3600, "0": 0, " 2 h ": 7200}
+    assert {t: parse_seconds("--time-budget", t) for t in given} == given
+    for text in ("", "-1", "soon", "1d", "1h30m", "nan", "inf", "m"):
+        with pytest.raises(UsageError, match="--time-budget: expected a time such as"):
+            parse_seconds("--time-budget", text)
+
+
+def test_tasks_hold_what_is_pending_once_and_are_cut_alike_after_a_kill() -> None:
+    wanted = {"id": [1, 3, 5, 7, 9], "ood/a": [0, 2]}
+    fresh = {(run, part): set(i) for run in (0, 1) for part, i in wanted.items()}
+    tasks = plan_tasks(wanted, fresh, 2)
+    assert tasks[0] == Task("id", ((0, (1, 3)), (1, (1, 3))))
+    assert [t.part for t in tasks] == ["id", "id", "id", "ood/a"]
+    # Killed after run 0 had done the first chunk: the others are as before.
+    killed = {**fresh, (0, "id"): {5, 7, 9}}
+    again = plan_tasks(wanted, killed, 2)
+    assert again == [Task("id", ((1, (1, 3)),)), *tasks[1:]]
+    assert plan_tasks(wanted, {}, 2) == []
+    limited = plan_tasks(wanted, killed, 2, limit=3)
+    assert limited == [again[0], Task("id", ((0, (5,)), (1, (5,))))]
+    assert plan_tasks(wanted, {(0, "id"): set(), (1, "ood/a"): {2}}, 4, limit=1) == [
+        Task("ood/a", ((1, (2,)),))
+    ]
+
+
+def test_a_larger_network_has_smaller_chunks() -> None:
+    sizes = [
+        chunk_size(
+            build_model(
+                "cnn_small", num_classes=10, in_channels=1, image_size=n, mean=[0.5], std=[0.5]
+            ),
+            (1, n, n),
+        )
+        for n in (8, 16, 32)
+    ]
+    assert sizes[0] == 32
+    assert sizes[0] > sizes[1] > sizes[2] >= 1
+
+
+def test_methods_are_one_name_or_several() -> None:
+    assert METHODS == CERTIFY_METHODS
+    assert VerifyConfig(method="lipschitz").method == "lipschitz"
+    assert VerifyConfig(method="crown, lipschitz").method == ("crown", "lipschitz")
+    assert VerifyConfig.model_validate({"method": ["best"]}).method == "best"
+    for wrong in ("gradient", "crown,crown", "", [], 3, "crown,", {"crown": 1}):
+        with pytest.raises(ValueError, match="expected different names of crown"):
+            VerifyConfig.model_validate({"method": wrong})
+
+
+def test_new_fields_are_checked_and_named() -> None:
+    base = {
+        "data": {"id": {"source": "digits"}},
+        "model": {"name": "mlp"},
+        "train": {"stages": [{"method": "ce", "epochs": 1, "lr": 0.1}]},
+    }
+    for verify, said in (
+        ({"side": "left"}, "verify.side"),
+        ({"ood_samples": 0}, "verify.ood_samples"),
+        ({"memory": 0}, "verify.memory"),
+        ({"batch": -2}, "verify.batch"),
+        ({"side": "ood", "correct": True}, "correct"),
+        ({"method": ["clever"]}, "verify.method: expected different names"),
+    ):
+        with pytest.raises(ConfigError, match=said):
+            parse_config({**base, "verify": verify})
+    config = parse_config({**base, "verify": {"side": "both", "method": ["crown", "lipschitz"]}})
+    assert config.verify.sides == ("id", "ood")
+    assert parse_config(config.model_dump(mode="json")) == config

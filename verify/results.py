@@ -1,0 +1,142 @@
+"""What a verification leaves: paired tables of what is finished, and `summary.json`."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from greg_cert.errors import RunError
+from greg_cert.evaluation import Evaluation
+from greg_cert.files import write_atomic
+from greg_cert.verify.chunk import Harder
+from greg_cert.verify.engine import resolve_engine
+from greg_cert.verify.job import Job
+from greg_cert.verify.paired import ID, part_of
+from greg_cert.verify.tables import RunTables, paired_rows, run_summary, run_tables, worst_of
+
+CERTIFICATES, OOD_CERTIFICATES = "certificates.parquet", "ood_certificates.parquet"
+
+
+@dataclass(frozen=True)
+class VerifiedRun:
+    """One run's rows and its entry in `summary.json`."""
+
+    name: str
+    frame: pd.DataFrame
+    summary: dict[str, Any]
+    ood_frame: pd.DataFrame
+
+
+@dataclass(frozen=True)
+class Verification:
+    """What is finished, under every run alike.
+
+    Attributes:
+        runs: the baseline first.
+        files: tables and summary that were written; empty where nothing is finished.
+        samples: finished samples, ID and OOD together.
+        wanted: samples that were asked for.
+        violations: certificates that an attack contradicts.
+        worst: the one contradicted most: run, part, index, radius, and where it was crossed.
+        audit: attacks, violations and settings of the harder audit, where one was made.
+    """
+
+    runs: tuple[VerifiedRun, ...]
+    files: tuple[Path, ...]
+    samples: int
+    wanted: int
+    violations: int
+    worst: dict[str, Any] | None
+    audit: dict[str, Any] | None
+
+    @property
+    def complete(self) -> bool:
+        """Whether nothing is left to do."""
+        return self.samples == self.wanted
+
+
+def assemble(
+    job: Job, evaluations: Sequence[tuple[Evaluation, float]], harder: Harder, *, asked: bool
+) -> Verification:
+    """The tables of what is finished under every run."""
+    paired = paired_rows(job.store, job.runs, job.wanted)
+    done: list[VerifiedRun] = []
+    tables: list[RunTables] = []
+    for run, parts, (evaluation, seconds) in zip(job.runs, paired, evaluations, strict=True):
+        table = run_tables(job.store, run, parts, harder.kind)
+        summary = run_summary(run, evaluation, table, job.wanted, seconds + table.seconds)
+        done.append(VerifiedRun(run.name, table.id_rows, summary, table.ood_rows))
+        tables.append(table)
+    attacks = sum(t.audited for t in tables)
+    audit = {
+        "attacks": attacks,
+        "certificates": sum(t.claims for t in tables),
+        "violations": sum(t.refuted for t in tables),
+        "steps": harder.steps,
+        "restarts": harder.restarts,
+    }
+    return Verification(
+        tuple(done),
+        (),
+        sum(len(rows) for rows in paired[0].values()),
+        sum(map(len, job.wanted.values())),
+        sum(t.violations for t in tables),
+        worst_of(tables),
+        audit if asked or attacks else None,
+    )
+
+
+def summary_of(job: Job, done: Verification, baseline: str | None) -> dict[str, Any]:
+    """`summary.json` but for where its numbers come from."""
+    settings = job.settings
+    return {
+        "schema": 1,
+        "norm": settings.norm_value if settings.norm == "2" else "inf",
+        "tpr": settings.tpr,
+        "max_radius": settings.max_radius,
+        # Of certificates.parquet where it is there; OOD samples have an entry of their own.
+        "side": settings.sides[0],
+        "sides": list(settings.sides),
+        "score": job.runs[0].folder.config.score,
+        "clip": False,
+        "method": settings.method,
+        "engine": resolve_engine(settings.engine),
+        "complete": done.complete,
+        "wanted": len(job.wanted.get(ID, ())),
+        "samples": len(done.runs[0].frame),
+        "ood_wanted": _by_set(job.wanted),
+        "audit": done.audit,
+        "baseline": baseline,
+        "runs": {run.name: run.summary for run in done.runs},
+    }
+
+
+def _by_set(wanted: Mapping[str, Sequence[int]]) -> dict[str, int]:
+    return {p.removeprefix(part_of("")): len(i) for p, i in wanted.items() if p != ID}
+
+
+def write_results(out: Path, done: Verification, summary: Mapping[str, Any]) -> tuple[Path, ...]:
+    """Write the tables that have rows; a table of an earlier call without rows now is removed."""
+    files = []
+    for name, frames in (
+        (CERTIFICATES, [run.frame for run in done.runs]),
+        (OOD_CERTIFICATES, [run.ood_frame for run in done.runs]),
+    ):
+        path = out / name
+        try:
+            if any(map(len, frames)):
+                buffer = io.BytesIO()
+                pd.concat(frames, ignore_index=True).to_parquet(buffer, index=False)
+                files.append(write_atomic(path, buffer.getvalue()))
+            else:
+                path.unlink(missing_ok=True)
+        except OSError as error:
+            raise RunError(f"out: cannot write {path}: {error}") from error
+    text = json.dumps(summary, indent=2, allow_nan=False) + "\n"
+    return (write_atomic(out / "summary.json", text), *files)

@@ -1,0 +1,193 @@
+"""The tables of `greg-cert verify` from its shards, and the numbers of `summary.json`."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from greg_cert.evaluation import Evaluation
+from greg_cert.verify.chunk import CROSSED, SECONDS, proven_radius
+from greg_cert.verify.paired import ID, Candidate, dataset_of
+from greg_cert.verify.shards import ShardKey, ShardStore
+
+CERTIFY = "certify"
+_STATUSES = ("certified", "rejected", "undecided")
+
+
+@dataclass(frozen=True)
+class RunTables:
+    """What is finished of one run.
+
+    Attributes:
+        id_rows: rows of `certificates.parquet`.
+        ood_rows: rows of `ood_certificates.parquet`; they name their `dataset`.
+        claims: rows of either with a proven radius.
+        audited: of these the ones that a harder attack was made on.
+        refuted: of these the ones that it contradicts.
+        seconds: spent on all of these rows.
+        worst: the row an attack contradicts most, or None.
+    """
+
+    id_rows: pd.DataFrame
+    ood_rows: pd.DataFrame
+    claims: int
+    audited: int
+    refuted: int
+    seconds: float
+    worst: dict[str, Any] | None
+
+    @property
+    def violations(self) -> int:
+        """Rows that an attack contradicts."""
+        return sum(int(f["violation"].sum()) for f in (self.id_rows, self.ood_rows) if len(f))
+
+
+def paired_rows(
+    store: ShardStore, runs: Sequence[Candidate], wanted: Mapping[str, Sequence[int]]
+) -> list[dict[str, pd.DataFrame]]:
+    """For each run and set of samples the rows that are wanted and finished under every run."""
+    tables: list[dict[str, pd.DataFrame]] = [{} for _ in runs]
+    for part, indices in wanted.items():
+        rows = [store.rows(ShardKey(CERTIFY, run.digest, part)) for run in runs]
+        shared = set(indices).intersection(*(set(r["index"].tolist()) for r in rows))
+        for table, found in zip(tables, rows, strict=True):
+            table[part] = found[found["index"].isin(shared)].reset_index(drop=True)
+    return tables
+
+
+def run_tables(
+    store: ShardStore, run: Candidate, parts: Mapping[str, pd.DataFrame], audit: str
+) -> RunTables:
+    """One run's rows as the tables have them, with what the audit of that kind found."""
+    id_rows, ood_rows = pd.DataFrame(), []
+    claims, audited, refuted, seconds, worst = 0, 0, 0, 0.0, None
+    for part, rows in parts.items():
+        if rows.empty:
+            continue
+        found = store.rows(ShardKey(audit, run.digest, part)).reindex(columns=["index", CROSSED])
+        found = rows[["index"]].merge(found, on="index", how="left", validate="one_to_one")
+        later = found[CROSSED].to_numpy(dtype=float)  # NaN where none was made
+        claims += int((proven_radius(rows) > 0).sum())
+        audited += int((~np.isnan(later)).sum())
+        refuted += int(np.isfinite(later).sum())
+        crossed = np.fmin(rows[CROSSED].to_numpy(), later)
+        seconds += float(rows[SECONDS].sum())
+        worst = _worse(worst, _worst(run.name, part, rows, crossed))
+        table = rows.drop(columns=[CROSSED, SECONDS])
+        table["violation"] = np.isfinite(crossed)
+        table.insert(0, "run", run.name)
+        if part != ID:
+            table.insert(1, "dataset", dataset_of(part))
+        table.insert(1 if part == ID else 2, "method", run.folder.config.method)
+        if part == ID:
+            id_rows = table
+        else:
+            ood_rows.append(table)
+    joined = pd.concat(ood_rows, ignore_index=True) if ood_rows else pd.DataFrame()
+    return RunTables(id_rows, joined, claims, audited, refuted, seconds, worst)
+
+
+def run_summary(
+    run: Candidate,
+    evaluation: Evaluation,
+    tables: RunTables,
+    wanted: Mapping[str, Sequence[int]],
+    seconds: float,
+) -> dict[str, Any]:
+    """The run's entry in `summary.json`; medians and means over all samples, rejected ones too."""
+    summary: dict[str, Any] = {
+        "method": run.folder.config.method,
+        "id_accuracy": evaluation.id_accuracy,
+        "threshold": evaluation.threshold,
+        "fpr95": evaluation.mean("fpr95"),
+        "fpr95_ood_recall": evaluation.mean("fpr95_ood_recall"),
+        "auroc": evaluation.mean("auroc"),
+        "aupr_in": evaluation.mean("aupr_in"),
+        "aupr_out": evaluation.mean("aupr_out"),
+        "test_tpr": evaluation.test_tpr,
+        "ood": evaluation.ood,
+    }
+    if len(tables.id_rows):
+        summary |= _id_side(tables.id_rows)
+    sets = [dataset_of(part) for part in wanted if part != ID]
+    if sets:
+        summary["ood_side"] = {name: _ood_side(tables.ood_rows, name) for name in sets}
+    return {**summary, "seconds": round(seconds, 3)}
+
+
+def _id_side(frame: pd.DataFrame) -> dict[str, Any]:
+    accepted = frame["status"] != "rejected"
+    over = frame["radius_gradient"] > frame["radius_attack"]
+    return {
+        "samples": len(frame),
+        "status": _statuses(frame),
+        "certified_radius": _spread(frame["radius_certified"]),
+        "attack_radius": _found(frame["radius_attack"]),
+        "gradient_radius": {
+            **_spread(frame["radius_gradient"]),
+            "above_attack": float(over[accepted].mean()) if accepted.any() else None,
+        },
+        "lipschitz_radius": _spread(frame["radius_lipschitz"]),
+        "gradient_norm": _spread(frame["gradient_norm"]),
+        "violations": int(frame["violation"].sum()),
+    }
+
+
+def _ood_side(frame: pd.DataFrame, dataset: str) -> dict[str, Any]:
+    if frame.empty or not (rows := frame[frame["dataset"] == dataset]).size:
+        return {"samples": 0}
+    return {
+        "samples": len(rows),
+        "status": _statuses(rows),
+        "certified_radius": _spread(rows["radius_certified"]),
+        "attack_radius": _found(rows["radius_attack"]),
+        "violations": int(rows["violation"].sum()),
+    }
+
+
+def _worst(run: str, part: str, rows: pd.DataFrame, crossed: np.ndarray) -> dict[str, Any] | None:
+    """The row whose proven radius exceeds most, as a multiple, where an attack crossed."""
+    if not np.isfinite(crossed).any():
+        return None
+    proven = proven_radius(rows)
+    share = np.where(np.isfinite(crossed), crossed / np.where(proven > 0, proven, 1.0), np.inf)
+    at = int(share.argmin())
+    return {
+        "run": run,
+        "part": part,
+        "index": int(rows["index"].iloc[at]),
+        "radius": float(proven[at]),
+        "crossed": float(crossed[at]),
+    }
+
+
+def _worse(one: dict[str, Any] | None, other: dict[str, Any] | None) -> dict[str, Any] | None:
+    both = [w for w in (one, other) if w is not None]
+    return min(both, key=lambda w: w["crossed"] / w["radius"], default=None)
+
+
+def worst_of(tables: Sequence[RunTables]) -> dict[str, Any] | None:
+    """The row of all runs that an attack contradicts most, or None."""
+    worst = None
+    for table in tables:
+        worst = _worse(worst, table.worst)
+    return worst
+
+
+def _statuses(frame: pd.DataFrame) -> dict[str, int]:
+    return {s: int((frame["status"] == s).sum()) for s in _STATUSES}
+
+
+def _found(radii: pd.Series[float]) -> dict[str, Any]:
+    return {**_spread(radii), "found": int(np.isfinite(radii).sum())}
+
+
+def _spread(values: pd.Series[float]) -> dict[str, float | None]:
+    """Median and mean; None for what is not finite, which JSON cannot say."""
+    found = {"median": float(values.median()), "mean": float(values.mean())}
+    return {k: v if math.isfinite(v) else None for k, v in found.items()}
