@@ -17,9 +17,9 @@ from pydantic import (
     model_validator,
 )
 
-from greg_cert.certify_methods import METHODS
+from greg_cert.certify_methods import METHODS, chosen_methods
 from greg_cert.data.schema import DataConfig, Source
-from greg_cert.errors import ConfigError
+from greg_cert.errors import ConfigError, UsageError
 from greg_cert.models.names import expected_model_name, is_model_name
 from greg_cert.section import Section
 from greg_cert.stages import Method, ScoreName, StageConfig
@@ -159,6 +159,12 @@ class VerifyConfig(Section):
             size of the network.
         memory: GiB that bounds may use; None for no limit.
         correct: Whether an ID certificate is about "accepted and classified as its label".
+        cuts: As in `greg_cert.verify.certify`.
+        auc_radii: Radii at which the least scores of OOD samples are bounded and attacked, for
+            GAUC and AAUC; side `ood` or `both`.
+        smoothing_sigma: Noise of the method `smoothing`, in raw pixels.
+        smoothing_n: Its noisy copies of each sample.
+        smoothing_alpha: How likely, at most, what it says of one sample is false.
     """
 
     samples: PositiveInt | None = 500
@@ -173,6 +179,11 @@ class VerifyConfig(Section):
     batch: PositiveInt | None = None
     memory: PositiveFloat | None = None
     correct: bool = False
+    cuts: NonNegativeInt = 3
+    auc_radii: tuple[PositiveFloat, ...] = ()
+    smoothing_sigma: PositiveFloat = 0.25
+    smoothing_n: PositiveInt = 10_000
+    smoothing_alpha: Annotated[float, Field(gt=0, lt=1)] = 0.001
 
     @field_validator("norm", mode="before")
     @classmethod
@@ -188,6 +199,10 @@ class VerifyConfig(Section):
         names = [str(v).strip() for v in given] if isinstance(given, (list, tuple)) else []
         if not names or len(set(names)) < len(names) or not set(names) <= set(METHODS):
             raise ValueError(f"expected different names of {', '.join(METHODS)}")
+        try:
+            chosen_methods(names)
+        except UsageError as error:
+            raise ValueError(str(error)) from error
         return names[0] if len(names) == 1 else tuple(names)
 
     @model_validator(mode="after")

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from greg_cert.certify_methods import LINEAR, PROOFS, chosen_methods, column_of
 from greg_cert.errors import UsageError
 from greg_cert.scores import score_of
 from greg_cert.verify.attack import AttackPlan, smallest_attack
@@ -21,13 +22,13 @@ from greg_cert.verify.graph import Graph
 from greg_cert.verify.linear_radius import LinearRadius
 from greg_cert.verify.lipschitz_radius import LipschitzRadius
 from greg_cert.verify.memory import fitting_batch, in_chunks
-from greg_cert.verify.methods import LINEAR, PROOFS, chosen_methods, column_of
 from greg_cert.verify.norms import check_norm, check_radius, dual_norm
 from greg_cert.verify.options import CertifyOptions, read_options
 from greg_cert.verify.scorer import (
     Margin,
     ScoreFunction,
     check_inputs,
+    class_margin,
     logit_function,
     score_and_gradient,
 )
@@ -235,19 +236,7 @@ class _Certifier:
 
     def _is_correct(self, logits: Tensor, labels: Tensor) -> Tensor:
         """Whether no other class has as large a logit, (B,)."""
-        return self._class_margin(labels)(logits) < 0
-
-    def _class_margin(self, labels: Tensor) -> Callable[[Tensor], Tensor]:
-        """max_{j≠y} f_j − f_y of logits (B, K), (B,); the absent class is never predicted."""
-
-        def margin(logits: Tensor) -> Tensor:
-            if self.options.score == "absent_class":
-                logits = logits[:, :-1]
-            own = logits.gather(1, labels.unsqueeze(1))
-            others = logits.scatter(1, labels.unsqueeze(1), -torch.inf)
-            return others.amax(1) - own.squeeze(1)
-
-        return margin
+        return class_margin(logits, labels, self.options.score) < 0
 
     def _class_radius(
         self,
@@ -297,7 +286,7 @@ class _Certifier:
         return found
 
     def _class_score(self, label: Tensor) -> ScoreFunction:
-        return lambda x: self._class_margin(label.expand(len(x)))(self.logits(x))
+        return lambda x: class_margin(self.logits(x), label.expand(len(x)), self.options.score)
 
     def _clever(
         self, x: Tensor, names: Tensor, gap: Tensor, wrong: Tensor, attacked: Tensor

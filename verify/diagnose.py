@@ -10,11 +10,11 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
+from greg_cert.certify_methods import LINEAR, STATUS
 from greg_cert.errors import EngineError, UnsupportedModelError
 from greg_cert.verify.engine import make_engine
 from greg_cert.verify.graph import Activation, Conv, Graph, Linear, Smooth
 from greg_cert.verify.memory import sample_bytes
-from greg_cert.verify.methods import LINEAR, STATUS
 from greg_cert.verify.trace import trace_model
 
 _PROBE_RADIUS = 0.05

@@ -99,6 +99,7 @@ class Job:
                 self.thresholds[run],
                 side_of(part),
                 self.settings,
+                self.runs[run].score,
             )
             self.store.append(self._key(CERTIFY, run, part), frame)
             return _certified(frame)
@@ -136,6 +137,7 @@ class Job:
                 side_of(part),
                 self.settings,
                 harder,
+                self.runs[run].score,
             )
             self.store.append(self._key(harder.kind, run, part), found)
             return _crossed(found)

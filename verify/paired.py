@@ -46,6 +46,11 @@ class Candidate:
     folder: RunFolder
     model: Classifier
 
+    @property
+    def score(self) -> str:
+        """The OOD score it was trained for, which γ is about."""
+        return self.folder.config.score
+
     @cached_property
     def identity(self) -> dict[str, Any]:
         """What its results depend on: SHA-256 of the weights, and the network they are for."""
@@ -64,19 +69,12 @@ def candidates(runs: Sequence[RunFolder], baseline: RunFolder | None) -> list[Ca
     """The runs in the order of the tables, the baseline first, with their networks.
 
     Raises:
-        RunError: for a run that is not complete, that has another score than the energy, or that
-            occurs twice.
+        RunError: for a run that is not complete, or that occurs twice.
     """
     ordered = list(runs)
     if baseline is not None:
         ordered = [baseline, *(r for r in ordered if r.path.resolve() != baseline.path.resolve())]
     names = _names(ordered)
-    for run in ordered:
-        if run.config.score != "energy":
-            raise RunError(
-                f"run: expected one with the energy score, which certificates are about, but "
-                f"{run.path} was trained for {run.config.score}"
-            )
     return [Candidate(n, r, r.load_model()) for n, r in zip(names, ordered, strict=True)]
 
 

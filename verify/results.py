@@ -11,6 +11,7 @@ from typing import Any
 
 import pandas as pd
 
+from greg_cert.certify_methods import chosen_methods
 from greg_cert.errors import RunError
 from greg_cert.evaluation import Evaluation
 from greg_cert.files import write_atomic
@@ -21,6 +22,7 @@ from greg_cert.verify.paired import ID, part_of
 from greg_cert.verify.tables import RunTables, paired_rows, run_summary, run_tables, worst_of
 
 CERTIFICATES, OOD_CERTIFICATES = "certificates.parquet", "ood_certificates.parquet"
+OOD_SCORES = "ood_scores.parquet"
 
 
 @dataclass(frozen=True)
@@ -31,6 +33,7 @@ class VerifiedRun:
     frame: pd.DataFrame
     summary: dict[str, Any]
     ood_frame: pd.DataFrame
+    ood_scores: pd.DataFrame
 
 
 @dataclass(frozen=True)
@@ -69,9 +72,10 @@ def assemble(
     done: list[VerifiedRun] = []
     tables: list[RunTables] = []
     for run, parts, (evaluation, seconds) in zip(job.runs, paired, evaluations, strict=True):
-        table = run_tables(job.store, run, parts, harder.kind)
-        summary = run_summary(run, evaluation, table, job.wanted, seconds + table.seconds)
-        done.append(VerifiedRun(run.name, table.id_rows, summary, table.ood_rows))
+        radii = job.settings.auc_radii if "ood" in job.settings.sides else ()
+        table = run_tables(job.store, run, parts, harder.kind, radii)
+        summary = run_summary(run, evaluation, table, job.wanted, seconds + table.seconds, radii)
+        done.append(VerifiedRun(run.name, table.id_rows, summary, table.ood_rows, table.ood_scores))
         tables.append(table)
     attacks = sum(t.audited for t in tables)
     audit = {
@@ -103,9 +107,18 @@ def summary_of(job: Job, done: Verification, baseline: str | None) -> dict[str, 
         # Of certificates.parquet where it is there; OOD samples have an entry of their own.
         "side": settings.sides[0],
         "sides": list(settings.sides),
-        "score": job.runs[0].folder.config.score,
+        "score": job.runs[0].score,
         "clip": False,
         "method": settings.method,
+        "methods": list(chosen_methods(settings.method)),
+        "correct": settings.correct,
+        "smoothing": {
+            "sigma": settings.smoothing_sigma,
+            "n": settings.smoothing_n,
+            "alpha": settings.smoothing_alpha,
+        }
+        if "smoothing" in chosen_methods(settings.method)
+        else None,
         "engine": resolve_engine(settings.engine),
         "complete": done.complete,
         "wanted": len(job.wanted.get(ID, ())),
@@ -127,6 +140,7 @@ def write_results(out: Path, done: Verification, summary: Mapping[str, Any]) -> 
     for name, frames in (
         (CERTIFICATES, [run.frame for run in done.runs]),
         (OOD_CERTIFICATES, [run.ood_frame for run in done.runs]),
+        (OOD_SCORES, [run.ood_scores for run in done.runs]),
     ):
         path = out / name
         try:

@@ -8,6 +8,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+from greg_cert.certify_methods import PROOFS, chosen_methods
 from greg_cert.config import VerifyConfig, dump_config
 from greg_cert.data import DataSplits
 from greg_cert.errors import RunError, UsageError
@@ -75,7 +76,8 @@ def verify_runs(
     if out.exists() and not out.is_dir():
         raise RunError(f"out: cannot write to {out}: it is a file")
     shape = splits.test.image_shape
-    chunk = settings.batch or min(chunk_size(run.model, shape) for run in found)
+    bounds = any(method in PROOFS for method in chosen_methods(settings.method))
+    chunk = settings.batch or min(chunk_size(r.model, shape, bounds=bounds) for r in found)
     with joined_ranks() as ranks:
         store = ShardStore(out / "shards", ranks.rank)
 
@@ -158,7 +160,7 @@ def _evaluations(
         if (note := store.note(run.digest)) is not None:
             found.append((Evaluation(**note["evaluation"]), float(note["seconds"])))
             continue
-        evaluation = evaluate_model(run.model, splits, tpr=settings.tpr)
+        evaluation = evaluate_model(run.model, splits, score=run.score, tpr=settings.tpr)
         found.append((evaluation, time.perf_counter() - start))
     store.settle(_dependencies(runs, found, settings), grows=("runs",))
     for run, (evaluation, seconds) in zip(runs, found, strict=True):
@@ -176,9 +178,8 @@ def _dependencies(
     return {
         **settings.model_dump(mode="json", exclude=_FREE),
         "engine": resolve_engine(settings.engine),
-        "score": runs[0].folder.config.score,
         "runs": {
-            run.name: {**run.identity, "threshold": evaluation.threshold}
+            run.name: {**run.identity, "score": run.score, "threshold": evaluation.threshold}
             for run, (evaluation, _) in zip(runs, evaluations, strict=True)
         },
         "data": {part: data[part] for part in data if part not in ("train", "aux")},

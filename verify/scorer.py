@@ -42,6 +42,17 @@ def score_function(model: nn.Module, score: str = "energy") -> ScoreFunction:
     return lambda x: value(logits(x))
 
 
+def class_margin(logits: Tensor, labels: Tensor, score: str) -> Tensor:
+    """How far another class is ahead, max_{j≠y} f_j − f_y of logits (B, K), (B,).
+
+    The absent class, of the score of that name, is never predicted and left out.
+    """
+    if score == "absent_class":
+        logits = logits[:, :-1]
+    own = logits.gather(1, labels.unsqueeze(1)).squeeze(1)
+    return logits.scatter(1, labels.unsqueeze(1), -torch.inf).amax(1) - own
+
+
 def score_and_gradient(score: ScoreFunction, x: Tensor) -> tuple[Tensor, Tensor]:
     """Scores (B,) and their input gradients (B, ...), both detached."""
     with torch.enable_grad():

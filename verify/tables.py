@@ -10,8 +10,15 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from greg_cert.certified_metrics import (
+    adversarial_auroc,
+    attacked_fpr,
+    certified_acceptance,
+    certified_fpr,
+    guaranteed_auroc,
+)
 from greg_cert.evaluation import Evaluation
-from greg_cert.verify.chunk import CROSSED, SECONDS, proven_radius
+from greg_cert.verify.chunk import CROSSED, SECONDS, proven_radius, score_columns
 from greg_cert.verify.paired import ID, Candidate, dataset_of
 from greg_cert.verify.shards import ShardKey, ShardStore
 
@@ -26,6 +33,8 @@ class RunTables:
     Attributes:
         id_rows: rows of `certificates.parquet`.
         ood_rows: rows of `ood_certificates.parquet`; they name their `dataset`.
+        ood_scores: rows of `ood_scores.parquet`: the least scores of OOD samples by radius, proven
+            and attacked.
         claims: rows of either with a proven radius.
         audited: of these the ones that a harder attack was made on.
         refuted: of these the ones that it contradicts.
@@ -35,6 +44,7 @@ class RunTables:
 
     id_rows: pd.DataFrame
     ood_rows: pd.DataFrame
+    ood_scores: pd.DataFrame
     claims: int
     audited: int
     refuted: int
@@ -61,10 +71,22 @@ def paired_rows(
 
 
 def run_tables(
-    store: ShardStore, run: Candidate, parts: Mapping[str, pd.DataFrame], audit: str
+    store: ShardStore,
+    run: Candidate,
+    parts: Mapping[str, pd.DataFrame],
+    audit: str,
+    radii: Sequence[float] = (),
 ) -> RunTables:
-    """One run's rows as the tables have them, with what the audit of that kind found."""
-    id_rows, ood_rows = pd.DataFrame(), []
+    """One run's rows as the tables have them, with what the audit of that kind found.
+
+    Args:
+        store: the shards.
+        run: the run.
+        parts: its paired rows.
+        audit: kind of the audit's shards.
+        radii: at which OOD scores were bounded.
+    """
+    id_rows, ood_rows, ood_scores = pd.DataFrame(), [], []
     claims, audited, refuted, seconds, worst = 0, 0, 0, 0.0, None
     for part, rows in parts.items():
         if rows.empty:
@@ -78,7 +100,7 @@ def run_tables(
         crossed = np.fmin(rows[CROSSED].to_numpy(), later)
         seconds += float(rows[SECONDS].sum())
         worst = _worse(worst, _worst(run.name, part, rows, crossed))
-        table = rows.drop(columns=[CROSSED, SECONDS])
+        table = rows.drop(columns=[c for c in map(str, rows.columns) if c.startswith("_")])
         table["violation"] = np.isfinite(crossed)
         table.insert(0, "run", run.name)
         if part != ID:
@@ -88,8 +110,21 @@ def run_tables(
             id_rows = table
         else:
             ood_rows.append(table)
-    joined = pd.concat(ood_rows, ignore_index=True) if ood_rows else pd.DataFrame()
-    return RunTables(id_rows, joined, claims, audited, refuted, seconds, worst)
+            ood_scores += [_at_radius(table, rows, radius) for radius in radii]
+    return RunTables(
+        id_rows, _joined(ood_rows), _joined(ood_scores), claims, audited, refuted, seconds, worst
+    )
+
+
+def _joined(frames: Sequence[pd.DataFrame]) -> pd.DataFrame:
+    return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame()
+
+
+def _at_radius(table: pd.DataFrame, rows: pd.DataFrame, radius: float) -> pd.DataFrame:
+    """The least scores at one radius, a row a sample."""
+    bound, attack = score_columns(radius)
+    named = table[["run", "dataset", "index"]].assign(radius=float(radius), score=table["score"])
+    return named.assign(score_bound=rows[bound].to_numpy(), score_attack=rows[attack].to_numpy())
 
 
 def run_summary(
@@ -98,10 +133,12 @@ def run_summary(
     tables: RunTables,
     wanted: Mapping[str, Sequence[int]],
     seconds: float,
+    radii: Sequence[float] = (),
 ) -> dict[str, Any]:
     """The run's entry in `summary.json`; medians and means over all samples, rejected ones too."""
     summary: dict[str, Any] = {
         "method": run.folder.config.method,
+        "score": run.score,
         "id_accuracy": evaluation.id_accuracy,
         "threshold": evaluation.threshold,
         "fpr95": evaluation.mean("fpr95"),
@@ -114,9 +151,11 @@ def run_summary(
     }
     if len(tables.id_rows):
         summary |= _id_side(tables.id_rows)
-    sets = [dataset_of(part) for part in wanted if part != ID]
-    if sets:
-        summary["ood_side"] = {name: _ood_side(tables.ood_rows, name) for name in sets}
+    if any(part != ID for part in wanted):
+        groups = tables.ood_rows.groupby("dataset", sort=False) if len(tables.ood_rows) else ()
+        summary["ood_side"] = {str(name): _ood_side(rows) for name, rows in groups}
+    if radii:
+        summary["robust"] = {f"{radius:g}": _robust(tables, radius) for radius in radii}
     return {**summary, "seconds": round(seconds, 3)}
 
 
@@ -138,9 +177,7 @@ def _id_side(frame: pd.DataFrame) -> dict[str, Any]:
     }
 
 
-def _ood_side(frame: pd.DataFrame, dataset: str) -> dict[str, Any]:
-    if frame.empty or not (rows := frame[frame["dataset"] == dataset]).size:
-        return {"samples": 0}
+def _ood_side(rows: pd.DataFrame) -> dict[str, Any]:
     return {
         "samples": len(rows),
         "status": _statuses(rows),
@@ -148,6 +185,29 @@ def _ood_side(frame: pd.DataFrame, dataset: str) -> dict[str, Any]:
         "attack_radius": _found(rows["radius_attack"]),
         "violations": int(rows["violation"].sum()),
     }
+
+
+def _robust(tables: RunTables, radius: float) -> dict[str, Any]:
+    """What holds of the samples within one radius; GAUC and AAUC are means over the OOD sets."""
+    found: dict[str, Any] = {}
+    at = [radius]
+    if len(tables.id_rows):
+        radii = tables.id_rows["radius_certified"].to_numpy()
+        found["certified_acceptance"] = float(certified_acceptance(radii, at)[0])
+    if len(tables.ood_rows):
+        sets = [rows for _, rows in tables.ood_rows.groupby("dataset", sort=False)]
+        proven = [certified_fpr(s["radius_certified"].to_numpy(), at)[0] for s in sets]
+        attacked = [attacked_fpr(s["radius_attack"].to_numpy(), at)[0] for s in sets]
+        found["certified_fpr"] = float(np.mean(proven))
+        found["attacked_fpr"] = float(np.mean(attacked))
+    if len(tables.id_rows) and len(tables.ood_scores):
+        clean = tables.id_rows["score"].to_numpy()
+        rows = tables.ood_scores[tables.ood_scores["radius"] == radius]
+        sets = [s for _, s in rows.groupby("dataset", sort=False)]
+        bounds = [guaranteed_auroc(clean, s["score_bound"].to_numpy()) for s in sets]
+        attacks = [adversarial_auroc(clean, s["score_attack"].to_numpy()) for s in sets]
+        found["gauc"], found["aauc"] = float(np.mean(bounds)), float(np.mean(attacks))
+    return found
 
 
 def _worst(run: str, part: str, rows: pd.DataFrame, crossed: np.ndarray) -> dict[str, Any] | None:

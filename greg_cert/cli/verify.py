@@ -36,7 +36,10 @@ def verify(
     ] = None,
     method: Annotated[
         str | None,
-        typer.Option(help="crown, crown-ibp, lipschitz or best; or several: crown,lipschitz."),
+        typer.Option(
+            help="crown, crown-ibp, alpha-crown, lipschitz or best (proofs), smoothing "
+            "(probabilistic proof), clever (estimate); or several: crown,lipschitz,clever."
+        ),
     ] = None,
     engine: Annotated[str | None, typer.Option(help="auto, auto-lirpa or native.")] = None,
     seed: Annotated[int | None, typer.Option(help="Of the samples and the attacks.")] = None,
@@ -54,6 +57,16 @@ def verify(
     memory: Annotated[float | None, typer.Option(help="GiB that bounds may use.")] = None,
     batch: Annotated[
         int | None, typer.Option(help="Samples at once; by the size of the network.")
+    ] = None,
+    cuts: Annotated[
+        int | None, typer.Option(help="How often a ball is cut down to where violations may lie.")
+    ] = None,
+    auc_radii: Annotated[
+        str | None, typer.Option(help="Radii of GAUC and AAUC, side ood or both: 0.05,0.1.")
+    ] = None,
+    sigma: Annotated[float | None, typer.Option(help="Noise of the method smoothing.")] = None,
+    smoothing_n: Annotated[
+        int | None, typer.Option(help="Noisy copies of the method smoothing.")
     ] = None,
     classes: Annotated[
         str | None, typer.Option(help="Only ID samples with these labels: 0,3,7.")
@@ -107,6 +120,10 @@ def verify(
         correct=correct,
         memory=memory,
         batch=batch,
+        cuts=cuts,
+        auc_radii=None if auc_radii is None else auc_radii.split(","),
+        smoothing_sigma=sigma,
+        smoothing_n=smoothing_n,
     )
     verify_and_report(
         folders,
@@ -149,7 +166,7 @@ def verify_and_report(
     if out / CERTIFICATES in done.files:
         report = write_report(out)
         screen.out(summary_table(load_results(out)))
-    if any(len(run.ood_frame) for run in done.runs):
+    elif any(len(run.ood_frame) for run in done.runs):
         screen.out(_ood_table(done))
     if not done.complete:
         screen.plain(
@@ -197,8 +214,6 @@ def _ood_table(done: Any) -> Any:
         table.add_column(title, justify="right" if title in counts else "left", no_wrap=True)
     for run in done.runs:
         for name, values in run.summary["ood_side"].items():
-            if not values["samples"]:
-                continue
             status = values["status"]
             medians = (values[f"{k}_radius"]["median"] for k in ("certified", "attack"))
             table.add_row(

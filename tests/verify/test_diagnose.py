@@ -9,11 +9,11 @@ import torch
 from problems import build, points
 from torch import nn
 
+from greg_cert.certify_methods import LINEAR, STATUS
 from greg_cert.errors import EngineError, UnsupportedModelError
 from greg_cert.verify import certify
 from greg_cert.verify.diagnose import diagnose
 from greg_cert.verify.engine import make_engine
-from greg_cert.verify.methods import LINEAR, STATUS
 from greg_cert.verify.trace import trace_model
 
 

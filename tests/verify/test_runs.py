@@ -178,7 +178,8 @@ def test_trained_networks_hold_what_is_certified(
     changes = {"norm": norm, "samples": 10, "max_radius": 0.5 if norm == "2" else 0.1}
     found = {}
     for engine in ("native", "auto-lirpa"):
-        settings = SETTINGS.model_copy(update={**changes, "engine": engine})
+        # Without cuts, which auto-LiRPA has none of, both engines prove the same.
+        settings = SETTINGS.model_copy(update={**changes, "engine": engine, "cuts": 0})
         for done in verify_runs(list(trained.values()), settings, tmp_path / engine).runs:
             assert done.summary["violations"] == 0
             rows = done.frame[done.frame["status"] == "certified"]

@@ -141,7 +141,7 @@ def test_limits_lead_to_the_same_rows_and_partial_results_can_be_reported(
     found = summary(out)
     assert (found["complete"], found["samples"], found["wanted"]) == (False, 8, 12)
     assert found["ood_wanted"] == {"uniform": 5, "gaussian": 5}
-    assert found["runs"]["fast"]["ood_side"]["gaussian"] == {"samples": 0}
+    assert "gaussian" not in found["runs"]["fast"]["ood_side"]  # nothing of it is finished
     assert load_results(out).samples == 8
     assert summary_table(load_results(out)) is not None
     assert step(time_budget=0) == (8, False)
