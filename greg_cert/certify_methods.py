@@ -20,12 +20,13 @@ STATUS = {
     "crown": PROOF,
     "crown-ibp": PROOF,
     "alpha-crown": PROOF,
+    "branch": PROOF,
     "smoothing": PROBABILISTIC,
     "attack": UPPER,
 }
 """Every method's status; only a proof feeds `radius_certified`."""
 
-LINEAR = ("crown", "crown-ibp", "alpha-crown")
+LINEAR = ("crown", "crown-ibp", "alpha-crown", "branch")
 PROOFS = (*LINEAR, "lipschitz")
 METHODS = (*PROOFS, "best", "clever", "smoothing")
 _BEST = ("crown", "lipschitz")

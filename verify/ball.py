@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 from torch import Tensor
 
+from greg_cert.verify.branch import Effort, prove_by_parts, void
 from greg_cert.verify.chord import chord_rows, separate_reach
 from greg_cert.verify.duality import (
     allowance,
@@ -15,27 +14,12 @@ from greg_cert.verify.duality import (
     lower_reach,
     lower_rows,
 )
-from greg_cert.verify.engine import Engine, Relaxation, finite_bounds
+from greg_cert.verify.engine import Engine, Relaxation
 from greg_cert.verify.goals import Goal
 from greg_cert.verify.graph import Graph
-from greg_cert.verify.native_engine import NativeEngine, OutputConstraint
+from greg_cert.verify.native_engine import NativeEngine
 from greg_cert.verify.native_relaxation import NativeRelaxation
-from greg_cert.verify.region import Region, tighter_cut
-
-_LEAST_GAIN = 0.01  # of the ball's radius: below that, cutting once more is not worth it
-
-
-@dataclass(frozen=True)
-class Effort:
-    """How hard to try on one ball.
-
-    Attributes:
-        mirror_steps: steps of mirror ascent on the weights p.
-        cuts: how often the ball is cut down to where violations may still lie.
-    """
-
-    mirror_steps: int = 0
-    cuts: int = 0
+from greg_cert.verify.region import Region
 
 
 class BallBounds:
@@ -63,50 +47,39 @@ class BallBounds:
         x, radii, goal = x.to(dtype), radii.to(dtype), goal.to(dtype)
         p = _normalised(p.to(dtype), goal)
         with torch.no_grad():
-            if effort.cuts and isinstance(self._engine, NativeEngine) and _can_cut(goal):
-                reach, p = self._cut(self._engine, Region(x, radii, self._norm), goal, p, effort)
+            if (
+                (effort.cuts or effort.splits)
+                and isinstance(self._engine, NativeEngine)
+                and _can_cut(goal)
+            ):
+                reach, p = self._by_parts(
+                    self._engine, Region(x, radii, self._norm), goal, p, effort
+                )
             else:
                 relaxation = self._engine.relax(x, radii, self._norm, self._method)
                 reach, p = _plain(relaxation, radii, goal, p, effort.mirror_steps)
-                reach = _void(reach, relaxation)
+                reach = void(reach, relaxation)
         always = goal.level == (-torch.inf if goal.above else torch.inf)
         return torch.where(always, torch.inf, reach.double()), p.double()
 
-    def _cut(
+    def _by_parts(
         self, engine: NativeEngine, region: Region, goal: Goal, p: Tensor, effort: Effort
     ) -> tuple[Tensor, Tensor]:
-        """Reach where the ball is cut down, again and again, to where violations may still lie.
+        """Reach where the ball is cut down, and split, to where violations may still lie."""
 
-        Every violation in the ball lies beyond each cut, so none is nearer than the furthest.
-        """
-        count = len(region.radii)
-        reach, kept = torch.zeros_like(region.radii), p.clone()
-        members = torch.arange(count, device=reach.device)
-        relaxation: NativeRelaxation | None = None
-        constraint: OutputConstraint | None = None
-        for turn in range(effort.cuts + 1):
-            relaxation = engine.relax_region(
-                region, self._method, outer=relaxation, constraint=constraint
-            )
-            chosen, p = _improve(relaxation, goal, p, effort.mirror_steps)
-            row, constant = _best_row(chosen, goal, p)
-            half, steepness = chosen.half_space(row, constant)
-            cut = tighter_cut(region.cut, half, self._norm)
-            distance = _void(cut.distance, relaxation)
-            if turn == 0 and not goal.above:
-                distance = distance.maximum(separate_reach(chosen, goal, 2 * region.radii))
-            before = reach[members]
-            better = distance > before
-            reach[members] = torch.where(better, distance, before)
-            kept[members] = torch.where(better.reshape(-1, 1, 1), p, kept[members])
-            gains = distance > before + _LEAST_GAIN * region.radii
-            keep = ((distance < region.radii) & (gains | (turn == 0))).nonzero().squeeze(1)
-            if turn == effort.cuts or len(keep) == 0:
-                break
-            members, goal, p = members[keep], goal.of(keep), p[keep]
-            relaxation = relaxation.of(keep)
-            region = Region(region.inputs[keep], region.radii[keep], self._norm, cut.of(keep))
-            constraint = OutputConstraint(row[keep], constant[keep], steepness[keep])
+        def improve(
+            relaxation: NativeRelaxation, goal: Goal, p: Tensor
+        ) -> tuple[NativeRelaxation, Tensor]:
+            return _improve(relaxation, goal, p, effort.mirror_steps)
+
+        reach, kept = prove_by_parts(
+            engine, self._method, region, goal, p, effort, improve, _best_row
+        )
+        if not goal.above:
+            # Bounds of each z_j by itself may do better than what they have in common.
+            relaxation = engine.relax_region(region, self._method)
+            alone = separate_reach(relaxation, goal, 2 * region.radii)
+            reach = torch.maximum(reach, void(alone, relaxation))
         return reach, kept
 
 
@@ -169,11 +142,6 @@ def _plain(
         p = torch.where((tried > reach).reshape(-1, 1, 1), better, p)
         reach = torch.maximum(reach, tried)
     return reach, p
-
-
-def _void(reach: Tensor, relaxation: Relaxation) -> Tensor:
-    """`reach` where all bounds are finite; nothing follows where one is not."""
-    return torch.where(finite_bounds(relaxation), reach, 0.0).nan_to_num(nan=0.0, posinf=torch.inf)
 
 
 def _normalised(p: Tensor, goal: Goal) -> Tensor:

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from greg_cert.certify_methods import LINEAR, PROOFS, chosen_methods, column_of
-from greg_cert.errors import UsageError
+from greg_cert.errors import EngineError, UsageError
 from greg_cert.scores import score_of
 from greg_cert.verify.attack import AttackPlan, smallest_attack
 from greg_cert.verify.certificates import CERTIFIED, REJECTED, UNDECIDED, Certificates, join
@@ -63,6 +63,7 @@ def certify(
         method: one, or several in a list or separated by commas; `radius_certified` is the largest
             of the proofs among them. `crown`: linear bounds with CROWN bounds of the layers
             between; `crown-ibp`: with interval ones; `alpha-crown`: with slopes that are optimised;
+            `branch`: CROWN, with balls split by the signs of neurons, slow and the tightest;
             `lipschitz`: the paper's ε* with a proven L_S; `best` alone: crown and lipschitz.
             `smoothing` is a probabilistic proof about another, smoothed detector, and
             `clever` an estimate: they have columns of their own and prove nothing here.
@@ -145,10 +146,17 @@ class _Certifier:
             return
         memory = options.memory_bytes
         prover, draft = make_engine(engine, graph, memory), graph.to(torch.float32)
+        if "branch" in methods and prover.name != "native":
+            raise EngineError(
+                f"expected engine 'native' for the method branch, but got {engine!r}, which takes "
+                "no signs of neurons"
+            )
         for method in LINEAR:
             if method in methods:
+                relaxation = "crown" if method == "branch" else method
+                ladder = options.ladder(method)
                 self.linear[method] = LinearRadius(
-                    graph, draft, prover, method, norm, max_radius, options.ladder, memory
+                    graph, draft, prover, relaxation, norm, max_radius, ladder, memory
                 )
         if options.lipschitz or "lipschitz" in methods:
             self.lipschitz = LipschitzRadius(
@@ -193,9 +201,9 @@ class _Certifier:
         for method, prove in self.linear.items():
             radii[method] = torch.zeros_like(gap)
             if len(right):
-                known = (
-                    radii["crown"][right] if method == "alpha-crown" and "crown" in radii else None
-                )
+                # Slower methods begin where the fast one ended.
+                known = radii["crown"][right] if "crown" in radii and method != "crown" else None
+                known = None if method == "crown-ibp" else known
                 goal = decision_goals(
                     self.options.score, self.margin.side, self.margin.threshold, logits[right]
                 )[0]

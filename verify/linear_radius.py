@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
-from greg_cert.verify.ball import BallBounds, Effort
+from greg_cert.verify.ball import BallBounds
+from greg_cert.verify.branch import Effort
 from greg_cert.verify.duality import first_weights
 from greg_cert.verify.engine import Engine
 from greg_cert.verify.goals import Goal
@@ -33,6 +34,9 @@ class Ladder:
         mirror_steps: on every ball but the first.
         cuts: cuts of each ball after that; 0 for none.
         cut_rounds: balls tried with cuts.
+        splits: of each ball after that, by signs; 0 for none.
+        domains: of one sample that may be open at a time.
+        split_rounds: balls tried with splits.
     """
 
     rounds: int
@@ -40,6 +44,9 @@ class Ladder:
     mirror_steps: int
     cuts: int
     cut_rounds: int
+    splits: int = 0
+    domains: int = 64
+    split_rounds: int = 4
 
 
 class LinearRadius:
@@ -58,7 +65,7 @@ class LinearRadius:
     ) -> None:
         self._max_radius, self._ladder = max_radius, ladder
         if not isinstance(engine, NativeEngine):
-            self._ladder = Ladder(ladder.rounds, ladder.tolerance, ladder.mirror_steps, 0, 0)
+            self._ladder = replace(ladder, cuts=0, splits=0)
         self._prover = BallBounds(graph, engine, norm, method)
         # What the search finds is only where to look, so it may use the faster type and engine.
         self._scout = BallBounds(draft, NativeEngine(draft, memory), norm, method)
@@ -103,11 +110,12 @@ class LinearRadius:
             careful = RadiusSearch(guess, self._max_radius)
             self._climb(careful, reach, self._careful_scout, plain, ladder.rounds, tolerance, lost)
             search.take(careful, lost)
-        if ladder.cuts:
+        harder = [(0, ladder.cut_rounds)] if ladder.cuts else []
+        harder += [(ladder.splits, ladder.split_rounds)] if ladder.splits else []
+        for splits, rounds in harder:
             search.begin_again(_CUT_GROWTH)
-            effort = Effort(ladder.mirror_steps, ladder.cuts)
-            tolerance = ladder.tolerance
-            self._climb(search, reach, self._scout, effort, ladder.cut_rounds, tolerance)
+            effort = Effort(ladder.mirror_steps, ladder.cuts, splits, ladder.domains)
+            self._climb(search, reach, self._scout, effort, rounds, ladder.tolerance)
         return self._prove(search, reach)
 
     def _climb(
@@ -138,7 +146,10 @@ class LinearRadius:
     ) -> Tensor:
         """Radii (B,) by the proving engine, at the balls the search liked best."""
         radii = torch.zeros_like(search.best)
-        effort = Effort(self._ladder.mirror_steps if self._ladder.cuts else 0, self._ladder.cuts)
+        ladder = self._ladder
+        effort = Effort(
+            ladder.mirror_steps if ladder.cuts else 0, ladder.cuts, ladder.splits, ladder.domains
+        )
         members = (search.best > 0).nonzero().squeeze(1)
         ball = search.best_at.clone()
         for _ in range(3):

@@ -23,6 +23,9 @@ _LEAST: Mapping[str, float] = {
     "tolerance": 0,
     "cuts": 0,
     "cut_rounds": 1,
+    "splits": 1,
+    "domains": 2,
+    "split_rounds": 1,
     "batch": 1,
     "attack_steps": 1,
     "attack_restarts": 1,
@@ -46,6 +49,10 @@ class CertifyOptions:
         tolerance: a sample is done when its radius cannot grow by more than this share.
         cuts: how often a ball is cut down to where violations may still lie, native engine only.
         cut_rounds: rungs tried with cuts, after the others.
+        splits: of the method `branch`: how often what is left of a ball is split by the sign of a
+            neuron.
+        domains: parts of a ball that may be open at a time before it is given up.
+        split_rounds: rungs tried with splits, after the others.
         lipschitz: compute the Lipschitz columns.
         lipschitz_form: `hybrid`, `interval` or `spectral`, as in `lipschitz_bound`.
         lipschitz_integrated: let the margin be used up by ∫ L(t) dt where that is further.
@@ -70,6 +77,9 @@ class CertifyOptions:
     tolerance: float = 0.01
     cuts: int = 3
     cut_rounds: int = 5
+    splits: int = 8
+    domains: int = 64
+    split_rounds: int = 4
     lipschitz: bool = True
     lipschitz_form: str = "hybrid"
     lipschitz_integrated: bool = True
@@ -93,10 +103,19 @@ class CertifyOptions:
         if self.memory is not None and not (self.memory > 0 and math.isfinite(self.memory)):
             raise UsageError(f"expected memory > 0 GiB and finite, but got {self.memory}")
 
-    @property
-    def ladder(self) -> Ladder:
-        """How linear bounds are searched."""
-        return Ladder(self.rounds, self.tolerance, self.mirror_steps, self.cuts, self.cut_rounds)
+    def ladder(self, method: str) -> Ladder:
+        """How linear bounds are searched by a method."""
+        branches = method == "branch"
+        return Ladder(
+            self.rounds,
+            self.tolerance,
+            self.mirror_steps,
+            max(self.cuts, 1) if branches else self.cuts,
+            self.cut_rounds,
+            self.splits if branches else 0,
+            self.domains,
+            self.split_rounds,
+        )
 
     @property
     def memory_bytes(self) -> int | None:
