@@ -167,13 +167,20 @@ def _float(sheet: Sheet, caption: str, notes: str) -> str:
     return "\n".join([*lines, r"\end{table*}"]) + "\n"
 
 
+_MOST_TABLES = 6  # of one kind that a terminal is given
+
+
 def summary_table(results: Results, *, seed: int = 0) -> RenderableType:
     """The tables for a terminal, turned on their side to fit 80 characters; not printed."""
     runs, *others = all_sheets(results, table_rows(results), compare(results, seed=seed))
     title = f"Certified against attacked radii, {results.samples} samples a run"
-    tables = _turned(runs, title)
+    tables: list[RenderableType] = [*_turned(runs, title)]
     for sheet in others:
-        tables += _turned(sheet, sheet.title)
+        found = _turned(sheet, sheet.title)
+        if len(found) > _MOST_TABLES:
+            tables.append(Text(f"{sheet.title}: {len(found)} tables, in the report"))
+        else:
+            tables += found
     notes = _before(results)
     if len(tables) == 1 and not notes:
         return tables[0]
