@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
@@ -20,6 +21,9 @@ from greg_cert.verify.search import RadiusSearch
 _GUESS = 0.5  # of the first-order radius, where the ladder begins
 _COARSE = 0.04  # tolerance of the ladder where cuts follow
 _CUT_GROWTH = 1.1
+_LARGE = 2**22  # neurons of a layer × values of the widest
+_ROUGH = 0.3  # tolerance of a first search by interval bounds
+_ABOVE = 1.5  # times what they prove, where CROWN begins
 _RETREAT = 0.98  # of the ball, where a proof in the other type fell short
 _SHORT = 0.97
 
@@ -70,6 +74,9 @@ class LinearRadius:
         # What the search finds is only where to look, so it may use the faster type and engine.
         self._scout = BallBounds(draft, NativeEngine(draft, memory), norm, method)
         self._careful_scout = BallBounds(graph, NativeEngine(graph, memory), norm, method)
+        self._vanguard: BallBounds | None = None
+        if method != "crown-ibp" and _is_large(graph):
+            self._vanguard = BallBounds(draft, NativeEngine(draft, memory), norm, "crown-ibp")
 
     def __call__(
         self,
@@ -101,6 +108,11 @@ class LinearRadius:
         guess = first_order * _GUESS
         if known is not None:
             guess = torch.where(known > 0, known, guess)
+        elif self._vanguard is not None:
+            # Where most signs are unknown CROWN is dear, and in vain: come from below.
+            first = RadiusSearch(guess, self._max_radius)
+            self._climb(first, reach, self._vanguard, Effort(), ladder.rounds, _ROUGH)
+            guess = torch.where(first.best > 0, _ABOVE * first.best, guess)
         plain = Effort(ladder.mirror_steps)
         search = RadiusSearch(guess, self._max_radius)
         tolerance = max(ladder.tolerance, _COARSE) if ladder.cuts else ladder.tolerance
@@ -162,3 +174,9 @@ class LinearRadius:
             members = members[radii[members] < _SHORT * search.best[members]]
             ball[members] = ball[members] * _RETREAT
         return radii
+
+
+def _is_large(graph: Graph) -> bool:
+    """Whether bounds of a layer's neurons take long enough to be spared."""
+    neurons = max((math.prod(graph.nodes[i].shape) for i in graph.activations), default=0)
+    return neurons * max(math.prod(n.shape) for n in graph.nodes) > _LARGE
