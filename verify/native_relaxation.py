@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -62,14 +62,15 @@ class NativeRelaxation:
     def linear(self, rows: Tensor) -> tuple[Tensor, Tensor]:
         """See `Relaxation.linear`."""
         parts = []
-        for chunk in self._chunks(rows):
-            value, slope = self.slope(chunk)
+        for own, chunk in self._chunks(rows):
+            value, slope = own.slope(chunk)
             parts.append((value, self.region.lengths(slope)))
         return torch.cat([p[0] for p in parts], 1), torch.cat([p[1] for p in parts], 1)
 
     def lower(self, rows: Tensor) -> Tensor:
         """See `Relaxation.lower`."""
-        return torch.cat([self.region.lowest(*self.slope(c)) for c in self._chunks(rows)], 1)
+        parts = [self.region.lowest(*own.slope(chunk)) for own, chunk in self._chunks(rows)]
+        return torch.cat(parts, 1)
 
     def half_space(self, row: Tensor, constant: Tensor) -> tuple[Cut, Tensor]:
         """The half-space that holds every point of the region where row·f + constant < 0.
@@ -103,7 +104,13 @@ class NativeRelaxation:
             elements=self.elements,
         )
 
-    def _chunks(self, rows: Tensor) -> tuple[Tensor, ...]:
+    def _chunks(self, rows: Tensor) -> Iterator[tuple[NativeRelaxation, Tensor]]:
+        """Rows that fit, each time with the relaxation that holds the slopes of these rows."""
         widest = max(torch.Size(n.shape).numel() for n in self.graph.nodes)
         size = max(1, self.elements // (len(rows) * widest))
-        return tuple(rows.split(size, dim=1))
+        for start in range(0, rows.shape[1], size):
+            part = slice(start, start + size)
+            own = self
+            if self.slopes is not None:
+                own = replace(self, slopes={i: s[:, part] for i, s in self.slopes.items()})
+            yield own, rows[:, part]
