@@ -92,9 +92,10 @@ class BallBounds:
             row, constant = _best_row(chosen, goal, p)
             half, steepness = chosen.half_space(row, constant)
             cut = tighter_cut(region.cut, half, self._norm)
-            distance = _void(cut.distance, relaxation)
+            distance = cut.distance
             if turn == 0 and not goal.above:
                 distance = distance.maximum(separate_reach(chosen, goal, 2 * region.radii))
+            distance = _void(distance, relaxation)
             before = reach[members]
             better = distance > before
             reach[members] = torch.where(better, distance, before)

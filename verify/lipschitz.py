@@ -118,7 +118,8 @@ class LipschitzBound:
             source = slopes[head.inputs[0]]
             longest = top.longest(head.op.weight, source.mask, norm)
             best = torch.minimum(best, longest * source.constant)
-        return torch.where(finite_bounds(relaxation), best * (1 + _SLACK), torch.inf)
+        usable = finite_bounds(relaxation) & ~best.isnan()
+        return torch.where(usable, best * (1 + _SLACK), torch.inf)
 
 
 def logit_bounds(relaxation: Relaxation, inputs: Tensor, num_classes: int) -> tuple[Tensor, Tensor]:

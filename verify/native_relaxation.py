@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from greg_cert.verify.crown import Lines, backward_rows
+from greg_cert.verify.engine import finite_bounds
 from greg_cert.verify.graph import Graph
 from greg_cert.verify.interval import Interval
 from greg_cert.verify.linear_bound import value_at_centre
@@ -87,6 +88,7 @@ class NativeRelaxation:
         # A flat bound that holds is infinitely far; one that does not says nothing.
         distance = (value.squeeze(1) + constant) / length.squeeze(1)
         distance = torch.where(self.empty, torch.inf, distance)
+        distance = torch.where(finite_bounds(self), distance, torch.nan)  # nothing follows
         tiny = torch.finfo(slope.dtype).tiny
         normal = slope.flatten(1) / length.clamp_min(tiny)
         return Cut(normal, distance), length.squeeze(1)
