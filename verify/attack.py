@@ -128,8 +128,9 @@ def smallest_attack(
         active = (best > 0).nonzero().squeeze(1)
         if len(active) == 0:
             break
+        own = names[active.cpu()]  # names stay on the CPU, where the draws are made
         searched = _bisect(
-            score, x[active], best[active], delta[active], max_radius, plan, names[active], restart
+            score, x[active], best[active], delta[active], max_radius, plan, own, restart
         )
         best[active], delta[active] = searched.radius, searched.delta
     active = (best.isfinite() & (best > 0)).nonzero().squeeze(1)

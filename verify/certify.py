@@ -91,6 +91,8 @@ def certify(
     if any(m in PROOFS for m in methods):
         graph = trace_model(model, tuple(x.shape[1:]))
     certifier = _Certifier(model, graph, engine, margin, norm, max_radius, methods, chosen)
+    if labels is not None:
+        certifier.check_labels(labels, x[:1])
     total, done = len(x), 0
     batch = chosen.batch
     if graph is not None:
@@ -172,6 +174,14 @@ class _Certifier:
                 tolerance=options.tolerance,
                 memory=memory,
             )
+
+    @torch.no_grad()
+    def check_labels(self, labels: Tensor, x: Tensor) -> None:
+        """Raises `UsageError` for a label that is no class of the model, whose logits x gives."""
+        classes = self.logits(x).shape[1] - (self.options.score == "absent_class")
+        for label in (int(labels.min()), int(labels.max())):
+            if not 0 <= label < classes:
+                raise UsageError(f"expected labels in 0 … {classes - 1}, but got {label}")
 
     def score(self, x: Tensor) -> Tensor:
         """Scores (B,) of the model in float64."""

@@ -119,7 +119,7 @@ class LipschitzBound:
             source = slopes[head.inputs[0]]
             longest = top.longest(head.op.weight, source.mask, norm)
             best = torch.minimum(best, longest * source.constant)
-        sure = finite_bounds(relaxation) & ~self._may_jump(relaxation)
+        sure = finite_bounds(relaxation) & ~best.isnan() & ~self._may_jump(relaxation)
         return torch.where(sure, best * (1 + _SLACK), torch.inf)
 
     def _may_jump(self, relaxation: Relaxation) -> Tensor:

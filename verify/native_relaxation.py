@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
 
 from greg_cert.verify.crown import Lines, backward_rows
+from greg_cert.verify.engine import finite_bounds
 from greg_cert.verify.graph import Graph
 from greg_cert.verify.interval import Interval
 from greg_cert.verify.linear_bound import value_at_centre
@@ -62,14 +63,15 @@ class NativeRelaxation:
     def linear(self, rows: Tensor) -> tuple[Tensor, Tensor]:
         """See `Relaxation.linear`."""
         parts = []
-        for chunk in self._chunks(rows):
-            value, slope = self.slope(chunk)
+        for own, chunk in self._chunks(rows):
+            value, slope = own.slope(chunk)
             parts.append((value, self.region.lengths(slope)))
         return torch.cat([p[0] for p in parts], 1), torch.cat([p[1] for p in parts], 1)
 
     def lower(self, rows: Tensor) -> Tensor:
         """See `Relaxation.lower`."""
-        return torch.cat([self.region.lowest(*self.slope(c)) for c in self._chunks(rows)], 1)
+        parts = [self.region.lowest(*own.slope(chunk)) for own, chunk in self._chunks(rows)]
+        return torch.cat(parts, 1)
 
     def half_space(self, row: Tensor, constant: Tensor) -> tuple[Cut, Tensor]:
         """The half-space that holds every point of the region where row·f + constant < 0.
@@ -86,6 +88,7 @@ class NativeRelaxation:
         # A flat bound that holds is infinitely far; one that does not says nothing.
         distance = (value.squeeze(1) + constant) / length.squeeze(1)
         distance = torch.where(self.empty, torch.inf, distance)
+        distance = torch.where(finite_bounds(self), distance, torch.nan)  # nothing follows
         tiny = torch.finfo(slope.dtype).tiny
         normal = slope.flatten(1) / length.clamp_min(tiny)
         return Cut(normal, distance), length.squeeze(1)
@@ -103,7 +106,13 @@ class NativeRelaxation:
             elements=self.elements,
         )
 
-    def _chunks(self, rows: Tensor) -> tuple[Tensor, ...]:
+    def _chunks(self, rows: Tensor) -> Iterator[tuple[NativeRelaxation, Tensor]]:
+        """Rows that fit, each time with the relaxation that holds the slopes of these rows."""
         widest = max(torch.Size(n.shape).numel() for n in self.graph.nodes)
         size = max(1, self.elements // (len(rows) * widest))
-        return tuple(rows.split(size, dim=1))
+        for start in range(0, rows.shape[1], size):
+            part = slice(start, start + size)
+            own = self
+            if self.slopes is not None:
+                own = replace(self, slopes={i: s[:, part] for i, s in self.slopes.items()})
+            yield own, rows[:, part]

@@ -144,7 +144,8 @@ class Region:
     ) -> Tensor:
         """Weak duality: value + λ·distance − radius·‖slope + λ·normal‖*, for λ = share·length."""
         radius = self.radii.unsqueeze(1)
-        distance = torch.minimum(cut.distance.unsqueeze(1), 2 * radius)  # inf would give NaN
+        # Beyond either end of the ball it says no more, and an infinite one would give NaN.
+        distance = cut.distance.unsqueeze(1).clamp(-2 * radius, 2 * radius)
         if self.norm == 2.0:
             return self._l2_beyond(cut, value, length, self._along(cut, slope, length), share)
         moved = slope + (share * length).unsqueeze(2) * cut.normal.unsqueeze(1)
@@ -180,7 +181,8 @@ def tighter_cut(old: Cut | None, new: Cut, norm: float) -> Cut:
     lengths = lengths.clamp_min(
         1e-6
     )  # opposite normals: the set is empty, but leave that to others
-    distances = (offsets / lengths) * (1 - _ROUNDING)
+    distances = offsets / lengths
+    distances = distances - _ROUNDING * distances.abs()
     best = distances.argmax(1, keepdim=True)
     normal = normals.gather(1, best.unsqueeze(2).expand(-1, -1, normals.shape[2])).squeeze(1)
     normal = normal / lengths.gather(1, best)
