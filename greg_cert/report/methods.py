@@ -40,7 +40,7 @@ METHODS = (
     Method("radius_crown", "CROWN", "proof"),
     Method("radius_crown_ibp", "CROWN-IBP", "proof"),
     Method("radius_alpha_crown", "\u03b1-CROWN", "proof"),
-    Method("radius_refined", "Refined", "proof"),
+    Method("radius_branch", "Branched", "proof"),
     Method(CLEVER, "CLEVER", "estimate"),
 )
 

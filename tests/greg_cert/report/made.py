@@ -135,15 +135,15 @@ def write_ood(folder: Path, frames, scores=None) -> Path:
     return folder
 
 
-def with_methods(frame, names=("crown", "crown_ibp", "alpha_crown", "refined", "clever"), seed=0):
-    """A frame with the optional radii; the refined proof is the certified radius."""
+def with_methods(frame, names=("crown", "crown_ibp", "alpha_crown", "branch", "clever"), seed=0):
+    """A frame with the optional radii; the branched proof is the certified radius."""
     rng = np.random.default_rng(seed)
     certified, kept = frame["radius_certified"], frame["status"] != "rejected"
     values = {
         "radius_crown": 0.8 * certified,
         "radius_crown_ibp": 0.4 * certified,
         "radius_alpha_crown": 0.9 * certified,
-        "radius_refined": certified,
+        "radius_branch": certified,
         "radius_clever": np.where(kept, 1.8 * certified, 0.0),
     }
     frame = frame.assign(**{f"radius_{name}": values[f"radius_{name}"] for name in names})

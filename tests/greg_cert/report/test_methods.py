@@ -3,10 +3,12 @@
 import numpy as np
 import pytest
 
+from greg_cert.certify_methods import STATUS, column_of
 from greg_cert.errors import RunError
 from greg_cert.report import load_results
 from greg_cert.report.comparison import compare
 from greg_cert.report.figures import FIGURES
+from greg_cert.report.methods import METHODS
 from greg_cert.report.page import html_page
 from greg_cert.report.page_samples import sample_lists
 from greg_cert.report.rows import table_rows
@@ -109,7 +111,7 @@ def test_confidence_is_not_rounded_up(alpha, words):
     [
         ("radius_crown", [0.1, NAN, 0.1, 0.1, 0.1]),
         ("radius_crown", [0.1, -0.1, 0.1, 0.1, 0.1]),
-        ("radius_refined", [0.1, np.inf, 0.1, 0.1, 0.1]),
+        ("radius_branch", [0.1, np.inf, 0.1, 0.1, 0.1]),
         ("radius_alpha_crown", ["far"] * 5),
         ("radius_clever", [-1.0] * 5),
         ("clever_fit_pvalue", [1.5] * 5),
@@ -159,3 +161,9 @@ def test_latex_with_every_column_is_whole(made, tmp_path):
     assert {line.count(" & ") for line in body} == {18}
     assert r"\begin{tabular}{l" + "r" * 18 + "}" in text
     assert text.isascii()
+
+
+def test_every_method_of_certify_has_its_column() -> None:
+    shown = {method.column for method in METHODS} | {"radius_lipschitz", "radius_gradient"}
+    shown |= {"radius_attack", "radius_smoothing"}
+    assert {column_of(name) for name in STATUS} == shown
