@@ -4,36 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from greg_cert.certify_methods import LINEAR, PROOFS, chosen_methods, column_of
-from greg_cert.errors import EngineError, UsageError
-from greg_cert.scores import score_of
-from greg_cert.verify.attack import AttackPlan, smallest_attack
-from greg_cert.verify.certificates import CERTIFIED, REJECTED, UNDECIDED, Certificates, join
-from greg_cert.verify.clever import clever_estimate, clever_radius_estimate
-from greg_cert.verify.engine import make_engine
-from greg_cert.verify.goals import decision_goals
-from greg_cert.verify.gradient import first_order_radius
-from greg_cert.verify.graph import Graph
-from greg_cert.verify.linear_radius import LinearRadius
-from greg_cert.verify.lipschitz_radius import LipschitzRadius
+from greg_cert.certify_methods import PROOFS, chosen_methods
+from greg_cert.errors import UsageError
+from greg_cert.verify.certificates import Certificates, join
+from greg_cert.verify.certifier import Certifier
 from greg_cert.verify.memory import fitting_batch, in_chunks
-from greg_cert.verify.norms import check_norm, check_radius, dual_norm
-from greg_cert.verify.options import CertifyOptions, read_options
+from greg_cert.verify.norms import check_norm, check_radius
+from greg_cert.verify.options import read_options
 from greg_cert.verify.scorer import (
     Margin,
-    ScoreFunction,
     check_inputs,
-    class_margin,
-    logit_function,
-    score_and_gradient,
 )
-from greg_cert.verify.smoothing import smoothed_decisions
-from greg_cert.verify.smoothing_bounds import linf_radius
 from greg_cert.verify.trace import trace_model
 
 
@@ -90,7 +74,7 @@ def certify(
     graph = None
     if any(m in PROOFS for m in methods):
         graph = trace_model(model, tuple(x.shape[1:]))
-    certifier = _Certifier(model, graph, engine, margin, norm, max_radius, methods, chosen)
+    certifier = Certifier(model, graph, engine, margin, norm, max_radius, methods, chosen)
     if labels is not None:
         certifier.check_labels(labels, x[:1])
     total, done = len(x), 0
@@ -122,217 +106,3 @@ def _check_rows(name: str, values: Tensor | None, x: Tensor) -> Tensor | None:
             f"expected {name} of {len(x)} integers, but got {tuple(values.shape)} of {values.dtype}"
         )
     return values.long()
-
-
-class _Certifier:
-    """Certifies batches of one model by the methods asked for."""
-
-    def __init__(
-        self,
-        model: nn.Module,
-        graph: Graph | None,
-        engine: str,
-        margin: Margin,
-        norm: float,
-        max_radius: float,
-        methods: tuple[str, ...],
-        options: CertifyOptions,
-    ) -> None:
-        self.margin, self.norm, self.max_radius = margin, norm, max_radius
-        self.methods, self.options = methods, options
-        self.logits = logit_function(model)
-        self.value = score_of(options.score)
-        self.linear: dict[str, LinearRadius] = {}
-        self.lipschitz: LipschitzRadius | None = None
-        if graph is None:
-            return
-        memory = options.memory_bytes
-        prover, draft = make_engine(engine, graph, memory), graph.to(torch.float32)
-        if "branch" in methods and prover.name != "native":
-            raise EngineError(
-                f"expected engine 'native' for the method branch, but got {engine!r}, which takes "
-                "no signs of neurons"
-            )
-        for method in LINEAR:
-            if method in methods:
-                relaxation = "crown" if method == "branch" else method
-                ladder = options.ladder(method)
-                self.linear[method] = LinearRadius(
-                    graph, draft, prover, relaxation, norm, max_radius, ladder, memory
-                )
-        if options.lipschitz or "lipschitz" in methods:
-            self.lipschitz = LipschitzRadius(
-                graph,
-                draft,
-                prover,
-                options.score,
-                norm,
-                max_radius,
-                form=options.lipschitz_form,
-                integrate=options.lipschitz_integrated,
-                rounds=options.rounds,
-                tolerance=options.tolerance,
-                memory=memory,
-            )
-
-    @torch.no_grad()
-    def check_labels(self, labels: Tensor, x: Tensor) -> None:
-        """Raises `UsageError` for a label that is no class of the model, whose logits x gives."""
-        classes = self.logits(x).shape[1] - (self.options.score == "absent_class")
-        for label in (int(labels.min()), int(labels.max())):
-            if not 0 <= label < classes:
-                raise UsageError(f"expected labels in 0 … {classes - 1}, but got {label}")
-
-    def score(self, x: Tensor) -> Tensor:
-        """Scores (B,) of the model in float64."""
-        return self.value(self.logits(x))
-
-    def __call__(self, x: Tensor, names: Tensor, labels: Tensor | None) -> Certificates:
-        """Certificates of one batch."""
-        scores, gradient = score_and_gradient(self.score, x)
-        with torch.no_grad():
-            logits = self.logits(x)
-        slope = dual_norm(gradient, self.norm)
-        gap = self.margin.of(scores)
-        wrong = self.margin.wrong(scores)
-        labels = None if labels is None else labels.to(x.device)
-        if labels is not None:
-            wrong = wrong | ~self._is_correct(logits, labels)
-        first_order = first_order_radius(gap, slope, self.max_radius)
-        first_order = torch.where(wrong, 0.0, first_order)
-        unknown = torch.full_like(scores, torch.nan)
-        attacked = self._attack(x, names, labels, wrong) if self.options.attack else unknown
-
-        radii: dict[str, Tensor] = {}
-        constant = unknown.clone()
-        right = (~wrong).nonzero().squeeze(1)
-        if self.linear or self.lipschitz:
-            classes = self._class_radius(x, logits, labels, right, first_order)
-        for method, prove in self.linear.items():
-            radii[method] = torch.zeros_like(gap)
-            if len(right):
-                # Slower methods begin where the fast one ended.
-                known = radii["crown"][right] if "crown" in radii and method != "crown" else None
-                known = None if method == "crown-ibp" else known
-                goal = decision_goals(
-                    self.options.score, self.margin.side, self.margin.threshold, logits[right]
-                )[0]
-                found = prove(x[right], logits[right], goal, first_order[right], known)
-                radii[method][right] = torch.minimum(found, classes[right])
-        if self.lipschitz is not None:
-            radii["lipschitz"] = torch.zeros_like(gap)
-            if len(right):
-                found, constant[right] = self.lipschitz(x[right], gap[right], first_order[right])
-                radii["lipschitz"][right] = torch.minimum(found, classes[right])
-        proven = torch.zeros_like(gap)
-        for method in self.methods:
-            if method in radii:
-                proven = torch.maximum(proven, radii[method])
-        other: dict[str, Tensor | NDArray[np.generic]] = {
-            column_of(m): radii[m] for m in self.linear
-        }
-        if "clever" in self.methods:
-            other |= self._clever(x, names, gap, wrong, attacked)
-        if "smoothing" in self.methods:
-            other |= self._smoothing(x, names)
-        status = np.where(
-            wrong.cpu().numpy(),
-            REJECTED,
-            np.where((proven > 0).cpu().numpy(), CERTIFIED, UNDECIDED),
-        )
-        return Certificates(
-            score=scores,
-            gradient_norm=slope,
-            lipschitz=constant,
-            radius_gradient=first_order,
-            radius_lipschitz=radii.get("lipschitz", unknown),
-            radius_certified=proven,
-            radius_attack=attacked,
-            status=status,
-            other=other,
-        )
-
-    def _is_correct(self, logits: Tensor, labels: Tensor) -> Tensor:
-        """Whether no other class has as large a logit, (B,)."""
-        return class_margin(logits, labels, self.options.score) < 0
-
-    def _class_radius(
-        self,
-        x: Tensor,
-        logits: Tensor,
-        labels: Tensor | None,
-        right: Tensor,
-        first_order: Tensor,
-    ) -> Tensor:
-        """Radii (B,) within which the class stays right; no limit where that is not asked for."""
-        radius = torch.full_like(first_order, self.max_radius)
-        if labels is None or len(right) == 0:
-            return radius
-        prove = next(iter(self.linear.values()), None)
-        if prove is None:
-            raise UsageError(
-                f"expected one of the methods {', '.join(LINEAR)} beside labels, but got "
-                f"{', '.join(self.methods)}"
-            )
-        goals = decision_goals(
-            self.options.score, "id", self.margin.threshold, logits[right], labels[right]
-        )
-        radius[right] = prove(x[right], logits[right], goals[1], first_order[right])
-        return radius
-
-    def _attack(self, x: Tensor, names: Tensor, labels: Tensor | None, wrong: Tensor) -> Tensor:
-        """Smallest attacks (B,), on the decision and on the class where that counts too."""
-        options = self.options
-        plan = AttackPlan(
-            self.margin,
-            self.norm,
-            options.seed,
-            options.attack_steps,
-            restarts=options.attack_restarts,
-            polish=options.attack_polish,
-        )
-        found = smallest_attack(self.score, x, self.max_radius, plan, names).radius
-        if labels is None:
-            return found
-        found = torch.where(wrong, 0.0, found)
-        plan = AttackPlan(**{**vars(plan), "margin": Margin(0.0, "id")})
-        for label in labels[~wrong].unique():
-            rows = ((labels == label) & ~wrong).nonzero().squeeze(1)
-            score = self._class_score(label)
-            other = smallest_attack(score, x[rows], self.max_radius, plan, names[rows.cpu()])
-            found[rows] = torch.minimum(found[rows], other.radius)
-        return found
-
-    def _class_score(self, label: Tensor) -> ScoreFunction:
-        return lambda x: class_margin(self.logits(x), label.expand(len(x)), self.options.score)
-
-    def _clever(
-        self, x: Tensor, names: Tensor, gap: Tensor, wrong: Tensor, attacked: Tensor
-    ) -> dict[str, Tensor]:
-        """The estimate over balls no larger than the attack shows to be needed."""
-        ball = torch.where(attacked > 0, attacked, self.max_radius).nan_to_num(
-            nan=self.max_radius, posinf=self.max_radius
-        )
-        found = clever_estimate(
-            self.score, x, ball, norm=self.norm, options=self.options.clever, indices=names
-        )
-        radius = clever_radius_estimate(gap, found, ball)
-        return {
-            "radius_clever": torch.where(wrong, 0.0, radius),
-            "clever_fit_pvalue": found.fit_pvalue,
-        }
-
-    def _smoothing(self, x: Tensor, names: Tensor) -> dict[str, Tensor | NDArray[np.generic]]:
-        """Decisions of the smoothed detector, with the radii in the norm asked for."""
-        gamma = self.margin.threshold
-
-        def accept(noisy: Tensor) -> Tensor:
-            return self.score(noisy) <= gamma  # NaN: rejected
-
-        found = smoothed_decisions(
-            accept, x, self.options.smoothing, indices=names, max_radius=self.max_radius
-        )
-        radius = found.radius
-        if self.norm != 2.0:
-            radius = linf_radius(radius, x[0].numel())
-        return {"radius_smoothing": radius, "smoothing_decision": found.decision}
