@@ -89,7 +89,7 @@ class Region:
         assert self.cut is not None
         with torch.no_grad():
             radius = self.radii.unsqueeze(1)
-            distance = torch.minimum(self.cut.distance.unsqueeze(1), radius)
+            distance = self.cut.distance.unsqueeze(1).clamp(-radius, radius)
             if self.norm == 2.0:
                 along = self._along(self.cut, slope.flatten(2), length)
                 across = (1 - along**2).clamp_min(0.0).sqrt()
@@ -125,7 +125,7 @@ class Region:
         """Weak duality: value + λ·distance − radius·‖slope + λ·normal‖*, for λ = share·length."""
         radius = self.radii.unsqueeze(1)
         # Beyond either end of the ball it says no more, and an infinite one would give NaN.
-        distance = cut.distance.unsqueeze(1).clamp(-2 * radius, 2 * radius)
+        distance = cut.distance.unsqueeze(1).clamp(-radius, 2 * radius)
         if self.norm == 2.0:
             along = self._along(cut, slope, length)
             square = (1 + 2 * share * along + share**2).clamp_min(0.0)
