@@ -155,5 +155,6 @@ def _usual(relaxation: NativeRelaxation, node: int, count: int) -> Tensor:
     """CROWN's own lower slopes, (B, R, *shape)."""
     low, high = relaxation.preactivations[node]
     least: float = relaxation.graph.nodes[node].op.negative_slope  # type: ignore[union-attr]
-    slope = torch.where(high > -low, 1.0, least).to(low.dtype)
+    # Of two plain numbers `where` makes float32, whose 0.01 lies below the true lower line.
+    slope = torch.where(high > -low, torch.ones_like(low), least)
     return slope.unsqueeze(1).repeat(1, count, *[1] * (low.ndim - 1))

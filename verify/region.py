@@ -105,14 +105,14 @@ class Region:
             if self.norm == 2.0:
                 return self._l2_share(self.cut, self._along(self.cut, slope.flatten(2), length))
             radius = self.radii.unsqueeze(1)
-            distance = torch.minimum(self.cut.distance.unsqueeze(1), radius)
+            distance = self.cut.distance.unsqueeze(1).clamp(-radius, radius)
             return self._bisect(slope.flatten(2), length, distance / radius)
 
     def _l2_share(self, cut: Cut, along: Tensor) -> Tensor:
         """ℓ2: the best multiplier over the slope's own length, in closed form."""
         with torch.no_grad():
             radius = self.radii.unsqueeze(1)
-            distance = torch.minimum(cut.distance.unsqueeze(1), radius)
+            distance = cut.distance.unsqueeze(1).clamp(-radius, radius)
             across = (1 - along**2).clamp_min(0.0).sqrt()
             room = (radius**2 - distance**2).clamp_min(0.0).sqrt()
             best = across * distance / room.clamp_min(1e-6 * radius) - along
@@ -145,7 +145,7 @@ class Region:
         """Weak duality: value + λ·distance − radius·‖slope + λ·normal‖*, for λ = share·length."""
         radius = self.radii.unsqueeze(1)
         # Beyond either end of the ball it says no more, and an infinite one would give NaN.
-        distance = cut.distance.unsqueeze(1).clamp(-2 * radius, 2 * radius)
+        distance = cut.distance.unsqueeze(1).clamp(-radius, 2 * radius)
         if self.norm == 2.0:
             return self._l2_beyond(cut, value, length, self._along(cut, slope, length), share)
         moved = slope + (share * length).unsqueeze(2) * cut.normal.unsqueeze(1)
@@ -156,7 +156,7 @@ class Region:
         self, cut: Cut, value: Tensor, length: Tensor, along: Tensor, share: Tensor
     ) -> Tensor:
         radius = self.radii.unsqueeze(1)
-        distance = torch.minimum(cut.distance.unsqueeze(1), 2 * radius)
+        distance = cut.distance.unsqueeze(1).clamp(-radius, 2 * radius)
         square = (1 + 2 * share * along + share**2).clamp_min(0.0)
         # The allowance covers the rounding of a sum that may cancel, and of a normal that is not
         # quite of length 1.
