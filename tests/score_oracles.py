@@ -7,7 +7,8 @@ from collections.abc import Callable
 
 import numpy as np
 import torch
-from problems import climb, in_ball
+from problems import build, climb, in_ball, points
+from random_networks import random_network
 from scipy.optimize import linprog, minimize
 from torch import Tensor, nn
 
@@ -24,6 +25,15 @@ QUICK: dict[str, object] = {
     "attack_restarts": 1,
     "attack_polish": 4,
 }
+
+
+def network(name: str) -> tuple[nn.Module, Tensor]:
+    """A network of the zoo, or a random one by its seed, in float64; and five inputs."""
+    if name.isdigit():
+        model, shape = random_network(int(name), classes=2 + int(name) % 3)
+    else:
+        model, shape = build(name)
+    return model.double(), points(shape, 5)
 
 
 def score_by_hand(name: str, f: Tensor) -> Tensor:

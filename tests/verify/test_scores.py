@@ -7,8 +7,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from problems import affine, build, climb, in_ball, points
-from random_networks import random_network
+from problems import affine, points
 from score_oracles import (
     QUICK,
     SCORE_NAMES,
@@ -16,32 +15,21 @@ from score_oracles import (
     dual,
     middle,
     nearest_below,
+    network,
     past,
     score_by_hand,
 )
 from torch import Tensor, nn
 
-from greg_cert.certify_methods import STATUS, chosen_methods, column_of
+from greg_cert.certify_methods import column_of
 from greg_cert.errors import UsageError
 from greg_cert.scores import score_of
-from greg_cert.verify import Certificates, certify, duality, goals, lipschitz_bound, score_box
+from greg_cert.verify import Certificates, certify, duality, goals
 from greg_cert.verify.certificates import REJECTED
-from greg_cert.verify.lipschitz import FORMS, LipschitzBound
-from greg_cert.verify.native_engine import NativeEngine
-from greg_cert.verify.trace import trace_model
 
 NORMS = (2.0, math.inf)
 SIDES = ("id", "ood")
 PROOFS = "crown,alpha-crown,lipschitz"
-SEEDS = (0, 1, 4, 6, 9)  # of random networks
-
-
-def network(name: str) -> tuple[nn.Module, Tensor]:
-    if name.isdigit():
-        model, shape = random_network(int(name), classes=2 + int(name) % 3)
-    else:
-        model, shape = build(name)
-    return model.double(), points(shape, 5)
 
 
 def test_scores_by_hand_are_those_of_the_library() -> None:
@@ -309,208 +297,3 @@ def test_the_class_alone_on_an_affine_network(score: str, norm: float) -> None:
         truth = torch.where(labels == j, truth, torch.minimum(truth, apart))
     threshold = 1.0 if score == "max_softmax" else 500.0
     exact(model, x, threshold, truth, 1 - 1e-5, norm=norm, score=score, labels=labels)
-
-
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"labels": torch.tensor([0, 1, 2, 3, 4])}, "labels in 0 … 3, but got 4"),
-        ({"labels": torch.tensor([0, -1, 2, 3, 0])}, "labels in 0 … 3, but got -1"),
-        ({"labels": torch.tensor([3] * 5), "score": "absent_class"}, "labels in 0 … 2, but got 3"),
-        ({"labels": torch.zeros(4, dtype=torch.long)}, "labels of 5 integers"),
-        ({"labels": torch.zeros(5)}, "labels of 5 integers"),
-        ({"labels": torch.ones(5, dtype=torch.bool)}, "labels of 5 integers"),
-        ({"labels": torch.zeros(5, dtype=torch.long), "side": "ood"}, "side 'id' beside labels"),
-        ({"indices": torch.zeros(5, 1, dtype=torch.long)}, "indices of 5 integers"),
-        ({"score": "entropy"}, "score in .*but got 'entropy'"),
-        ({"method": "gradient"}, "a method that proves"),
-        ({"method": "clever,attack"}, "a method that proves"),
-        ({"method": []}, "a method that proves"),
-        ({"method": ""}, "method in"),
-        ({"method": "crown,magic"}, "but got 'magic'"),
-        ({"memory": 0.0}, "memory > 0"),
-        ({"memory": math.inf}, "memory > 0"),
-        ({"memory": math.nan}, "memory > 0"),
-        ({"cuts": -1}, "cuts >= 0"),
-        ({"cut_rounds": 0}, "cut_rounds >= 1"),
-        ({"tolerance": math.nan}, "tolerance >= 0"),
-        ({"attack_polish": -1}, "attack_polish >= 0"),
-        ({"lipschitz_form": "other"}, "form in hybrid, interval, spectral"),
-        ({"labels": torch.zeros(5, dtype=torch.long), "method": "lipschitz"}, "beside labels"),
-    ],
-)
-def test_options_out_of_range(changes: dict[str, object], message: str) -> None:
-    model, x = network("mlp")
-    given: dict[str, object] = {**QUICK, "attack": False, **changes}
-    if given.get("method") == "lipschitz":
-        given["labels"] = model(x).argmax(1)
-    with pytest.raises(UsageError, match=message):
-        certify(model, x, 100.0 if given.get("side") != "ood" else -100.0, **given)  # type: ignore[arg-type]
-
-
-# Lipschitz constants of every score.
-
-
-def steepest_found(model: nn.Module, score: str, x: Tensor, radius: float, norm: float) -> Tensor:
-    """The largest dual norm (B,) of ∇S at points of the ball, by autograd and by hand."""
-
-    def slope(y: Tensor) -> Tensor:
-        leaf = y.detach().requires_grad_()
-        value = score_by_hand(score, model(leaf)).sum()
-        return dual(torch.autograd.grad(value, leaf)[0].flatten(1), norm)
-
-    radii = torch.full((len(x),), radius, dtype=x.dtype)
-    tried = [in_ball(x, radii, norm, seed) for seed in range(40)] + [x]
-    for sign in (1.0, -1.0):
-        tried.append(climb(lambda y, s=sign: s * score_by_hand(score, model(y)), x, radii, norm))
-    return torch.stack([slope(y) for y in tried]).amax(0)
-
-
-@pytest.mark.parametrize("norm", NORMS)
-@pytest.mark.parametrize("score", SCORE_NAMES)
-def test_no_slope_exceeds_any_form_of_the_bound(score: str, norm: float) -> None:
-    for name in ("mlp", "residual" if norm == 2.0 else "leaky", *map(str, SEEDS[:3])):
-        model, x = network(name)
-        for radius in (0.02, 0.4):
-            found = steepest_found(model, score, x, radius, norm)
-            bound = {
-                form: lipschitz_bound(model, x, radius, norm=norm, score=score, form=form)
-                for form in ("hybrid", "interval", "spectral")
-            }
-            for form, values in bound.items():
-                assert bool((found <= values * (1 + 1e-9) + 1e-12).all()), (name, form)
-            least = torch.minimum(bound["interval"], bound["spectral"])
-            assert bool((bound["hybrid"] <= least * (1 + 1e-9)).all()), name
-
-
-def test_a_wrong_score_box_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
-    def reversed_sign(*given: Tensor) -> score_box.ScoreBox:
-        box = score_box._max_softmax_box(*given)
-        return score_box.ScoreBox(box.low, box.high * 0.3, steepest=box.steepest * 0.3)  # type: ignore[operator]
-
-    monkeypatch.setattr(
-        "greg_cert.verify.lipschitz.score_box", lambda score, *given: reversed_sign(*given)
-    )
-    with pytest.raises(AssertionError):
-        test_no_slope_exceeds_any_form_of_the_bound("max_softmax", 2.0)
-
-
-@pytest.mark.parametrize("score", SCORE_NAMES)
-def test_boxes_hold_the_derivative_and_are_attained(score: str) -> None:
-    """−∂S/∂f at logits anywhere in a box, by autograd, among them its corners."""
-    generator = torch.Generator().manual_seed(2)
-    centre = 2 * torch.randn(12, 3, generator=generator, dtype=torch.float64)
-    spread = torch.tensor([0.0, 1e-3, 0.3, 2.0] * 3, dtype=torch.float64).unsqueeze(1)
-    box = score_box.score_box(score, centre - spread, centre + spread)
-    corners = torch.cartesian_prod(*[torch.tensor([-1.0, 1.0])] * 3).double()
-    inner = 2 * torch.rand(300, 3, generator=generator, dtype=torch.float64) - 1
-    for move in torch.cat([corners, inner]):
-        leaf = (centre + spread * move).requires_grad_()
-        value = -score_by_hand(score, leaf).sum()
-        (slope,) = torch.autograd.grad(value, leaf)
-        assert bool((slope >= box.low - 1e-12).all())
-        assert bool((slope <= box.high + 1e-12).all())
-        if box.steepest is not None:
-            s = -score_by_hand(score, leaf.detach())
-            assert bool((s * (1 - s) <= box.steepest + 1e-12).all())
-
-
-@pytest.mark.parametrize("score", SCORE_NAMES)
-def test_several_radii_never_fall_and_are_no_looser(score: str) -> None:
-    model, x = network("mlp")
-    radii = [0.3, 0.02, 0.1, 0.1]
-    together = lipschitz_bound(model, x, radii, score=score)
-    alone = torch.stack([lipschitz_bound(model, x, r, score=score) for r in radii], 1)
-    assert bool((together <= alone).all())
-    order = torch.tensor(radii).argsort()
-    assert bool((together[:, order].diff(dim=1) >= 0).all())
-
-
-@pytest.mark.parametrize("norm", NORMS)
-@pytest.mark.parametrize("score", SCORE_NAMES)
-def test_the_integral_reaches_as_far_as_the_constant(score: str, norm: float) -> None:
-    model, x = network("mlp")
-    threshold = middle(model, score, x)
-    plain, further = (
-        certify(
-            model, x, threshold, norm=norm, score=score, method="lipschitz", attack=integrated,
-            lipschitz_integrated=integrated, attack_steps=10, attack_restarts=1,
-        )
-        for integrated in (False, True)
-    )  # fmt: skip
-    assert bool((further.radius_lipschitz >= plain.radius_lipschitz).all())
-    assert bool((further.radius_lipschitz > 1.01 * plain.radius_lipschitz).any())
-    assert bool((further.radius_lipschitz <= further.radius_attack).all())
-    wrong = past(model, score, threshold, "id")
-    assert not bool(crossings(wrong, x, further.radius_lipschitz, norm, draws=20).any())
-
-
-@pytest.mark.parametrize("form", FORMS)
-@pytest.mark.parametrize("score", SCORE_NAMES)
-def test_logits_without_bounds_give_no_slope_bound(score: str, form: str) -> None:
-    """Pre-activations are finite, bounds of the logits are not: never NaN, and never too small."""
-    model, x = network("mlp")
-    graph = trace_model(model, (5,))
-    radii = torch.full((len(x),), 0.1, dtype=x.dtype)
-    relaxation = NativeEngine(graph).relax(x, radii, 2.0)
-    finite = LipschitzBound(graph, score)(relaxation, x, 2.0, form)
-
-    class Unbounded:
-        preactivations = relaxation.preactivations
-
-        def lower(self, rows: Tensor) -> Tensor:
-            return torch.full(rows.shape[:2], -math.inf, dtype=rows.dtype)
-
-        def linear(self, rows: Tensor) -> tuple[Tensor, Tensor]:
-            raise NotImplementedError
-
-    bound = LipschitzBound(graph, score)(Unbounded(), x, 2.0, form)
-    assert bool((bound >= finite).all())
-
-
-# Methods and columns.
-
-
-@pytest.mark.parametrize(
-    ("asked", "found"),
-    [
-        ("crown", ("crown",)),
-        ("best", ("lipschitz", "crown")),
-        ("best,crown-ibp", ("crown-ibp",)),
-        ("best,smoothing", ("lipschitz", "crown", "smoothing")),
-        (" crown , alpha-crown,crown", ("crown", "alpha-crown")),
-        (["clever", "lipschitz"], ("clever", "lipschitz")),
-        (("smoothing",), ("smoothing",)),
-        ("attack,gradient,crown", ("gradient", "crown", "attack")),
-    ],
-)
-def test_methods_by_name(asked: str | list[str], found: tuple[str, ...]) -> None:
-    assert chosen_methods(asked) == found
-    assert all(name in STATUS for name in found)
-
-
-def test_only_proofs_that_were_asked_for_count() -> None:
-    model, x = network("mlp")
-    threshold = middle(model, "energy", x)
-    every = certify(model, x, threshold, method="crown-ibp,clever,smoothing", **QUICK)  # type: ignore[arg-type]
-    assert bool((every.radius_certified == torch.as_tensor(every.other["radius_crown_ibp"])).all())
-    assert {"radius_clever", "radius_smoothing", "smoothing_decision"} <= set(every.other)
-    smooth = certify(model, x, threshold, method="smoothing", **QUICK)  # type: ignore[arg-type]
-    assert not bool((smooth.radius_certified > 0).any())
-    assert "certified" not in smooth.status
-
-
-@pytest.mark.parametrize("score", ["energy", "max_softmax"])
-def test_attacks_depend_on_indices_and_not_on_the_batch(score: str) -> None:
-    model, x = network("mlp")
-    threshold = middle(model, score, x)
-    labels = model(x).argmax(1)
-    given = {"score": score, "lipschitz": False, "rounds": 1, "cuts": 0, "attack_steps": 4}
-    names = torch.tensor([7, 3, 11, 2, 5])
-    whole = certify(model, x, threshold, indices=names, labels=labels, **given)  # type: ignore[arg-type]
-    order = torch.tensor([4, 1, 0])
-    part = certify(
-        model, x[order], threshold, indices=names[order], labels=labels[order], batch=2,
-        **given,  # type: ignore[arg-type]
-    )  # fmt: skip
-    torch.testing.assert_close(part.radius_attack, whole.radius_attack[order], rtol=1e-9, atol=0)
