@@ -37,18 +37,21 @@ METHODS: dict[str, dict[str, Any]] = {
     "crown, no cuts": {"cuts": 0},
     "crown-ibp": {"method": "crown-ibp"},
     "lipschitz": {"method": "lipschitz"},
+    "crown, one ball": {"cuts": 0, "rounds": 1, "mirror_steps": 0},
 }
+BATCH_METHODS = ("crown", "crown, no cuts", "crown-ibp", "lipschitz")
 BATCHES = (1, 4, 16, 64, 256)
 LEAST = 16  # samples of a batch point, so that small batches are repeated
 NETWORKS: dict[str, tuple[int, ...]] = {
-    "mlp, 8×8": (32, 128, 512, 1024),
-    "cnn_small, 8×8": (4, 8, 16, 32, 64),
-    "cnn_small, 32×32×3": (2, 4, 8, 16),
-    "resnet-8, 32×32×3": (4, 8, 16),
+    "mlp, 8x8": (32, 128, 512, 1024),
+    "cnn_small, 8x8": (4, 8, 16, 32, 64),
+    "cnn_small, 32x32x3": (2, 4, 8, 16),
+    "resnet-8, 32x32x3": (4, 8, 16),
 }
-NETWORK_METHODS = ("crown", "crown, no cuts", "crown-ibp")
-NETWORK_BATCH = 4
-LONG = 10.0  # seconds, after which a call is not repeated
+SMALL_METHODS = ("crown", "crown, no cuts", "crown-ibp")
+RESNET_METHODS = ("crown-ibp", "crown, one ball")  # a whole search of crown takes minutes
+NETWORK_BATCH = 2
+LONG = 4.0  # seconds, after which a call is not repeated
 SLOPES = 0.05
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7")  # Okabe and Ito
 MARKERS = ("o", "s", "^", "D")
@@ -79,9 +82,7 @@ def network(name: str, width: int) -> tuple[Classifier, tuple[int, ...]]:
     else:
         make = mlp_body if kind == "mlp" else cnn_small_body
         body, features, _ = make(shape[0], shape[1], width)
-    model = Classifier(
-        body, features, num_classes=10, mean=[0.5] * shape[0], std=[0.3] * shape[0]
-    )
+    model = Classifier(body, features, num_classes=10, mean=[0.5] * shape[0], std=[0.3] * shape[0])
     norms = [m for m in model.modules() if isinstance(m, nn.BatchNorm2d)]
     for module in norms:
         module.momentum = None  # running statistics of what follows
@@ -148,16 +149,16 @@ def measure(point: dict[str, Any]) -> dict[str, Any]:
 
 def points(run: Path | None) -> list[dict[str, Any]]:
     """All points: the batch series, then the networks."""
-    small = {"network": "cnn_small, 8×8", "width": 16, "run": None if run is None else str(run)}
+    small = {"network": "cnn_small, 8x8", "width": 16, "run": None if run is None else str(run)}
     found = [
         {**small, "series": "batch", "method": m, "batch": b, "samples": max(b, LEAST)}
-        for m in METHODS
+        for m in BATCH_METHODS
         for b in BATCHES
     ]
     common = {"series": "network", "batch": NETWORK_BATCH, "samples": NETWORK_BATCH}
     for name, widths in NETWORKS.items():
         for width in widths:
-            for method in NETWORK_METHODS:
+            for method in RESNET_METHODS if name.startswith("resnet") else SMALL_METHODS:
                 found.append({**common, "network": name, "width": width, "method": method})
     return found
 
@@ -184,25 +185,23 @@ def plot(rows: list[dict[str, Any]], file: Path) -> None:
     FigureCanvasAgg(figure)
     axes = figure.subplots(2, 2, sharex="col")
     rows = [r for r in rows if "error" not in r]
-    for i, method in enumerate(METHODS):
+    for i, method in enumerate(BATCH_METHODS):
         mine = [r for r in rows if r["series"] == "batch" and r["method"] == method]
         style: dict[str, Any] = {"color": COLOURS[i], "marker": MARKERS[i], "label": method}
         _draw(axes[:, 0], "batch", mine, style)
     for i, name in enumerate(NETWORKS):
-        for method, line in (("crown", "-"), ("crown-ibp", ":")):
+        for method, line in (("crown", "-"), ("crown, one ball", "--"), ("crown-ibp", ":")):
             mine = [r for r in rows if r["series"] == "network" and r["network"] == name]
             mine = [r for r in mine if r["method"] == method]
             style = {"color": COLOURS[i], "marker": MARKERS[i], "linestyle": line}
-            style["label"] = name if line == "-" else None
+            style["label"] = name if method == "crown-ibp" else None
             _draw(axes[:, 1], "neurons", mine, style)
     for ax in axes[0]:
         ax.set_ylabel("CPU s a sample")
     for ax in axes[1]:
         ax.set_ylabel("peak memory, MiB")
-    axes[0, 0].set_title("cnn_small on 8×8 digits", fontsize=9)
-    axes[0, 1].set_title(
-        f"batch {NETWORK_BATCH}; — crown, ··· crown-ibp", fontsize=9
-    )
+    axes[0, 0].set_title("cnn_small on 8x8 digits", fontsize=9)
+    axes[0, 1].set_title(f"batch {NETWORK_BATCH}: — crown, - - one ball, ··· crown-ibp", fontsize=9)
     axes[1, 0].set_xlabel("samples a batch")
     axes[1, 0].set_xscale("log", base=2)
     axes[1, 0].set_xticks(BATCHES, [str(b) for b in BATCHES])
