@@ -34,9 +34,10 @@ from greg_cert.verify import attack_radius, certify
 from greg_cert.verify.clever import CleverOptions, clever_estimate
 from greg_cert.verify.lirpa_compat import load_auto_lirpa
 from greg_cert.verify.lirpa_engine import _surroundings
+from greg_cert.verify.paired import common_data
 from greg_cert.verify.rebuild import RebuiltModule
-from greg_cert.verify.runs import choose_samples, common_data
 from greg_cert.verify.scorer import score_function
+from greg_cert.verify.selection import choose_samples
 from greg_cert.verify.trace import trace_model
 
 CONFIGS = ("digits_energy.yaml", "digits_gregplus.yaml")
@@ -111,6 +112,7 @@ def radii(subject: Subject, alpha: int) -> dict[str, Any]:
         "crown, no cuts": subject.radii(cuts=0),
         "crown-ibp": subject.radii(method="crown-ibp"),
         "alpha-crown": few.radii(method="alpha-crown"),
+        "branch": few.radii(method="branch"),
     }
     found["crown, same samples"] = found["crown"][:alpha]
     rows = {}

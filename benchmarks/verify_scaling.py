@@ -95,7 +95,7 @@ def problem(point: dict[str, Any]) -> tuple[nn.Module, Tensor, float]:
     """Model, inputs and threshold of a point."""
     if point.get("run"):
         from greg_cert.evaluation import evaluate_model
-        from greg_cert.verify.runs import common_data
+        from greg_cert.verify.paired import common_data
 
         run = RunFolder(Path(point["run"]))
         splits = common_data([run])

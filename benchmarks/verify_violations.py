@@ -30,11 +30,11 @@ from greg_cert.records import RunFolder
 from greg_cert.scores import energy
 from greg_cert.verify import certify
 from greg_cert.verify.attack import AttackPlan, attack_within, smallest_attack
-from greg_cert.verify.runs import common_data
+from greg_cert.verify.paired import common_data
 from greg_cert.verify.scorer import Margin, score_function
 
 METHODS = ("crown", "crown-ibp", "lipschitz")
-ALPHA = 4  # samples of a cell that alpha-CROWN certifies too
+ALPHA = 4  # samples of a cell that the slow methods certify too
 TPRS = (0.9, 0.95, 0.99)
 NORMS = (2.0, math.inf)
 SIDES = ("id", "ood")
@@ -111,7 +111,7 @@ def check(cell: Cell) -> dict[str, Any]:
 def _radii(
     cell: Cell, model: torch.nn.Module, x: Tensor, threshold: float, alpha: int
 ) -> dict[str, Tensor]:
-    """Radii proven by each method; those of alpha-CROWN 0 beyond the first `alpha` samples."""
+    """Radii proven by each method; those of slow ones 0 beyond the first `alpha` samples."""
     given: dict[str, Any] = {"side": cell.side, "norm": cell.norm, "attack": False}
     found = certify(model, x, threshold, method=METHODS, **given)
     radii = {
@@ -120,9 +120,10 @@ def _radii(
         "lipschitz": found.radius_lipschitz,
     }
     if alpha:
-        few = certify(model, x[:alpha], threshold, method="alpha-crown", lipschitz=False, **given)
-        radii["alpha-crown"] = torch.zeros(len(x), dtype=torch.float64)
-        radii["alpha-crown"][:alpha] = few.radius_certified
+        for method in ("alpha-crown", "branch"):
+            few = certify(model, x[:alpha], threshold, method=method, lipschitz=False, **given)
+            radii[method] = torch.zeros(len(x), dtype=torch.float64)
+            radii[method][:alpha] = few.radius_certified
     return radii
 
 
