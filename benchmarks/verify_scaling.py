@@ -3,9 +3,9 @@
 Run: python benchmarks/verify_scaling.py [--run RUNS/greg+] [--plot docs/images/verify_scaling.png]
 Every point is a process of its own with one thread. Its memory is the peak of resident memory over
 what there was once all was imported and the model built; its time is CPU time, of a second call
-where the first took less than 4 s. The batch series uses a run trained on the bundled digits, or, without
---run, random weights; all other networks have random weights, images of uniform noise, and a
-threshold 0.05 of a median slope above the highest score.
+where the first took less than 4 s. The batch series uses a run trained on the bundled digits, or,
+without --run, random weights; all other networks have random weights, images of uniform noise, and
+a threshold 0.05 of a median slope above the highest score.
 """
 
 from __future__ import annotations
