@@ -17,13 +17,13 @@ Decision = Callable[[Tensor], Tensor]
 
 SCORE_NAMES = ("energy", "max_logit", "max_softmax", "absent_class")
 QUICK: dict[str, object] = {
-    "rounds": 4,
+    "rounds": 3,
     "cut_rounds": 2,
     "cuts": 2,
     "tolerance": 0.05,
-    "attack_steps": 8,
+    "attack_steps": 6,
     "attack_restarts": 1,
-    "attack_polish": 4,
+    "attack_polish": 3,
 }
 
 

@@ -25,7 +25,7 @@ from greg_cert.verify.native_engine import NativeEngine
 from greg_cert.verify.trace import trace_model
 
 NORMS = (2.0, math.inf)
-NETWORKS = ("mlp", "leaky", "concatenation", "2", "5", "8")
+NETWORKS = ("mlp", "leaky", "2", "5")
 
 
 def network(name: str) -> tuple[nn.Module, tuple[int, ...]]:

@@ -56,12 +56,12 @@ def check_cuts(
     goal = decision_goals(score, side, threshold, logits)[0]
     bounds = BallBounds(graph, NativeEngine(graph), norm, method)
     found, cuts = 0, 0
-    for scale in (1.0, 0.5, 0.25, 0.1):
+    for scale in (1.0, 0.4, 0.15):
         del seen[:]
         ball_radii = scale * radii
         reach, _ = bounds.reach(x, ball_radii, goal, first_weights(goal, logits), Effort(4, 3))
         tried = [climb(wrong, x, ball_radii, norm, steps=s) for s in (3, 10, 25)]
-        for seed in range(12):
+        for seed in range(8):
             start = in_ball(x, ball_radii / 2, norm, seed)
             tried += [
                 in_ball(x, ball_radii, norm, 50 + seed),
