@@ -21,7 +21,7 @@ from greg_cert.verify.engine import Relaxation
 from greg_cert.verify.goals import Goal
 
 _STEPS = 60  # of bisection: down to float64 resolution
-_WIDEST = 60.0  # of d on the region; beyond that the chord says nothing
+_WIDEST = 25.0  # of d on the region; beyond that the chord says little, and rounds off much
 _TANGENTS = (0.0, 0.25, 0.5, 0.75, 1.0)
 
 
