@@ -12,8 +12,10 @@ import torch
 
 from greg_cert.config import ExperimentConfig, dump_config, parse_config
 from greg_cert.data import DataSplits, load_data
-from greg_cert.errors import ConfigError, RunError
+from greg_cert.errors import ConfigError
 from greg_cert.evaluation import evaluate_model
+from greg_cert.inference import logits_of
+from greg_cert.scores import max_softmax
 from greg_cert.stages import Method, StageConfig
 from greg_cert.train import fit
 from greg_cert.train.objective import Batch, Objective
@@ -189,7 +191,14 @@ def test_compiled_a_run_is_nearly_the_same(splits: DataSplits, tmp_path: Path) -
         assert last[1][key] == pytest.approx(last[0][key], rel=0.02), key
 
 
-def test_certificates_are_refused_for_another_score(splits: DataSplits, tmp_path: Path) -> None:
+def test_certificates_are_of_the_score_a_run_was_trained_for(
+    splits: DataSplits, tmp_path: Path
+) -> None:
     run = fit(experiment({"method": "oe"}), splits, tmp_path / "run")
-    with pytest.raises(RunError, match="max_softmax"):
-        verify_runs([run], run.config.verify, tmp_path / "out")
+    settings = run.config.verify.model_copy(update={"samples": 4})
+    (done,) = verify_runs([run], settings, tmp_path / "out").runs
+    logits = logits_of(run.load_model(), splits.test.subset(done.frame["index"].tolist()))
+    expected = max_softmax(logits)
+    assert done.frame["score"].to_numpy() == pytest.approx(expected.numpy(), rel=1e-6)
+    assert done.summary["score"] == "max_softmax"
+    assert done.summary["violations"] == 0
