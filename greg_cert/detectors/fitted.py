@@ -1,0 +1,25 @@
+"""What the function of every method gives back."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+from torch import Tensor
+
+from greg_cert.detectors.names import Value
+
+Score = Callable[[Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """A method that is ready to score.
+
+    Attributes:
+        score: (B, K) logits, or (B, D) features, to (B,) scores; higher = more OOD.
+        options: The options that were picked by a rule, with the values they got.
+    """
+
+    score: Score
+    options: Mapping[str, Value] = field(default_factory=dict)

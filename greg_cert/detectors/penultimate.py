@@ -1,0 +1,195 @@
+"""What enters a classifier's last linear layer, and that layer: what post-hoc detectors read."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from greg_cert.data import Images, ImageSet, prefetch
+from greg_cert.data.types import unit_range
+from greg_cert.errors import UnsupportedModelError, UsageError
+from greg_cert.models import Classifier
+
+_PIXELS = 2**21  # of a batch: 512 images of 64×64
+
+
+class Head(NamedTuple):
+    """The last linear layer, of the ID classes alone.
+
+    Attributes:
+        weight: W, (K, D).
+        bias: b, (K,).
+    """
+
+    weight: Tensor
+    bias: Tensor
+
+    def logits(self, features: Tensor) -> Tensor:
+        """Wz + b, (B, K), of features (B, D)."""
+        return F.linear(features, self.weight, self.bias)
+
+
+class Outputs(NamedTuple):
+    """What a network gives for a set, on the CPU in float64.
+
+    Attributes:
+        logits: (N, K), of the ID classes alone.
+        features: (N, D) penultimate features, or None where they were not asked for.
+    """
+
+    logits: Tensor
+    features: Tensor | None = None
+
+
+class Penultimate:
+    """A float64 copy of a classifier that gives penultimate features beside the logits.
+
+    For `greg_cert.models.Classifier` the features are `.features(x)` and the head is `.head`. In
+    any other module the head is the nn.Linear whose output is the logits themselves, found on the
+    first batch. The model given is never changed.
+
+    A model trained with an absent class (score `absent_class`) has one output more than there are
+    ID classes; that class is no ID class, so its row of W, b and of the logits is left out:
+    `num_classes` says how many come first. Detectors would otherwise take an input that the model
+    is sure is OOD for one it is sure of.
+
+    Args:
+        model: from raw images (B, C, H, W) to logits (B, K or more).
+        num_classes: K, the number of ID classes; by default all outputs.
+
+    Raises:
+        UsageError: for a `num_classes` that is not positive.
+    """
+
+    def __init__(self, model: nn.Module, num_classes: int | None = None) -> None:
+        if num_classes is not None and num_classes < 1:
+            raise UsageError(f"expected num_classes >= 1, but got {num_classes}")
+        weights = next(model.parameters(), None)
+        self.device = torch.device("cpu") if weights is None else weights.device
+        self.num_classes = num_classes
+        self._twin = copy.deepcopy(model).to(torch.float64).eval().requires_grad_(False)
+        self._last = self._twin.head if isinstance(self._twin, Classifier) else None
+
+    def logits(self, x: Tensor) -> Tensor:
+        """Logits (B, K) of raw images (B, C, H, W), on the model's device; differentiable in x.
+
+        Raises:
+            UnsupportedModelError: if the model does not give logits (B, K).
+            UsageError: if it has fewer outputs than there are ID classes.
+        """
+        return self._of_id_classes(self._twin(self._moved(x)))
+
+    @torch.no_grad()
+    def outputs(self, x: Tensor, *, features: bool = True) -> Outputs:
+        """Logits and, where asked for, features of raw images (B, C, H, W), on the CPU.
+
+        Raises:
+            UnsupportedModelError: as `logits`, or, where features are asked for, if the logits
+                are not the output of one nn.Linear.
+            UsageError: as `logits`.
+        """
+        x = self._moved(x)
+        if not features:
+            return Outputs(self._of_id_classes(self._twin(x)).cpu())
+        if isinstance(self._twin, Classifier):
+            z = self._twin.features(x)
+            return Outputs(self._of_id_classes(self._twin.head(z)).cpu(), z.cpu())
+        calls, logits = self._linear_calls(x)
+        for layer, z, out in reversed(calls):
+            if out is logits or (out.shape == logits.shape and torch.equal(out, logits)):
+                self._last = layer
+                return Outputs(self._of_id_classes(logits).cpu(), z.cpu())
+        raise UnsupportedModelError(
+            "expected a network whose logits are the output of an nn.Linear on features (B, D), "
+            f"but got {type(self._twin).__name__}, whose logits come from elsewhere"
+        )
+
+    def outputs_of(self, images: Images | Tensor, *, features: bool = True) -> Outputs:
+        """`outputs` of a whole set, in batches; images on disk are decoded meanwhile."""
+        parts = [self.outputs(x, features=features) for x in batches(images)]
+        logits = torch.cat([part.logits for part in parts])
+        read = [part.features for part in parts if part.features is not None]
+        return Outputs(logits, torch.cat(read) if read else None)
+
+    @property
+    def head(self) -> Head:
+        """W (K, D) and b (K,) of the ID classes, on the CPU; zeros where the layer has no bias.
+
+        Raises:
+            UsageError: before a foreign module's first batch.
+        """
+        if self._last is None:
+            raise UsageError("expected a batch before the head of a foreign module is asked for")
+        weight = self._last.weight.detach().cpu()
+        bias = weight.new_zeros(len(weight))
+        if self._last.bias is not None:
+            bias = self._last.bias.detach().cpu()
+        return Head(weight[: self.num_classes], bias[: self.num_classes])
+
+    def _moved(self, x: Tensor) -> Tensor:
+        if x.ndim != 4:
+            raise UsageError(f"expected images (B, C, H, W), but got shape {tuple(x.shape)}")
+        return x.to(self.device, torch.float64)
+
+    def _of_id_classes(self, logits: Any) -> Tensor:
+        if not isinstance(logits, Tensor) or logits.ndim != 2:
+            shape = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+            raise UnsupportedModelError(f"expected logits (B, K), but got {shape}")
+        if self.num_classes is not None and logits.shape[1] < self.num_classes:
+            raise UsageError(
+                f"expected num_classes <= {logits.shape[1]}, the outputs of the model, "
+                f"but got {self.num_classes}"
+            )
+        return logits[:, : self.num_classes]
+
+    def _linear_calls(self, x: Tensor) -> tuple[list[tuple[nn.Linear, Tensor, Tensor]], Any]:
+        """The nn.Linear that ran on (B, D), in order, with input and output; and the logits."""
+        calls: list[tuple[nn.Linear, Tensor, Tensor]] = []
+
+        def note(layer: nn.Module, inputs: tuple[Any, ...], out: Any) -> None:
+            if isinstance(layer, nn.Linear) and inputs[0].ndim == 2:
+                calls.append((layer, inputs[0].clone(), out.clone()))  # others may write in place
+
+        layers = [layer for layer in self._twin.modules() if isinstance(layer, nn.Linear)]
+        handles = [layer.register_forward_hook(note) for layer in layers]
+        try:
+            return calls, self._twin(x)
+        finally:
+            for handle in handles:
+                handle.remove()
+
+
+def batches(images: Images | Tensor) -> Iterator[Tensor]:
+    """Raw images (B, C, H, W) of a whole set in order, in [0, 1], as many at once as memory allows.
+
+    Raises:
+        UsageError: for a tensor that is not (N, C, H, W) with N >= 1, or leaves [0, 1].
+    """
+    shape = _checked(images).shape[1:] if isinstance(images, Tensor) else images.image_shape
+    size = max(1, min(512, _PIXELS // (shape[1] * shape[2])))
+    if isinstance(images, Tensor):
+        yield from map(unit_range, images.split(size))
+        return
+    indices = torch.arange(len(images)).split(size)
+    if isinstance(images, ImageSet):
+        yield from (images.pixels(i) for i in indices)
+    else:
+        with contextlib.closing(prefetch(indices, images.pixels)) as ready:
+            yield from (pixels for _, pixels in ready)
+
+
+def _checked(images: Tensor) -> Tensor:
+    if images.ndim != 4 or 0 in images.shape:
+        raise UsageError(f"expected images (N, C, H, W), but got shape {tuple(images.shape)}")
+    if images.dtype == torch.uint8:
+        return images
+    low, high = (float(v) for v in torch.aminmax(images))
+    if not (low >= 0.0 and high <= 1.0):  # NaN fails both
+        raise UsageError(f"expected finite pixels in [0, 1], but got [{low:g}, {high:g}]")
+    return images
