@@ -2,10 +2,10 @@
 
 MSP, MaxLogit, energy and the Weibull fit of OpenMax are pytorch-ood's. Three kernels are our own,
 because pytorch-ood's lose digits that confident networks need: it clips probabilities to
-[1e-7, 1 − 1e-7] for GEN and the entropy, so that all samples above that tie, and KL matching
-takes logarithms of probabilities that may be 0. OpenMax's second half is our own too: there,
-pytorch-ood leaves the distance to a class at 0 unless some sample of the batch is predicted as it,
-so that scores depend on what else is in the batch.
+[1e-7, 1 − 1e-7] for GEN, so that all samples above that tie, and at 1e-7 for the entropy, and its
+KL matching takes logarithms of probabilities that may be 0. OpenMax's second half is our own too:
+there, pytorch-ood leaves the distance to a class at 0 unless some sample of the batch is predicted
+as it, so that scores depend on what else is in the batch.
 """
 
 from __future__ import annotations

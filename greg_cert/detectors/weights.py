@@ -39,8 +39,8 @@ def gradnorm(head: Head, *, temperature: float) -> Fitted:
     """
     from pytorch_ood.detector import GradNorm
 
-    layer = nn.Linear(head.weight.shape[1], len(head.weight), dtype=head.weight.dtype)
-    layer.requires_grad_(False)
-    layer.weight.copy_(head.weight)
-    layer.bias.copy_(head.bias)
+    # On the meta device, where no initial weights are drawn from the global generator.
+    layer = nn.Linear(head.weight.shape[1], len(head.weight), device="meta")
+    layer.weight = nn.Parameter(head.weight, requires_grad=False)
+    layer.bias = nn.Parameter(head.bias, requires_grad=False)
     return Fitted(GradNorm(layer, lambda name: name == "weight", temperature=temperature).predict)

@@ -1,0 +1,246 @@
+"""All detectors by name, on one small network."""
+
+from __future__ import annotations
+
+import copy
+import random
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from greg_cert.data import DataConfig, DataSplits, load_data
+from greg_cert.data.on_disk import ArrayImages
+from greg_cert.detectors import DETECTORS, Detector, Penultimate, build_detector
+from greg_cert.errors import UsageError
+from greg_cert.inference import logits_of
+from greg_cert.metrics import auroc
+from greg_cert.models import build_model
+from greg_cert.scores import energy, max_logit, max_softmax
+
+FITTED = [name for name, info in DETECTORS.items() if info.fitted]
+LABELLED = [name for name, info in DETECTORS.items() if info.labelled]
+
+
+@pytest.fixture(scope="module")
+def splits() -> DataSplits:
+    return load_data(
+        DataConfig.model_validate(
+            {
+                "id": {"source": "digits", "limit": 500},
+                "ood": [{"source": "uniform", "n": 60, "seed": 1}],
+            }
+        )
+    )
+
+
+@pytest.fixture(scope="module")
+def model(splits: DataSplits) -> nn.Module:
+    """A `cnn_small` after forty steps."""
+    generator = torch.Generator().manual_seed(0)
+    made = build_model(
+        "cnn_small",
+        num_classes=10,
+        in_channels=1,
+        image_size=splits.image_size,
+        mean=splits.mean,
+        std=splits.std,
+    )
+    with torch.no_grad():
+        for p in made.parameters():
+            size = 2 / p[0].numel() if p.ndim > 1 else 0.0
+            p.copy_(size**0.5 * torch.randn(p.shape, generator=generator))
+    optimiser = torch.optim.SGD(made.parameters(), lr=0.05, momentum=0.9)
+    labels = splits.train.labels
+    assert labels is not None
+    for _ in range(40):
+        picked = torch.randint(len(splits.train), (64,), generator=generator)
+        loss = F.cross_entropy(made(splits.train.pixels(picked)), labels[picked])
+        optimiser.zero_grad(set_to_none=True)
+        loss.backward()
+        optimiser.step()
+    optimiser.zero_grad(set_to_none=True)
+    return made
+
+
+@pytest.fixture(scope="module")
+def built(model: nn.Module, splits: DataSplits) -> dict[str, Detector]:
+    network = Penultimate(model)
+    return {n: build_detector(n, network).fit(splits.train) for n in DETECTORS}
+
+
+@pytest.mark.parametrize("name", DETECTORS)
+def test_scores_are_finite_and_tell_noise_from_digits(
+    name: str, built: dict[str, Detector], splits: DataSplits
+) -> None:
+    detector = built[name]
+    inside, outside = detector.scores(splits.test), detector.scores(splits.ood["uniform"])
+    for scores, images in ((inside, splits.test), (outside, splits.ood["uniform"])):
+        assert scores.shape == (len(images),)
+        assert scores.dtype == torch.float64
+        assert scores.device.type == "cpu"
+        assert scores.isfinite().all()
+        assert not scores.requires_grad
+    assert len(inside.unique()) > len(inside) // 2
+    assert auroc(inside, outside) > (0.5 if name == "openmax" else 0.7)
+    assert None not in detector.options.values()
+
+
+@pytest.mark.parametrize("name", DETECTORS)
+def test_a_score_is_of_its_image_alone(
+    name: str, built: dict[str, Detector], splits: DataSplits
+) -> None:
+    x = torch.cat([splits.test.pixels(slice(12)), splits.ood["uniform"].pixels(slice(6))])
+    order = torch.randperm(len(x), generator=torch.Generator().manual_seed(3))
+    scores = built[name](x)
+    close = {"rtol": 1e-6, "atol": 1e-7}
+    torch.testing.assert_close(built[name](x[order]), scores[order], **close)
+    torch.testing.assert_close(torch.cat([built[name](row[None]) for row in x]), scores, **close)
+    torch.testing.assert_close(built[name].scores(x), scores, **close)
+
+
+@pytest.mark.parametrize("name", [n for n, info in DETECTORS.items() if info.needs != "gradients"])
+def test_one_run_of_the_network_serves_all(
+    name: str, built: dict[str, Detector], model: nn.Module, splits: DataSplits
+) -> None:
+    network = built[name].network
+    train, test = network.outputs_of(splits.train), network.outputs_of(splits.test)
+    again = build_detector(name, model).fit_outputs(train, splits.train.labels)
+    again.network.outputs(splits.test.pixels([0]))
+    torch.testing.assert_close(
+        again.scores_of_outputs(test), built[name].scores(splits.test), rtol=1e-6, atol=1e-7
+    )
+
+
+@pytest.mark.parametrize("name", DETECTORS)
+def test_nothing_else_changes_and_a_second_time_is_the_same(
+    name: str, model: nn.Module, built: dict[str, Detector], splits: DataSplits
+) -> None:
+    before = copy.deepcopy(model.state_dict())
+    states = torch.get_rng_state(), random.getstate(), str(np.random.get_state())  # noqa: NPY002
+    detector = build_detector(name, model).fit(splits.train)
+    scores = detector.scores(splits.test)
+    assert torch.equal(scores, built[name].scores(splits.test))
+    assert torch.equal(states[0], torch.get_rng_state())
+    assert states[1:] == (random.getstate(), str(np.random.get_state()))  # noqa: NPY002
+    assert model.training
+    for key, value in model.state_dict().items():
+        assert torch.equal(value, before[key])
+    assert all(p.grad is None and p.requires_grad for p in model.parameters())
+    assert torch.is_grad_enabled()
+
+
+@pytest.mark.parametrize(
+    ("name", "own"), [("ebo", energy), ("mls", max_logit), ("msp", max_softmax)]
+)
+def test_our_own_scores_agree(
+    name: str, own: object, built: dict[str, Detector], model: nn.Module, splits: DataSplits
+) -> None:
+    expected = own(logits_of(model, splits.test))  # type: ignore[operator]
+    found = built[name].scores(splits.test)
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-9)
+
+
+def test_odin_steps_in_raw_pixels_towards_the_predicted_class(
+    model: nn.Module, splits: DataSplits
+) -> None:
+    x = splits.test.pixels(slice(8)).double().requires_grad_()
+    twin = copy.deepcopy(model).double().eval()
+    logits = twin(x) / 1000
+    loss = F.cross_entropy(logits, logits.argmax(1), reduction="sum")
+    (slope,) = torch.autograd.grad(loss, x)
+    expected = -torch.softmax(twin(x - 0.01 * slope.sign()) / 1000, 1).amax(1)
+    found = build_detector("odin:eps=0.01", model)(x.detach())
+    torch.testing.assert_close(found, expected.detach(), rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("name", FITTED)
+def test_scores_before_fit_are_refused(name: str, model: nn.Module, splits: DataSplits) -> None:
+    detector = build_detector(name, model)
+    assert detector.requires_fit
+    for ask in (detector, detector.scores):
+        with pytest.raises(UsageError, match=r"expected fit\(\) before scores"):
+            ask(splits.test.pixels([0, 1]))
+
+
+@pytest.mark.parametrize("name", FITTED)
+def test_tensors_with_labels_fit_as_sets_do(
+    name: str, model: nn.Module, built: dict[str, Detector], splits: DataSplits
+) -> None:
+    detector = build_detector(name, model).fit(splits.train.pixels(), splits.train.labels)
+    scores = built[name].scores(splits.test)
+    torch.testing.assert_close(detector.scores(splits.test), scores, rtol=1e-9, atol=1e-9)
+    if name not in LABELLED:  # and ignores them
+        detector.fit(splits.train.pixels())
+        torch.testing.assert_close(detector.scores(splits.test), scores, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("name", LABELLED)
+@pytest.mark.parametrize(
+    ("change", "part"),
+    [
+        (lambda y: None, "expected labels of the training data, but got none"),
+        (lambda y: y[:-1], r"expected integer labels of shape \(\d+,\)"),
+        (lambda y: y.double(), "expected integer labels"),
+        (lambda y: y - 1, r"expected labels in 0 ... 9, but got -1 ... 8"),
+        (lambda y: y + 1, r"expected labels in 0 ... 9, but got 1 ... 10"),
+    ],
+)
+def test_labels_that_do_not_fit_are_refused(
+    name: str, change: object, part: str, model: nn.Module, splits: DataSplits
+) -> None:
+    labels = change(splits.train.labels)  # type: ignore[operator]
+    with pytest.raises(UsageError, match=part):
+        build_detector(name, model).fit(splits.train.pixels(), labels)
+
+
+def test_sets_that_stay_on_disk_give_the_same(
+    built: dict[str, Detector], splits: DataSplits
+) -> None:
+    test, rows = splits.test, np.arange(len(splits.test))
+    disk = ArrayImages("disk", "data", test.stored().numpy(), rows, test.image_shape, test.labels)
+    for name in ("msp", "knn", "odin"):
+        assert torch.equal(built[name].scores(disk), built[name].scores(test))
+
+
+def few(splits: DataSplits, count: int) -> tuple[Tensor, Tensor]:
+    labels = splits.train.labels
+    assert labels is not None
+    return splits.train.pixels(slice(count)), labels[:count]
+
+
+@pytest.mark.parametrize("name", FITTED)
+@pytest.mark.parametrize("count", [1, 3, 15])
+def test_a_handful_of_training_images_gives_finite_scores(
+    name: str, count: int, model: nn.Module, splits: DataSplits
+) -> None:
+    detector = build_detector(name, model).fit(*few(splits, count))
+    assert detector.scores(splits.test).isfinite().all()
+
+
+def test_options_reach_the_method(model: nn.Module, splits: DataSplits) -> None:
+    detector = build_detector("knn:k=3", model)
+    assert detector.options == {"k": 3}
+    detector = build_detector("gen:gamma=0.5,top=2", model, top=4)
+    assert detector.options == {"gamma": 0.5, "top": 4}
+    with pytest.raises(UsageError, match="expected k <= 3"):
+        build_detector("knn", model, k=4).fit(*few(splits, 3))
+    with pytest.raises(UsageError, match="expected no option, but got 'k'"):
+        build_detector("msp", model, k=3)
+    plain, other = (build_detector("ash", model, percentile=p) for p in (None, 0.3))
+    x = splits.test.pixels(slice(5))
+    assert not torch.equal(plain(x), other(x))
+    assert plain.options == {"percentile": 0.9}
+
+
+def test_outputs_without_features_and_odin_without_images_are_refused(
+    model: nn.Module, splits: DataSplits
+) -> None:
+    network = Penultimate(model)
+    outputs = network.outputs(splits.test.pixels([0]), features=False)
+    with pytest.raises(UsageError, match="detector ash: expected outputs with features"):
+        build_detector("ash", network).scores_of_outputs(outputs)
+    with pytest.raises(UsageError, match="detector odin: expected images"):
+        build_detector("odin", network).scores_of_outputs(outputs)
