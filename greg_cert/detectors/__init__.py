@@ -10,8 +10,9 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from greg_cert.detectors.catalogue import DETECTORS, DetectorInfo
     from greg_cert.detectors.detector import Detector, build_detector
-    from greg_cert.detectors.names import DETECTORS, DetectorInfo, parse_detector
+    from greg_cert.detectors.names import parse_detector
     from greg_cert.detectors.penultimate import Outputs, Penultimate
 
 __all__ = [
@@ -25,9 +26,9 @@ __all__ = [
 ]
 
 _HOME = {
-    "DETECTORS": "names",
+    "DETECTORS": "catalogue",
     "Detector": "detector",
-    "DetectorInfo": "names",
+    "DetectorInfo": "catalogue",
     "Outputs": "penultimate",
     "Penultimate": "penultimate",
     "build_detector": "detector",

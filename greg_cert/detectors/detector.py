@@ -9,11 +9,12 @@ import torch
 from torch import Tensor, nn
 
 from greg_cert.data import Images
+from greg_cert.detectors.catalogue import DETECTORS, Value
 from greg_cert.detectors.fitted import Fitted, Score
 from greg_cert.detectors.gaussians import mds, rmds
 from greg_cert.detectors.line import line
 from greg_cert.detectors.logit_methods import ebo, entropy, gen, klm, mls, msp, openmax
-from greg_cert.detectors.names import DETECTORS, Value, check_options, parse_detector
+from greg_cert.detectors.names import check_options, parse_detector
 from greg_cert.detectors.neighbours import knn, nnguide
 from greg_cert.detectors.penultimate import Outputs, Penultimate, batches
 from greg_cert.detectors.prototypes import fdbd, nci, she

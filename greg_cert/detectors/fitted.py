@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
-from greg_cert.detectors.names import Value
+from greg_cert.detectors.catalogue import Value
 
 Score = Callable[[Tensor], Tensor]
 

@@ -102,7 +102,7 @@ class Penultimate:
             return Outputs(self._of_id_classes(self._twin.head(z)).cpu(), z.cpu())
         calls, logits = self._linear_calls(x)
         for layer, z, out in reversed(calls):
-            if out is logits or (out.shape == logits.shape and torch.equal(out, logits)):
+            if out.shape == logits.shape and torch.equal(out, logits):
                 self._last = layer
                 return Outputs(self._of_id_classes(logits).cpu(), z.cpu())
         raise UnsupportedModelError(

@@ -106,6 +106,7 @@ def test_shaping_is_finite_without_a_positive_feature_and_in_four_dimensions(
     head = Head(normal(7, 3, 4), normal(8, 3))
     found = method(head, percentile=0.9).score(z)
     assert found.isfinite().all()
+    assert len(found[3:].unique()) > 40  # the largest feature is left
     torch.testing.assert_close(found[0], energy(head.bias[None])[0])
 
 
@@ -201,14 +202,17 @@ def test_mahalanobis_agrees_with_pytorch_ood_up_to_its_factor() -> None:
 
 
 def test_mahalanobis_ignores_constant_features_and_absent_classes() -> None:
+    turn = torch.linalg.qr(normal(9, D + 5, D + 5)).Q  # so that rounding fills the dead directions
+
     def padded(z: Tensor) -> Tensor:
-        return torch.cat([z, z.new_full((len(z), 3), 7.0), z.new_zeros(len(z), 2)], 1)
+        return torch.cat([z, z.new_full((len(z), 3), 7.0), z.new_zeros(len(z), 2)], 1) @ turn
 
     for method in (mds, rmds):
         expected = method(HEAD, TRAIN, LABELS).score(TEST)
-        torch.testing.assert_close(
-            method(HEAD, padded(TRAIN), LABELS).score(padded(TEST)), expected
-        )
+        turned = method(HEAD, padded(TRAIN), LABELS)
+        torch.testing.assert_close(turned.score(padded(TEST)), expected)
+        off = padded(TEST) + 3.0 * turn[-1]  # into a direction that training features never take
+        torch.testing.assert_close(turned.score(off), expected)
         renamed = torch.tensor([0, 3, 7, 9])[LABELS]
         torch.testing.assert_close(method(HEAD, TRAIN, renamed).score(TEST), expected)
         few = method(HEAD, TRAIN[:3], LABELS[:3]).score(TEST)  # every class has one sample

@@ -5,7 +5,8 @@ import sys
 
 import pytest
 
-from greg_cert.detectors.names import DETECTORS, check_options, parse_detector
+from greg_cert.detectors.catalogue import DETECTORS
+from greg_cert.detectors.names import check_options, parse_detector
 from greg_cert.errors import UsageError
 
 

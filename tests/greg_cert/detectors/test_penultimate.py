@@ -77,6 +77,7 @@ def test_our_own_classifiers_give_features_and_head() -> None:
         nn.Sequential(nn.Flatten(), nn.Linear(16, 3), nn.Softmax(1)),
         nn.Sequential(nn.Conv2d(1, 3, 4), nn.Flatten()),
         nn.Sequential(nn.Flatten(), nn.Linear(16, 3), nn.Linear(3, 3), nn.Tanh()),
+        nn.Sequential(nn.Flatten(), nn.Linear(16, 3), nn.LeakyReLU(0.5, inplace=True)),
     ],
 )
 def test_other_networks_are_refused_for_features_and_served_for_logits(model: nn.Module) -> None:
