@@ -29,12 +29,12 @@ from greg_cert.data import DataSplits, load_data
 from greg_cert.evaluation import evaluate_model
 from greg_cert.models import Classifier
 from greg_cert.records import RunFolder, environment
+from greg_cert.subjects import common_data
 from greg_cert.train import fit
 from greg_cert.verify import attack_radius, certify
 from greg_cert.verify.clever import CleverOptions, clever_estimate
 from greg_cert.verify.lirpa_compat import load_auto_lirpa
 from greg_cert.verify.lirpa_engine import _surroundings
-from greg_cert.verify.paired import common_data
 from greg_cert.verify.rebuild import RebuiltModule
 from greg_cert.verify.scorer import score_function
 from greg_cert.verify.selection import choose_samples

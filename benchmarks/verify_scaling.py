@@ -95,7 +95,7 @@ def problem(point: dict[str, Any]) -> tuple[nn.Module, Tensor, float]:
     """Model, inputs and threshold of a point."""
     if point.get("run"):
         from greg_cert.evaluation import evaluate_model
-        from greg_cert.verify.paired import common_data
+        from greg_cert.subjects import common_data
 
         run = RunFolder(Path(point["run"]))
         splits = common_data([run])
@@ -180,6 +180,7 @@ def plot(rows: list[dict[str, Any]], file: Path) -> None:
     """Two rows (time, memory) by two columns (batch, network)."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
     figure = Figure(figsize=(6.75, 5.2), layout="constrained")
     FigureCanvasAgg(figure)
@@ -207,6 +208,9 @@ def plot(rows: list[dict[str, Any]], file: Path) -> None:
     axes[1, 0].set_xticks(BATCHES, [str(b) for b in BATCHES])
     axes[1, 1].set_xlabel("ReLU neurons")
     for ax in axes.flat:
+        ax.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+        ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        ax.yaxis.set_minor_formatter(NullFormatter())
         ax.grid(True, which="major", alpha=0.3, linewidth=0.5)
         ax.tick_params(labelsize=8)
     axes[0, 0].legend(fontsize=7.5)

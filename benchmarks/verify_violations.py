@@ -28,9 +28,9 @@ from greg_cert.inference import logits_of
 from greg_cert.metrics import threshold_at_tpr
 from greg_cert.records import RunFolder
 from greg_cert.scores import energy
+from greg_cert.subjects import common_data
 from greg_cert.verify import certify
 from greg_cert.verify.attack import AttackPlan, attack_within, smallest_attack
-from greg_cert.verify.paired import common_data
 from greg_cert.verify.scorer import Margin, score_function
 
 METHODS = ("crown", "crown-ibp", "lipschitz")

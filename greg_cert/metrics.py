@@ -113,6 +113,36 @@ def accuracy(logits: Tensor, labels: Tensor) -> float:
     return float((logits.argmax(dim=1) == labels).double().mean())
 
 
+def calibration_error(confidence: ArrayLike, correct: ArrayLike, bins: int = 15) -> float:
+    """Expected calibration error: mean gap between confidence and accuracy over bins.
+
+    Σ_b (n_b / N)·|accuracy_b − mean confidence_b| over `bins` bins of equal width on (0, 1], closed
+    on the right.
+
+    Args:
+        confidence: (N,) the predicted class's probability, in [0, 1].
+        correct: (N,) whether the prediction is right.
+        bins: how many; 15 in the source.
+
+    Raises:
+        UsageError: for empty arrays, of different lengths, or values outside [0, 1].
+
+    Source: Guo et al., "On Calibration of Modern Neural Networks", ICML 2017, eq. 3.
+    """
+    values = _as_scores(confidence, "confidence")
+    right = np.asarray(correct, dtype=bool)
+    if right.shape != values.shape:
+        raise UsageError(f"expected correct of shape {values.shape}, but got {right.shape}")
+    if values.min() < 0 or values.max() > 1:
+        outside = values[(values < 0) | (values > 1)][0]
+        raise UsageError(f"expected confidence in [0, 1], but got {outside}")
+    if bins < 1:
+        raise UsageError(f"expected bins >= 1, but got {bins}")
+    place = np.clip(np.ceil(values * bins).astype(int) - 1, 0, bins - 1)
+    gaps = np.bincount(place, weights=right - values, minlength=bins)
+    return float(np.abs(gaps).sum() / values.size)
+
+
 def _as_scores(values: Any, name: str) -> FloatArray:
     if isinstance(values, Tensor):
         values = values.detach().cpu().double().numpy()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import platform
 import subprocess
@@ -19,7 +20,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from greg_cert.config import ExperimentConfig, dump_config, parse_config
-from greg_cert.data import DataSplits
+from greg_cert.data import DataSplits, load_data
 from greg_cert.errors import ConfigError, RunError
 from greg_cert.files import atomic_path, write_atomic
 from greg_cert.models import Classifier, build_model
@@ -36,6 +37,7 @@ _PACKAGES = (
     "faiss-gpu",
     "faiss-cpu",
     "lightning-fabric",
+    "pytorch-ood",
 )
 
 
@@ -106,6 +108,16 @@ class RunFolder:
         if not isinstance(found, dict) or not isinstance(found.get("data"), dict):
             raise RunError(f"run: expected a manifest.json with a 'data' entry in {self.path}")
         return found
+
+    @cached_property
+    def weights_digest(self) -> str:
+        """SHA-256 of the weights' file."""
+        with self.weights_file.open("rb") as stream:
+            return hashlib.file_digest(stream, "sha256").hexdigest()
+
+    def load_data(self) -> DataSplits:
+        """The data of the configuration, read anew."""
+        return load_data(self.config.data)
 
     def save_weights(self, model: nn.Module) -> None:
         """Write the weights, all of them or none.

@@ -13,9 +13,9 @@ from torch import Tensor, nn
 from greg_cert.config import VerifyConfig
 from greg_cert.data import Images, ImageSet
 from greg_cert.inference import logits_of
+from greg_cert.verify.asked import asked
 from greg_cert.verify.attack import AttackPlan, attack_within
 from greg_cert.verify.certify import certify
-from greg_cert.verify.clever import CleverOptions
 from greg_cert.verify.norms import vector_norm
 from greg_cert.verify.score_bounds import attacked_scores, score_bound
 from greg_cert.verify.scorer import (
@@ -25,7 +25,6 @@ from greg_cert.verify.scorer import (
     logit_function,
     score_function,
 )
-from greg_cert.verify.smoothing_state import SmoothingOptions
 
 PROVEN = ("radius_certified", "radius_lipschitz")
 """Columns that hold proven radii; the largest of them in each row is attacked."""
@@ -80,23 +79,10 @@ def certify_chunk(
         pixels,
         threshold,
         side=side,
-        norm=settings.norm_value,
-        max_radius=settings.max_radius,
-        method=settings.method,
-        engine=settings.engine,
         score=score,
         labels=known if settings.correct else None,
         indices=indices,
-        cuts=settings.cuts,
-        memory=settings.memory,
-        seed=settings.seed,
-        smoothing=SmoothingOptions(
-            sigma=settings.smoothing_sigma,
-            n=settings.smoothing_n,
-            alpha=settings.smoothing_alpha,
-            seed=settings.seed,
-        ),
-        clever=CleverOptions(seed=settings.seed),
+        **asked(settings),
     )
     frame = certificates.to_frame()
     logits = logits_of(model, ImageSet(images.name, pixels))

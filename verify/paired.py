@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from greg_cert.data import DataSplits, Images, load_data
-from greg_cert.errors import RunError
-from greg_cert.models import Classifier
-from greg_cert.records import RunFolder
+from torch import nn
+
+from greg_cert.data import DataSplits, Images
+from greg_cert.subjects import Subject, unique_names
 
 ID = "id"
 _OOD = "ood/"
@@ -43,8 +43,8 @@ class Candidate:
     """One run that is verified: what tables call it, its folder and its network."""
 
     name: str
-    folder: RunFolder
-    model: Classifier
+    folder: Subject
+    model: nn.Module
 
     @property
     def score(self) -> str:
@@ -54,10 +54,8 @@ class Candidate:
     @cached_property
     def identity(self) -> dict[str, Any]:
         """What its results depend on: SHA-256 of the weights, and the network they are for."""
-        with self.folder.weights_file.open("rb") as stream:
-            weights = hashlib.file_digest(stream, "sha256").hexdigest()
-        sizes = self.folder.manifest["model"]
-        return {"weights": weights, "model": {"name": self.folder.config.model.name, **sizes}}
+        network = {"name": self.folder.config.network, **self.folder.manifest["model"]}
+        return {"weights": self.folder.weights_digest, "model": network}
 
     @cached_property
     def digest(self) -> str:
@@ -65,7 +63,7 @@ class Candidate:
         return hashlib.sha256(json.dumps(self.identity, sort_keys=True).encode()).hexdigest()
 
 
-def candidates(runs: Sequence[RunFolder], baseline: RunFolder | None) -> list[Candidate]:
+def candidates(runs: Sequence[Subject], baseline: Subject | None) -> list[Candidate]:
     """The runs in the order of the tables, the baseline first, with their networks.
 
     Raises:
@@ -74,43 +72,5 @@ def candidates(runs: Sequence[RunFolder], baseline: RunFolder | None) -> list[Ca
     ordered = list(runs)
     if baseline is not None:
         ordered = [baseline, *(r for r in ordered if r.path.resolve() != baseline.path.resolve())]
-    names = _names(ordered)
+    names = unique_names(ordered)
     return [Candidate(n, r, r.load_model()) for n, r in zip(names, ordered, strict=True)]
-
-
-def common_data(runs: Sequence[RunFolder]) -> DataSplits:
-    """The data of all runs, which must be one and the same, and what they were trained beside.
-
-    Raises:
-        RunError: where a calibration, test or OOD set differs from the first run's, or from what it
-            was when the run was trained.
-    """
-    first = runs[0]
-    splits = load_data(first.config.data)
-    now = splits.fingerprints()
-    for run in runs:
-        then = run.manifest["data"]
-        for part in now:
-            if part in ("train", "aux"):
-                continue
-            if then.get(part) != now[part]:
-                why = (
-                    "has changed since training"
-                    if run is first
-                    else f"differs from that of {first.path}"
-                )
-                raise RunError(f"run: the {part} split of {run.path} {why}")
-    return splits
-
-
-def _names(runs: Sequence[RunFolder]) -> list[str]:
-    """Titles where they differ, else folder names, else paths."""
-    choices = (
-        [r.config.title for r in runs],
-        [r.path.resolve().name for r in runs],
-        [str(r.path) for r in runs],
-    )
-    for names in choices:
-        if len(set(names)) == len(names):
-            return names
-    raise RunError(f"runs: expected different runs, but got {choices[-1]}")

@@ -23,6 +23,7 @@ from greg_cert.verify.tables import RunTables, paired_rows, run_summary, run_tab
 
 CERTIFICATES, OOD_CERTIFICATES = "certificates.parquet", "ood_certificates.parquet"
 OOD_SCORES = "ood_scores.parquet"
+SCORES = "scores.parquet"
 
 
 @dataclass(frozen=True)
@@ -34,6 +35,7 @@ class VerifiedRun:
     summary: dict[str, Any]
     ood_frame: pd.DataFrame
     ood_scores: pd.DataFrame
+    scores: pd.DataFrame
 
 
 @dataclass(frozen=True)
@@ -75,7 +77,16 @@ def assemble(
         radii = job.settings.auc_radii if "ood" in job.settings.sides else ()
         table = run_tables(job.store, run, parts, harder.kind, radii)
         summary = run_summary(run, evaluation, table, job.wanted, seconds + table.seconds, radii)
-        done.append(VerifiedRun(run.name, table.id_rows, summary, table.ood_rows, table.ood_scores))
+        done.append(
+            VerifiedRun(
+                run.name,
+                table.id_rows,
+                summary,
+                table.ood_rows,
+                table.ood_scores,
+                clean_scores(run.name, evaluation),
+            )
+        )
         tables.append(table)
     attacks = sum(t.audited for t in tables)
     audit = {
@@ -94,6 +105,15 @@ def assemble(
         worst_of(tables),
         audit if asked or attacks else None,
     )
+
+
+def clean_scores(run: str, evaluation: Evaluation) -> pd.DataFrame:
+    """Unperturbed scores of one run: all samples of the test split (`test`) and of `ood/NAME`."""
+    parts = [
+        pd.DataFrame({"run": run, "part": part, "index": range(len(values)), "score": values})
+        for part, values in evaluation.scores.items()
+    ]
+    return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame()
 
 
 def summary_of(job: Job, done: Verification, baseline: str | None) -> dict[str, Any]:
@@ -141,6 +161,7 @@ def write_results(out: Path, done: Verification, summary: Mapping[str, Any]) -> 
         (CERTIFICATES, [run.frame for run in done.runs]),
         (OOD_CERTIFICATES, [run.ood_frame for run in done.runs]),
         (OOD_SCORES, [run.ood_scores for run in done.runs]),
+        (SCORES, [run.scores for run in done.runs]),
     ):
         path = out / name
         try:

@@ -13,11 +13,12 @@ from greg_cert.config import VerifyConfig, dump_config
 from greg_cert.data import DataSplits
 from greg_cert.errors import RunError, UsageError
 from greg_cert.evaluation import Evaluation, evaluate_model
-from greg_cert.records import RunFolder, environment, package_versions
+from greg_cert.records import environment, package_versions
+from greg_cert.subjects import Subject, common_data
 from greg_cert.verify.chunk import Harder
 from greg_cert.verify.engine import resolve_engine
 from greg_cert.verify.job import Job, Progress
-from greg_cert.verify.paired import ID, Candidate, candidates, common_data, part_of
+from greg_cert.verify.paired import ID, Candidate, candidates, part_of
 from greg_cert.verify.ranks import joined_ranks
 from greg_cert.verify.results import Verification, assemble, summary_of, write_results
 from greg_cert.verify.selection import Selection, choose_samples, select_samples
@@ -30,11 +31,11 @@ _PACKAGES = ("greg-cert", "torch", "auto-LiRPA")
 
 
 def verify_runs(
-    runs: Sequence[RunFolder],
+    runs: Sequence[Subject],
     settings: VerifyConfig,
     out: Path,
     *,
-    baseline: RunFolder | None = None,
+    baseline: Subject | None = None,
     command: str | None = None,
     progress: Progress | None = None,
     selection: Selection | None = None,
@@ -52,7 +53,7 @@ def verify_runs(
     Under `torchrun` the processes share the samples, and the first one writes the files.
 
     Args:
-        runs: complete run folders, all of the same data.
+        runs: complete run folders, or models from elsewhere, all of the same data.
         settings: threshold, norm, samples, method.
         out: folder to write to; made if it is missing.
         baseline: the one of `runs`, or another, that the others are compared with; it comes first.

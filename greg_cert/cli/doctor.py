@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -15,7 +16,11 @@ def register(app: typer.Typer) -> None:
     app.command("doctor")(doctor)
 
 
-def doctor(run: Annotated[Path, typer.Argument(help="Run folder.")]) -> None:
+def doctor(
+    run: Annotated[Path, typer.Argument(help="Run folder, or YAML file of a model.")],
+    json: screen.Json = False,
+    quiet: screen.Quiet = False,
+) -> None:
     """Show how a run's model looks to the verifier, layer by layer, before hours are spent.
 
     Says which engine takes each layer, which method runs on which engine, and about what a sample
@@ -23,16 +28,18 @@ def doctor(run: Annotated[Path, typer.Argument(help="Run folder.")]) -> None:
 
     Example: greg-cert doctor runs/greg+
     """
+    screen.speak(json=json, quiet=quiet)
     from greg_cert.errors import UnsupportedModelError
-    from greg_cert.records import RunFolder
+    from greg_cert.subjects import open_subject
     from greg_cert.verify.diagnose import diagnose
 
-    folder = RunFolder(run)
+    folder = open_subject(run)
     model = folder.load_model()
     sizes = folder.manifest["model"]
     found = diagnose(model, (sizes["in_channels"], sizes["image_size"], sizes["image_size"]))
+    screen.record({"schema": 1, "run": run, **asdict(found)})
     if found.layers:
-        screen.out(_layers(found, f"{folder.config.title}: {folder.config.model.name}"))
+        screen.out(_layers(found, f"{folder.config.title}: {folder.config.network}"))
     for name, state in found.engines.items():
         screen.plain(f"engine {name}: {state}")
     for name, by in found.methods.items():

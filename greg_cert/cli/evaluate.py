@@ -3,11 +3,20 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from greg_cert.cli import screen
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from rich.table import Table
+
+    from greg_cert.evaluation.seeds import Evaluated, SeedMean
+
+_MOST_SETS = 4  # tables of single runs that a terminal is given
 
 
 def register(app: typer.Typer) -> None:
@@ -16,43 +25,172 @@ def register(app: typer.Typer) -> None:
 
 
 def evaluate(
-    runs: Annotated[list[Path], typer.Argument(help="Run folders to evaluate.")],
+    runs: Annotated[
+        list[Path],
+        typer.Argument(help="Run folders, or YAML files of models from elsewhere."),
+    ],
+    detector: Annotated[
+        str | None,
+        typer.Option(
+            help="Post-hoc detectors, such as energy,ash,knn:k=20 (';' between those with several "
+            "options), or all; by default the score a run was trained for. --list-detectors.",
+        ),
+    ] = None,
     tpr: Annotated[float, typer.Option(help="Share of the calibration split to accept.")] = 0.95,
+    out: Annotated[
+        Path | None,
+        typer.Option(help="Folder for tables: CSV in OpenOOD's columns, Markdown, LaTeX, JSON."),
+    ] = None,
+    save: Annotated[
+        bool, typer.Option(help="Keep scores in RUN/scores, and read what is there.")
+    ] = True,
+    list_detectors: Annotated[
+        bool,
+        typer.Option("--list-detectors", is_eager=True, callback=lambda v: _listed(v)),
+    ] = False,
+    json: screen.Json = False,
+    quiet: screen.Quiet = False,
 ) -> None:
-    """Accuracy and detection metrics of trained runs on every OOD test set.
+    """Accuracy, calibration and detection metrics of models on every OOD test set.
 
-    FPR95 is the share of OOD samples accepted where 95 % of ID samples are; the last column is
-    OpenOOD's direction, ID samples rejected where 95 % of OOD samples are.
+    FPR95 (ID recall) is the share of OOD samples accepted where 95 % of ID samples are, as in the
+    paper; FPR95 (OOD recall) is OpenOOD's direction, ID samples rejected where 95 % of OOD samples
+    are. Runs that differ in their seed alone are summed up as mean ± standard deviation.
 
     Example: greg-cert evaluate runs/energy runs/greg+
+
+    Example: greg-cert evaluate runs/greg+ --detector energy,ash,knn --out results
     """
+    screen.speak(json=json, quiet=quiet)
+    from greg_cert.detectors import DETECTORS, parse_detector
+    from greg_cert.evaluation.evaluator import Evaluator
+    from greg_cert.evaluation.seeds import evaluated, over_seeds
+    from greg_cert.evaluation.write import record_of, write_evaluation
+    from greg_cert.scores import SCORES
+    from greg_cert.subjects import common_data, open_subject, unique_names
+
+    subjects = [open_subject(path) for path in runs]
+    chosen = specs(detector, list(DETECTORS))
+    for spec in chosen:
+        if spec is not None and spec not in SCORES:
+            parse_detector(spec)  # before the data are read
+    rows: list[Evaluated] = []
+    data: dict[Any, Any] = {}
+    for name, subject in zip(unique_names(subjects), subjects, strict=True):
+        key = subject.config.data  # a frozen record
+        first, splits = data.get(key, (subject, None))
+        splits = common_data([first, subject], splits) if splits else common_data([subject])
+        data[key] = (first, splits)
+        with screen.bar(f"evaluate {name}") as tell:
+            evaluator = Evaluator(subject, splits, tpr=tpr, save=save, observer=tell)
+            rows += [evaluated(evaluator, subject, name, spec) for spec in chosen]
+    means = over_seeds(rows)
+    record = record_of(rows, means, command=screen.command_line())
+    screen.record(record)
+    screen.out(summary(rows, means))
+    if len(rows) <= _MOST_SETS:
+        for row in rows:
+            if row.detection.sets:
+                screen.out(by_set(row))
+    elif out is None:
+        screen.plain("figures of each OOD set: --out FOLDER, or --json")
+    if out is not None:
+        for path in write_evaluation(out, rows, means, record):
+            screen.plain(str(path))
+
+
+def specs(text: str | None, known: Sequence[str]) -> list[str | None]:
+    """The detectors asked for, None for a run's own score.
+
+    Commas part detectors; one before `name=` belongs to the options of the detector before it.
+    """
+    if text is None:
+        return [None]
+    found: list[str] = []
+    for part in text.split(","):
+        if part.strip() == "all":
+            found += [name for name in known if name not in found]
+        elif found and "=" in part and ":" not in part:
+            found[-1] += "," + part.strip()
+        elif part.strip():
+            found.append(part.strip())
+    return list(dict.fromkeys(found)) or [None]
+
+
+def summary(rows: Sequence[Evaluated], means: Sequence[SeedMean]) -> Table:
+    """A line for each run and detector, and for each mean over seeds; percent."""
     from rich.table import Table
 
-    from greg_cert.evaluation import evaluate_model
-    from greg_cert.records import RunFolder
-    from greg_cert.verify.paired import common_data
-
-    for path in runs:
-        run = RunFolder(path)
-        score = run.config.score
-        found = evaluate_model(run.load_model(), common_data([run]), score=score, tpr=tpr)
-        table = Table(
-            title=f"{run.config.title} ({score}): ID accuracy {found.id_accuracy:.4f}, "
-            f"threshold {found.threshold:.4f} (accepts {found.test_tpr:.1%} of the test split)"
+    numbers = [row.numbers() for row in rows]
+    columns = {
+        "id_accuracy": "ID acc.",
+        "calibration_error": "ECE",
+        "fpr95": "FPR95\n(ID rec.)",
+        "fpr95_ood_recall": "FPR95\n(OOD rec.)",
+        "auroc": "AUROC",
+        "near_auroc": "near\nAUROC",
+        "far_auroc": "far\nAUROC",
+        "aupr_in": "AUPR\nin",
+        "aupr_out": "AUPR\nout",
+    }
+    columns = {k: v for k, v in columns.items() if any(k in n for n in numbers)}
+    table = Table(
+        title="ID test split, and means over OOD test sets, in percent",
+        box=None,
+        pad_edge=False,
+        header_style="bold",
+    )
+    table.add_column("run", overflow="fold")
+    table.add_column("detector", overflow="fold")
+    for title in columns.values():
+        table.add_column(title, justify="right")
+    for row, found in zip(rows, numbers, strict=True):
+        cells = (f"{100 * found[k]:.2f}" if k in found else "" for k in columns)
+        table.add_row(row.run, row.detection.detector, *cells)
+    for mean in means:
+        cells = (
+            f"{100 * mean.mean[k]:.2f}\n±{100 * mean.std[k]:.2f}" if k in mean.mean else ""
+            for k in columns
         )
-        metrics = {
-            "fpr95": "FPR95 (ID recall)",
-            "auroc": "AUROC",
-            "aupr_in": "AUPR in",
-            "aupr_out": "AUPR out",
-            "fpr95_ood_recall": "FPR95 (OOD recall)",
-        }
-        table.add_column("OOD set")
-        for title in metrics.values():
-            table.add_column(title, justify="right")
-        for name, values in found.ood.items():
-            table.add_row(name, *(f"{values[m]:.4f}" for m in metrics))
-        if found.ood:
-            table.add_section()
-            table.add_row("mean", *(f"{found.mean(m):.4f}" for m in metrics))
-        screen.out(table)
+        table.add_row(f"{mean.title}, {len(mean.seeds)} runs", mean.detector, *cells)
+    return table
+
+
+def by_set(row: Evaluated) -> Table:
+    """A line for each OOD set of one run by one detector."""
+    from rich.table import Table
+
+    found = row.detection
+    table = Table(
+        title=f"{row.run} ({found.detector}): threshold {found.threshold:.4f} "
+        f"(accepts {found.test_tpr:.1%} of the test split)",
+        box=None,
+        pad_edge=False,
+        header_style="bold",
+    )
+    metrics = {
+        "fpr95": "FPR95\n(ID rec.)",
+        "auroc": "AUROC",
+        "aupr_in": "AUPR\nin",
+        "aupr_out": "AUPR\nout",
+        "fpr95_ood_recall": "FPR95\n(OOD rec.)",
+    }
+    table.add_column("OOD set", overflow="fold")
+    for title in metrics.values():
+        table.add_column(title, justify="right")
+    for name, values in found.table().iterrows():
+        table.add_row(str(name), *(f"{100 * values[m]:.2f}" for m in metrics))
+    return table
+
+
+def _listed(asked: bool) -> None:
+    """Print the detectors and stop, where that is asked for."""
+    if not asked:
+        return
+    from greg_cert.detectors import DETECTORS
+
+    for name, info in DETECTORS.items():
+        options = ", ".join(f"{k}={'auto' if v is None else v}" for k, v in info.defaults.items())
+        screen.plain(f"{name:10s} {info.title}{f' ({options})' if options else ''}")
+        screen.plain(f"{'':10s} {info.source}")
+    raise typer.Exit

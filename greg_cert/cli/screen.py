@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import math
 import shlex
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from datetime import timedelta
-from typing import TYPE_CHECKING
+from json import dumps
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
@@ -17,8 +22,42 @@ if TYPE_CHECKING:
     from greg_cert.verify.job import Tick
 
 
+Json = Annotated[
+    bool, typer.Option("--json", help="Print one JSON object, and no tables, on standard output.")
+]
+Quiet = Annotated[
+    bool, typer.Option("--quiet", "-q", help="Print errors alone; with --json, that object too.")
+]
+Set = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set",
+        metavar="KEY=VALUE",
+        help="A setting on top of the file, as train.epochs=5; may be repeated.",
+    ),
+]
+
+
+@dataclass
+class _Voice:
+    """What this process prints."""
+
+    json: bool = False
+    quiet: bool = False
+
+
+_voice = _Voice()
+
+
+def speak(*, json: bool = False, quiet: bool = False) -> None:
+    """Settle what the command prints: as its options `--json` and `--quiet` say."""
+    _voice.json, _voice.quiet = json, quiet
+
+
 def out(*parts: RenderableType) -> None:
     """Print results."""
+    if _voice.json or _voice.quiet:
+        return
     from rich.console import Console
 
     Console().print(*parts, soft_wrap=True)
@@ -26,12 +65,31 @@ def out(*parts: RenderableType) -> None:
 
 def plain(line: str) -> None:
     """Print one line as it is: no wrapping, no markup, so that paths can be copied."""
-    sys.stdout.write(line + "\n")
+    if not (_voice.json or _voice.quiet):
+        sys.stdout.write(line + "\n")
 
 
 def note(line: str) -> None:
     """Say on standard error what the user should know, in one line."""
-    sys.stderr.write(f"greg-cert: note: {' '.join(line.split())}\n")
+    if not _voice.quiet:
+        sys.stderr.write(f"greg-cert: note: {' '.join(line.split())}\n")
+
+
+def record(found: Mapping[str, Any]) -> None:
+    """Print the command's result as JSON, where that is asked for; what is not finite is null."""
+    if _voice.json:
+        sys.stdout.write(dumps(strict(found), indent=2, allow_nan=False) + "\n")
+
+
+def strict(value: Any) -> Any:
+    """The value as JSON can say it: paths as text, NaN and infinity as None."""
+    if isinstance(value, Mapping):
+        return {str(k): strict(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [strict(v) for v in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value if value is None or isinstance(value, (bool, int, float)) else str(value)
 
 
 def error_console() -> Console:
@@ -59,6 +117,7 @@ def _bar(*columns: str, time_left: bool = True) -> Iterator[Progress]:
         *(TextColumn(c) for c in columns),
         console=error_console(),
         refresh_per_second=5,
+        disable=_voice.quiet,
     ) as bar:
         yield bar
 
@@ -137,6 +196,19 @@ def pace(done: int, left: int, seconds: float) -> str:
     rate = done / seconds
     remaining = timedelta(seconds=round(left / rate))
     return f", {rate:.3g} samples/s" + (f", {remaining} left" if left else "")
+
+
+@contextmanager
+def bar(title: str) -> Iterator[Callable[[int, int, str], None]]:
+    """A live bar; call it with how much is done, of how much, and what comes next."""
+    with _bar("{task.fields[shown]}") as live:
+        task = live.add_task(title.replace("[", r"\["), total=None, shown="")
+
+        def tell(done: int, of: int, next_one: str) -> None:
+            shown = next_one.replace("[", r"\[")
+            live.update(task, completed=done, total=of, shown=shown)
+
+        yield tell
 
 
 @contextmanager

@@ -21,6 +21,9 @@ def train(
     config: Annotated[Path, typer.Argument(help="YAML file of the experiment.")],
     out: Annotated[Path | None, typer.Option(help="Run folder; runs/NAME by default.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with a stopped run.")] = False,
+    set_: screen.Set = None,
+    json: screen.Json = False,
+    quiet: screen.Quiet = False,
 ) -> None:
     """Train a model and leave a run folder.
 
@@ -28,12 +31,15 @@ def train(
     set to as many.
 
     Example: greg-cert train configs/digits_gregplus.yaml --out runs/greg+
+
+    Example: greg-cert train experiment.yaml --set seed=1 --set train.epochs=5 --out runs/seed1
     """
+    screen.speak(json=json, quiet=quiet)
     from greg_cert.config import load_config
     from greg_cert.data import load_data
     from greg_cert.train import fit
 
-    experiment = load_config(config)
+    experiment = load_config(config, set_ or ())
     folder = out or Path("runs") / experiment.title
     splits = load_data(experiment.data)
     # One of several processes of a launcher: the first one speaks for all.
@@ -51,3 +57,4 @@ def train(
         if loaded := run.manifest.get("init"):
             screen.plain(f"init: {loaded['summary']}")
         screen.plain(f"run: {run.path}")
+        screen.record({"schema": 1, "run": run.path, "manifest": run.manifest})

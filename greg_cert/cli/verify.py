@@ -18,7 +18,9 @@ def register(app: typer.Typer) -> None:
 
 
 def verify(
-    runs: Annotated[list[Path], typer.Argument(help="Run folders to verify.")],
+    runs: Annotated[
+        list[Path], typer.Argument(help="Run folders, or YAML files of models from elsewhere.")
+    ],
     baseline: Annotated[
         Path | None, typer.Option(help="Run folder to compare with, on the same samples.")
     ] = None,
@@ -84,6 +86,9 @@ def verify(
     restart: Annotated[
         bool, typer.Option("--restart", help="Drop earlier results in the folder.")
     ] = False,
+    set_: screen.Set = None,
+    json: screen.Json = False,
+    quiet: screen.Quiet = False,
 ) -> None:
     """Certify how far ID test samples stay accepted, and compare runs sample by sample.
 
@@ -92,9 +97,13 @@ def verify(
     --nproc-per-node 4 -m greg_cert verify RUN.
 
     Example: greg-cert verify runs/greg+ --baseline runs/energy --samples 300
+
+    Example: greg-cert verify my_model.yaml --method crown,branch --samples 50 --side both
     """
+    screen.speak(json=json, quiet=quiet)
+    from greg_cert.cli.settings import verify_settings
     from greg_cert.errors import UsageError
-    from greg_cert.records import RunFolder
+    from greg_cert.subjects import open_subject
     from greg_cert.verify.selection import Selection, parse_numbers, parse_seconds
 
     if samples is not None and indices is not None:
@@ -105,9 +114,9 @@ def verify(
         limit,
     )
     seconds = None if time_budget is None else parse_seconds("--time-budget", time_budget)
-    folders = [RunFolder(path) for path in runs]
-    settings = _settings(
-        folders[0],
+    subjects = [open_subject(path) for path in runs]
+    settings = verify_settings(
+        with_overrides(subjects[0].config.verify, set_ or []),
         samples=samples,
         norm=norm,
         max_radius=max_radius,
@@ -125,16 +134,28 @@ def verify(
         smoothing_sigma=sigma,
         smoothing_n=smoothing_n,
     )
+    folder = runs[0] if runs[0].is_dir() else runs[0].with_suffix("")
     verify_and_report(
-        folders,
+        subjects,
         settings,
-        out or runs[0] / ("verify" if settings.norm == "2" else "verify-linf"),
-        baseline=None if baseline is None else RunFolder(baseline),
+        out or folder / ("verify" if settings.norm == "2" else "verify-linf"),
+        baseline=None if baseline is None else open_subject(baseline),
         selection=selection,
         time_budget=seconds,
         audit=audit,
         restart=restart,
     )
+
+
+def with_overrides(configured: Any, overrides: list[str]) -> Any:
+    """The verification settings with `verify.KEY=VALUE` (or `KEY=VALUE`) on top."""
+    if not overrides:
+        return configured
+    from greg_cert.config import VerifyConfig, parse_verify
+    from greg_cert.config.overrides import apply_overrides
+
+    plain = [text.removeprefix("verify.") for text in overrides]
+    return parse_verify(apply_overrides(configured.model_dump(), plain, VerifyConfig))
 
 
 def verify_and_report(
@@ -162,6 +183,19 @@ def verify_and_report(
         )
     if not first:
         return
+    screen.record(
+        {
+            "schema": 1,
+            "complete": done.complete,
+            "samples": done.samples,
+            "wanted": done.wanted,
+            "violations": done.violations,
+            "audit": done.audit,
+            "out": out,
+            "files": list(done.files),
+            "runs": {run.name: run.summary for run in done.runs},
+        }
+    )
     report = None
     if out / CERTIFICATES in done.files:
         report = write_report(out)
@@ -225,26 +259,3 @@ def _ood_table(done: Any) -> Any:
                 str(values["violations"]),
             )
     return table
-
-
-def _settings(run: Any, **given: Any) -> Any:
-    """The run's own settings with what the user gave on top, validated again."""
-    from pydantic import ValidationError
-
-    from greg_cert.config import VerifyConfig
-    from greg_cert.errors import UsageError
-
-    values = run.config.verify.model_dump()
-    values.update({k: v for k, v in given.items() if v is not None})
-    for name in ("samples", "ood_samples"):
-        if given[name] == 0:
-            values[name] = None
-    try:
-        return VerifyConfig.model_validate(values)
-    except ValidationError as error:
-        problem = error.errors()[0]
-        message = problem["msg"].removeprefix("Value error, ")
-        if not problem["loc"]:  # about several fields; the message names them
-            raise UsageError(message) from error
-        option = "--" + str(problem["loc"][0]).replace("_", "-")
-        raise UsageError(f"{option}: {message}, but got {problem['input']!r}") from error

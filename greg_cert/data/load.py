@@ -132,7 +132,7 @@ def _normalisation(
 ) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Mean and standard deviation of each channel: the configured ones, or those of `train`."""
     if config.mean is None or config.std is None:
-        return _moments(train, field=f"{field}.id")
+        return moments(train, field=f"{field}.id")
     if len(config.mean) != channels or len(config.std) != channels:
         name = "mean" if len(config.mean) != channels else "std"
         found = len(config.mean if name == "mean" else config.std)
@@ -140,7 +140,7 @@ def _normalisation(
     return config.mean, config.std
 
 
-def _moments(images: Images, *, field: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
+def moments(images: Images, *, field: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Mean and standard deviation of each channel over all pixels, in [0, 1] units.
 
     Of a set on disk, over those of 5,000 of its images, drawn with a fixed seed.

@@ -58,6 +58,8 @@ class _Source(BaseModel):
         name: What tables call the set; by default named after the source.
         limit: Keep at most this many images, a random subset drawn with `seed`.
         seed: Seed of everything random in the source.
+        group: Of an OOD test set: whether it counts as `near` or `far` OOD; by default as OpenOOD
+            groups it beside this ID set, where it does (`greg_cert.data.groups`).
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
@@ -66,6 +68,7 @@ class _Source(BaseModel):
     name: Annotated[str, Field(min_length=1)] | None = None
     limit: PositiveInt | None = None
     seed: NonNegativeInt = 0
+    group: Literal["near", "far"] | None = None
 
     @property
     def title(self) -> str:
@@ -309,6 +312,9 @@ class DataConfig(BaseModel):
         for name, values in (("mean", self.mean), ("std", self.std)):
             if values is not None and len(values) not in (1, 3):
                 raise ValueError(f"expected one {name} a channel, 1 or 3, but got {len(values)}")
+        for role, source in (("id", self.id), ("id_test", self.id_test), ("aux", self.aux)):
+            if source is not None and source.group is not None:
+                raise ValueError(f"expected group on OOD test sets alone, but {role} has one")
         twice = [name for name, n in Counter(s.title for s in self.ood).items() if n > 1]
         if twice:
             raise ValueError(

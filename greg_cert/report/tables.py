@@ -32,6 +32,7 @@ _TEX = {
     "\u2013": "--",
     "…": r"\dots{}",
     "≤": r"$\le$",
+    "±": r"$\pm$",
     "∞": r"$\infty$",
     "∇": r"$\nabla$",
     "\u03b1": r"$\alpha$",
@@ -41,6 +42,7 @@ _TEX = {
     "λ": r"$\lambda$",
     "\u03c3": r"$\sigma$",
 }
+BOOKTABS = "% Needs \\usepackage{booktabs}.\n"
 _LONG_NAME = 20
 _MANY_COLUMNS = 12
 _P_VALUE = re.compile(r"(?<=signed-rank )p (=|\\textless\{\}) (\d[\d.]*)(?:e([+-]\d+))?")
@@ -88,35 +90,38 @@ def markdown_table(
     """The tables in Markdown: notes, then caption, rows and remarks of each."""
     blocks = [f"> {escape_markdown(note)}" for note in _before(results)]
     for number, sheet in enumerate(all_sheets(results, rows, comparisons)):
-        heading = title if number == 0 else sheet.title
-        names = " | ".join(one_line(stub).capitalize() for stub in sheet.stubs)
-        names = names.replace("Ood", "OOD")
-        lines = [
-            f"| {names} | " + " | ".join(head.heading for head in sheet.heads) + " |",
-            "|" + " :-- |" * len(sheet.stubs) + " --: |" * len(sheet.heads),
-        ]
-        for line in sheet.lines:
-            cells = [*(escape_markdown(name) for name in line.names), *line.cells]
-            lines.append("| " + " | ".join(cells) + " |")
-        blocks += [
-            f"**{escape_markdown(heading)}.** {escape_markdown(sheet.caption)}",
-            "\n".join(lines),
-        ]
-        if sheet.remarks:
-            blocks.append("\n".join(f"- {escape_markdown(remark)}" for remark in sheet.remarks))
+        blocks.append(markdown_sheet(sheet, title if number == 0 else sheet.title))
     return "\n\n".join(blocks) + "\n"
+
+
+def markdown_sheet(sheet: Sheet, heading: str) -> str:
+    """One table in Markdown: caption under a heading, rows, remarks."""
+    names = " | ".join(one_line(stub).capitalize() for stub in sheet.stubs)
+    names = names.replace("Ood", "OOD")
+    lines = [
+        f"| {names} | " + " | ".join(head.heading for head in sheet.heads) + " |",
+        "|" + " :-- |" * len(sheet.stubs) + " --: |" * len(sheet.heads),
+    ]
+    for line in sheet.lines:
+        cells = [*(escape_markdown(name) for name in line.names), *line.cells]
+        lines.append("| " + " | ".join(cells) + " |")
+    blocks = [f"**{escape_markdown(heading)}.** {escape_markdown(sheet.caption)}", "\n".join(lines)]
+    if sheet.remarks:
+        blocks.append("\n".join(f"- {escape_markdown(remark)}" for remark in sheet.remarks))
+    return "\n\n".join(blocks)
 
 
 def latex_table(results: Results, rows: list[Row], comparisons: list[Comparison]) -> str:
     """The tables as LaTeX floats that need no package but booktabs."""
     notes = " ".join(_before(results))
     first, *others = all_sheets(results, rows, comparisons)
-    floats = [_float(first, first.caption, notes)]
-    floats += [_float(sheet, f"{sheet.title}. {sheet.caption}", notes) for sheet in others]
-    return "% Needs \\usepackage{booktabs}.\n" + "\n".join(floats)
+    floats = [latex_sheet(first, first.caption, notes)]
+    floats += [latex_sheet(sheet, f"{sheet.title}. {sheet.caption}", notes) for sheet in others]
+    return BOOKTABS + "\n".join(floats)
 
 
-def _float(sheet: Sheet, caption: str, notes: str) -> str:
+def latex_sheet(sheet: Sheet, caption: str, notes: str = "") -> str:
+    """One table as a LaTeX float that needs booktabs alone."""
     groups = [(status, len(list(g))) for status, g in groupby(sheet.heads, lambda h: h.status)]
     stubs = len(sheet.stubs)
     heads, rules, at = [], [], stubs + 1

@@ -10,20 +10,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import yaml
-
-ROOT = Path(__file__).parents[2]
-
-
-def run(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-W", "error", "-m", "greg_cert", *arguments],
-        cwd=cwd,
-        capture_output=True,
-        text=True,
-        timeout=600,
-        check=False,
-        env={"PATH": "/usr/bin:/bin", "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
-    )
+from commands import run_command
 
 
 def tiny(name: str, method: str) -> dict[str, object]:
@@ -51,7 +38,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("work")
     for name, method in (("plain", "energy"), ("smooth", "greg+")):
         (folder / f"{name}.yaml").write_text(yaml.safe_dump(tiny(name, method)))
-        done = run("train", f"{name}.yaml", cwd=folder)
+        done = run_command("train", f"{name}.yaml", cwd=folder)
         assert done.returncode == 0, done.stderr
         assert done.stdout == f"run: runs/{name}\n"
     return folder
@@ -73,7 +60,9 @@ def test_help_imports_nothing_heavy(tmp_path: Path) -> None:
 
 
 def test_verify_compares_and_leaves_every_file(trained: Path) -> None:
-    done = run("verify", "runs/smooth", "--baseline", "runs/plain", "--out", "v", cwd=trained)
+    done = run_command(
+        "verify", "runs/smooth", "--baseline", "runs/plain", "--out", "v", cwd=trained
+    )
     assert done.returncode == 0, done.stderr
     summary = json.loads((trained / "v/summary.json").read_text())
     assert list(summary["runs"]) == ["plain", "smooth"]
@@ -87,13 +76,13 @@ def test_verify_compares_and_leaves_every_file(trained: Path) -> None:
     assert {"table.md", "table.tex", "report.html"} <= names
     for path in ("v/summary.json", "v/certificates.parquet", "v/report/report.html"):
         assert path in done.stdout
-    again = run("report", "v", "--out", "w", "--width", "6.75", cwd=trained)
+    again = run_command("report", "v", "--out", "w", "--width", "6.75", cwd=trained)
     assert again.returncode == 0, again.stderr
     assert (trained / "w/report.html").is_file()
 
 
 def test_options_override_the_configuration(trained: Path) -> None:
-    done = run(
+    done = run_command(
         *("verify", "runs/plain", "--samples", "5", "--norm", "inf", "--method", "lipschitz"),
         cwd=trained,
     )
@@ -106,10 +95,10 @@ def test_options_override_the_configuration(trained: Path) -> None:
 
 
 def test_evaluate_and_doctor_answer(trained: Path) -> None:
-    done = run("evaluate", "runs/plain", "runs/smooth", cwd=trained)
+    done = run_command("evaluate", "runs/plain", "runs/smooth", cwd=trained)
     assert done.returncode == 0, done.stderr
     assert "uniform" in done.stdout
-    done = run("doctor", "runs/smooth", cwd=trained)
+    done = run_command("doctor", "runs/smooth", cwd=trained)
     assert done.returncode == 0, done.stderr
     assert "body.2" in done.stdout
     assert "448 neurons" in done.stdout  # 16·4·4 + 32·2·2 + 64
@@ -132,7 +121,7 @@ def test_evaluate_and_doctor_answer(trained: Path) -> None:
 def test_what_the_user_can_mend_is_one_line_and_exit_2(
     trained: Path, arguments: list[str], said: list[str]
 ) -> None:
-    done = run(*arguments, cwd=trained)
+    done = run_command(*arguments, cwd=trained)
     assert done.returncode == 2, (done.stdout, done.stderr)
     lines = [line for line in done.stderr.splitlines() if line.strip()]
     assert len(lines) == 1, done.stderr
@@ -141,5 +130,5 @@ def test_what_the_user_can_mend_is_one_line_and_exit_2(
 
 
 def test_unknown_options_are_exit_2(tmp_path: Path) -> None:
-    assert run("verify", cwd=tmp_path).returncode == 2
-    assert run("train", "x.yaml", "--epochs", "3", cwd=tmp_path).returncode == 2
+    assert run_command("verify", cwd=tmp_path).returncode == 2
+    assert run_command("train", "x.yaml", "--epochs", "3", cwd=tmp_path).returncode == 2

@@ -219,7 +219,11 @@ def test_one_side_alone_and_data_without_the_other(
 ) -> None:
     settings = SETTINGS.model_copy(update={"side": "ood", "ood_samples": 2})
     done = verify_runs(pair[:1], settings, tmp_path)
-    assert [p.name for p in done.files] == ["summary.json", "ood_certificates.parquet"]
+    assert [p.name for p in done.files] == [
+        "summary.json",
+        "ood_certificates.parquet",
+        "scores.parquet",
+    ]
     assert summary(tmp_path)["side"] == "ood"
     assert done.samples == 4
     with pytest.raises(UsageError, match="--side: expected id or both beside"):

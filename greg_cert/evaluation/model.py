@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -24,6 +24,7 @@ class Evaluation:
         threshold: γ, from the calibration split alone.
         test_tpr: share of the ID test split that γ accepts.
         ood: for each OOD test set its metrics, by name.
+        scores: OOD scores of the test split (`test`) and of each OOD test set (`ood/NAME`).
     """
 
     id_accuracy: float
@@ -31,6 +32,7 @@ class Evaluation:
     threshold: float
     test_tpr: float
     ood: dict[str, dict[str, float]]
+    scores: dict[str, list[float]] = field(default_factory=dict, repr=False)
 
     def mean(self, metric: str) -> float | None:
         """Unweighted mean of a metric over the OOD test sets; None without any."""
@@ -60,13 +62,18 @@ def evaluate_model(
     logits = logits_of(model, splits.test, device=device)
     scores = score_fn(logits)
     assert splits.test.labels is not None
+    outliers = {
+        name: score_fn(logits_of(model, images, device=device))
+        for name, images in splits.ood.items()
+    }
     return Evaluation(
         id_accuracy=accuracy(logits[:, : splits.num_classes], splits.test.labels),
         tpr=tpr,
         threshold=gamma,
         test_tpr=float((scores <= gamma).double().mean()),
-        ood={
-            name: detection_metrics(scores, score_fn(logits_of(model, images, device=device)))
-            for name, images in splits.ood.items()
+        ood={name: detection_metrics(scores, values) for name, values in outliers.items()},
+        scores={
+            "test": scores.tolist(),
+            **{f"ood/{name}": values.tolist() for name, values in outliers.items()},
         },
     )

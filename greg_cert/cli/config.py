@@ -1,0 +1,123 @@
+"""`greg-cert config show|check|schema`."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from greg_cert.cli import screen
+
+Model = Annotated[
+    bool, typer.Option("--model", help="Of the file that describes a model from elsewhere.")
+]
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands."""
+    group = typer.Typer(no_args_is_help=True, help="Show, check and explain experiment files.")
+    group.command("show")(show)
+    group.command("check")(check)
+    group.command("schema")(schema)
+    app.add_typer(group, name="config")
+
+
+def show(
+    config: Annotated[Path, typer.Argument(help="YAML file, or run folder.")],
+    set_: screen.Set = None,
+    json: screen.Json = False,
+    quiet: screen.Quiet = False,
+) -> None:
+    """Show a configuration with every default filled in and every path made absolute.
+
+    Example: greg-cert config show experiment.yaml --set train.epochs=5
+    """
+    screen.speak(json=json, quiet=quiet)
+    from greg_cert.config import dump_config, load_any
+
+    found = load_any(config / "config.yaml" if config.is_dir() else config, set_ or ())
+    screen.record(found.model_dump(mode="json"))
+    screen.plain(dump_config(found).rstrip())
+
+
+def check(
+    configs: Annotated[list[Path], typer.Argument(help="YAML files, or run folders.")],
+    data: Annotated[
+        bool, typer.Option("--data", help="Read the data too, and say what is there.")
+    ] = False,
+    json: screen.Json = False,
+    quiet: screen.Quiet = False,
+) -> None:
+    """Check files without running them: exit code 2 and a line for each that is wrong.
+
+    Example: greg-cert config check configs/*.yaml --data
+    """
+    screen.speak(json=json, quiet=quiet)
+    from greg_cert.config import load_any
+    from greg_cert.errors import GregCertError
+
+    records: list[dict[str, Any]] = []
+    for path in configs:
+        record: dict[str, Any] = {"file": path, "error": None}
+        try:
+            found = load_any(path / "config.yaml" if path.is_dir() else path)
+            record |= {"title": found.title, "network": found.network, "method": found.method}
+            words = f"{found.title}: {found.network}, {found.method}"
+            if data:
+                record["data"] = _sizes(found)
+                words += "; " + ", ".join(f"{k} {v}" for k, v in record["data"].items())
+            screen.plain(f"{path}: ok ({words})")
+        except GregCertError as error:
+            record["error"] = " ".join(str(error).split())
+            sys.stderr.write(f"greg-cert: error: {path}: {record['error']}\n")
+        records.append(record)
+    screen.record({"schema": 1, "files": records})
+    if any(record["error"] for record in records):
+        raise typer.Exit(2)
+
+
+def schema(
+    section: Annotated[
+        str | None, typer.Argument(help="One part alone, as train.stages or data.ood.")
+    ] = None,
+    model: Model = False,
+    json: screen.Json = False,
+    quiet: screen.Quiet = False,
+) -> None:
+    """List every key with type, default and meaning; with --json, a JSON Schema for editors.
+
+    Example: greg-cert config schema train.stages
+
+    Example: greg-cert config schema --json > greg-cert.schema.json
+    """
+    screen.speak(json=json, quiet=quiet)
+    import shutil
+    import textwrap
+
+    from greg_cert.config import ExperimentConfig, OwnModelConfig
+    from greg_cert.config.describe import json_schema, keys_of
+
+    kind = OwnModelConfig if model else ExperimentConfig
+    rows = keys_of(kind, section or "")
+    screen.record(json_schema(kind))
+    width = min(100, shutil.get_terminal_size().columns)
+    for row in rows:
+        told = row.default if row.default == "required" else f"default {row.default}"
+        default = f"  ({told})" if row.default else ""
+        screen.plain(f"{row.key}: {row.values}{default}")
+        for line in textwrap.wrap(row.meaning, width - 4):
+            screen.plain(f"    {line}")
+
+
+def _sizes(config: Any) -> dict[str, int]:
+    """How many images each role has."""
+    from greg_cert.data import load_data
+
+    splits = load_data(config.data)
+    found = {"train": splits.train, "calibration": splits.calibration, "test": splits.test}
+    if splits.aux is not None:
+        found["aux"] = splits.aux
+    found |= {f"ood/{name}": images for name, images in splits.ood.items()}
+    return {name: len(images) for name, images in found.items()}

@@ -1,0 +1,195 @@
+"""`greg-cert predict`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from greg_cert.cli import screen
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from greg_cert.evaluation.decision import Decision
+    from greg_cert.verify.judge import Verdict
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command."""
+    app.command("predict")(predict)
+
+
+def predict(
+    run: Annotated[Path, typer.Argument(help="Run folder, or YAML file of a model.")],
+    images: Annotated[list[Path], typer.Argument(help="Image files.")],
+    out: Annotated[
+        Path | None,
+        typer.Option(help="Folder for the attacked images: PNG, and .npy with the exact pixels."),
+    ] = None,
+    norm: Annotated[str | None, typer.Option(help="Norm of radii: 2 or inf.")] = None,
+    max_radius: Annotated[float | None, typer.Option(help="Radii are capped here.")] = None,
+    method: Annotated[str | None, typer.Option(help="As of verify: crown, branch, ...")] = None,
+    tpr: Annotated[
+        float | None, typer.Option(help="Share of the calibration split to accept.")
+    ] = None,
+    json: screen.Json = False,
+    quiet: screen.Quiet = False,
+) -> None:
+    """Say of single images: class, score, accepted or not, and how far that provably holds.
+
+    The threshold accepts 95 % (--tpr) of the run's calibration split. An accepted image has a
+    certified radius inside which it stays accepted; a rejected one, inside which it stays rejected.
+    The nearest image found on which the decision is the other one bounds that radius from above.
+    Images are cropped to a square and resized as the run's data were.
+
+    Example: greg-cert predict runs/greg+ photo.png --out attacked
+    """
+    screen.speak(json=json, quiet=quiet)
+    import torch
+
+    from greg_cert.cli.settings import verify_settings
+    from greg_cert.evaluation.decision import decision_of
+    from greg_cert.subjects import open_subject
+    from greg_cert.verify.judge import judge
+
+    subject = open_subject(run)
+    settings = verify_settings(
+        subject.config.verify, norm=norm, max_radius=max_radius, method=method, tpr=tpr
+    )
+    sizes = subject.manifest["model"]
+    pixels = torch.cat(
+        [read_image(path, sizes["in_channels"], sizes["image_size"]) for path in images]
+    )
+    model = subject.load_model()
+    with screen.bar("predict") as tell:
+        tell(0, 2, "threshold from the calibration split")
+        decision = decision_of(subject, settings.tpr)
+        tell(1, 2, "certify and attack")
+        verdicts = judge(model, pixels, decision, settings)
+        tell(2, 2, "")
+    files: list[dict[str, Path]] = [{} for _ in images]
+    if out is not None:
+        files = [
+            {} if v.attacked is None else save_attacked(out, name, v.attacked)
+            for name, v in zip(unique_stems(images), verdicts, strict=True)
+        ]
+    records = [
+        _record(path, verdict, decision, saved)
+        for path, verdict, saved in zip(images, verdicts, files, strict=True)
+    ]
+    screen.record(
+        {
+            "schema": 1,
+            "run": str(run),
+            "norm": settings.norm,
+            "tpr": decision.tpr,
+            "score": decision.score,
+            "threshold": decision.threshold,
+            "method": settings.method,
+            "images": records,
+        }
+    )
+    for path, verdict, saved in zip(images, verdicts, files, strict=True):
+        for line in lines(path, verdict, decision, settings):
+            screen.plain(line)
+        for file in saved.values():
+            screen.plain(f"  saved: {file}")
+
+
+def read_image(path: Path, channels: int, size: int) -> Tensor:
+    """One image file as (1, C, H, W) float32 in [0, 1], of the size that the model takes."""
+    from greg_cert.data.decode import decode_image
+    from greg_cert.data.geometry import conform
+    from greg_cert.data.types import unit_range
+
+    stored = decode_image(path, field="IMAGE")[None]
+    return unit_range(conform(stored, channels=channels, size=size))
+
+
+def unique_stems(images: list[Path]) -> list[str]:
+    """A file name for each image; numbered where two have the same."""
+    stems = [path.stem for path in images]
+    return [s if stems.count(s) == 1 else f"{s}-{i + 1}" for i, s in enumerate(stems)]
+
+
+def save_attacked(out: Path, name: str, image: Tensor) -> dict[str, Path]:
+    """Write an image (C, H, W) as PNG (clipped to [0, 1], 8 bits) and as exact array."""
+    import io
+
+    import numpy as np
+    from PIL import Image
+
+    from greg_cert.errors import UsageError
+    from greg_cert.files import write_atomic
+
+    array = image.numpy()
+    shown = np.clip(np.rint(array * 255), 0, 255).astype(np.uint8).transpose(1, 2, 0)
+    png, exact = io.BytesIO(), io.BytesIO()
+    Image.fromarray(shown.squeeze(2) if shown.shape[2] == 1 else shown).save(png, "PNG")
+    np.save(exact, array, allow_pickle=False)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        return {
+            "png": write_atomic(out / f"{name}.attacked.png", png.getvalue()),
+            "npy": write_atomic(out / f"{name}.attacked.npy", exact.getvalue()),
+        }
+    except OSError as error:
+        raise UsageError(f"--out {out}: cannot be written ({error.strerror or error})") from error
+
+
+def lines(path: Path, v: Verdict, decision: Decision, settings: Any) -> list[str]:
+    """What is said of one image on the terminal."""
+    norm = "l2" if settings.norm == "2" else "linf"
+    word, sign = ("accepted", "<=") if v.accepted else ("rejected", ">")
+    held = f"stays {word} within {norm} radius"
+    proven = (
+        f"{held} {v.radius_certified:.4g} (proof)"
+        if v.radius_certified > 0
+        else f"{held}: nothing proven"
+    )
+    found = [
+        f"{path}: {word} as in-distribution"
+        if v.accepted
+        else f"{path}: {word}, out-of-distribution",
+        f"  class {decision.name_of(v.label)} (confidence {v.confidence:.4f}"
+        + ("" if v.accepted else "; means little, as the image was rejected")
+        + ")",
+        f"  score {v.score:.4f} {sign} threshold {v.threshold:.4f} "
+        f"({decision.score}, accepts {decision.tpr:.0%} of {decision.calibration_samples} "
+        "calibration images)",
+        f"  {proven}; slope at the image {v.gradient_norm:.4g} (estimate)",
+    ]
+    if v.attacked_label is None:
+        found.append(f"  no attack found within {settings.max_radius:g}")
+    else:
+        other = "rejected" if v.accepted else "accepted"
+        found.append(
+            f"  nearest attack found at {v.radius_attack:.4g} (upper bound): "
+            f"class {decision.name_of(v.attacked_label)}, score {v.attacked_score:.4f}, {other}"
+        )
+    return found
+
+
+def _record(path: Path, v: Verdict, decision: Decision, saved: dict[str, Path]) -> dict[str, Any]:
+    attacked = None
+    if v.attacked_label is not None:
+        attacked = {
+            "radius": v.radius_attack,
+            "class": v.attacked_label,
+            "class_name": decision.name_of(v.attacked_label),
+            "score": v.attacked_score,
+            "files": {kind: str(file) for kind, file in saved.items()},
+        }
+    return {
+        "image": str(path),
+        "accepted": v.accepted,
+        "class": v.label,
+        "class_name": decision.name_of(v.label),
+        "confidence": v.confidence,
+        "score": v.score,
+        "gradient_norm": v.gradient_norm,
+        "radius_certified": v.radius_certified,
+        "attack": attacked,
+    }

@@ -1,0 +1,193 @@
+"""What a configuration may hold: keys with values, defaults and meanings, and a JSON Schema.
+
+Meanings come from the "Attributes" of the records' docstrings, so that they are told once.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+import types
+import typing
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel
+from pydantic.fields import FieldInfo
+
+from greg_cert.errors import ConfigError
+
+_ENTRY = re.compile(r"^    (\w+): (.*)$")
+
+
+@dataclass(frozen=True)
+class Key:
+    """One key of a configuration.
+
+    Attributes:
+        key: where it stands, as `train.stages[].epochs`.
+        values: what it takes, in words.
+        default: as YAML has it; "required" where there is none.
+        meaning: what it does.
+    """
+
+    key: str
+    values: str
+    default: str
+    meaning: str
+
+
+def keys_of(record: type[BaseModel], section: str = "") -> list[Key]:
+    """Every key of a record and of the sections in it, in their order.
+
+    Args:
+        record: `ExperimentConfig` or another.
+        section: one part alone, as `train.stages`; all by default.
+
+    Raises:
+        ConfigError: where there is no such part.
+    """
+    found = _keys(record, "")
+    if not section:
+        return found
+    wanted = re.sub(r"\[\d*\]", "", section)
+    kept = [k for k in found if _under(k.key, wanted)]
+    if not kept:
+        names = list(dict.fromkeys(re.sub(r"\[\]", "", k.key) for k in found))
+        near = difflib.get_close_matches(wanted, names, n=1)
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        raise ConfigError(
+            f"section: expected a part of the configuration, but got {section!r}{hint}"
+        )
+    return kept
+
+
+def json_schema(record: type[BaseModel]) -> dict[str, Any]:
+    """The JSON Schema of a record, with the meanings of its keys as descriptions."""
+    schema = record.model_json_schema()
+    named = {kind.__name__: kind for kind in _sections(record)}
+    for name, part in {record.__name__: schema, **schema.get("$defs", {})}.items():
+        if name not in named:
+            continue
+        meanings = _meanings(named[name])
+        part["description"] = _first_line(named[name])
+        for field, told in part.get("properties", {}).items():
+            if field in meanings:
+                told["description"] = meanings[field]
+    return schema
+
+
+def _under(key: str, wanted: str) -> bool:
+    plain = key.replace("[]", "")
+    return plain == wanted or plain.startswith(wanted + ".")
+
+
+def _keys(record: type[BaseModel], before: str) -> list[Key]:
+    meanings = _meanings(record)
+    found = []
+    for name, field in record.model_fields.items():
+        key = f"{before}.{name}" if before else name
+        found.append(Key(key, _values(field.annotation), _default(field), meanings.get(name, "")))
+        inner: dict[str, Key] = {}
+        for kind, many in _inner(field.annotation):
+            for one in _keys(kind, key + ("[]" if many else "")):
+                known = inner.get(one.key)  # the kinds of a union share some keys
+                inner[one.key] = one if known is None else _joined(known, one)
+        found += inner.values()
+    return found
+
+
+def _joined(one: Key, other: Key) -> Key:
+    values = one.values if other.values in one.values else f"{one.values} | {other.values}"
+    default = one.default if one.default == other.default else f"{one.default} | {other.default}"
+    return Key(one.key, values, default, one.meaning or other.meaning)
+
+
+def _inner(annotation: Any, many: bool = False) -> list[tuple[type[BaseModel], bool]]:
+    """Sections in a type, and whether they stand in a list."""
+    origin = typing.get_origin(annotation)
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [(annotation, many)]
+    if origin is Annotated:
+        return _inner(typing.get_args(annotation)[0], many)
+    if origin in (typing.Union, types.UnionType):
+        return [pair for a in typing.get_args(annotation) for pair in _inner(a, many)]
+    if origin in (tuple, list):
+        return [pair for a in typing.get_args(annotation) for pair in _inner(a, True)]
+    return []
+
+
+def _sections(record: type[BaseModel]) -> list[type[BaseModel]]:
+    found = [record]
+    for field in record.model_fields.values():
+        for kind, _ in _inner(field.annotation):
+            found += _sections(kind)
+    return found
+
+
+def _values(annotation: Any) -> str:
+    """A type in words."""
+    origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
+    if origin is Annotated:
+        return _values(arguments[0])
+    if origin is Literal:
+        return " | ".join(map(str, arguments))
+    if origin in (typing.Union, types.UnionType):
+        return " | ".join(dict.fromkeys(_values(a) for a in arguments))
+    if origin in (tuple, list):
+        inner = dict.fromkeys(_values(a) for a in arguments if a is not Ellipsis)
+        return f"list of {' | '.join(inner)}"
+    if annotation is type(None):
+        return "null"
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return "section"
+    words = {"int": "integer", "float": "number", "str": "text", "bool": "true | false"}
+    name = getattr(annotation, "__name__", str(annotation))
+    return {
+        **words,
+        "Path": "path",
+        "PurePosixPath": "path",
+        "dict": "mapping",
+        "Any": "anything",
+    }.get(name, name)
+
+
+def _default(field: FieldInfo) -> str:
+    if field.is_required() or _tells_the_kind(field):
+        return "required"
+    value = field.get_default(call_default_factory=True)
+    if isinstance(value, BaseModel):
+        return ""
+    if value is None or isinstance(value, bool):
+        return {None: "null", True: "true", False: "false"}[value]
+    if isinstance(value, (tuple, list, dict)) and not value:
+        return "{}" if isinstance(value, dict) else "[]"
+    return str(value)
+
+
+def _tells_the_kind(field: FieldInfo) -> bool:
+    """Whether the field tells the members of a union apart, as `source`, and must be there."""
+    return len(typing.get_args(field.annotation)) == 1 and (
+        typing.get_origin(field.annotation) is Literal
+    )
+
+
+def _first_line(record: type[BaseModel]) -> str:
+    return (record.__doc__ or "").strip().split("\n", maxsplit=1)[0]
+
+
+def _meanings(record: type[BaseModel]) -> dict[str, str]:
+    """Field to meaning, from the docstrings of a record and of what it derives from."""
+    found: dict[str, str] = {}
+    for kind in reversed(record.__mro__):
+        if not (isinstance(kind, type) and issubclass(kind, BaseModel)):
+            continue
+        _, _, listed = (kind.__doc__ or "").partition("Attributes:\n")
+        name = ""
+        for line in re.sub(r"(?m)^    ", "", listed).splitlines():
+            if entry := _ENTRY.match(line):
+                name = entry[1]
+                found[name] = entry[2].strip()
+            elif name and line.strip():
+                found[name] += " " + line.strip()
+    return found

@@ -1,0 +1,170 @@
+"""An experiment as one typed, frozen record; unknown keys are refused."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, NonNegativeInt, PositiveInt, field_validator, model_validator
+
+from greg_cert.config.verification import VerifyConfig
+from greg_cert.data.schema import DataConfig
+from greg_cert.models.names import expected_model_name, is_model_name
+from greg_cert.section import Section
+from greg_cert.stages import Method, ScoreName, StageConfig
+
+
+class ModelConfig(Section):
+    """Which network of `greg_cert.models`; its sizes follow from the data.
+
+    Attributes:
+        name: Name in the registry, or `torchvision/NAME` of one of its classifiers.
+    """
+
+    name: str
+
+    @field_validator("name")
+    @classmethod
+    def _known(cls, name: str) -> str:
+        if not is_model_name(name):
+            raise ValueError(expected_model_name(name))
+        return name
+
+
+class InitConfig(Section):
+    """Weights to begin with: of a run, or of a file from elsewhere. Every key of it must fit.
+
+    Attributes:
+        weights: Run folder, or a `.safetensors`, `.pt` or `.pth` file; nothing in it is executed.
+        allow_missing: Names here (or patterns such as `head.*`) that may stay as initialised.
+        allow_unexpected: Names in the file, or patterns, that may be left out.
+        rename: Pairs of module paths, in the file and here, for names that are not known.
+        entry: Which of several sets of weights in the file.
+    """
+
+    weights: Path
+    allow_missing: tuple[str, ...] = ()
+    allow_unexpected: tuple[str, ...] = ()
+    rename: tuple[tuple[str, str], ...] = ()
+    entry: str | None = None
+
+
+class TrainConfig(Section):
+    """How a run is trained.
+
+    Attributes:
+        stages: In order; the last one names the run's method and score.
+        init: Weights to begin with; a bare path where nothing needs to be allowed.
+        accelerator: Of Lightning Fabric: `auto`, `cpu`, `gpu`.
+        devices: Processes on each node, one a device; `auto` for all GPUs of the node.
+        nodes: Machines, each started by `torchrun` or `fabric run`.
+        precision: `32`, or `bf16` for convolutions and matrix products, with scores and the norms
+            of their gradients in float32.
+        channels_last: Whether images lie in memory with their channels last, which is faster on
+            most devices.
+        compile: Whether `torch.compile` compiles the model; a gradient penalty then needs
+            `estimator: finite-difference`.
+        sync_batchnorm: Whether BatchNorm takes its statistics over all processes (GPUs only).
+        log_every: Steps between two rows of `metrics.jsonl`.
+        checkpoint_every: Steps between two checkpoints, beside that at the end of each epoch.
+    """
+
+    stages: Annotated[tuple[StageConfig, ...], Field(min_length=1)]
+    init: InitConfig | None = None
+    accelerator: Literal["auto", "cpu", "gpu"] = "auto"
+    devices: PositiveInt | Literal["auto"] = 1
+    nodes: PositiveInt = 1
+    precision: Literal["32", "bf16"] = "32"
+    channels_last: bool = True
+    compile: bool = False
+    sync_batchnorm: bool = False
+    log_every: PositiveInt = 10
+    checkpoint_every: PositiveInt | None = None
+
+    @field_validator("init", mode="before")
+    @classmethod
+    def _bare_path(cls, value: object) -> object:
+        return {"weights": value} if isinstance(value, (str, Path)) else value
+
+    @field_validator("precision", mode="before")
+    @classmethod
+    def _precision_as_text(cls, value: object) -> object:
+        """YAML reads a bare 32 as a number."""
+        return str(value) if isinstance(value, int) else value
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        for i, stage in enumerate(self.stages):
+            exact = stage.gradient and stage.estimator == "double-backward"
+            if self.compile and exact:
+                raise ValueError(
+                    f"expected stages[{i}].estimator finite-difference beside compile, "
+                    "but got double-backward, which torch.compile cannot differentiate"
+                )
+            if self.precision == "bf16" and stage.gradient and not exact:
+                raise ValueError(
+                    f"expected stages[{i}].estimator double-backward beside precision bf16, "
+                    "but got finite-difference, which drowns in its rounding"
+                )
+            if self.sync_batchnorm and exact:
+                raise ValueError(
+                    f"expected stages[{i}].estimator finite-difference beside sync_batchnorm, "
+                    "but got double-backward, which it has no second derivative for"
+                )
+        losses = {s.outlier_loss for s in self.stages} - {"none"}
+        if "absent_class" in losses and len(losses) > 1:
+            raise ValueError(
+                "expected outlier_loss absent_class in all stages with outliers or in none, "
+                f"but got {', '.join(sorted(losses))}"
+            )
+        if "absent_class" in losses and self.stages[-1].score != "absent_class":
+            raise ValueError(
+                "expected the last stage to have the score absent_class, as the model has that "
+                f"output, but got {self.stages[-1].score}"
+            )
+        return self
+
+    @property
+    def absent_class(self) -> bool:
+        """Whether the model has one more output than there are ID classes."""
+        return any(s.outlier_loss == "absent_class" for s in self.stages)
+
+
+class ExperimentConfig(Section):
+    """Everything that makes a run.
+
+    Attributes:
+        name: What tables call the run; by default its method.
+        seed: Of weights, batches and clusters.
+        data: Sources and splits.
+        model: Network.
+        train: Stages of training.
+        verify: Defaults of `greg-cert verify`.
+    """
+
+    name: Annotated[str, Field(min_length=1)] | None = None
+    seed: NonNegativeInt = 0
+    data: DataConfig
+    model: ModelConfig
+    train: TrainConfig
+    verify: VerifyConfig = VerifyConfig()
+
+    @property
+    def network(self) -> str:
+        """What tables call the network."""
+        return self.model.name
+
+    @property
+    def method(self) -> Method:
+        """Method of the last stage."""
+        return self.train.stages[-1].method
+
+    @property
+    def score(self) -> ScoreName:
+        """OOD score the run is evaluated by: that of the last stage."""
+        return self.train.stages[-1].score
+
+    @property
+    def title(self) -> str:
+        """`name` where given, otherwise the method."""
+        return self.name or self.method

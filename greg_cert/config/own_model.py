@@ -1,0 +1,93 @@
+"""A model that was trained elsewhere, described in a file of its own."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Annotated, Any, Self
+
+from pydantic import Field, NonNegativeInt, field_validator, model_validator
+
+from greg_cert.config.experiment import InitConfig
+from greg_cert.config.verification import VerifyConfig
+from greg_cert.data.schema import DataConfig
+from greg_cert.models.names import expected_model_name, is_model_name
+from greg_cert.section import Section
+from greg_cert.stages import ScoreName
+
+
+class OwnNetwork(Section):
+    """A network that was trained elsewhere.
+
+    Attributes:
+        factory: `package.module:function` or `package.module:Class` that makes it, called with
+            `arguments`. It is imported and run, so it must be code that you trust.
+        arguments: Keyword arguments of `factory`.
+        name: A network of ours instead of a factory, as in `model.name` of an experiment.
+        weights: Their file, or nothing where `factory` loads them itself.
+        normalize: Whether (x - mean)/std stands before the network, which otherwise takes raw
+            pixels in [0, 1]; networks of ours have it inside.
+    """
+
+    factory: Annotated[str, Field(pattern=r"^[A-Za-z_][\w.]*:[A-Za-z_][\w.]*$")] | None = None
+    arguments: dict[str, Any] = Field(default_factory=dict)
+    name: str | None = None
+    weights: InitConfig | None = None
+    normalize: bool = False
+
+    @field_validator("weights", mode="before")
+    @classmethod
+    def _bare_path(cls, value: object) -> object:
+        return {"weights": value} if isinstance(value, (str, Path)) else value
+
+    @field_validator("name")
+    @classmethod
+    def _known(cls, name: str | None) -> str | None:
+        if name is not None and not is_model_name(name):
+            raise ValueError(expected_model_name(name))
+        return name
+
+    @model_validator(mode="after")
+    def _one_origin(self) -> Self:
+        if (self.factory is None) == (self.name is None):
+            raise ValueError("expected factory or name, and not both")
+        if self.name is not None and self.weights is None:
+            raise ValueError("expected weights beside name")
+        if self.name is not None and (self.arguments or self.normalize):
+            raise ValueError("expected arguments and normalize beside factory alone")
+        return self
+
+
+class OwnModelConfig(Section):
+    """A model that was trained elsewhere, and the data that it is evaluated and verified on.
+
+    Attributes:
+        name: What tables call it; by default the factory's name.
+        seed: That it was trained with, where means over seeds are wanted.
+        data: As in an experiment. `id` sets the threshold, and is what detectors are fitted on.
+        model: The network.
+        score: OOD score it is evaluated by.
+        verify: Defaults of `greg-cert verify`.
+    """
+
+    name: Annotated[str, Field(min_length=1)] | None = None
+    seed: NonNegativeInt | None = None
+    data: DataConfig
+    model: OwnNetwork
+    score: ScoreName = "energy"
+    verify: VerifyConfig = VerifyConfig()
+
+    @property
+    def network(self) -> str:
+        """What tables call the network."""
+        return self.model.factory or self.model.name or ""
+
+    @property
+    def method(self) -> str:
+        """What tables call its training, of which nothing is known."""
+        return "own model"
+
+    @property
+    def title(self) -> str:
+        """`name` where given, otherwise the last part of the factory's or network's name."""
+        return self.name or re.split(r"[:./]", self.network)[-1]

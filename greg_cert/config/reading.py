@@ -1,0 +1,174 @@
+"""Configurations from YAML and back, with errors of one line."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Protocol, TypeVar, get_args
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from greg_cert.config.experiment import ExperimentConfig, InitConfig, ModelConfig, TrainConfig
+from greg_cert.config.overrides import apply_overrides
+from greg_cert.config.own_model import OwnModelConfig, OwnNetwork
+from greg_cert.config.verification import VerifyConfig
+from greg_cert.data.schema import DataConfig, Source
+from greg_cert.errors import ConfigError
+from greg_cert.section import Section
+from greg_cert.stages import StageConfig
+
+_Config = TypeVar("_Config", bound=Section)
+
+
+class _Dumps(Protocol):
+    def model_dump(self, *, mode: str) -> dict[str, Any]: ...
+
+
+def load_config(path: Path, overrides: Sequence[str] = ()) -> ExperimentConfig:
+    """The experiment in a YAML file; its relative paths start from the file's folder.
+
+    Args:
+        path: the file.
+        overrides: settings on top of it, as `train.epochs=5` (`greg_cert.overrides`).
+
+    Raises:
+        ConfigError: for a missing or unreadable file, an unknown key, or a value out of range; one
+            line that names the field, what was expected and what was found.
+    """
+    raw = apply_overrides(_read(path), overrides, ExperimentConfig)
+    return parse_config(raw, base=path.resolve().parent)
+
+
+def load_own_model(path: Path) -> OwnModelConfig:
+    """The description of a model trained elsewhere; paths and errors as of `load_config`."""
+    return _parse(OwnModelConfig, _read(path), path.resolve().parent)
+
+
+def load_any(path: Path, overrides: Sequence[str] = ()) -> ExperimentConfig | OwnModelConfig:
+    """An experiment, or the description of a model from elsewhere, whichever a file holds.
+
+    It is the latter where it has no `train`, but a `model` with `factory` or `weights`.
+    """
+    raw, base = _read(path), path.resolve().parent
+    model = raw.get("model")
+    own = (
+        "train" not in raw
+        and isinstance(model, dict)
+        and not model.keys().isdisjoint(("factory", "weights"))
+    )
+    if own:
+        return _parse(OwnModelConfig, apply_overrides(raw, overrides, OwnModelConfig), base)
+    return _parse(ExperimentConfig, apply_overrides(raw, overrides, ExperimentConfig), base)
+
+
+def _read(path: Path) -> dict[str, Any]:
+    """A YAML file's mapping."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"config: expected a readable file, but got {path}: {error}") from error
+    try:
+        raw = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        line = " ".join(str(error).split())
+        raise ConfigError(f"config: expected valid YAML in {path}, but got: {line}") from error
+    if not isinstance(raw, dict):
+        raise ConfigError(f"config: expected a mapping in {path}, but got {type(raw).__name__}")
+    return raw
+
+
+def parse_config(raw: dict[str, Any], base: Path | None = None) -> ExperimentConfig:
+    """A validated experiment; with `base`, relative paths are made absolute from there.
+
+    Raises:
+        ConfigError: as `load_config`.
+    """
+    return _parse(ExperimentConfig, raw, base)
+
+
+def parse_verify(raw: dict[str, Any]) -> VerifyConfig:
+    """Validated settings of a verification; errors as of `load_config`."""
+    return _parse(VerifyConfig, raw, None)
+
+
+def _parse(kind: type[_Config], raw: dict[str, Any], base: Path | None) -> _Config:
+    try:
+        config = kind.model_validate(raw)
+    except ValidationError as error:
+        raise ConfigError(_one_line(error)) from error
+    return config if base is None else kind.model_validate(_anchor(config, base))
+
+
+def dump_config(config: _Dumps) -> str:
+    """The resolved configuration as YAML; `parse_config` of it gives the same record."""
+    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+
+def _anchor(value: Any, base: Path) -> Any:
+    """A record as plain values, its relative paths joined to `base`."""
+    if isinstance(value, BaseModel):
+        return {name: _anchor(getattr(value, name), base) for name in type(value).model_fields}
+    if isinstance(value, (list, tuple)):
+        return [_anchor(v, base) for v in value]
+    if isinstance(value, Path):
+        return base / value.expanduser()
+    return value
+
+
+def _one_line(error: ValidationError) -> str:
+    """The first problem, as `field: expected …, but got …`."""
+    problem = error.errors()[0]
+    # The tag of a discriminated union stands in the location; the user wrote no such key.
+    loc = problem["loc"]
+    after_source = [i for i, p in enumerate(loc) if i and p in _TAGS and _holds_source(loc[i - 1])]
+    field = _field_name([p for i, p in enumerate(loc) if i not in after_source])
+    found = problem["input"]
+    message = problem["msg"].removeprefix("Value error, ")
+    more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
+    if problem["type"] == "extra_forbidden":
+        return f"{field}: unknown key{_hint(problem['loc'], error)}{more}"
+    if problem["type"] == "missing":
+        return f"{field}: required, but missing{more}"
+    shown = "" if isinstance(found, dict) else f", but got {found!r}"
+    return f"{field}: {message[0].lower()}{message[1:]}{shown}{more}"
+
+
+_SOURCES: tuple[type[BaseModel], ...] = get_args(get_args(Source)[0])
+_TAGS = frozenset(source.model_fields["source"].default for source in _SOURCES)
+
+
+def _holds_source(part: Any) -> bool:
+    return isinstance(part, int) or part in ("id", "id_test", "aux")
+
+
+def _field_name(location: list[Any]) -> str:
+    name = ""
+    for part in location:
+        if isinstance(part, int):
+            name += f"[{part}]"
+        elif part not in ("float", "literal['auto']"):  # members of a plain union
+            name += f".{part}" if name else str(part)
+    return name or "config"
+
+
+def _hint(location: tuple[Any, ...], error: ValidationError) -> str:
+    """The nearest known key of the same section, where there is one."""
+    import difflib
+
+    sections: list[type[BaseModel]] = [
+        ExperimentConfig,
+        OwnModelConfig,
+        OwnNetwork,
+        ModelConfig,
+        InitConfig,
+        StageConfig,
+        TrainConfig,
+        VerifyConfig,
+        DataConfig,
+        *_SOURCES,
+    ]
+    known = {name for section in sections for name in section.model_fields}
+    given = str(location[-1])  # known elsewhere, perhaps, but not here
+    near = difflib.get_close_matches(given, known - {given}, n=1)
+    return f"; did you mean {near[0]!r}?" if near else ""

@@ -1,0 +1,87 @@
+"""The threshold that decides one image, kept beside the run so that its data are read once."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from greg_cert.evaluation.evaluator import Evaluator
+from greg_cert.files import write_atomic
+from greg_cert.records import package_versions
+from greg_cert.subjects import Subject, common_data
+
+_FILE = "decision.json"
+
+
+@dataclass(frozen=True)
+class Decision:
+    """What accepts an image as in-distribution.
+
+    Attributes:
+        score: name of the OOD score, one of `greg_cert.scores.SCORES`.
+        tpr: share of the calibration split that is accepted.
+        threshold: γ; accepted iff the score is ≤ γ.
+        calibration_samples: how many set it.
+        num_classes: ID classes.
+        classes: their names, or None where the data have none.
+    """
+
+    score: str
+    tpr: float
+    threshold: float
+    calibration_samples: int
+    num_classes: int
+    classes: tuple[str, ...] | None
+
+    def name_of(self, label: int) -> str:
+        """A class by its name, or by its number."""
+        return str(label) if self.classes is None else self.classes[label]
+
+
+def decision_of(subject: Subject, tpr: float) -> Decision:
+    """γ of a run's own score, from its calibration split.
+
+    It is kept in the run folder, and read from there while weights, data and versions are the same.
+
+    Raises:
+        RunError: where the data changed since training, or cannot be read.
+    """
+    path = subject.path / "scores" / _FILE if subject.path.is_dir() else None
+    manifest, versions = subject.manifest, package_versions()
+    identity = {
+        "schema": 1,
+        "weights": subject.weights_digest,
+        "model": manifest["model"],
+        "calibration": manifest["data"]["calibration"],
+        "score": subject.config.score,
+        "tpr": tpr,
+        "versions": {k: versions.get(k) for k in ("greg-cert", "torch")},
+    }
+    if path is not None:
+        try:
+            kept: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+            if kept["identity"] == identity:
+                found = dict(kept["decision"])
+                names = found.pop("classes")
+                return Decision(**found, classes=None if names is None else tuple(names))
+        except (OSError, ValueError, KeyError, TypeError):
+            pass  # missing or damaged: computed anew, and replaced
+    splits = common_data([subject])
+    evaluator = Evaluator(subject, splits, tpr=tpr)
+    decision = Decision(
+        score=subject.config.score,
+        tpr=tpr,
+        threshold=evaluator.calibration_threshold(),
+        calibration_samples=len(splits.calibration),
+        num_classes=splits.num_classes,
+        classes=splits.train.classes,
+    )
+    if path is not None:
+        try:
+            path.parent.mkdir(exist_ok=True)
+            content = {"identity": identity, "decision": asdict(decision)}
+            write_atomic(path, json.dumps(content, indent=2) + "\n")
+        except OSError:
+            pass  # a run folder that cannot be written: computed anew each time
+    return decision

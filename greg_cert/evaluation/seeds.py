@@ -1,0 +1,126 @@
+"""Runs that differ in their seed alone, and means and deviations over them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from greg_cert.data.groups import Group
+from greg_cert.evaluation.evaluator import METRICS, Detection, Evaluator, Predictions
+from greg_cert.subjects import Subject
+
+_GROUPS: tuple[tuple[str, Group | None], ...] = (("", None), ("near_", "near"), ("far_", "far"))
+
+
+@dataclass(frozen=True)
+class Evaluated:
+    """One run by one detector.
+
+    Attributes:
+        run: what tables call the run.
+        seed: that it was trained with, where that is known.
+        family: what it shares with the runs of other seeds, and with no other run.
+        title: what tables call the family.
+        predictions: on the ID test split.
+        detection: the detector's scores and metrics.
+    """
+
+    run: str
+    seed: int | None
+    family: str
+    title: str
+    predictions: Predictions
+    detection: Detection
+
+    def numbers(self) -> dict[str, float]:
+        """Every figure by name: accuracy, calibration error, metrics by group, and by OOD set.
+
+        Means over all OOD sets go by the metric's name, those over a group by `near_` or `far_`
+        before it, and those of one set by `ood/NAME/` before it.
+        """
+        found: dict[str, float] = {
+            "id_accuracy": self.predictions.accuracy,
+            "calibration_error": self.predictions.calibration_error,
+        }
+        for prefix, group in _GROUPS:
+            for metric in METRICS:
+                if (value := self.detection.mean(metric, group)) is not None:
+                    found[prefix + metric] = value
+        for name, values in self.detection.sets.items():
+            found |= {f"ood/{name}/{metric}": values[metric] for metric in METRICS}
+        return found
+
+
+@dataclass(frozen=True)
+class SeedMean:
+    """Runs of several seeds by one detector.
+
+    Attributes:
+        title: what tables call them.
+        detector: its name.
+        seeds: in the runs' order.
+        mean: of each number (`Evaluated.numbers`) over the seeds.
+        std: its sample standard deviation (divisor n − 1).
+    """
+
+    title: str
+    detector: str
+    seeds: tuple[int | None, ...]
+    mean: Mapping[str, float]
+    std: Mapping[str, float]
+
+
+def evaluated(evaluator: Evaluator, subject: Subject, run: str, detector: str | None) -> Evaluated:
+    """The row of one run and one detector."""
+    return Evaluated(
+        run=run,
+        seed=_seed(subject),
+        family=family_of(subject),
+        title=subject.config.title,
+        predictions=evaluator.predictions,
+        detection=evaluator.detection(detector),
+    )
+
+
+def family_of(subject: Subject) -> str:
+    """A text that is the same for runs that differ in their seed, name and weights' file alone."""
+    told: dict[str, Any] = subject.config.model_dump(mode="json")
+    for key in ("name", "seed", "verify"):
+        told.pop(key, None)
+    for section in ("model", "train"):  # where a run or model from elsewhere begins
+        for key in ("weights", "init"):
+            (told.get(section) or {}).pop(key, None)
+    return json.dumps(told, sort_keys=True)
+
+
+def _seed(subject: Subject) -> int | None:
+    found = getattr(subject.config, "seed", None)
+    return None if found is None else int(found)
+
+
+def over_seeds(rows: Sequence[Evaluated]) -> list[SeedMean]:
+    """Mean and deviation of each family and detector that has two runs or more."""
+    groups: dict[tuple[str, str], list[Evaluated]] = {}
+    for row in rows:
+        groups.setdefault((row.family, row.detection.detector), []).append(row)
+    means = []
+    for (_, detector), members in groups.items():
+        if len(members) < 2:
+            continue
+        numbers = [row.numbers() for row in members]
+        values = {k: np.array([n[k] for n in numbers]) for k in numbers[0]}
+        titles = dict.fromkeys(row.title for row in members)
+        means.append(
+            SeedMean(
+                title=next(iter(titles)),
+                detector=detector,
+                seeds=tuple(row.seed for row in members),
+                mean={k: float(v.mean()) for k, v in values.items()},
+                std={k: float(v.std(ddof=1)) for k, v in values.items()},
+            )
+        )
+    return means

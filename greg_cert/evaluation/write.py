@@ -1,0 +1,115 @@
+"""The files of an evaluation: tables, and all numbers with what made them."""
+
+from __future__ import annotations
+
+import io
+import json
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from greg_cert.errors import UsageError
+from greg_cert.evaluation.leaderboard import openood_mean_table, openood_table, results_table
+from greg_cert.evaluation.seeds import Evaluated, SeedMean
+from greg_cert.evaluation.sheet import evaluation_sheet
+from greg_cert.files import write_atomic
+from greg_cert.records import environment
+from greg_cert.report.tables import BOOKTABS, latex_sheet, markdown_sheet
+
+
+def record_of(
+    rows: Sequence[Evaluated], means: Sequence[SeedMean], *, command: str | None = None
+) -> dict[str, Any]:
+    """All numbers as plain values; metrics are fractions of 1."""
+    return {
+        "schema": 1,
+        "runs": [
+            {
+                "run": row.run,
+                "seed": row.seed,
+                "detector": row.detection.detector,
+                "samples": len(row.predictions.label),
+                "tpr": row.detection.tpr,
+                "threshold": row.detection.threshold,
+                "test_tpr": row.detection.test_tpr,
+                "groups": dict(row.detection.groups),
+                **_nested(row.numbers()),
+            }
+            for row in rows
+        ],
+        "means": [
+            {
+                "title": mean.title,
+                "seeds": list(mean.seeds),
+                "detector": mean.detector,
+                "mean": _nested(mean.mean),
+                "std": _nested(mean.std),
+            }
+            for mean in means
+        ],
+        "provenance": {**environment("cpu"), "command": command},
+    }
+
+
+def _nested(numbers: Mapping[str, float]) -> dict[str, Any]:
+    """`ood/NAME/metric` as sections."""
+    found: dict[str, Any] = {"ood": {}}
+    for key, value in numbers.items():
+        if key.startswith("ood/"):
+            name, _, metric = key.removeprefix("ood/").rpartition("/")
+            found["ood"].setdefault(name, {})[metric] = value
+        else:
+            found[key] = value
+    return found
+
+
+def write_evaluation(
+    out: Path,
+    rows: Sequence[Evaluated],
+    means: Sequence[SeedMean],
+    record: Mapping[str, Any],
+) -> list[Path]:
+    """Write `evaluation.json`, `results.csv`, `table.md`, `table.tex` and a CSV for each row.
+
+    The CSVs in `openood/` have OpenOOD's rows and columns; those of several seeds hold mean ± std.
+
+    Raises:
+        UsageError: where `out` cannot be written.
+    """
+    sheet = evaluation_sheet(rows, means)
+    files: dict[str, str] = {
+        "evaluation.json": json.dumps(record, indent=2, allow_nan=False) + "\n",
+        "results.csv": _csv(results_table(rows).round(4).set_index("run")),
+        "table.md": markdown_sheet(sheet, sheet.title) + "\n",
+        "table.tex": BOOKTABS + latex_sheet(sheet, sheet.caption),
+    }
+    for row in rows:
+        name = _file_name(f"{row.run}-{row.detection.detector}")
+        table = openood_table(row).map("{:.2f}".format)
+        files[f"openood/{name}.csv"] = _csv(table.rename_axis("dataset"))
+    for mean in means:
+        like = next(
+            r.detection
+            for r in rows
+            if (r.title, r.detection.detector) == (mean.title, mean.detector)
+        )
+        name = _file_name(f"{mean.title}-{mean.detector}-mean")
+        files[f"openood/{name}.csv"] = _csv(openood_mean_table(mean, like).rename_axis("dataset"))
+    try:
+        (out / "openood").mkdir(parents=True, exist_ok=True)
+        return [write_atomic(out / name, text) for name, text in files.items()]
+    except OSError as error:
+        raise UsageError(f"out {out}: cannot be written ({error.strerror or error})") from error
+
+
+def _csv(frame: pd.DataFrame) -> str:
+    buffer = io.StringIO()
+    frame.to_csv(buffer, lineterminator="\n")
+    return buffer.getvalue()
+
+
+def _file_name(text: str) -> str:
+    return re.sub(r"[^\w.+=-]+", "_", text)

@@ -1,0 +1,299 @@
+"""Evaluating: figures against their definitions, scores kept on disk, runs over seeds, tables."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+import yaml
+from torch import nn
+
+from greg_cert.config import parse_config
+from greg_cert.data import DataSplits
+from greg_cert.data.groups import ood_groups
+from greg_cert.data.tensors import splits_from_tensors
+from greg_cert.errors import DataError, RunError, UsageError
+from greg_cert.evaluation import Evaluator, evaluate_model
+from greg_cert.evaluation.leaderboard import openood_table, results_table
+from greg_cert.evaluation.seeds import Evaluated, evaluated, family_of, over_seeds
+from greg_cert.evaluation.store import ScoreStore
+from greg_cert.evaluation.write import record_of, write_evaluation
+from greg_cert.metrics import calibration_error
+from greg_cert.records import RunFolder
+from greg_cert.subjects import open_subject
+
+
+class Fixed(nn.Module):
+    """Logits are the first K pixels times 10."""
+
+    def __init__(self, classes: int = 3) -> None:
+        super().__init__()
+        self.head = nn.Linear(16, classes, bias=False)
+        with torch.no_grad():
+            self.head.weight.copy_(10 * torch.eye(classes, 16))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        found: torch.Tensor = self.head(x.flatten(1))
+        return found
+
+
+def images(n: int, seed: int, scale: float = 1.0) -> torch.Tensor:
+    return scale * torch.rand(n, 1, 4, 4, generator=torch.Generator().manual_seed(seed))
+
+
+def made(near: bool = True) -> DataSplits:
+    labels = torch.arange(60) % 3
+    x = images(60, 1)
+    x[torch.arange(60), 0, 0, labels] = 1.0
+    names = {"close": images(20, 3), "off": images(30, 4, 0.2)}
+    if not near:
+        names = {"off": names["off"]}
+    return splits_from_tensors((x, labels), (x[:30], labels[:30]), names)
+
+
+def test_calibration_error_by_hand() -> None:
+    confidence = [0.95, 0.93, 0.55, 0.51, 1.0]
+    correct = [True, False, True, True, True]
+    # Bins of a fifteenth: {0.95, 1.0} (14), {0.93} (13), {0.55, 0.51}: 0.51 is in bin 7, 0.55 in 8.
+    expected = (abs(2 - 1.95) + 0.93 + (1 - 0.51) + (1 - 0.55)) / 5
+    assert calibration_error(confidence, correct) == pytest.approx(expected)
+    assert calibration_error([1.0, 1.0], [True, True]) == 0
+    assert calibration_error([0.5] * 4, [True, False] * 2, bins=1) == 0
+    for bad in ([1.1], [-0.1], [np.nan], []):
+        with pytest.raises(UsageError):
+            calibration_error(bad, [True] * len(bad))
+
+
+def test_figures_agree_with_their_definitions() -> None:
+    model, splits = Fixed(), made()
+    found = Evaluator(model, splits, groups={"close": "near", "off": "far"})
+    direct = evaluate_model(model, splits)
+    table = found.eval_ood()
+    assert list(table.index) == ["close", "off", "near OOD", "far OOD", "mean"]
+    for name in ("close", "off"):
+        assert table.loc[name].to_dict() == pytest.approx(direct.ood[name])
+    assert table.loc["mean", "auroc"] == pytest.approx(direct.mean("auroc"))
+    assert table.loc["near OOD"].equals(table.loc["close"])
+    assert found.threshold() == direct.threshold
+    confidence = model(splits.test.pixels().double().float()).softmax(1)
+    right = confidence.argmax(1) == splits.test.labels
+    assert found.eval_acc() == float(right.double().mean())
+    error = calibration_error(confidence.amax(1).detach().double().clamp(max=1), right)
+    assert found.predictions.calibration_error == pytest.approx(error, abs=1e-6)
+
+
+def test_own_scores_are_post_hoc_detectors_of_the_same_name() -> None:
+    found = Evaluator(Fixed(), made())
+    for ours, theirs in (("energy", "ebo"), ("max_logit", "mls"), ("max_softmax", "msp")):
+        one, other = found.detection(ours), found.detection(theirs)
+        np.testing.assert_allclose(one.scores["ood/off"], other.scores["ood/off"], atol=1e-9)
+
+
+def test_saved_scores_are_read_while_nothing_changed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    splits = made()
+    first = Evaluator(Fixed(), splits, scores=tmp_path)
+    tables = [first.eval_ood(), first.eval_ood("knn:k=3")]
+    accuracy = first.eval_acc()
+
+    def never(*_: Any, **__: Any) -> Any:
+        raise AssertionError("computed again")
+
+    with monkeypatch.context() as patched:
+        patched.setattr("greg_cert.evaluation.evaluator.logits_of", never)
+        patched.setattr("greg_cert.evaluation.evaluator.build_detector", never)
+        again = Evaluator(Fixed(), splits, scores=tmp_path)
+        assert again.eval_ood().equals(tables[0])
+        assert again.eval_ood("knn:k=3").equals(tables[1])
+        assert again.eval_acc() == accuracy
+        other = Fixed()
+        with torch.no_grad():
+            other.head.weight.mul_(2)
+        for changed in (
+            Evaluator(other, splits, scores=tmp_path),
+            Evaluator(Fixed(), made(near=False), scores=tmp_path),
+            Evaluator(Fixed(), splits, scores=tmp_path, save=False),
+        ):
+            with pytest.raises(AssertionError, match="computed again"):
+                changed.eval_ood()
+        with pytest.raises(AssertionError, match="computed again"):
+            again.eval_ood("knn:k=4")
+
+
+def test_a_damaged_file_of_scores_is_replaced(tmp_path: Path) -> None:
+    splits = made()
+    whole = Evaluator(Fixed(), splits, scores=tmp_path).eval_ood()
+    file = tmp_path / "energy.parquet"
+    good = file.read_bytes()
+    for damage in (good[: len(good) // 2], b"", b"PAR1 no"):
+        file.write_bytes(damage)
+        assert Evaluator(Fixed(), splits, scores=tmp_path).eval_ood().equals(whole)
+        assert file.read_bytes() == good
+
+
+def test_store_tells_apart_names_that_look_alike(tmp_path: Path) -> None:
+    store = ScoreStore(tmp_path)
+    names = ["knn", "knn:k=1", "knn_k_1", "knn:k 1", "../knn"]
+    for i, name in enumerate(names):
+        store.write(name, {"i": i}, {"test": {"score": np.array([float(i)])}})
+    assert len({store.path(n) for n in names}) == len(names)
+    for i, name in enumerate(names):
+        assert store.read(name, {"i": i})["test"]["score"].tolist() == [i]
+        assert store.path(name).parent == tmp_path
+        assert store.read(name, {"i": -1}) == {}
+
+
+def test_scores_that_are_not_finite_are_refused() -> None:
+    class Broken(Fixed):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return super().forward(x) / 0.0
+
+    with pytest.raises(RunError, match=r"finite scores of energy.*calibration"):
+        Evaluator(Broken(), made()).eval_ood()
+
+
+def config(**more: Any) -> Any:
+    return parse_config(
+        {
+            "data": {
+                "id": {
+                    "source": "torchvision",
+                    "dataset": "CIFAR10",
+                    "root": "d",
+                    "split": "train",
+                },
+                "ood": [
+                    {"source": "torchvision", "dataset": "CIFAR100", "root": "d", "split": "test"},
+                    {"source": "torchvision", "dataset": "SVHN", "root": "d", "split": "test"},
+                    {"source": "folder", "path": "x", "name": "Tiny-ImageNet"},
+                    {"source": "folder", "path": "y", "name": "mine"},
+                    {"source": "folder", "path": "z", "name": "places365", "group": "near"},
+                ],
+                **more,
+            },
+            "model": {"name": "mlp"},
+            "train": {"stages": [{"method": "ce", "epochs": 1, "lr": 0.1}]},
+        }
+    )
+
+
+def test_near_and_far_are_as_openood_has_them_unless_said() -> None:
+    assert ood_groups(config().data) == {
+        "cifar100": "near",
+        "svhn": "far",
+        "Tiny-ImageNet": "near",
+        "mine": None,
+        "places365": "near",
+    }
+    digits = config(id={"source": "digits"}).data
+    assert ood_groups(digits)["svhn"] is None
+
+
+def row(run: str, seed: int, scale: float, family: str = "f") -> Evaluated:
+    model = Fixed()
+    with torch.no_grad():
+        model.head.weight[:, :2] *= scale
+    found = Evaluator(model, made(), groups={"close": "near", "off": "far"})
+    return Evaluated(run, seed, family, "method", found.predictions, found.detection())
+
+
+def test_mean_and_deviation_over_seeds() -> None:
+    rows = [row("a", 0, 1.0), row("b", 1, 0.3), row("c", 2, 2.0), row("d", 0, 5.0, "other")]
+    (mean,) = over_seeds(rows)
+    assert mean.seeds == (0, 1, 2)
+    for key in ("id_accuracy", "auroc", "near_fpr95", "ood/off/aupr_out"):
+        values = [r.numbers()[key] for r in rows[:3]]
+        assert mean.mean[key] == pytest.approx(np.mean(values))
+        assert mean.std[key] == pytest.approx(np.std(values, ddof=1))
+
+
+def test_families_are_runs_that_differ_in_seed_and_name(tmp_path: Path) -> None:
+    def family(**more: Any) -> str:
+        raw = config().model_dump(mode="json") | more
+        folder = tmp_path / str(len(list(tmp_path.iterdir())))
+        folder.mkdir()
+        (folder / "config.yaml").write_text(yaml.safe_dump(raw))
+        return family_of(RunFolder(folder))
+
+    assert family() == family(seed=3) == family(name="x", seed=4)
+    assert family() != family(model={"name": "cnn_small"})
+
+
+def test_tables_have_openoods_rows_and_columns(tmp_path: Path) -> None:
+    rows = [row("a/b", 0, 1.0), row("c", 1, 0.3)]
+    table = openood_table(rows[0])
+    assert list(table.index) == ["close", "nearood", "off", "farood"]
+    assert list(table.columns) == ["FPR@95", "AUROC", "AUPR_IN", "AUPR_OUT", "ACC"]
+    numbers = rows[0].numbers()
+    assert table.loc["off", "FPR@95"] == round(100 * numbers["ood/off/fpr95_ood_recall"], 2)
+    long = results_table(rows)
+    assert len(long) == 8
+    assert set(long["group"].dropna()) == {"near", "far"}
+    means = over_seeds(rows)
+    record = record_of(rows, means, command="greg-cert evaluate")
+    files = write_evaluation(tmp_path / "out", rows, means, record)
+    names = {str(p.relative_to(tmp_path / "out")) for p in files}
+    assert {"evaluation.json", "results.csv", "table.md", "table.tex"} <= names
+    assert {"openood/a_b-energy.csv", "openood/method-energy-mean.csv"} <= names
+    again = pd.read_csv(tmp_path / "out/openood/a_b-energy.csv", index_col=0)
+    pd.testing.assert_frame_equal(again, table, check_names=False)
+    kept = json.loads((tmp_path / "out/evaluation.json").read_text())
+    assert kept["runs"][0]["ood"]["off"]["auroc"] == numbers["ood/off/auroc"]
+    assert kept["means"][0]["seeds"] == [0, 1]
+    assert " ± " in (tmp_path / "out/openood/method-energy-mean.csv").read_text()
+    tex = (tmp_path / "out/table.tex").read_text()
+    assert tex.count("{") == tex.count("}")
+    assert r"a/\hspace{0pt}b" in tex  # a long name may break there
+    assert r"$\pm$" in tex
+
+
+def test_rows_of_subjects(tmp_path: Path) -> None:
+    (tmp_path / "m.yaml").write_text(
+        yaml.safe_dump(
+            {
+                "name": "mine",
+                "seed": 7,
+                "data": {"id": {"source": "digits", "limit": 200}},
+                "model": {"factory": "torch.nn:Linear", "arguments": {}},
+            }
+        )
+    )
+    subject = open_subject(tmp_path / "m.yaml")
+    found = Evaluator(Fixed(), made())
+    one = evaluated(found, subject, "mine", "msp")
+    assert (one.seed, one.title, one.detection.detector) == (7, "mine", "msp")
+
+
+def test_splits_from_tensors_are_checked() -> None:
+    x, y = images(60, 1), torch.arange(60) % 3
+    splits = splits_from_tensors((x, y), (x, y), {"o": x})
+    assert len(splits.train) + len(splits.calibration) == 60
+    assert splits.num_classes == 3
+    whole = splits_from_tensors((x, y), (x, y), {"o": x}, calibration=(x[:9], y[:9]))
+    assert (len(whole.train), len(whole.calibration)) == (60, 9)
+    for bad in (
+        lambda: splits_from_tensors((x * 2, y), (x, y), {}),
+        lambda: splits_from_tensors((x, y.float()), (x, y), {}),
+        lambda: splits_from_tensors((x, y), (x[..., :3], y), {}),
+        lambda: splits_from_tensors((x, y), (x, y + 1), {}),
+        lambda: splits_from_tensors((x[..., :3], y), (x[..., :3], y), {}),
+        lambda: splits_from_tensors((x, y), (x, y), {"o": images(3, 1)[0]}),
+    ):
+        with pytest.raises(DataError):
+            bad()
+
+
+def test_a_module_needs_data() -> None:
+    with pytest.raises(UsageError, match="data"):
+        Evaluator(Fixed())
+    empty = splits_from_tensors(
+        (images(60, 1), torch.arange(60) % 3), (images(9, 2), torch.arange(9) % 3), {}
+    )
+    with pytest.raises(UsageError, match="OOD"):
+        Evaluator(Fixed(), empty).eval_ood()

@@ -1,0 +1,136 @@
+"""One image at a time: is it accepted, how far does that hold, and what is the nearest attack?"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from greg_cert.config import VerifyConfig
+from greg_cert.errors import EngineError
+from greg_cert.evaluation.decision import Decision
+from greg_cert.verify.asked import asked
+from greg_cert.verify.attack import AttackPlan, smallest_attack
+from greg_cert.verify.certify import certify
+from greg_cert.verify.scorer import Margin, check_inputs, logit_function, score_function
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What is said of one image.
+
+    Attributes:
+        label: class of the largest logit among the ID classes.
+        confidence: its softmax probability over the ID classes.
+        score: S(x); higher = more OOD.
+        threshold: γ.
+        accepted: whether S(x) ≤ γ.
+        gradient_norm: dual norm of ∇S at the image: an estimate, no proof of anything.
+        radius_certified: within it the decision (accepted, or rejected) is proven not to change; 0
+            where nothing was proven.
+        radius_attack: distance of `attacked`; inf where no attack was found.
+        attacked: (C, H, W) nearest image found on which the decision is the other one, in float64,
+            perhaps outside [0, 1]; None where none was found.
+        attacked_label: its class; None as `attacked`.
+        attacked_score: its score; None as `attacked`.
+    """
+
+    label: int
+    confidence: float
+    score: float
+    threshold: float
+    accepted: bool
+    gradient_norm: float
+    radius_certified: float
+    radius_attack: float
+    attacked: Tensor | None
+    attacked_label: int | None
+    attacked_score: float | None
+
+
+def judge(
+    model: nn.Module, images: Tensor, decision: Decision, settings: VerifyConfig
+) -> list[Verdict]:
+    """The verdicts on images (B, C, H, W) of raw pixels in [0, 1].
+
+    Accepted images are certified to stay accepted, rejected ones to stay rejected.
+
+    Args:
+        model: raw images to logits.
+        images: at least one.
+        decision: score and threshold.
+        settings: norm, largest radius, methods, engine, seed, cuts, memory; the rest is ignored.
+
+    Raises:
+        UnsupportedModelError: a layer that cannot be bounded soundly.
+        EngineError: an attack contradicts a certificate, which would be a bug.
+    """
+    x = check_inputs(images)
+    score = score_function(model, decision.score)
+    with torch.no_grad():
+        accepted = (score(x) <= decision.threshold).cpu()
+    verdicts: list[Verdict | None] = [None] * len(x)
+    for side in ("id", "ood"):
+        rows = (accepted == (side == "id")).nonzero().squeeze(1)
+        if len(rows):
+            found = _one_side(model, x[rows], side, decision, settings, rows)
+            for row, verdict in zip(rows.tolist(), found, strict=True):
+                verdicts[row] = verdict
+    return [v for v in verdicts if v is not None]
+
+
+def _one_side(
+    model: nn.Module,
+    x: Tensor,
+    side: str,
+    decision: Decision,
+    settings: VerifyConfig,
+    names: Tensor,
+) -> list[Verdict]:
+    found = certify(
+        model,
+        x,
+        decision.threshold,
+        side=side,
+        score=decision.score,
+        indices=names,
+        attack=False,
+        **asked(settings),
+    )
+    logits = logit_function(model)
+    score = score_function(model, decision.score)
+    plan = AttackPlan(Margin(decision.threshold, side), settings.norm_value, settings.seed)
+    attack = smallest_attack(score, x, settings.max_radius, plan, names)
+    broken = (attack.radius < found.radius_certified).nonzero().squeeze(1).tolist()
+    if broken:
+        raise EngineError(
+            f"the certificate of an image is contradicted by an attack: radius "
+            f"{float(found.radius_certified[broken[0]]):.6g}, crossed at "
+            f"{float(attack.radius[broken[0]]):.6g}. Please report this as a bug"
+        )
+    moved = x + attack.delta
+    with torch.no_grad():
+        confidence, label = logits(x)[:, : decision.num_classes].softmax(1).max(1)
+        moved_to = logits(moved)[:, : decision.num_classes].argmax(1)
+        moved_score = score(moved)
+    verdicts = []
+    for i in range(len(x)):
+        hit = math.isfinite(float(attack.radius[i]))
+        verdicts.append(
+            Verdict(
+                label=int(label[i]),
+                confidence=float(confidence[i]),
+                score=float(found.score[i]),
+                threshold=decision.threshold,
+                accepted=side == "id",
+                gradient_norm=float(found.gradient_norm[i]),
+                radius_certified=float(found.radius_certified[i]),
+                radius_attack=float(attack.radius[i]),
+                attacked=moved[i].cpu() if hit else None,
+                attacked_label=int(moved_to[i]) if hit else None,
+                attacked_score=float(moved_score[i]) if hit else None,
+            )
+        )
+    return verdicts
