@@ -40,6 +40,14 @@ _TEX = {
     "ε": r"$\varepsilon$",
     "λ": r"$\lambda$",
     "\u03c3": r"$\sigma$",
+    "\u201c": "``",
+    "\u201d": "''",
+    "\u2019": "'",
+    "\u2014": "---",
+    "≥": r"$\ge$",
+    "\u00d7": r"$\times$",
+    "\u2016": r"$\Vert$",
+    "±": r"$\pm$",
 }
 _LONG_NAME = 20
 _MANY_COLUMNS = 12
