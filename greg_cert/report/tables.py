@@ -51,7 +51,7 @@ _TEX = {
 }
 _LONG_NAME = 20
 _MANY_COLUMNS = 12
-_P_VALUE = re.compile(r"(?<=signed-rank )p (=|\\textless\{\}) (\d[\d.]*)(?:e([+-]\d+))?")
+_P_VALUE = re.compile(r"\bp (=|\\textless\{\}) (\d[\d.]*)(?:e([+-]\d+))?")
 
 
 def _tex_p_value(match: re.Match[str]) -> str:
@@ -79,7 +79,7 @@ def all_sheets(results: Results, rows: list[Row], comparisons: list[Comparison])
     smoothed = smoothing_sheet(results)
     return [
         runs_sheet(results, rows, comparisons),
-        *ood_sheets(results),
+        *ood_sheets(results, comparisons),
         *([smoothed] if smoothed is not None else []),
     ]
 
