@@ -6,7 +6,7 @@ import sys
 
 import typer
 
-from greg_cert.cli import demo, doctor, evaluate, report, train, verify
+from greg_cert.cli import compare, demo, doctor, evaluate, report, train, verify
 
 app = typer.Typer(
     name="greg-cert",
@@ -15,7 +15,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
 )
-for module in (demo, train, verify, evaluate, report, doctor):
+for module in (demo, train, verify, compare, evaluate, report, doctor):
     module.register(app)
 
 
