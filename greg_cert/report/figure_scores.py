@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
 from greg_cert.errors import UsageError
-from greg_cert.report.canvas import new_figure, panel_axes, width_of
+from greg_cert.report.canvas import name_limit, new_figure, panel_axes, width_of
 from greg_cert.report.results import Results
 from greg_cert.report.score_file import OOD, TEST
 from greg_cert.report.style import FigureStyle, RunStyle, drawable, run_styles
@@ -21,6 +21,7 @@ from greg_cert.report.wording import short_names
 
 MOST_SETS = 3  # OOD sets that are drawn one by one; more of them are drawn as one
 SIDE_BY_SIDE = 5.0  # inches of width from which panels stand beside each other
+_TITLE, _SHARE = ": share accepted", ": 100.0 %"
 TAIL = 0.002  # share of the samples at either end that the outermost bins gather
 
 
@@ -72,11 +73,13 @@ def draw_scores(results: Results, style: FigureStyle) -> Figure:
         raise UsageError("score_distribution: expected scores.parquet, but there is none")
     groups = {run: groups_of(scores) for run, scores in found.items()}
     names = list(dict.fromkeys(name for each in groups.values() for name in each))
-    looks = run_styles(names, 28, style.palette)
-    titles = short_names(list(found), 40)
     across = min(len(found), 1 if style.width < SIDE_BY_SIDE else 2 if len(found) != 3 else 3)
     rows = -(-len(found) // across)
     wide = (style.width - 0.3) / across
+    looks = run_styles(names, name_limit(style, names, [_SHARE], room=wide - 0.6), style.palette)
+    titles = short_names(
+        list(found), name_limit(style, list(found), [_TITLE], room=0.9 * wide - 0.2)
+    )
     labels = {
         run: _labels(each, looks, results.summary.runs[run].threshold)
         for run, each in groups.items()
@@ -97,7 +100,7 @@ def draw_scores(results: Results, style: FigureStyle) -> Figure:
             borderpad=0.1,
             labelspacing=0.25,
             columnspacing=1.2,
-            title=f"{drawable(title)}: share accepted" if len(found) > 1 else "share accepted",
+            title=drawable(title) + _TITLE if len(found) > 1 else _TITLE.removeprefix(": "),
             title_fontsize=style.font_size,
         )
     figure.supxlabel("score $S(x)$, higher is more OOD", fontsize=style.font_size)
