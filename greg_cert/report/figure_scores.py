@@ -20,7 +20,7 @@ from greg_cert.report.style import FigureStyle, RunStyle, drawable, run_styles
 from greg_cert.report.wording import short_names
 
 MOST_SETS = 3  # OOD sets that are drawn one by one; more of them are drawn as one
-SIDE_BY_SIDE = 5.0  # inches of width from which panels stand beside each other
+NARROW = 2.2  # inches of a panel below which its heading takes two lines
 _TITLE, _SHARE = ": share accepted", ": 100.0 %"
 TAIL = 0.002  # share of the samples at either end that the outermost bins gather
 
@@ -73,12 +73,14 @@ def draw_scores(results: Results, style: FigureStyle) -> Figure:
         raise UsageError("score_distribution: expected scores.parquet, but there is none")
     groups = {run: groups_of(scores) for run, scores in found.items()}
     names = list(dict.fromkeys(name for each in groups.values() for name in each))
-    across = min(len(found), 1 if style.width < SIDE_BY_SIDE else 2 if len(found) != 3 else 3)
+    across = _across(style, len(found))
     rows = -(-len(found) // across)
     wide = (style.width - 0.3) / across
+    heading = _TITLE if wide >= NARROW else _TITLE.replace(": ", "\n")
     looks = run_styles(names, name_limit(style, names, [_SHARE], room=wide - 0.6), style.palette)
     titles = short_names(
-        list(found), name_limit(style, list(found), [_TITLE], room=0.9 * wide - 0.2)
+        list(found),
+        name_limit(style, list(found), [_TITLE] if wide >= NARROW else [], room=0.9 * wide - 0.1),
     )
     labels = {
         run: _labels(each, looks, results.summary.runs[run].threshold)
@@ -86,10 +88,12 @@ def draw_scores(results: Results, style: FigureStyle) -> Figure:
     }
     columns = min(_columns(each, wide, style) for each in labels.values())
     lines = max(-(-len(each) // columns) for each in labels.values())
-    above = (1.35 * lines + 1.6) * style.small / 72
-    figure = new_figure(style, rows * (0.45 * min(wide, 4.5) + above + 0.12) + 0.25)
+    above = (1.35 * lines + (1.6 if heading == _TITLE else 2.8)) * style.small / 72
+    figure = new_figure(style, rows * (max(0.45 * min(wide, 4.5), 0.8) + above + 0.14) + 0.25)
     for k, (run, title) in enumerate(titles.items()):
-        axes = panel_axes(figure, (rows, across, k + 1), 6 if wide < 5 else 10)
+        axes = panel_axes(
+            figure, (rows, across, k + 1), 3 if wide < NARROW else 6 if wide < 5 else 10
+        )
         _draw_run(axes, groups[run], looks, results.summary.runs[run].threshold, style)
         handles, words = zip(*labels[run], strict=True)
         axes.legend(
@@ -100,12 +104,19 @@ def draw_scores(results: Results, style: FigureStyle) -> Figure:
             borderpad=0.1,
             labelspacing=0.25,
             columnspacing=1.2,
-            title=drawable(title) + _TITLE if len(found) > 1 else _TITLE.removeprefix(": "),
+            title=drawable(title) + heading if len(found) > 1 else _TITLE.removeprefix(": "),
             title_fontsize=style.font_size,
         )
     figure.supxlabel("score $S(x)$, higher is more OOD", fontsize=style.font_size)
     figure.supylabel("share of samples per bin", fontsize=style.font_size)
     return figure
+
+
+def _across(style: FigureStyle, count: int) -> int:
+    """Panels in a row."""
+    if style.width < 4.5:
+        return 1 if count <= 2 else 2
+    return min(count, 3 if count in (3, 5, 6) and style.width > 6 else 2)
 
 
 def _labels(

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from greg_cert.cli.report import VENUE_HELP
 from greg_cert.errors import UsageError
 from greg_cert.report import VENUES, FigureStyle, load_results, venue_style
 from greg_cert.report.canvas import render
@@ -121,3 +122,7 @@ def test_a_venue_of_times_embeds_its_own_letters_whole(made, tmp_path):
     again = render(FIGURES[0].draw, results, venue_style("ieee", dpi=60), svg=True)
     assert again == figure
     assert render(FIGURES[0].draw, results, venue_style("ieee", dpi=60)).svg == b""
+
+
+def test_the_help_names_every_venue():
+    assert all(name in VENUE_HELP for name in VENUES)
