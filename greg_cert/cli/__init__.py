@@ -6,7 +6,17 @@ import sys
 
 import typer
 
-from greg_cert.cli import config, demo, doctor, evaluate, predict, report, train, verify
+from greg_cert.cli import (
+    compare,
+    config,
+    demo,
+    doctor,
+    evaluate,
+    predict,
+    report,
+    train,
+    verify,
+)
 
 app = typer.Typer(
     name="greg-cert",
@@ -15,7 +25,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
 )
-for module in (demo, train, verify, evaluate, report, predict, doctor, config):
+for module in (demo, train, verify, compare, evaluate, report, predict, doctor, config):
     module.register(app)
 
 

@@ -15,11 +15,36 @@ def register(app: typer.Typer) -> None:
     app.command("report")(report)
 
 
+VENUE_HELP = (
+    "Column width and type of neurips, iclr, icml, aistats, cvpr, iccv, wacv, eccv, lncs, aaai, "
+    "acm, ieee, jmlr, tmlr, acl or usenix."
+)
+
+
 def report(
     folder: Annotated[Path, typer.Argument(help="Folder that `greg-cert verify` wrote.")],
     out: Annotated[Path | None, typer.Option(help="Where to; FOLDER/report by default.")] = None,
-    width: Annotated[float, typer.Option(help="Width of the figures in inches.")] = 3.25,
+    venue: Annotated[str | None, typer.Option(help=VENUE_HELP)] = None,
+    columns: Annotated[
+        int | None, typer.Option(help="Columns of a page that a figure spans: 1 or 2.")
+    ] = None,
+    width: Annotated[
+        float | None, typer.Option(help="Width of the figures in inches; 3.25 without --venue.")
+    ] = None,
+    font: Annotated[
+        str | None, typer.Option(help="Family of the type, such as STIXGeneral to match Times.")
+    ] = None,
+    font_size: Annotated[float | None, typer.Option(help="Size of labels in points.")] = None,
+    palette: Annotated[
+        str, typer.Option(help="colour (safe for colour-blind readers and grey print) or grey.")
+    ] = "colour",
     dpi: Annotated[int, typer.Option(help="Resolution of the PNG figures.")] = 300,
+    bins: Annotated[int, typer.Option(help="Bins of the histograms.")] = 30,
+    svg: Annotated[bool, typer.Option("--svg", help="Write the figures as SVG too.")] = False,
+    only: Annotated[
+        str | None,
+        typer.Option(help="Draw these figures alone: radius_histogram,bracket."),
+    ] = None,
     run: Annotated[
         list[Path] | None,
         typer.Option(
@@ -30,14 +55,39 @@ def report(
 ) -> None:
     """Draw the tables, figures and page again from results, without computing anything anew.
 
-    Where the run folders are at hand, the figure `training_gradient` shows the gradient norm of the
-    score over training.
+    Figures are written as PNG and as vector PDF; `figures.tex` holds them with their captions.
+    Where the run folders are at hand, `training_gradient` shows the gradient norm of the score
+    over training.
 
-    Example: greg-cert report runs/greg+/verify --width 6.75
+    Example: greg-cert report runs/greg+/verify --venue cvpr --columns 2 --palette grey
+
+    Example: greg-cert report runs/greg+/verify --venue neurips --only radius_histogram,bracket
     """
-    from greg_cert.report import FigureStyle, load_results, summary_table, write_report
+    from greg_cert.report import (
+        load_results,
+        summary_table,
+        venue_style,
+        write_figures,
+        write_report,
+    )
 
-    files = write_report(folder, out, style=FigureStyle(width=width, dpi=dpi), runs=run or None)
+    style = venue_style(
+        venue,
+        columns,
+        width=width,
+        font_size=font_size,
+        font=font,
+        dpi=dpi,
+        bins=bins,
+        palette=palette,
+    )
+    if only is not None:
+        names = [name.strip() for name in only.split(",") if name.strip()]
+        drawn = write_figures(folder, out, only=names, style=style, runs=run or None, svg=svg)
+        for path in (path for figure in drawn.values() for path in figure):
+            screen.plain(str(path))
+        return
+    files = write_report(folder, out, style=style, runs=run or None, svg=svg)
     for note in files.notes:
         screen.note(note)
     if "training_gradient" not in files.figures and not files.notes:

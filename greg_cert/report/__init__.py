@@ -1,18 +1,25 @@
 """Reports of a verification: tables, figures and one page, from two files and without torch."""
 
+from greg_cert.report.merge import Merged, merge_verifications
 from greg_cert.report.results import Results, load_results
 from greg_cert.report.style import DOUBLE_COLUMN, SINGLE_COLUMN, FigureStyle
 from greg_cert.report.tables import summary_table
-from greg_cert.report.write import FigureFiles, ReportFiles, write_report
+from greg_cert.report.venues import VENUES, venue_style
+from greg_cert.report.write import FigureFiles, ReportFiles, write_figures, write_report
 
 __all__ = [
     "DOUBLE_COLUMN",
     "SINGLE_COLUMN",
+    "VENUES",
     "FigureFiles",
     "FigureStyle",
+    "Merged",
     "ReportFiles",
     "Results",
     "load_results",
+    "merge_verifications",
     "summary_table",
+    "venue_style",
+    "write_figures",
     "write_report",
 ]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from greg_cert.report import wording
-from greg_cert.report.comparison import Comparison, comparison_line
+from greg_cert.report.comparison import Comparison, comparison_lines
 from greg_cert.report.methods import METHODS, Method
 from greg_cert.report.results import Results
 from greg_cert.report.rows import Row
@@ -23,7 +23,14 @@ def runs_sheet(results: Results, rows: list[Row], comparisons: list[Comparison])
         rows,
         lambda row: (row.run,),
         caption=caption(results.summary, rows),
-        remarks=[comparison_line(c) for c in comparisons],
+        remarks=[
+            line
+            for chosen in (
+                [c for c in comparisons if c.main],
+                [c for c in comparisons if c.dataset is None and not c.main],
+            )
+            for line in comparison_lines(chosen)
+        ],
     )
 
 

@@ -15,7 +15,7 @@ from greg_cert.report.wording import norm_tex
 
 def draw_fraction(results: Results, style: FigureStyle) -> Figure:
     """Proof (solid) and attack (dashed) as step curves; the true curve lies in the shaded band."""
-    styles = run_styles(results.runs, name_limit(style, results.runs))
+    styles = run_styles(results.runs, name_limit(style, results.runs), style.palette)
     entries = [
         (Line2D([], [], color=s.colour, marker=s.marker, markersize=4), s.name)
         for s in styles.values()

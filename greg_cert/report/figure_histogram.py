@@ -32,7 +32,9 @@ def draw_histogram(results: Results, style: FigureStyle) -> Figure:
     """Certified radii above 0, one outline a run; samples without one are counted in the legend."""
     radii = {run: results.column(run, "radius_certified") for run in results.runs}
     notes = {run: _note(results, run, radii[run]) for run in results.runs}
-    styles = run_styles(results.runs, name_limit(style, results.runs, list(notes.values())))
+    styles = run_styles(
+        results.runs, name_limit(style, results.runs, list(notes.values())), style.palette
+    )
     filled = len(styles) <= FILL_UP_TO
     entries = [
         (

@@ -17,7 +17,7 @@ from greg_cert.report.wording import norm_tex
 def draw_ood_fpr(results: Results, style: FigureStyle) -> Figure:
     """Upper bound by proof (solid), lower bound by attack (dashed), means over the OOD sets."""
     sides = {run: _sides(results, run) for run in results.runs}
-    styles = run_styles(results.runs, name_limit(style, results.runs))
+    styles = run_styles(results.runs, name_limit(style, results.runs), style.palette)
     entries = [
         (Line2D([], [], color=s.colour, marker=s.marker, markersize=4), s.name)
         for run, s in styles.items()

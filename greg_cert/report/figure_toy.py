@@ -44,7 +44,7 @@ def draw_toy(toy: Toy, style: FigureStyle = TOY_STYLE) -> Figure:
     engine: Any = figure.get_layout_engine()
     engine.set(w_pad=0.03, h_pad=0.03)
     axes = figure.subplots(2, 3, width_ratios=[1, 1, 1.15])
-    styles = run_styles([NAMES[m] for m in toy.runs], limit=40)
+    styles = run_styles([NAMES[m] for m in toy.runs], 40, style.palette)
     looks = {method: styles[NAMES[method]] for method in toy.runs}
     for k, quantity in enumerate(("score", "slope")):
         both = np.concatenate([getattr(run, quantity).ravel() for run in toy.runs.values()])

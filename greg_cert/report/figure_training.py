@@ -16,7 +16,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from greg_cert.errors import UsageError
 from greg_cert.report.canvas import name_limit, new_axes, width_of
-from greg_cert.report.figure_bracket import RASTER_ABOVE
+from greg_cert.report.clouds import RASTER_ABOVE
 from greg_cert.report.style import FigureStyle, RunStyle, run_styles
 from greg_cert.report.training_log import TrainingLog
 
@@ -80,7 +80,7 @@ def draw_training(
             known = sorted({name for log in logs.values() for name in log.values})
             raise UsageError(f"training figure: expected a quantity of {known}, but got {term!r}")
     names = tuple(logs if among is None else among)
-    styles = run_styles(names, name_limit(style, names))
+    styles = run_styles(names, name_limit(style, names), style.palette)
     span = max(5, max(len(log.steps) for log in logs.values()) // 20) if window is None else window
     entries = [
         (Line2D([], [], color=styles[run].colour, linestyle=styles[run].line), styles[run].name)

@@ -1,14 +1,15 @@
 """The report's figures: name, drawing function and what the caption says.
 
-`FIGURES` come from the verification alone, `OOD_FIGURE` where it has an OOD side; `training_figure`
-needs the logs of its runs too.
+`FIGURES` come from the certificates alone, `OOD_FIGURE` where there is an OOD side, `SCORE_FIGURE`
+where the scores of all test samples are kept; `training_figure` needs the logs of the runs too.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from greg_cert.errors import UsageError
 from greg_cert.report import wording
 from greg_cert.report.canvas import Draw
 from greg_cert.report.figure_bracket import draw_bracket
@@ -16,7 +17,9 @@ from greg_cert.report.figure_fraction import draw_fraction
 from greg_cert.report.figure_gradient import draw_gradient
 from greg_cert.report.figure_histogram import draw_histogram
 from greg_cert.report.figure_ood import draw_ood_fpr
+from greg_cert.report.figure_scores import draw_scores
 from greg_cert.report.figure_training import GRADIENT_TERMS, draw_training
+from greg_cert.report.results import Results
 from greg_cert.report.summary_file import Summary
 from greg_cert.report.training_log import TrainingLog
 
@@ -29,13 +32,15 @@ class FigureSpec:
         name: stem of its files.
         title: its title on the page.
         draw: the function that draws it.
-        text: its caption, with places for `norm`, `ball`, `wrong` and `searched`.
+        text: its caption, with places for `norm`, `ball`, `wrong`, `searched` and `tpr`.
+        of_samples: whether it is about the samples that were verified.
     """
 
     name: str
     title: str
     draw: Draw
     text: str
+    of_samples: bool = True
 
     def caption(self, summary: Summary) -> str:
         """The caption for these results, saying what is proof, upper bound and estimate."""
@@ -45,6 +50,7 @@ class FigureSpec:
             ball=wording.ball(summary),
             wrong=wording.wrong_side(summary),
             searched=searched,
+            tpr=f"{100 * summary.tpr:g} %",
         )
 
 
@@ -95,6 +101,48 @@ OOD_FIGURE = FigureSpec(
 )
 
 
+SCORE_FIGURE = FigureSpec(
+    "score_distribution",
+    "Scores and the threshold",
+    draw_scores,
+    "The OOD score over all samples of the test sets, verified or not: share of the samples per "
+    "bin, the outermost bins with what lies beyond. A panel a run; the scores of two networks are "
+    "not on one scale. Vertical line: the threshold \u03b3, which accepts {tpr} of the ID "
+    "calibration split. The legend names the share accepted, that is, at or below \u03b3. "
+    "Measured on clean samples; nothing here is a proof.",
+    of_samples=False,
+)
+
+
+def figure_specs(results: Results, logs: Mapping[str, TrainingLog]) -> list[FigureSpec]:
+    """Every figure that there are data for.
+
+    Args:
+        results: the verification.
+        logs: the rows of training of its runs, as far as they are known.
+    """
+    specs = [*FIGURES]
+    specs += [OOD_FIGURE] if results.ood is not None else []
+    specs += [SCORE_FIGURE] if results.test_scores is not None else []
+    specs += [training_figure(logs)] if logs else []
+    return specs
+
+
+def chosen_figures(specs: Sequence[FigureSpec], only: Sequence[str]) -> list[FigureSpec]:
+    """The figures of these names, in the order of `specs`; all of them where none is named.
+
+    Raises:
+        UsageError: for a name that no figure has, or one that there are no data for.
+    """
+    here = {spec.name: spec for spec in specs}
+    for name in only:
+        if name not in here:
+            known = (*FIGURES, OOD_FIGURE, SCORE_FIGURE, training_figure({}))
+            why = ", for which there are no data" if name in {s.name for s in known} else ""
+            raise UsageError(f"--only: expected one of {', '.join(here)}, but got {name!r}{why}")
+    return [spec for spec in specs if not only or spec.name in only]
+
+
 def training_figure(logs: Mapping[str, TrainingLog]) -> FigureSpec:
     """The figure of the gradient norm over training, for runs of a verification.
 
@@ -111,4 +159,5 @@ def training_figure(logs: Mapping[str, TrainingLog]) -> FigureSpec:
         "(measured, no proof), in score units per raw pixel unit. Points: single batches. Lines: "
         "running medians within a stage. Vertical lines: where a stage begins, named by its "
         "method. A logarithmic axis begins at the lowest hundredth of the values.",
+        of_samples=False,
     )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from greg_cert.report import wording
 from greg_cert.report.ood_rows import contradicted
 from greg_cert.report.results import Results
@@ -20,12 +22,37 @@ def notes_of(results: Results) -> list[str]:
             f"Of {population}, certified means {right} and correctly classified everywhere within "
             "the radius; one that is misclassified clean counts as on the wrong side."
         )
-    if summary.score != "energy":
+    scores = {run: record.score or summary.score for run, record in summary.runs.items()}
+    if len(set(scores.values())) > 1:
+        names = wording.short_names(results.runs, 32)
+        each = ", ".join(f"{names[run]}: {wording.score_name(s)}" for run, s in scores.items())
+        notes.append(
+            f"The runs have different scores ({each}); radii are compared, each that of its own "
+            "score and threshold."
+        )
+    elif summary.score != "energy":
         notes.append(
             f"The score is the {wording.score_name(summary.score)}, not the energy; every number "
             "of this report is about that score."
         )
+    if summary.merged is not None and summary.merged.left_out:
+        notes.append(left_out_words(summary.merged.left_out))
     return notes
+
+
+def left_out_words(left_out: Mapping[str, Mapping[str, int]]) -> str:
+    """Which samples of the verifications that were put together are not among those shown."""
+    parts = []
+    for folder, counts in left_out.items():
+        words = [
+            f"{count} {'ID test samples' if name == 'id' else 'of ' + name.removeprefix('ood/')}"
+            for name, count in counts.items()
+        ]
+        parts.append(f"{wording.one_line(folder)} {', '.join(words)}")
+    return (
+        "Runs are paired by sample: those that not every verification has are left out ("
+        f"{'; '.join(parts)})."
+    )
 
 
 def warning(results: Results) -> str | None:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from greg_cert.report import wording
 from greg_cert.report.columns import method_columns, method_words
+from greg_cert.report.comparison import Comparison, comparison_lines
 from greg_cert.report.methods import METHODS
 from greg_cert.report.ood_rows import BallRow, OodRow, ball_rows, ood_rows
 from greg_cert.report.results import Results
@@ -13,7 +14,7 @@ from greg_cert.report.sheets import Column, Sheet, make_sheet
 from greg_cert.report.summary_file import Summary
 
 
-def ood_sheets(results: Results) -> list[Sheet]:
+def ood_sheets(results: Results, comparisons: Sequence[Comparison] = ()) -> list[Sheet]:
     """One table of radii and one of shares and areas at fixed radii, where there are such data."""
     sheets = []
     if rows := ood_rows(results):
@@ -26,6 +27,7 @@ def ood_sheets(results: Results) -> list[Sheet]:
                 rows,
                 lambda row: (row.run, row.dataset),
                 caption=_ood_caption(results.summary, rows),
+                remarks=comparison_lines([c for c in comparisons if c.dataset is not None]),
             )
         )
     if balls := ball_rows(results):

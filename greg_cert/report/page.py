@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from greg_cert.report import wording
 from greg_cert.report.comparison import Comparison
-from greg_cert.report.figures import FIGURES, OOD_FIGURE, training_figure
+from greg_cert.report.figures import FIGURES, OOD_FIGURE, SCORE_FIGURE, training_figure
 from greg_cert.report.markup import Html, join, tag, text
 from greg_cert.report.notes import notes_of, warning
 from greg_cert.report.page_css import CSS
@@ -78,7 +78,7 @@ def _subtitle(results: Results) -> str:
 
 def _figures(results: Results, figures: Mapping[str, bytes]) -> list[Html]:
     blocks = []
-    for spec in (*FIGURES, OOD_FIGURE, training_figure({})):
+    for spec in (*FIGURES, OOD_FIGURE, SCORE_FIGURE, training_figure({})):
         if spec.name not in figures:
             continue
         words = spec.caption(results.summary)

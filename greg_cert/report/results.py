@@ -12,6 +12,13 @@ import pandas as pd
 from greg_cert.errors import RunError
 from greg_cert.report.frame_file import FRAME_FILE, read_frame
 from greg_cert.report.ood_files import OOD_FILE, SCORES_FILE, read_ood_frame, read_ood_scores
+from greg_cert.report.score_file import (
+    OOD,
+    TEST,
+    TEST_SCORES_FILE,
+    check_same_scores,
+    read_test_scores,
+)
 from greg_cert.report.summary_file import SUMMARY_FILE, Summary, read_summary
 
 
@@ -27,6 +34,7 @@ class Results:
         fingerprint: SHA-256 of `certificates.parquet`.
         ood: rows of `ood_certificates.parquet`, or None.
         ood_scores: rows of `ood_scores.parquet`, or None.
+        test_scores: rows of `scores.parquet`, or None.
     """
 
     folder: Path
@@ -35,6 +43,7 @@ class Results:
     fingerprint: str
     ood: pd.DataFrame | None = None
     ood_scores: pd.DataFrame | None = None
+    test_scores: pd.DataFrame | None = None
 
     @property
     def runs(self) -> tuple[str, ...]:
@@ -73,6 +82,17 @@ class Results:
     def ood_scores_of(self, run: str, dataset: str) -> pd.DataFrame | None:
         """The score bounds of one run on one OOD set, or None where there are none."""
         return _part(self.ood_scores, run, dataset)
+
+    def scores_of(self, run: str) -> dict[str, np.ndarray]:
+        """The scores of every test sample of a run by part, `test` first; empty where unknown."""
+        if self.test_scores is None:
+            return {}
+        rows = self.test_scores[self.test_scores["run"] == run]
+        found = {
+            str(part): group["score"].to_numpy(dtype=np.float64)
+            for part, group in rows.groupby("part", sort=False)
+        }
+        return {part: found[part] for part in sorted(found, key=lambda part: part != TEST)}
 
 
 def _part(frame: pd.DataFrame | None, run: str, dataset: str) -> pd.DataFrame | None:
@@ -119,9 +139,17 @@ def load_results(folder: Path) -> Results:
     )
     _check_agreement(folder, frame, summary)
     _check_ood_side(folder, ood, summary)
+    everything = read_test_scores(folder)
+    if everything is not None:
+        path_of_scores = folder / TEST_SCORES_FILE
+        _check_runs(path_of_scores, everything, summary)
+        if summary.side == "id":
+            check_same_scores(path_of_scores, everything, frame, TEST)
+        for dataset, rows in () if ood is None else ood.groupby("dataset", sort=False):
+            check_same_scores(path_of_scores, everything, rows, f"{OOD}{dataset}")
     frame = _paired(path, frame, summary)
     fingerprint = hashlib.sha256(path.read_bytes()).hexdigest()
-    return Results(folder, frame, summary, fingerprint, ood, scores)
+    return Results(folder, frame, summary, fingerprint, ood, scores, everything)
 
 
 def _check_runs(path: Path, frame: pd.DataFrame, summary: Summary) -> None:

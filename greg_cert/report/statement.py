@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from greg_cert.report import wording
-from greg_cert.report.comparison import Comparison
+from greg_cert.report.comparison import Comparison, difference_words, rank_words
 from greg_cert.report.notes import warning
 from greg_cert.report.ood_statement import ood_statement
 from greg_cert.report.results import Results
@@ -19,7 +19,7 @@ def statement(results: Results, rows: list[Row], comparisons: list[Comparison]) 
     baseline = results.summary.baseline
     names = wording.short_names(results.runs, NAME_LIMIT)
     rows = [replace(row, run=names[row.run]) for row in rows]
-    comparisons = [replace(c, run=names[c.run]) for c in comparisons]
+    comparisons = [replace(c, run=names[c.run]) for c in comparisons if c.main]
     baseline = None if baseline is None else names[baseline]
     alone = [row for row in rows if not comparisons or row.run == baseline]
     by_run = {row.run: row for row in rows}
@@ -59,15 +59,17 @@ def _alone(results: Results, row: Row, is_baseline: bool) -> str:
 
 def _against(results: Results, row: Row, c: Comparison) -> str:
     lead = f"{_name(c.run)} has {_radius(results, row)}"
+    beside = f"{difference_words(c)}; {rank_words(c)}"
     if c.ratio is None:
-        return f"{lead}; the ratio is undefined, because the baseline's median is 0."
+        return f"{lead}; the ratio is undefined, because the baseline's median is 0 ({beside})."
     if c.low is None or c.high is None:
-        return f"{lead}, {c.ratio:.3g} times the baseline's, without an interval to judge that by."
-    interval = f"95 % paired bootstrap interval {c.low:.3g} to {c.high:.3g}"
+        times = f"{c.ratio:.3g} times the baseline's, without an interval to judge that by"
+        return f"{lead}, {times} ({beside})."
+    inside = f"95 % paired bootstrap interval {c.low:.3g} to {c.high:.3g}; {beside}"
     if not c.clear:
-        return f"{lead}, {c.ratio:.3g} times the baseline's: no clear difference ({interval})."
+        return f"{lead}, {c.ratio:.3g} times the baseline's: no clear difference ({inside})."
     direction = "larger" if c.ratio > 1 else "smaller"
-    return f"{lead}, which is {direction}: {c.ratio:.3g} times the baseline's ({interval})."
+    return f"{lead}, which is {direction}: {c.ratio:.3g} times the baseline's ({inside})."
 
 
 def _accuracy(rows: list[Row]) -> str:

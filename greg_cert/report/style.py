@@ -6,15 +6,22 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from matplotlib.font_manager import get_font_names
+
 from greg_cert.errors import UsageError
 from greg_cert.report.wording import short_names
 
 SINGLE_COLUMN = 3.25
 DOUBLE_COLUMN = 6.75
 SMALLEST_TYPE = 7.0
+SERIF = "STIXGeneral"  # comes with matplotlib; its letters are those of Times
 
-# Okabe and Ito's palette, darkest contrasts first; yellow is too pale for lines on white.
-_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+PALETTES: dict[str, tuple[str, ...]] = {
+    # The first four are Paul Tol's "high contrast" scheme (technical note SRON/EPS/TN/09-002): safe
+    # for colour-blind readers, and far apart in grey too. The others are Okabe and Ito's.
+    "colour": ("#004488", "#BB5566", "#DDAA33", "#000000", "#009E73", "#56B4E9", "#CC79A7"),
+    "grey": ("#000000", "#9A9A9A", "#3A3A3A", "#6A6A6A", "#B4B4B4"),
+}
 _LINES: tuple[Any, ...] = ("-", (0, (4, 1.5)), (0, (1, 1)), (0, (5, 1, 1, 1)), (0, (8, 2)))
 _HATCHES = ("", "////", "....", "\\\\\\\\", "xxxx")
 _MARKERS = ("o", "s", "^", "D", "v")
@@ -30,7 +37,9 @@ class FigureStyle:
         font_size: size of labels; legend and ticks are half a point smaller. At least 7.5.
         font: a family that matplotlib knows, for example "STIXGeneral" to match Times.
         dpi: dots per inch of the PNG.
-        bins: number of bins of the histogram.
+        bins: number of bins of the histograms.
+        palette: `colour` or `grey`.
+        spans: whether a figure spans both columns of a page, for LaTeX; None: as its width says.
     """
 
     width: float = SINGLE_COLUMN
@@ -39,6 +48,8 @@ class FigureStyle:
     font: str = "DejaVu Sans"
     dpi: int = 300
     bins: int = 30
+    palette: str = "colour"
+    spans: bool | None = None
 
     def __post_init__(self) -> None:
         for name, value, least in (
@@ -50,6 +61,19 @@ class FigureStyle:
         ):
             if not value >= least:
                 raise UsageError(f"figure {name}: expected at least {least:g}, but got {value!r}")
+        if self.palette not in PALETTES:
+            expected = " or ".join(PALETTES)
+            raise UsageError(f"figure palette: expected {expected}, but got {self.palette!r}")
+        if self.font not in get_font_names():
+            raise UsageError(
+                f"figure font: expected a family that matplotlib finds, such as {SERIF} or "
+                f"DejaVu Sans, but got {self.font!r}"
+            )
+
+    @property
+    def wide(self) -> bool:
+        """Whether a figure is meant for the whole width of a page of two columns."""
+        return self.width > 5.0 if self.spans is None else self.spans
 
     @property
     def small(self) -> float:
@@ -59,7 +83,8 @@ class FigureStyle:
     def rc(self) -> dict[str, Any]:
         """The matplotlib settings, for `rc_context`."""
         return {
-            "font.family": self.font,
+            # The second one has letters that the first may lack.
+            "font.family": list(dict.fromkeys([self.font, "DejaVu Sans"])),
             "font.size": self.font_size,
             "mathtext.fontset": "stix" if self.font.startswith("STIX") else "dejavusans",
             "axes.labelsize": self.font_size,
@@ -77,6 +102,7 @@ class FigureStyle:
             "hatch.linewidth": 0.5,
             "lines.linewidth": 1.3,
             "pdf.fonttype": 42,
+            "svg.hashsalt": "greg-cert",  # equal figures give equal bytes
             "figure.facecolor": "white",
             "savefig.facecolor": "white",
         }
@@ -91,24 +117,40 @@ class RunStyle:
     line: Any
     hatch: str
     marker: str
+    fill: float  # opacity of the marker's inside
+
+    @property
+    def points(self) -> dict[str, Any]:
+        """How `plot` draws the points of a cloud."""
+        return {
+            "marker": self.marker,
+            "linestyle": "",
+            "color": self.colour,
+            "markersize": 2.8,
+            "markeredgewidth": 0.5,
+            "markeredgecolor": (self.colour, 0.8),
+            "markerfacecolor": (self.colour, self.fill),
+        }
 
 
-def run_styles(runs: Sequence[str], limit: int) -> dict[str, RunStyle]:
+def run_styles(runs: Sequence[str], limit: int, palette: str = "colour") -> dict[str, RunStyle]:
     """A style for each run, the names cut to `limit` characters and safe to draw."""
-    names = short_names(runs, limit)
+    names, colours = short_names(runs, limit), PALETTES[palette]
     return {
         run: RunStyle(
-            name=_drawable(names[run]),
-            colour=_COLOURS[k % len(_COLOURS)],
+            name=drawable(names[run]),
+            colour=colours[k % len(colours)],
             line=_LINES[k % len(_LINES)],
             hatch=_HATCHES[k % len(_HATCHES)],
             marker=_MARKERS[k % len(_MARKERS)],
+            fill=0.5 if k % 2 else 0.0,  # hollow beside solid is told apart in grey
         )
         for k, run in enumerate(runs)
     }
 
 
-def _drawable(name: str) -> str:
+def drawable(name: str) -> str:
+    """A name as matplotlib draws it letter by letter."""
     # A dollar sign starts mathematics, and a leading underscore hides a legend entry.
     name = name.replace("$", r"\$")
     return f" {name}" if name.startswith("_") else name

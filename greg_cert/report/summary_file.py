@@ -91,6 +91,14 @@ class RunSummary(_Record):
     status: dict[str, int] | None = None
     ood_side: dict[str, OodSide] = Field(default_factory=dict)
     audit: Audit | None = None
+    score: str | None = None
+
+
+class Merged(_Record):
+    """That a folder was put together from several, and how many samples not all of them had."""
+
+    folders: list[str] = Field(default_factory=list)
+    left_out: dict[str, dict[str, int]] = Field(default_factory=dict)
 
 
 class Provenance(_Record):
@@ -122,6 +130,7 @@ class Summary(_Record):
     smoothing: Smoothing | None = None
     correct: bool = False
     audit: Audit | None = None
+    merged: Merged | None = None
     provenance: Provenance = Field(default_factory=Provenance)
 
     @field_validator("norm", mode="before")

@@ -41,11 +41,19 @@ _TEX = {
     "ε": r"$\varepsilon$",
     "λ": r"$\lambda$",
     "\u03c3": r"$\sigma$",
+    "\u201c": "``",
+    "\u201d": "''",
+    "\u2019": "'",
+    "\u2014": "---",
+    "≥": r"$\ge$",
+    "\u00d7": r"$\times$",
+    "\u2016": r"$\Vert$",
+    "±": r"$\pm$",
 }
 BOOKTABS = "% Needs \\usepackage{booktabs}.\n"
 _LONG_NAME = 20
 _MANY_COLUMNS = 12
-_P_VALUE = re.compile(r"(?<=signed-rank )p (=|\\textless\{\}) (\d[\d.]*)(?:e([+-]\d+))?")
+_P_VALUE = re.compile(r"\bp (=|\\textless\{\}) (\d[\d.]*)(?:e([+-]\d+))?")
 
 
 def _tex_p_value(match: re.Match[str]) -> str:
@@ -73,7 +81,7 @@ def all_sheets(results: Results, rows: list[Row], comparisons: list[Comparison])
     smoothed = smoothing_sheet(results)
     return [
         runs_sheet(results, rows, comparisons),
-        *ood_sheets(results),
+        *ood_sheets(results, comparisons),
         *([smoothed] if smoothed is not None else []),
     ]
 

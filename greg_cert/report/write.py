@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from greg_cert.errors import RunError, UsageError
 from greg_cert.files import write_atomic
-from greg_cert.report.canvas import render
+from greg_cert.report.canvas import Rendered, render
 from greg_cert.report.comparison import compare
 from greg_cert.report.figure_training import GRADIENT_TERMS
-from greg_cert.report.figures import FIGURES, OOD_FIGURE, training_figure
+from greg_cert.report.figures import chosen_figures, figure_specs
+from greg_cert.report.latex_figures import latex_figures
 from greg_cert.report.page import html_page
 from greg_cert.report.pictures import Pictures, check_pictures
 from greg_cert.report.results import Results, load_results
@@ -31,10 +33,17 @@ _DEFAULT_STYLE = FigureStyle()
 
 @dataclass(frozen=True)
 class FigureFiles:
-    """The two files of one figure."""
+    """The files of one figure; an SVG only where it was asked for."""
 
     png: Path
     pdf: Path
+    svg: Path | None = None
+
+    def __iter__(self) -> Iterator[Path]:
+        """Every file."""
+        yield from (self.png, self.pdf)
+        if self.svg is not None:
+            yield self.svg
 
 
 @dataclass(frozen=True)
@@ -46,13 +55,14 @@ class ReportFiles:
     markdown: Path
     latex: Path
     figures: dict[str, FigureFiles]
+    latex_figures: Path
     notes: tuple[str, ...] = ()
 
     def __iter__(self) -> Iterator[Path]:
         """Every file, the page first."""
-        yield from (self.html, self.markdown, self.latex)
+        yield from (self.html, self.markdown, self.latex, self.latex_figures)
         for files in self.figures.values():
-            yield from (files.png, files.pdf)
+            yield from files
 
 
 def write_report(
@@ -64,18 +74,20 @@ def write_report(
     title: str = DEFAULT_TITLE,
     seed: int = 0,
     runs: Sequence[Path] | None = None,
+    svg: bool = False,
 ) -> ReportFiles:
-    """The report of a verification: `report.html`, `table.md`, `table.tex` and the figures.
+    """The report of a verification: page, tables, figures, and the figures as LaTeX floats.
 
-    Beside the four figures of the results, the false-positive rate under perturbation is drawn
-    where OOD samples were certified, and the gradient norm over training where the run folders are
-    at hand.
+    Writes `report.html`, `table.md`, `table.tex`, `figures.tex`, and a PNG and a PDF a figure.
+    Beside the four figures of the certificates, the false-positive rate under perturbation is drawn
+    where OOD samples were certified, the scores where those of all test samples are kept, and the
+    gradient norm over training where the run folders are at hand.
 
     Each file is written whole or not at all, and equal inputs give equal bytes.
 
     Args:
         folder: holds `certificates.parquet` and `summary.json`, and perhaps
-            `ood_certificates.parquet` and `ood_scores.parquet`.
+            `ood_certificates.parquet`, `ood_scores.parquet` and `scores.parquet`.
         out: where to write; by default `folder/report`. Made if absent.
         style: sizes and type of the figures.
         images: clean images, or (clean, adversarial) pairs, by (run, sample index); floats in
@@ -85,6 +97,7 @@ def write_report(
         runs: run folders of the verification, some or all, for the figure of training; by default
             they are looked for around `folder`, and a log that cannot be read is noted and left
             out.
+        svg: write each figure as SVG too.
 
     Returns:
         The paths written.
@@ -95,39 +108,90 @@ def write_report(
         DataError: an image has the wrong shape, type or values.
         UsageError: `out` cannot be made or written.
     """
-    target = Path(folder) / "report" if out is None else Path(out)
-    if target.exists() and not target.is_dir():
-        raise UsageError(f"out {target}: expected a folder, but it is a file")
+    target = _target(folder, out)
     check_pictures(images or {})
     results = load_results(Path(folder))
     logs, notes = _training_logs(results, runs)
     rows, comparisons = table_rows(results), compare(results, seed=seed)
-    specs = [*FIGURES]
-    specs += [OOD_FIGURE] if results.ood is not None else []
-    specs += [training_figure(logs)] if logs else []
-    drawn = {spec.name: render(spec.draw, results, style) for spec in specs}
+    specs = figure_specs(results, logs)
+    drawn = {spec.name: render(spec.draw, results, style, svg=svg) for spec in specs}
     pngs = {name: figure.png for name, figure in drawn.items()}
     page = html_page(results, rows, comparisons, pngs, images or {}, title=title)
     markdown = markdown_table(results, rows, comparisons, title=title)
     latex = latex_table(results, rows, comparisons)
-    try:
-        target.mkdir(parents=True, exist_ok=True)
+    floats = latex_figures(results, specs, style)
+    with _writing(target):
         return ReportFiles(
             folder=target,
             html=write_atomic(target / "report.html", page),
             markdown=write_atomic(target / "table.md", markdown),
             latex=write_atomic(target / "table.tex", latex),
-            figures={
-                name: FigureFiles(
-                    png=write_atomic(target / f"{name}.png", figure.png),
-                    pdf=write_atomic(target / f"{name}.pdf", figure.pdf),
-                )
-                for name, figure in drawn.items()
-            },
+            latex_figures=write_atomic(target / "figures.tex", floats),
+            figures=_write_figures(target, drawn),
             notes=notes,
         )
+
+
+def write_figures(
+    folder: Path,
+    out: Path | None = None,
+    *,
+    only: Sequence[str] = (),
+    style: FigureStyle = _DEFAULT_STYLE,
+    runs: Sequence[Path] | None = None,
+    svg: bool = False,
+) -> dict[str, FigureFiles]:
+    """Some figures of a verification alone; page, tables and `figures.tex` are left as they are.
+
+    Args:
+        folder: as for `write_report`.
+        out: as for `write_report`.
+        only: names of figures; all where empty.
+        style: as for `write_report`.
+        runs: as for `write_report`.
+        svg: as for `write_report`.
+
+    Returns:
+        The paths written by figure.
+
+    Raises:
+        UsageError: for a name that no figure has, or one that there are no data for.
+        RunError: as for `write_report`.
+    """
+    target = _target(folder, out)
+    results = load_results(Path(folder))
+    logs, _ = _training_logs(results, runs)
+    specs = chosen_figures(figure_specs(results, logs), only)
+    drawn = {spec.name: render(spec.draw, results, style, svg=svg) for spec in specs}
+    with _writing(target):
+        return _write_figures(target, drawn)
+
+
+def _target(folder: Path, out: Path | None) -> Path:
+    target = Path(folder) / "report" if out is None else Path(out)
+    if target.exists() and not target.is_dir():
+        raise UsageError(f"out {target}: expected a folder, but it is a file")
+    return target
+
+
+@contextmanager
+def _writing(target: Path) -> Iterator[None]:
+    try:
+        target.mkdir(parents=True, exist_ok=True)
+        yield
     except OSError as error:
         raise UsageError(f"out {target}: cannot be written ({error.strerror or error})") from error
+
+
+def _write_figures(target: Path, drawn: Mapping[str, Rendered]) -> dict[str, FigureFiles]:
+    return {
+        name: FigureFiles(
+            png=write_atomic(target / f"{name}.png", figure.png),
+            pdf=write_atomic(target / f"{name}.pdf", figure.pdf),
+            svg=write_atomic(target / f"{name}.svg", figure.svg) if figure.svg else None,
+        )
+        for name, figure in drawn.items()
+    }
 
 
 def _training_logs(

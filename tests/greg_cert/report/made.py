@@ -135,6 +135,29 @@ def write_ood(folder: Path, frames, scores=None) -> Path:
     return folder
 
 
+def all_scores_of(frame, sets=("mnist", "svhn"), n=300, seed=0):
+    """Scores of a whole test split and of OOD sets that fit a frame; gamma accepts most of ID."""
+    rng = np.random.default_rng(seed)
+    threshold = float(frame["threshold"].iloc[0])
+    known = frame.set_index("index")["score"]
+    index = np.arange(max(n, int(known.index.max()) + 1))
+    scores = pd.Series(threshold - rng.gamma(4.0, 0.7, len(index)) + 0.6, index=index)
+    scores[known.index] = known
+    parts = [pd.DataFrame({"part": "test", "index": index, "score": scores.to_numpy()})]
+    for k, name in enumerate(sets):
+        far = threshold - 1.0 + rng.gamma(3.0 + 2 * k, 1.2, n)
+        parts.append(pd.DataFrame({"part": f"ood/{name}", "index": np.arange(n), "score": far}))
+    rows = pd.concat(parts, ignore_index=True)
+    rows.insert(0, "run", frame["run"].iloc[0])
+    return rows
+
+
+def write_test_scores(folder: Path, scores) -> Path:
+    """The folder, with the scores of all test samples beside its files."""
+    pd.concat(scores, ignore_index=True).to_parquet(folder / "scores.parquet")
+    return folder
+
+
 def with_methods(frame, names=("crown", "crown_ibp", "alpha_crown", "branch", "clever"), seed=0):
     """A frame with the optional radii; the branched proof is the certified radius."""
     rng = np.random.default_rng(seed)

@@ -21,9 +21,10 @@ def inspect(results, style=None):
     for spec in FIGURES:
         with drawn(spec.draw, results, style) as figure:
             figure.savefig(io.BytesIO(), format="png", dpi=60)
-            axes = figure.axes[0]
             edge = figure.bbox
-            texts = [axes.xaxis.label, axes.yaxis.label, *axes.texts]
+            texts = [t for t in figure.texts if t.get_text()]
+            for axes in figure.axes:
+                texts += [axes.xaxis.label, axes.yaxis.label, axes.title, *axes.texts]
             texts += [text for legend in figure.legends for text in legend.get_texts()]
             for text in texts:
                 box = text.get_window_extent()
@@ -32,7 +33,17 @@ def inspect(results, style=None):
                 assert box.y0 >= -1, (spec.name, text)
                 assert box.y1 <= edge.y1 + 1, (spec.name, text)
                 assert text.get_fontsize() >= SMALLEST_TYPE
-            assert figure.legends[0].get_window_extent().y0 >= axes.bbox.y1 - 1
+            for legend in figure.legends:
+                assert legend.get_window_extent().y0 >= figure.axes[0].bbox.y1 - 1
+            if len(figure.axes) > 1:
+                assert_apart([axes.title for axes in figure.axes], spec.name)
+
+
+def assert_apart(texts, name):
+    """No two of these texts overlap."""
+    boxes = [text.get_window_extent() for text in texts]
+    for k, box in enumerate(boxes):
+        assert not any(box.overlaps(other) for other in boxes[:k]), (name, texts[k].get_text())
 
 
 @pytest.mark.parametrize(

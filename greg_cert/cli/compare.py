@@ -1,0 +1,78 @@
+"""`greg-cert compare`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from greg_cert.cli import screen
+from greg_cert.cli.report import VENUE_HELP
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command."""
+    app.command("compare")(compare)
+
+
+def compare(
+    folders: Annotated[
+        list[Path], typer.Argument(help="Folders that `greg-cert verify` wrote, two or more.")
+    ],
+    baseline: Annotated[
+        str | None,
+        typer.Option(help="Name of the run that the others are compared with."),
+    ] = None,
+    out: Annotated[Path, typer.Option(help="Folder of the result and its report.")] = Path(
+        "compare"
+    ),
+    venue: Annotated[str | None, typer.Option(help=VENUE_HELP)] = None,
+    columns: Annotated[
+        int | None, typer.Option(help="Columns of a page that a figure spans: 1 or 2.")
+    ] = None,
+    palette: Annotated[str, typer.Option(help="colour or grey.")] = "colour",
+    run: Annotated[
+        list[Path] | None,
+        typer.Option(help="Run folder, for the figure of training; may be repeated."),
+    ] = None,
+) -> None:
+    """Put verifications of different runs together, paired by sample, and report on all of them.
+
+    They must be of the same data, norm, tpr, largest radius, side and methods. Samples that not all
+    have are left out and counted. Runs of one name are told apart by their seeds, or by their
+    folders.
+
+    Example: greg-cert compare runs/energy/verify runs/greg+/verify --baseline energy
+
+    Example: greg-cert compare seed1/verify seed2/verify seed3/verify --out seeds --venue eccv
+    """
+    from greg_cert.errors import EngineError
+    from greg_cert.report import (
+        load_results,
+        merge_verifications,
+        summary_table,
+        venue_style,
+        write_report,
+    )
+    from greg_cert.report.notes import left_out_words
+
+    style = venue_style(venue, columns, palette=palette)
+    done = merge_verifications(folders, out, baseline=baseline, command=screen.command_line())
+    for name, others in done.same.items():
+        screen.note(f"run {name} is in {', '.join(others)} too, with the same rows; kept once")
+    if done.left_out:
+        screen.note(left_out_words(done.left_out))
+    if done.baseline is None:
+        screen.note(f"no baseline: name one of {', '.join(done.runs)} with --baseline")
+    files = write_report(out, style=style, runs=run or None)
+    for note in files.notes:
+        screen.note(note)
+    screen.out(summary_table(load_results(out)))
+    screen.plain(f"results: {out / 'certificates.parquet'}")
+    screen.plain(f"report:  {files.html}")
+    if done.violations:
+        raise EngineError(
+            f"{done.violations} certificates are contradicted by an attack. Do not use these "
+            "results, and please report them as a bug"
+        )

@@ -1,0 +1,69 @@
+"""The figures as LaTeX floats, with captions that say what is proof, upper bound and estimate."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+from greg_cert.report import wording
+from greg_cert.report.figures import FigureSpec
+from greg_cert.report.notes import notes_of, warning
+from greg_cert.report.results import Results
+from greg_cert.report.style import FigureStyle
+from greg_cert.report.tables import escape_tex
+
+FOLDER = r"\gregcertfigures"
+_HEAD = rf"""% Needs \usepackage{{graphicx}}. The pictures lie in the folder {FOLDER},
+% by default that of the paper; say another before \input: \newcommand{{{FOLDER}}}{{path/to/report}}
+\providecommand{{{FOLDER}}}{{.}}
+"""
+
+
+def latex_figures(results: Results, specs: Sequence[FigureSpec], style: FigureStyle) -> str:
+    """A float a figure, at the width that it was drawn for.
+
+    Args:
+        results: the verification.
+        specs: the figures that were drawn.
+        style: their settings; a figure for the whole width of two columns is a `figure*`.
+    """
+    return _HEAD + "".join("\n" + _float(results, spec, style) for spec in specs)
+
+
+def full_caption(results: Results, spec: FigureSpec) -> str:
+    """The caption with all that a reader needs who sees nothing else of the report, plain text."""
+    alarm = warning(results)
+    parts = [f"{spec.title}.", spec.caption(results.summary)]
+    if spec.of_samples:
+        parts.append(_setting(results))
+    parts += [*([alarm] if alarm else []), *notes_of(results)]
+    return " ".join(parts)
+
+
+def _setting(results: Results) -> str:
+    summary = results.summary
+    return (
+        f"Radii in the {wording.norm_name(summary.norm)} norm of raw pixels in [0,1]; "
+        f"{wording.score_name(summary.score)} score; n = {results.samples} "
+        f"{wording.population(summary)}{' a run' if len(results.runs) > 1 else ''}; the threshold "
+        f"\u03b3 accepts {100 * summary.tpr:g} % of the ID calibration split "
+        f"(tpr = {summary.tpr:g})."
+    )
+
+
+def _float(results: Results, spec: FigureSpec, style: FigureStyle) -> str:
+    environment = "figure*" if style.wide else "figure"
+    width = f"{style.width:.4f}".rstrip("0").rstrip(".")
+    picture = rf"\includegraphics[width={width}in]{{{FOLDER}/{spec.name}.pdf}}"
+    label = re.sub(r"[^a-z0-9]+", "-", spec.name.lower())
+    return "\n".join(
+        [
+            rf"\begin{{{environment}}}[t]",
+            r"\centering",
+            picture,
+            rf"\caption{{{escape_tex(full_caption(results, spec))}}}",
+            rf"\label{{fig:{label}}}",
+            rf"\end{{{environment}}}",
+            "",
+        ]
+    )

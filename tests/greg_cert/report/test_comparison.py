@@ -1,0 +1,154 @@
+from itertools import combinations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy import stats
+
+from greg_cert.report import load_results
+from greg_cert.report.comparison import (
+    Comparison,
+    compare,
+    comparison_line,
+    comparison_lines,
+    holm,
+)
+from greg_cert.report.rows import table_rows
+from greg_cert.report.statement import statement
+from greg_cert.report.tables import all_sheets, latex_table, markdown_table
+
+
+def by_closed_testing(ps):
+    """Holm's correction as the closure of Bonferroni's: the worst of all sets with a test in it."""
+    tests = range(len(ps))
+    return [
+        max(
+            min(1.0, size * min(ps[j] for j in chosen))
+            for size in range(1, len(ps) + 1)
+            for chosen in combinations(tests, size)
+            if i in chosen
+        )
+        for i in tests
+    ]
+
+
+@settings(max_examples=60, deadline=None, derandomize=True)
+@given(st.lists(st.floats(0, 1), min_size=1, max_size=6))
+def test_holm_is_the_closure_of_bonferroni(ps):
+    np.testing.assert_allclose(holm(ps), by_closed_testing(ps), rtol=1e-12)
+
+
+def test_holm_by_hand_and_with_tests_that_were_not_made():
+    assert holm([0.01, 0.04, 0.03]) == pytest.approx([0.03, 0.06, 0.06])
+    assert holm([0.3]) == [0.3]
+    found = holm([0.01, None, 0.02])
+    assert found[1] is None
+    assert (found[0], found[2]) == pytest.approx((0.03, 0.04))
+    assert holm([]) == []
+
+
+@pytest.fixture
+def three(made, tmp_path):
+    """Three runs with methods and two OOD sets, and their frames."""
+    frames = [made.with_methods(f) for f in made.realistic(80, names=("energy", "greg", "greg+"))]
+    folder = made.write(tmp_path / "v", frames, baseline="energy")
+    rng = np.random.default_rng(5)
+    ood = [
+        made.ood_of(f["run"].iloc[0], name, (k + 1) * rng.gamma(5, 0.02, 30), [np.inf] * 30, [0])
+        for k, f in enumerate(frames)
+        for name in ("mnist", "svhn")
+    ]
+    made.write_ood(folder, ood)
+    return load_results(folder), frames, ood
+
+
+def test_every_comparison_has_difference_interval_and_corrected_test(three):
+    results, frames, ood = three
+    found = compare(results, seed=1, resamples=999)
+    assert [(c.run, c.dataset) for c in found if c.main] == [("greg", None), ("greg+", None)]
+    base, ours = (frames[k]["radius_certified"].to_numpy() for k in (0, 2))
+    c = found[1]
+    assert c.difference == pytest.approx(np.median(ours - base))
+    rows = np.random.default_rng(7).integers(0, 80, (4000, 80))
+    ends = np.quantile(np.median((ours - base)[rows], axis=1), [0.025, 0.975])
+    assert (c.difference_low, c.difference_high) == pytest.approx(tuple(ends), abs=0.01)
+    ps = [stats.wilcoxon(frames[k]["radius_certified"], base).pvalue for k in (1, 2)]
+    assert [x.holm for x in found[:2]] == pytest.approx(by_closed_testing(ps))
+    assert {x.family for x in found[:2]} == {2}
+    sets = [c for c in found if c.dataset is not None]
+    assert [(c.run, c.dataset) for c in sets] == [
+        *(("greg", "mnist"), ("greg", "svhn"), ("greg+", "mnist"), ("greg+", "svhn"))
+    ]
+    assert {(c.family, c.samples) for c in sets} == {(4, 30)}
+    pairs = [(ood[2], ood[0]), (ood[3], ood[1]), (ood[4], ood[0]), (ood[5], ood[1])]
+    medians = [tuple(np.median(f["radius_certified"]) for f in pair) for pair in pairs]
+    assert [c.ratio for c in sets] == pytest.approx([a / b for a, b in medians])
+    ps = [stats.wilcoxon(*(f["radius_certified"] for f in pair)).pvalue for pair in pairs]
+    assert [c.holm for c in sets] == pytest.approx(by_closed_testing(ps))
+    methods = [c for c in found if c.dataset is None and not c.main]
+    names = ("CROWN radii", "CROWN-IBP radii", "\u03b1-CROWN radii")
+    assert [c.quantity for c in methods] == [*names, *names]  # branched ones are the certified
+    assert compare(results, seed=1, resamples=999) == found
+
+
+def test_ood_samples_are_paired_by_index(made, small):
+    one = made.ood_of("a", "x", [0.1, 0.2, 0.3, 0.4], [1.0] * 4)
+    other = made.ood_of("b", "x", [0.9, 0.4, 0.6, 0.8], [1.0] * 4).iloc[1:].iloc[::-1]
+    made.write_ood(small, [one, other])
+    (c,) = [c for c in compare(load_results(small), resamples=99) if c.dataset]
+    assert (c.samples, c.ratio) == (3, pytest.approx(2.0))
+    assert c.difference == pytest.approx(0.3)
+
+
+def test_no_ratio_stands_bare_anywhere(three):
+    results, _, _ = three
+    rows, comparisons = table_rows(results), compare(results, resamples=999)
+    lines = [line for s in all_sheets(results, rows, comparisons) for line in s.remarks]
+    ratios = [line for line in lines if "ratio of median" in line]
+    assert len(ratios) == 2 + 6 + 4
+    for line in ratios:
+        for words in ("paired bootstrap interval", "median paired difference", "n = "):
+            assert words in line
+        assert "Wilcoxon signed-rank p" in line
+        assert "after Holm's correction p" in line
+    heads = [line for line in lines if "one baseline, energy" in line]
+    assert [line.split(" over ")[1] for line in heads] == ["2 tests.", "6 tests.", "4 tests."]
+    for text in (
+        markdown_table(results, rows, comparisons),
+        latex_table(results, rows, comparisons),
+    ):
+        assert text.count("ratio of median") == 12
+        assert text.count("signed-rank") == 12
+    words = statement(results, rows, comparisons)
+    assert words.count("times the baseline's") == 2
+    assert words.count("Wilcoxon signed-rank p") == words.count("median paired difference") == 2
+    tex = latex_table(results, rows, comparisons)
+    assert "after Holm's correction $p" in tex
+    assert "signed-rank $p" in tex
+
+
+def test_a_single_comparison_needs_no_correction(small):
+    (c,) = compare(load_results(small), resamples=99)
+    assert (c.family, c.holm) == (1, c.p)
+    assert comparison_lines([c]) == [comparison_line(c)]
+    assert "Holm" not in comparison_line(c)
+
+
+def test_an_interval_alone_is_no_clear_difference_after_correction():
+    c = Comparison("b", "a", 9, 1.5, 1.1, 1.9, 0.03, holm=0.09, family=3)
+    assert not c.clear
+    assert Comparison("b", "a", 9, 1.5, 1.1, 1.9, 0.03, holm=0.03).clear
+    assert not Comparison("b", "a", 9, 1.5, 0.9, 1.9, 0.01, holm=0.01).clear
+
+
+def test_without_a_ratio_there_is_still_a_difference(made, tmp_path):
+    frames = [
+        made.frame_of("zero", [0.0] * 8, [1.0] * 8),
+        made.frame_of("some", [0.1] * 8, [1.0] * 8),
+    ]
+    results = load_results(made.write(tmp_path / "x", frames, baseline="zero"))
+    (c,) = found = compare(results, resamples=99)
+    assert (c.ratio, c.difference, c.difference_low) == (None, 0.1, 0.1)
+    assert "median paired difference 0.1 (0.1 to 0.1); Wilcoxon" in comparison_line(c)
+    assert "median paired difference 0.1" in statement(results, table_rows(results), found)

@@ -1,0 +1,312 @@
+import json
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from greg_cert.errors import RunError, UsageError
+from greg_cert.report import FigureStyle, load_results, merge_verifications, write_report
+from greg_cert.report.merge_names import Named, folder_labels, merged_names
+from greg_cert.report.notes import notes_of
+
+DATA = {"train": "t0", "calibration": "c0", "test": "e0", "ood/mnist": "m0"}
+
+
+@pytest.fixture
+def verified(made, tmp_path):
+    """Writes a verification folder with manifests, settings and data fingerprints."""
+
+    def write(name, frames, *, seed=0, ood=(), bounds=(), scores=(), data=None, **summary):
+        folder = tmp_path / name / "verify"
+        made.write(folder, frames, baseline=summary.pop("baseline", None))
+        path = folder / "summary.json"
+        raw = json.loads(path.read_text())
+        raw |= {"method": "crown", "methods": ["crown"], "engine": "native"} | summary
+        raw["provenance"] |= {
+            "command": f"greg-cert verify runs/{name}",
+            "settings": {"cuts": 3, "samples": len(frames[0]), "seed": seed},
+            "runs": {
+                run: {"seed": seed, "data": DATA | (data or {}), "made": run} for run in raw["runs"]
+            },
+        }
+        path.write_text(json.dumps(raw))
+        if ood:
+            made.write_ood(folder, list(ood), list(bounds) or None)
+        if scores:
+            made.write_test_scores(folder, list(scores))
+        return folder
+
+    return write
+
+
+@pytest.fixture
+def frames(made):
+    return made.realistic(40, names=("energy", "greg", "greg+"))
+
+
+def change(folder, **fields):
+    """Overwrites fields of `summary.json`, dotted ones inside others."""
+    path = folder / "summary.json"
+    raw = json.loads(path.read_text())
+    for name, value in fields.items():
+        at = raw
+        *inner, last = name.split("__")
+        for key in inner:
+            at = at[key]
+        at[last] = value
+    path.write_text(json.dumps(raw))
+
+
+def test_merging_equals_one_verification_of_all(verified, made, frames, tmp_path):
+    ood = [made.ood_of(f["run"].iloc[0], "mnist", [0.1, 0.2, 0.3], [1.0] * 3) for f in frames]
+    bounds = [made.scores_of(rows) for rows in ood]
+    scores = [made.all_scores_of(f, ("mnist",), 60) for f in frames]
+    for f, rows in zip(scores, ood, strict=True):
+        known = rows.set_index("index")["score"]
+        here = (f["part"] == "ood/mnist") & f["index"].isin(known.index)
+        f.loc[here, "score"] = known.loc[f.loc[here, "index"]].to_numpy()
+    whole = verified("whole", frames, ood=ood, bounds=bounds, scores=scores, baseline="greg")
+    parts = [
+        verified(f"part{k}", [f], ood=[o], bounds=[b], scores=[s])
+        for k, (f, o, b, s) in enumerate(zip(frames, ood, bounds, scores, strict=True))
+    ]
+    out = tmp_path / "merged"
+    done = merge_verifications(parts, out, baseline="greg", command="greg-cert compare")
+    assert done.runs == ("greg", "energy", "greg+")
+    assert (done.samples, done.left_out, done.same, done.violations) == (40, {}, {}, 0)
+    one, other = load_results(whole), load_results(out)
+    assert other.summary.baseline == "greg"
+    for run in one.runs:
+        pd.testing.assert_frame_equal(
+            one.of(run).reset_index(drop=True), other.of(run).reset_index(drop=True)
+        )
+        mine, theirs = (r.ood_of(run, "mnist").reset_index(drop=True) for r in (one, other))
+        pd.testing.assert_frame_equal(mine, theirs)
+        mine, theirs = (r.ood_scores_of(run, "mnist").reset_index(drop=True) for r in (one, other))
+        pd.testing.assert_frame_equal(mine, theirs)
+        for part, values in one.scores_of(run).items():
+            np.testing.assert_array_equal(values, other.scores_of(run)[part])
+        want, got = one.summary.runs[run], other.summary.runs[run]
+        for field in ("samples", "status", "violations", "threshold", "certified_radius"):
+            assert getattr(got, field) == getattr(want, field), field
+    provenance = json.loads((out / "summary.json").read_text())["provenance"]
+    assert [part["runs"] for part in provenance["parts"]] == [
+        {name: name} for name in ("energy", "greg", "greg+")
+    ]
+    assert [part["command"] for part in provenance["parts"]] == [
+        f"greg-cert verify runs/part{k}" for k in range(3)
+    ]
+    assert provenance["command"].endswith("&& greg-cert compare")
+    assert set(provenance["configs"]) == {"energy", "greg", "greg+"}
+    assert provenance["runs"]["greg+"]["made"] == "greg+"
+    files = write_report(out, style=FigureStyle(dpi=50))
+    assert {"ood_fpr", "score_distribution"} <= set(files.figures)
+
+
+def test_only_samples_that_all_have_are_kept_and_the_rest_is_counted(verified, frames, tmp_path):
+    few = frames[0].iloc[5:]
+    other = frames[1].iloc[:30]
+    a, b = verified("a", [few]), verified("b", [other])
+    done = merge_verifications([a, b], tmp_path / "out")
+    assert done.samples == 25
+    assert done.left_out == {str(a): {"id": 10}, str(b): {"id": 5}}
+    results = load_results(tmp_path / "out")
+    assert results.samples == 25
+    record = results.summary.runs["energy"]
+    radii = few.iloc[:25]["radius_certified"]
+    assert record.certified_radius.median == pytest.approx(radii.median())
+    assert record.certified_radius.mean == pytest.approx(radii.mean())
+    assert sum(record.status.values()) == record.samples == 25
+    (note,) = notes_of(results)
+    assert "10 ID test samples" in note
+    again = merge_verifications([a, b], tmp_path / "out")  # its own result it may replace
+    assert again == done
+
+
+def test_ood_samples_are_paired_too(verified, made, frames, tmp_path):
+    one = made.ood_of("energy", "mnist", [0.1] * 5, [1.0] * 5)
+    two = made.ood_of("greg", "mnist", [0.2] * 5, [1.0] * 5).iloc[2:]
+    a = verified("a", frames[:1], ood=[one], bounds=[made.scores_of(one)])
+    b = verified("b", frames[1:2], ood=[two], bounds=[made.scores_of(two)])
+    done = merge_verifications([a, b], tmp_path / "out")
+    assert done.left_out == {str(a): {"ood/mnist": 2}}
+    results = load_results(tmp_path / "out")
+    assert results.summary.runs["energy"].ood_side["mnist"].samples == 3
+    assert len(results.ood_scores_of("energy", "mnist")) == 9
+    (note,) = notes_of(results)
+    assert "2 of mnist" in note
+
+
+def test_left_out_ood_samples_that_are_contradicted_stop_it(verified, made, frames, tmp_path):
+    one = made.ood_of("energy", "mnist", [0.1, 0.1, 0.5], [1.0, 1.0, 0.2])
+    two = made.ood_of("greg", "mnist", [0.2, 0.2], [1.0, 1.0])
+    a, b = verified("a", frames[:1], ood=[one]), verified("b", frames[1:2], ood=[two])
+    with pytest.raises(RunError, match="1 certificates of samples that not every folder has"):
+        merge_verifications([a, b], tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_violations_are_kept_and_counted(verified, made, tmp_path):
+    a = verified("a", [made.frame_of("a", [0.1, 0.3], [0.2, 0.2])])
+    b = verified("b", [made.frame_of("b", [0.1, 0.1], [0.2, 0.2])])
+    assert merge_verifications([a, b], tmp_path / "out").violations == 1
+    assert load_results(tmp_path / "out").summary.runs["a"].violations == 1
+
+
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        ({"norm": "inf"}, r"norm: expected 2\.0 in .*b.verify, as in .*a.verify, but got 'inf'"),
+        ({"tpr": 0.9}, r"tpr: expected 0\.95 .* but got 0\.9"),
+        ({"max_radius": 1.0}, r"max_radius: expected 2\.0 .* but got 1\.0"),
+        ({"method": "branch"}, "method: expected 'crown' .* but got 'branch'"),
+        ({"engine": None}, "engine: expected 'native' .* but got nothing"),
+        ({"correct": True}, "correct: expected nothing .* but got True"),
+        ({"clip": True}, "clip: expected False .* but got True"),
+        ({"smoothing": {"sigma": 0.1, "n": 9, "alpha": 0.1}}, "smoothing: expected nothing"),
+        ({"provenance__settings__cuts": 0}, r"provenance\.settings\.cuts: expected 3 .* got 0"),
+        (
+            {"provenance__runs__greg__data__test": "other"},
+            r"provenance\.runs\.greg\.data\.test: expected 'e0' .* but got 'other'",
+        ),
+        ({"provenance__runs": {}}, r"field provenance\.runs\.greg\.data: missing"),
+    ],
+)
+def test_what_does_not_fit_is_named_with_both_folders(verified, frames, tmp_path, fields, words):
+    a, b = verified("a", frames[:1]), verified("b", frames[1:2])
+    change(b, **fields)
+    with pytest.raises(RunError, match=words) as caught:
+        merge_verifications([a, b], tmp_path / "out")
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "out").exists()
+
+
+def test_training_data_seeds_and_numbers_of_samples_may_differ(verified, frames, tmp_path):
+    a = verified("a", frames[:1])
+    b = verified("b", [frames[1].iloc[:9]], seed=3, data={"train": "other", "aux": "x"})
+    assert merge_verifications([a, b], tmp_path / "out").samples == 9
+    provenance = json.loads((tmp_path / "out/summary.json").read_text())["provenance"]
+    assert provenance["seed"] == 0  # both were verified with it
+    assert provenance["settings"] == {"cuts": 3}
+
+
+def test_other_labels_are_other_samples(verified, frames, tmp_path):
+    other = frames[1].assign(label=(frames[1]["label"] + 1) % 10)
+    with pytest.raises(RunError, match=r"column label: expected 0 for index 100, as in .* got 1"):
+        merge_verifications([verified("a", frames[:1]), verified("b", [other])], tmp_path / "out")
+
+
+def test_no_common_sample(verified, frames, tmp_path):
+    a, b = verified("a", [frames[0].iloc[:5]]), verified("b", [frames[1].iloc[5:]])
+    with pytest.raises(RunError, match="expected samples that all of"):
+        merge_verifications([a, b], tmp_path / "out")
+
+
+def test_one_baseline_in_two_folders_is_kept_once(verified, frames, tmp_path):
+    a = verified("a", frames[:2], baseline="energy")
+    b = verified("b", [frames[0], frames[2]], baseline="energy")
+    done = merge_verifications([a, b], tmp_path / "out")
+    assert done.runs == ("energy", "greg", "greg+")
+    assert done.baseline == "energy"
+    assert done.same == {"energy": [str(b)]}
+
+
+def test_the_same_name_with_other_rows_is_another_run(verified, made, frames, tmp_path):
+    other = made.realistic(40, names=("energy",), seed=9)
+    a, b = verified("a", frames[:1]), verified("b", other)
+    done = merge_verifications([a, b], tmp_path / "out", baseline="energy (b)")
+    assert done.runs == ("energy (b)", "energy (a)")
+    provenance = json.loads((tmp_path / "out/summary.json").read_text())["provenance"]
+    assert [part["runs"] for part in provenance["parts"]] == [
+        {"energy": "energy (a)"},
+        {"energy": "energy (b)"},
+    ]
+    np.testing.assert_allclose(
+        load_results(tmp_path / "out").column("energy (b)", "radius_certified"),
+        other[0]["radius_certified"],
+    )
+
+
+def test_seeds_of_one_method_are_named_by_the_seed(verified, made, tmp_path):
+    folders = [
+        verified(f"s{k}", made.realistic(20, names=("greg+",), seed=k), seed=k) for k in (1, 2, 3)
+    ]
+    done = merge_verifications(folders, tmp_path / "out")
+    assert done.runs == ("greg+ (seed 1)", "greg+ (seed 2)", "greg+ (seed 3)")
+    assert done.baseline is None
+
+
+def test_names():
+    def named(*runs):
+        return [Named(Path(folder), name, seed) for folder, name, seed in runs]
+
+    assert merged_names(named(("a/v", "x", 1), ("b/v", "y", 1))) == ["x", "y"]
+    assert merged_names(named(("a/v", "x", 1), ("b/v", "x", 2), ("b/v", "y", 2))) == [
+        *("x (seed 1)", "x (seed 2)", "y")
+    ]
+    assert merged_names(named(("a/v", "x", None), ("b/v", "x", 2))) == ["x (a)", "x (b)"]
+    taken = named(("a/v", "x", 1), ("b/v", "x", 2), ("c/v", "x (seed 1)", 1))
+    assert merged_names(taken) == ["x (seed 1) #2", "x (seed 2)", "x (seed 1)"]
+    assert folder_labels([Path("r/a/v"), Path("r/b/v")]) == ["a", "b"]
+    assert folder_labels([Path("p/a/1"), Path("q/a/2"), Path("q/a/1")]) == [
+        "p/a/1",
+        "q/a/2",
+        "q/a/1",
+    ]
+
+
+@pytest.mark.parametrize("wanted", ["energy", "nobody"])
+def test_a_baseline_must_be_one_of_the_names(verified, made, tmp_path, wanted):
+    folders = [
+        verified(f"s{k}", made.realistic(20, names=("energy",), seed=k), seed=k) for k in (1, 2)
+    ]
+    with pytest.raises(UsageError, match=r"--baseline: expected one of energy \(seed 1\)"):
+        merge_verifications(folders, tmp_path / "out", baseline=wanted)
+
+
+def test_usage(verified, frames, tmp_path):
+    a, b = verified("a", frames[:1]), verified("b", frames[1:2])
+    with pytest.raises(UsageError, match="two verification folders or more"):
+        merge_verifications([a], tmp_path / "out")
+    with pytest.raises(UsageError, match="each folder once"):
+        merge_verifications([a, a], tmp_path / "out")
+    with pytest.raises(UsageError, match="another folder than those compared"):
+        merge_verifications([a, b], a)
+    c = verified("c", frames[2:])
+    with pytest.raises(UsageError, match="holds a verification"):
+        merge_verifications([a, b], c)
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(UsageError, match="but it is a file"):
+        merge_verifications([a, b], tmp_path / "file")
+    with pytest.raises(RunError, match="there is none"):
+        merge_verifications([a, tmp_path / "nothing"], tmp_path / "out")
+
+
+def test_unfinished_parts_make_an_unfinished_whole(verified, frames, tmp_path):
+    a = verified("a", frames[:1], complete=False, wanted=90)
+    b = verified("b", frames[1:2], complete=True, wanted=40)
+    merge_verifications([a, b], tmp_path / "out")
+    summary = load_results(tmp_path / "out").summary
+    assert (summary.complete, summary.wanted) == (False, 40)
+
+
+def test_audits_add_up_where_all_have_one(verified, frames, tmp_path):
+    audit = {"attacks": 3, "certificates": 5, "violations": 0, "steps": 200, "restarts": 12}
+    a = verified("a", frames[:1], audit=audit)
+    b = verified("b", frames[1:2], audit=audit | {"attacks": 4, "steps": 100})
+    merge_verifications([a, b], tmp_path / "out")
+    raw = json.loads((tmp_path / "out/summary.json").read_text())
+    assert raw["audit"] == {"attacks": 7, "certificates": 10, "violations": 0, "restarts": 12}
+    change(b, audit=None)
+    merge_verifications([a, b], tmp_path / "out")
+    assert json.loads((tmp_path / "out/summary.json").read_text())["audit"] is None
+
+
+def test_runs_of_different_scores_are_said_to_be(verified, frames, tmp_path):
+    a, b = verified("a", frames[:1]), verified("b", frames[1:2], score="max_logit")
+    change(a, runs__energy__score="energy")
+    change(b, runs__greg__score="max_logit")
+    merge_verifications([a, b], tmp_path / "out")
+    (note,) = notes_of(load_results(tmp_path / "out"))
+    assert "energy: energy, greg: maximum logit" in note

@@ -1,0 +1,105 @@
+"""Runs that were verified one by one and put together, against one verification of both."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+from tiny_runs import SETTINGS, train_pair
+from typer.testing import CliRunner
+
+from greg_cert.cli import app
+from greg_cert.config import VerifyConfig
+from greg_cert.errors import UsageError
+from greg_cert.records import RunFolder
+from greg_cert.report import load_results
+from greg_cert.verify.runs import verify_runs
+
+BOTH = VerifyConfig.model_validate(
+    {
+        **SETTINGS.model_dump(),
+        **{"side": "both", "auc_radii": (0.05, 0.2), "method": "crown-ibp", "cuts": 0},
+        **{"samples": 6, "ood_samples": 3},
+    }
+)
+RUNNER = CliRunner()
+
+
+@pytest.fixture(scope="module")
+def pair(tmp_path_factory: pytest.TempPathFactory) -> list[RunFolder]:
+    return train_pair(tmp_path_factory.mktemp("runs"))
+
+
+@pytest.fixture(scope="module")
+def folders(pair: list[RunFolder], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Verification folders by name: of both runs, and of each alone."""
+    out = tmp_path_factory.mktemp("verified")
+    slow, fast = pair
+    verify_runs([fast], BOTH, out / "both", baseline=slow)
+    verify_runs([slow], BOTH, out / "slow")
+    verify_runs([fast], BOTH, out / "fast")
+    return {path.name: path for path in out.iterdir()}
+
+
+def summary(folder: Path) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((folder / "summary.json").read_text())
+    return found
+
+
+@pytest.fixture(scope="module")
+def compared(folders: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """What the command says of both runs, and the folder it wrote."""
+    out = tmp_path_factory.mktemp("compared") / "c"
+    command = ["compare", str(folders["slow"]), str(folders["fast"]), "--baseline", "slow"]
+    return RUNNER.invoke(app, [*command, "--out", str(out), "--venue", "eccv"]), out
+
+
+def test_it_equals_one_verification_of_both(compared: Any, folders: dict[str, Path]) -> None:
+    done, out = compared
+    assert done.exit_code == 0, done.output
+    whole, merged = summary(folders["both"]), summary(out)
+    for found in (whole, merged):
+        for run in found["runs"].values():
+            assert run.pop("seconds") > 0
+    for field in {*whole, *merged} - {"provenance", "merged"}:
+        assert merged[field] == whole[field], field
+    assert set(whole["runs"]["slow"]["robust"]) == {"0.05", "0.2"}
+    tables = {path.name for path in folders["both"].glob("*.parquet")}
+    assert tables >= {f"{name}.parquet" for name in ("certificates", "ood_certificates")}
+    assert {path.name for path in out.glob("*.parquet")} == tables
+    for name in tables:
+        one, other = (pd.read_parquet(folder / name) for folder in (folders["both"], out))
+        pd.testing.assert_frame_equal(one, other)
+    assert load_results(out).summary.provenance.configs.keys() == {"slow", "fast"}
+
+
+def test_the_command_reports(compared: Any, folders: dict[str, Path]) -> None:
+    done, out = compared
+    text = " ".join(done.output.split())
+    assert "fast against slow: ratio of median certified radii" in text
+    assert "Wilcoxon signed-rank" in text
+    assert f"results: {out / 'certificates.parquet'}" in text
+    names = {path.name for path in (out / "report").iterdir()}
+    assert {"report.html", "table.tex", "figures.tex", "bracket.pdf", "ood_fpr.pdf"} <= names
+
+
+def test_what_the_user_can_mend_is_said(folders: dict[str, Path]) -> None:
+    done = RUNNER.invoke(app, ["compare", str(folders["slow"])])
+    assert isinstance(done.exception, UsageError)
+    assert "two verification folders or more" in str(done.exception)
+
+
+def test_figures_of_a_venue_alone(compared: Any, tmp_path: Path) -> None:
+    _, out = compared
+    options = ["--venue", "acm", "--columns", "2", "--palette", "grey", "--dpi", "60", "--svg"]
+    command = ["report", str(out), "--out", str(tmp_path / "r"), "--only", "bracket,ood_fpr"]
+    done = RUNNER.invoke(app, [*command, *options])
+    assert done.exit_code == 0, done.output
+    assert {path.name for path in (tmp_path / "r").iterdir()} == {
+        f"{name}.{kind}" for name in ("bracket", "ood_fpr") for kind in ("png", "pdf", "svg")
+    }
+    done = RUNNER.invoke(app, [*command, "--venue", "nowhere"])
+    assert isinstance(done.exception, UsageError)
