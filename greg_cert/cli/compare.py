@@ -36,6 +36,8 @@ def compare(
         list[Path] | None,
         typer.Option(help="Run folder, for the figure of training; may be repeated."),
     ] = None,
+    json: screen.Json = False,
+    quiet: screen.Quiet = False,
 ) -> None:
     """Put verifications of different runs together, paired by sample, and report on all of them.
 
@@ -47,6 +49,7 @@ def compare(
 
     Example: greg-cert compare seed1/verify seed2/verify seed3/verify --out seeds --venue eccv
     """
+    screen.speak(json=json, quiet=quiet)
     from greg_cert.errors import EngineError
     from greg_cert.report import (
         load_results,
@@ -66,6 +69,15 @@ def compare(
     if done.baseline is None:
         screen.note(f"no baseline: name one of {', '.join(done.runs)} with --baseline")
     files = write_report(out, style=style, runs=run or None)
+    screen.record(
+        {
+            "schema": 1,
+            "runs": list(done.runs),
+            "baseline": done.baseline,
+            "violations": done.violations,
+            "files": list(files),
+        }
+    )
     for note in files.notes:
         screen.note(note)
     screen.out(summary_table(load_results(out)))

@@ -27,6 +27,9 @@ def demo(
         bool,
         typer.Option("--toy", help="Points in a plane instead: one picture, in half a minute."),
     ] = False,
+    set_: screen.Set = None,
+    json: screen.Json = False,
+    quiet: screen.Quiet = False,
 ) -> None:
     """Train energy and GReg+ on bundled digits, certify both, compare and report.
 
@@ -34,7 +37,10 @@ def demo(
     gradient penalty and without, and draws the score and its slope everywhere.
 
     Example: greg-cert demo --out greg-cert-demo
+
+    Example: greg-cert demo --set train.epochs=2 --set verify.samples=40   # a quick look
     """
+    screen.speak(json=json, quiet=quiet)
     import torch
 
     from greg_cert.cli.toy import DEFAULT_OUT, demonstrate
@@ -53,12 +59,14 @@ def demo(
     # busy; and sums that are split by thread would differ from machine to machine.
     torch.set_num_threads(1)
     if toy:
+        if set_:
+            raise UsageError("--set: expected no settings beside --toy, which has no configuration")
         demonstrate(out)
         return
     runs = []
     for name in CONFIGS:
         with as_file(files("greg_cert.configs") / name) as path:
-            config = load_config(path)
+            config = load_config(path, set_ or ())
         splits = load_data(config.data)
         with screen.training_bar(f"train {config.title}") as bar:
             folder = out / "runs" / config.title

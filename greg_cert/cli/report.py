@@ -52,6 +52,8 @@ def report(
             "By default runs are looked for around FOLDER.",
         ),
     ] = None,
+    json: screen.Json = False,
+    quiet: screen.Quiet = False,
 ) -> None:
     """Draw the tables, figures and page again from results, without computing anything anew.
 
@@ -63,6 +65,7 @@ def report(
 
     Example: greg-cert report runs/greg+/verify --venue neurips --only radius_histogram,bracket
     """
+    screen.speak(json=json, quiet=quiet)
     from greg_cert.report import (
         load_results,
         summary_table,
@@ -84,10 +87,13 @@ def report(
     if only is not None:
         names = [name.strip() for name in only.split(",") if name.strip()]
         drawn = write_figures(folder, out, only=names, style=style, runs=run or None, svg=svg)
-        for path in (path for figure in drawn.values() for path in figure):
+        paths = [path for figure in drawn.values() for path in figure]
+        screen.record({"schema": 1, "files": paths, "notes": []})
+        for path in paths:
             screen.plain(str(path))
         return
     files = write_report(folder, out, style=style, runs=run or None, svg=svg)
+    screen.record({"schema": 1, "files": list(files), "notes": files.notes})
     for note in files.notes:
         screen.note(note)
     if "training_gradient" not in files.figures and not files.notes:

@@ -40,6 +40,7 @@ def demonstrate(out: Path) -> None:
         paths = [write_atomic(out / f"toy.{kind}", text) for kind, text in contents.items()]
     except OSError as error:
         raise UsageError(f"--out {out}: cannot be written ({error.strerror or error})") from error
+    screen.record({**record, "files": paths})
     for line in toy_lines(record):
         screen.plain(line)
     for path in paths:

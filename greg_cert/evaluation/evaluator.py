@@ -16,7 +16,13 @@ from torch import nn
 
 from greg_cert.data import DataSplits, Images
 from greg_cert.data.groups import Group, ood_groups
-from greg_cert.detectors import DETECTORS, build_detector, parse_detector
+from greg_cert.detectors import (
+    DETECTORS,
+    Outputs,
+    Penultimate,
+    build_detector,
+    parse_detector,
+)
 from greg_cert.errors import RunError, UsageError
 from greg_cert.evaluation.store import ScoreStore
 from greg_cert.inference import logits_of
@@ -33,6 +39,7 @@ from greg_cert.subjects import Subject, common_data, open_subject, state_digest
 METRICS = ("fpr95", "auroc", "aupr_in", "aupr_out", "fpr95_ood_recall")
 Observer = Callable[[int, int, str], None]
 _PREDICTIONS = "predictions"
+_MOST_KEPT = 2**31  # bytes of logits and features that are kept between detectors
 
 
 @dataclass(frozen=True)
@@ -153,6 +160,8 @@ class Evaluator:
         self._store = ScoreStore(scores) if save and scores is not None else None
         self._observer = observer
         self._detections: dict[str, Detection] = {}
+        self._kept: dict[str, Outputs] = {}
+        self._kept_bytes = 0
 
     def _own_data(self) -> DataSplits:
         assert self.subject is not None  # a module came with its data
@@ -244,24 +253,23 @@ class Evaluator:
         self, title: str, name: str, options: Mapping[str, Any], *, own: bool
     ) -> dict[str, FloatArray]:
         parts = self._parts()
-        total = len(parts) + (not own)
-        score: Callable[[Images], Any]
-        if own:
-            function = score_of(name)
-
-            def score(images: Images) -> Any:
-                return function(logits_of(self.model, images))
-
-        else:
-            self._tell(0, total, f"{title}: fit")
-            built = build_detector(name, self.model, num_classes=self.data.num_classes, **options)
-            if built.requires_fit:
-                built.fit(self.data.train)
-            score = built.scores
+        detector = None
+        if not own:
+            detector = build_detector(name, self._network, **options)
+            if detector.requires_fit:
+                self._tell(0, len(parts) + 1, f"{title}: fit")
+                train = self.data.train
+                detector.fit_outputs(self._outputs("train", train), train.labels)
         found = {}
-        for i, (part, images) in enumerate(parts.items()):
-            self._tell(total - len(parts) + i, total, f"{title}: {part}")
-            values = score(images).double().cpu().numpy()
+        for i, (part, images) in enumerate(parts.items(), 1):
+            self._tell(i, len(parts) + 1, f"{title}: {part}")
+            if detector is None:
+                scores = score_of(name)(logits_of(self.model, images))
+            elif detector.info.needs == "gradients":
+                scores = detector.scores(images)
+            else:
+                scores = detector.scores_of_outputs(self._outputs(part, images))
+            values = scores.double().cpu().numpy()
             if not np.isfinite(values).all():
                 at = int(np.flatnonzero(~np.isfinite(values))[0])
                 raise RunError(
@@ -269,8 +277,24 @@ class Evaluator:
                     f"{at} of {part}"
                 )
             found[part] = values
-        self._tell(total, total, title)
+        self._tell(len(parts) + 1, len(parts) + 1, title)
         return found
+
+    @cached_property
+    def _network(self) -> Penultimate:
+        return Penultimate(self.model, self.data.num_classes)
+
+    def _outputs(self, part: str, images: Images) -> Outputs:
+        """Logits and features of a part, kept for the next detector while they are few."""
+        if part not in self._kept:
+            outputs = self._network.outputs_of(images)
+            assert outputs.features is not None
+            size = 8 * (outputs.logits.numel() + outputs.features.numel())
+            if size + self._kept_bytes > _MOST_KEPT:
+                return outputs
+            self._kept[part] = outputs
+            self._kept_bytes += size
+        return self._kept[part]
 
     def _parts(self) -> dict[str, Images]:
         data = self.data
