@@ -7,7 +7,7 @@ import pandas as pd
 LISTED = 10
 """Samples in each of the two lists of a run's ID samples."""
 
-OOD_LISTED = 4
+OOD_LISTED = 3
 """Samples in each of the two lists of one OOD test set."""
 
 

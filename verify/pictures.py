@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+import math
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import torch
 
 from greg_cert.config import VerifyConfig
-from greg_cert.data import Images
+from greg_cert.data import DataSplits
 from greg_cert.errors import RunError
 from greg_cert.extremes import LISTED, OOD_LISTED, shown_samples
 from greg_cert.picture_file import (
@@ -23,22 +24,12 @@ from greg_cert.picture_file import (
 from greg_cert.verify.certifier import Certifier
 from greg_cert.verify.job import Job
 from greg_cert.verify.options import CertifyOptions
-from greg_cert.verify.paired import ID, Candidate, images_of, part_of, side_of
+from greg_cert.verify.paired import Candidate
 from greg_cert.verify.results import VerifiedRun
 from greg_cert.verify.scorer import Margin, check_inputs
 
 
-@dataclass(frozen=True)
-class _Shown:
-    """The samples of one run and part that get a picture."""
-
-    run: Candidate
-    part: str
-    dataset: str
-    rows: pd.DataFrame
-
-
-def write_sample_pictures(out: Path, job: Job, runs: tuple[VerifiedRun, ...]) -> Path | None:
+def write_sample_pictures(out: Path, job: Job, runs: Sequence[VerifiedRun]) -> Path | None:
     """Write `out`/pictures.npz for the samples that the report lists; None where there are none.
 
     The samples are those of `greg_cert.extremes`: of the ID side, then of each OOD test set, as
@@ -59,60 +50,63 @@ def write_sample_pictures(out: Path, job: Job, runs: tuple[VerifiedRun, ...]) ->
         old = {}
     room = most_pictures(job.splits.test.image_shape)
     pictures: list[SamplePicture] = []
-    for shown in _shown(job, runs):
-        rows = shown.rows.head(room - len(pictures))
-        pictures += _pictures(job, shown, rows, old)
+    for side in ("id", "ood"):
+        for run, found in zip(job.runs, runs, strict=True):
+            rows = _shown(found, side).head(room - len(pictures))
+            pictures += _pictures(job, run, rows, side, old)
     if pictures:
         return write_pictures(path, pictures)
     path.unlink(missing_ok=True)
     return None
 
 
-def _shown(job: Job, runs: tuple[VerifiedRun, ...]) -> Iterator[_Shown]:
-    """What is shown, the ID side of all runs first."""
-    pairs = list(zip(job.runs, runs, strict=True))
-    for run, found in pairs:
-        if len(found.frame):
-            yield _Shown(run, ID, "", shown_samples(found.frame, LISTED))
-    for run, found in pairs:
-        if len(found.ood_frame):
-            for name, rows in found.ood_frame.groupby("dataset", sort=False):
-                dataset = str(name)
-                yield _Shown(run, part_of(dataset), dataset, shown_samples(rows, OOD_LISTED))
+def _shown(run: VerifiedRun, side: str) -> pd.DataFrame:
+    """The rows of one side that get a picture, with the name of their OOD test set or an empty one.
+
+    All sets of a side are attacked together: small batches take as long as larger ones.
+    """
+    if side == "id" and len(run.frame):
+        return shown_samples(run.frame.assign(dataset=""), LISTED)
+    if side == "ood" and len(run.ood_frame):
+        sets = run.ood_frame.groupby("dataset", sort=False)
+        return pd.concat([shown_samples(rows, OOD_LISTED) for _, rows in sets])
+    return pd.DataFrame()
 
 
 def _pictures(
     job: Job,
-    shown: _Shown,
+    run: Candidate,
     rows: pd.DataFrame,
+    side: str,
     old: Mapping[tuple[str, str, int], SamplePicture],
 ) -> list[SamplePicture]:
     """Pictures of some rows; attacks are made on those alone that `old` has no picture of."""
-    done: dict[int, SamplePicture] = {}
-    for index, *numbers in _numbers(rows):
-        known = old.get((shown.run.name, shown.dataset, index))
-        if known is not None and known.fits(*numbers):
-            done[index] = known
-    missing = rows[~rows["index"].isin(list(done))]
-    images = images_of(job.splits, shown.part)
+    keys, known = [], []
+    for dataset, index, *numbers in _numbers(rows):
+        keys.append((run.name, dataset, index))
+        picture = old.get(keys[-1])
+        known.append(picture is not None and picture.fits(*numbers))
+    done = {key: old[key] for key, there in zip(keys, known, strict=True) if there}
+    missing = rows[~np.array(known, dtype=bool)]
     for start in range(0, len(missing), job.chunk):  # as many at once as were certified at once
         some = missing.iloc[start : start + job.chunk]
-        made = attacked_pictures(shown.run, images, some, side_of(shown.part), job.settings)
-        done |= {picture.index: picture for picture in made}
-    return [done[index] for index, *_ in _numbers(rows)]
+        done |= {p.key: p for p in attacked_pictures(run, job.splits, some, side, job.settings)}
+    return [done[key] for key in keys]
 
 
-def _numbers(rows: pd.DataFrame) -> list[tuple[int, float, float, float]]:
-    """Index, γ, score and attack radius of each row."""
-    names = ("index", "threshold", "score", "radius_attack")
+def _numbers(rows: pd.DataFrame) -> list[tuple[str, int, float, float, float]]:
+    """OOD test set, index, γ, score and attack radius of each row."""
+    if rows.empty:
+        return []
+    names = ("dataset", "index", "threshold", "score", "radius_attack")
     return [
-        (int(i), float(t), float(s), float(r))
-        for i, t, s, r in zip(*(rows[name] for name in names), strict=True)
+        (str(d), int(i), float(t), float(s), float(r))
+        for d, i, t, s, r in zip(*(rows[name] for name in names), strict=True)
     ]
 
 
 def attacked_pictures(
-    run: Candidate, images: Images, rows: pd.DataFrame, side: str, settings: VerifyConfig
+    run: Candidate, splits: DataSplits, rows: pd.DataFrame, side: str, settings: VerifyConfig
 ) -> list[SamplePicture]:
     """The samples of some certificates, each with the nearest perturbation that crosses γ.
 
@@ -121,14 +115,17 @@ def attacked_pictures(
 
     Args:
         run: the run that the rows are about.
-        images: the set of their indices.
-        rows: certificates, none of them `rejected`.
+        splits: the data of their indices.
+        rows: certificates, none of them `rejected`, with the name of their OOD test set in
+            `dataset`, empty for the ID test split.
         side: `id` or `ood`.
         settings: what they were certified with.
     """
-    indices = torch.tensor(rows["index"].tolist(), dtype=torch.int64)
-    x = check_inputs(images.pixels(indices))
-    threshold = float(rows["threshold"].iloc[0])
+    numbers = _numbers(rows)
+    sets = [splits.ood[dataset] if dataset else splits.test for dataset, *_ in numbers]
+    indices = torch.tensor([index for _, index, *_ in numbers], dtype=torch.int64)
+    pixels = [images.pixels([int(i)]) for images, i in zip(sets, indices, strict=True)]
+    x = check_inputs(torch.cat(pixels))
     labels = None
     if settings.correct and side == "id":
         labels = torch.tensor(rows["label"].tolist(), dtype=torch.int64)
@@ -136,7 +133,7 @@ def attacked_pictures(
         run.model,
         None,  # nothing is bounded here
         settings.engine,
-        Margin(threshold, side),
+        Margin(float(rows["threshold"].iloc[0]), side),
         settings.norm_value,
         settings.max_radius,
         (),
@@ -148,25 +145,22 @@ def attacked_pictures(
         logits = certifier.logits(x + found.delta)
         scores = certifier.value(logits)
     classes = (logits[:, :-1] if run.score == "absent_class" else logits).argmax(1)
-    clean = images.stored(indices).numpy()
-    delta = found.delta.float().numpy()
-    dataset = str(rows["dataset"].iloc[0]) if "dataset" in rows else ""
     pictures = []
-    for k, (index, gamma, score, _) in enumerate(_numbers(rows)):
+    for k, (dataset, index, threshold, score, _) in enumerate(numbers):
         radius = float(found.radius[k])
-        there = radius < float("inf")
+        there = math.isfinite(radius)
         pictures.append(
             SamplePicture(
-                run.name,
-                dataset,
-                index,
-                gamma,
-                score,
-                clean[k],
-                delta[k] if there else None,
-                radius,
-                float(scores[k]) if there else float("nan"),
-                int(classes[k]) if there else -1,
+                run=run.name,
+                dataset=dataset,
+                index=index,
+                threshold=threshold,
+                score=score,
+                clean=sets[k].stored([index])[0].numpy(),
+                difference=found.delta[k].float().numpy() if there else None,
+                radius=radius,
+                attacked_score=float(scores[k]) if there else math.nan,
+                attacked_class=int(classes[k]) if there else -1,
             )
         )
     return pictures

@@ -102,7 +102,13 @@ class Provenance(_Record):
     device: str | None = None
     seed: int | None = None
     git_commit: str | None = None
+    python: str | None = None
+    platform: str | None = None
+    processes: int | None = None
     configs: dict[str, str] = Field(default_factory=dict)
+    settings: dict[str, Any] = Field(default_factory=dict)
+    selection: dict[str, Any] | None = None
+    runs: dict[str, dict[str, Any]] = Field(default_factory=dict)
 
 
 class Summary(_Record):
@@ -117,6 +123,7 @@ class Summary(_Record):
     baseline: str | None = None
     score: str = "energy"
     methods: list[str] = Field(default_factory=list)
+    classes: list[str] = Field(default_factory=list)
     complete: bool = True
     wanted: int | None = Field(default=None, ge=0)
     smoothing: Smoothing | None = None
@@ -145,7 +152,7 @@ class Summary(_Record):
     def _provenance(cls, value: object) -> object:
         return {} if value is None else value
 
-    @field_validator("score", "methods", "complete", "correct", mode="before")
+    @field_validator("score", "methods", "classes", "complete", "correct", mode="before")
     @classmethod
     def _absent(cls, value: object, info: ValidationInfo) -> object:
         return (

@@ -9,6 +9,7 @@ from greg_cert.errors import DataError
 from greg_cert.report import load_results
 from greg_cert.report.comparison import compare
 from greg_cert.report.figures import FIGURES
+from greg_cert.report.gallery import gallery_of
 from greg_cert.report.page import html_page
 from greg_cert.report.pictures import png_of
 from greg_cert.report.rows import table_rows
@@ -50,7 +51,9 @@ def page(made, tmp_path):
         results = load_results(made.write(tmp_path / "v", frames, summary, **options))
         rows, comparisons = table_rows(results), compare(results, resamples=999)
         figures = {spec.name: PIXEL for spec in FIGURES}
-        return Page(html_page(results, rows, comparisons, figures, images or {}, title=title))
+        return Page(
+            html_page(results, rows, comparisons, figures, gallery_of(images or {}), title=title)
+        )
 
     return build
 
@@ -140,8 +143,9 @@ def test_sample_images_are_embedded_pixel_for_pixel(made, page):
     colour = np.dstack([grey, grey, 1 - grey]).astype(np.float32)
     images = {("a", 100): grey, ("a", 101): (colour, colour + 0.5), ("a", 999): grey}
     found = page([made.frame_of("a", [0.1, 0.2, 0.3], [0.2, 0.4, 0.6])], images=images)
-    # Each of the three samples stands in both lists; one has no image.
-    assert found.tags.count("img") == 4 + 2 * 3
+    # Each of the three samples stands in both lists: one without an image, one with one, and one
+    # with an attack and the change beside it.
+    assert found.tags.count("img") == 4 + 2 * (1 + 3)
     assert "image-rendering:pixelated" in found.raw
     with Image.open(io.BytesIO(png_of(grey, "x"))) as image:
         np.testing.assert_array_equal(np.asarray(image), np.rint(255 * grey))
