@@ -18,7 +18,7 @@ h5{font-size:.86rem;margin:.8rem 0 .2rem}figure h3{margin-top:0}
 .result{background:var(--card);border-left:4px solid #0072b2;padding:.9rem 1.1rem;
 margin:1.2rem 0;border-radius:0 6px 6px 0;max-width:78ch}
 .result.alarm{border-color:var(--alarm)}.result.caution{border-color:#e69f00}
-p,li,h1,summary,dd,figcaption,tbody th{overflow-wrap:anywhere}
+main{overflow-wrap:anywhere}table{overflow-wrap:normal}tbody th{overflow-wrap:anywhere}
 .scroll{overflow-x:auto}
 table{border-collapse:collapse;font-size:.88rem;font-variant-numeric:tabular-nums}
 table.runs{width:100%}

@@ -10,7 +10,7 @@ import yaml
 
 from greg_cert.report.markup import Html, tag
 from greg_cert.report.results import Results
-from greg_cert.report.wording import norm_name, one_line, score_name, visible
+from greg_cert.report.wording import norm_name, one_line, score_name
 
 UNKNOWN = "not recorded"
 
@@ -83,7 +83,7 @@ def _list(facts: Mapping[str, str | Html]) -> Html:
 
 
 def _folded(title: str, words: str) -> Html:
-    pre = tag("pre", visible(words), tabindex=0)
+    pre = tag("pre", words, tabindex=0)
     return tag("details", tag("summary", title), pre)
 
 
@@ -97,7 +97,7 @@ def _said(value: object) -> str:
 
 
 def _code(command: object) -> str | Html:
-    return UNKNOWN if command is None else tag("code", visible(str(command)))
+    return UNKNOWN if command is None else tag("code", str(command))
 
 
 def _python(version: str | None) -> str | None:

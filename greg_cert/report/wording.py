@@ -102,16 +102,6 @@ def one_line(text: str) -> str:
     return " ".join("".join(c if c.isprintable() else " " for c in text).split())
 
 
-def visible(text: str) -> str:
-    """Text of several lines whose other control characters, those of direction too, are spelled."""
-    return "".join(c if c.isprintable() or c in "\n\t" else _spelled(c) for c in text)
-
-
-def _spelled(character: str) -> str:
-    code = ord(character)
-    return "" if character == "\r" else f"\\u{code:04x}" if code < 2**16 else f"\\U{code:08x}"
-
-
 def class_name(summary: Summary, label: object) -> str:
     """A class by its name and number; by its number where there is no name, or no other one."""
     number = one_line(str(label))
