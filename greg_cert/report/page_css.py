@@ -49,7 +49,7 @@ details>.scroll{margin-top:.5rem}details details{margin:.5rem 0 .1rem}
 padding:10px 12px;align-self:stretch}
 .sample h5{margin:0 0 .4rem;font-size:.88rem}
 .sample .note{margin:.5rem 0 0;font-size:.78rem;line-height:1.4}
-.sample dl{font-size:.82rem;gap:.1rem .8rem;grid-template-columns:minmax(0,1fr) auto}
+.sample dl{font-size:.82rem;gap:.1rem .8rem;grid-template-columns:max-content minmax(0,1fr)}
 .sample dd{text-align:right;font-variant-numeric:tabular-nums}
 .strip{display:flex;gap:6px;margin-bottom:.5rem}
 .strip figure{flex:0 1 33.3%;background:none;border:0;padding:0;margin:0}
@@ -76,6 +76,6 @@ border-top:1px solid var(--rule)!important}
 .many th:first-child{position:sticky;left:0;background:var(--paper);min-width:0;max-width:7rem}
 dl{grid-template-columns:minmax(0,1fr);gap:0}dd{margin-bottom:.5rem}
 figure{padding:8px}.sample{flex-basis:250px}
-.sample dl{grid-template-columns:minmax(0,1fr) auto;gap:.1rem .8rem}.sample dd{margin:0}}
+.sample dl{grid-template-columns:max-content minmax(0,1fr);gap:.1rem .8rem}.sample dd{margin:0}}
 @media print{details,.sample,figure{break-inside:avoid}main{max-width:none}.cards{flex-wrap:wrap}}
 """

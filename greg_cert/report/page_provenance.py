@@ -64,6 +64,8 @@ def _training(results: Results, run: str) -> Html:
         "Versions": _versions(_mapping(manifest.get("versions"))),
         "Data, SHA-256": tag("ul", sets, class_="plain") if sets else UNKNOWN,
     }
+    if weights := record.weights.get(run):
+        facts["Weights, SHA-256"] = tag("code", weights)
     if stages := manifest.get("stages"):
         facts["Stages, as run"] = "; ".join(map(_stage, stages)) if isinstance(stages, list) else ""
     if resumed := manifest.get("resumed"):
@@ -155,6 +157,8 @@ def _how(results: Results) -> dict[str, str]:
     summary, facts = results.summary, {}
     if summary.methods:
         facts["Methods"] = ", ".join(one_line(method) for method in summary.methods)
+    if summary.engine is not None:
+        facts["Engine"] = one_line(summary.engine)
     if (s := summary.smoothing) is not None:
         facts["Smoothing"] = f"\u03c3 = {s.sigma:g}, n = {s.n}, \u03b1 = {s.alpha:g}"
     audits = {"": summary.audit} | {run: r.audit for run, r in summary.runs.items()}

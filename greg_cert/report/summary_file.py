@@ -109,6 +109,7 @@ class Provenance(_Record):
     settings: dict[str, Any] = Field(default_factory=dict)
     selection: dict[str, Any] | None = None
     runs: dict[str, dict[str, Any]] = Field(default_factory=dict)
+    weights: dict[str, str] = Field(default_factory=dict)
 
 
 class Summary(_Record):
@@ -122,6 +123,7 @@ class Summary(_Record):
     clip: bool = False
     baseline: str | None = None
     score: str = "energy"
+    engine: str | None = None
     methods: list[str] = Field(default_factory=list)
     classes: list[str] = Field(default_factory=list)
     complete: bool = True
