@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from greg_cert.certify_methods import LINEAR, column_of
 from greg_cert.errors import EngineError, UsageError
 from greg_cert.scores import score_of
-from greg_cert.verify.attack import AttackPlan, smallest_attack
+from greg_cert.verify.attack import AttackPlan, AttackResult, smallest_attack
 from greg_cert.verify.certificates import CERTIFIED, REJECTED, UNDECIDED, Certificates
 from greg_cert.verify.clever import clever_estimate, clever_radius_estimate
 from greg_cert.verify.engine import make_engine
@@ -109,7 +109,9 @@ class Certifier:
         first_order = first_order_radius(gap, slope, self.max_radius)
         first_order = torch.where(wrong, 0.0, first_order)
         unknown = torch.full_like(scores, torch.nan)
-        attacked = self._attack(x, names, labels, wrong) if self.options.attack else unknown
+        attacked = unknown
+        if self.options.attack:
+            attacked = self.nearest_attack(x, names, labels, wrong).radius
 
         radii: dict[str, Tensor] = {}
         constant = unknown.clone()
@@ -188,8 +190,17 @@ class Certifier:
         radius[right] = prove(x[right], logits[right], goals[1], first_order[right])
         return radius
 
-    def _attack(self, x: Tensor, names: Tensor, labels: Tensor | None, wrong: Tensor) -> Tensor:
-        """Smallest attacks (B,), on the decision and on the class where that counts too."""
+    def nearest_attack(
+        self, x: Tensor, names: Tensor, labels: Tensor | None, wrong: Tensor
+    ) -> AttackResult:
+        """Smallest attacks (B,), on the decision and on the class where that counts too.
+
+        Args:
+            x: (B, ...) samples in float64.
+            names: (B,) names for their random draws.
+            labels: (B,) classes that have to stay right, or None.
+            wrong: (B,) whether the clean sample is on the wrong side already.
+        """
         options = self.options
         plan = AttackPlan(
             self.margin,
@@ -199,17 +210,19 @@ class Certifier:
             restarts=options.attack_restarts,
             polish=options.attack_polish,
         )
-        found = smallest_attack(self.score, x, self.max_radius, plan, names).radius
+        found = smallest_attack(self.score, x, self.max_radius, plan, names)
         if labels is None:
             return found
-        found = torch.where(wrong, 0.0, found)
+        radius, delta = torch.where(wrong, 0.0, found.radius), found.delta.clone()
+        delta[wrong] = 0.0
         plan = AttackPlan(**{**vars(plan), "margin": Margin(0.0, "id")})
         for label in labels[~wrong].unique():
             rows = ((labels == label) & ~wrong).nonzero().squeeze(1)
             score = self._class_score(label)
             other = smallest_attack(score, x[rows], self.max_radius, plan, names[rows.cpu()])
-            found[rows] = torch.minimum(found[rows], other.radius)
-        return found
+            nearer = other.radius < radius[rows]
+            radius[rows[nearer]], delta[rows[nearer]] = other.radius[nearer], other.delta[nearer]
+        return AttackResult(radius, delta)
 
     def _class_score(self, label: Tensor) -> ScoreFunction:
         return lambda x: class_margin(self.logits(x), label.expand(len(x)), self.options.score)

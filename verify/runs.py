@@ -19,6 +19,7 @@ from greg_cert.verify.chunk import Harder
 from greg_cert.verify.engine import resolve_engine
 from greg_cert.verify.job import Job, Progress
 from greg_cert.verify.paired import ID, Candidate, candidates, part_of
+from greg_cert.verify.pictures import write_sample_pictures
 from greg_cert.verify.ranks import joined_ranks
 from greg_cert.verify.results import Verification, assemble, summary_of, write_results
 from greg_cert.verify.selection import Selection, choose_samples, select_samples
@@ -46,8 +47,9 @@ def verify_runs(
     """Certify the same test samples under every run and write the result files.
 
     Results are kept in `out`/shards chunk by chunk, so a call that was stopped goes on where it
-    was. Writes `certificates.parquet` (ID samples), `ood_certificates.parquet` (side `ood`) and
-    `summary.json` (DESIGN §4) into `out`, of the samples that are finished under every run. Every
+    was. Writes `certificates.parquet` (ID samples), `ood_certificates.parquet` (side `ood`),
+    `summary.json` (DESIGN §4) and `pictures.npz` (the samples that the report shows) into `out`, of
+    the samples that are finished under every run. Every
     certificate is attacked inside its own radius; successes are counted as `violations`.
 
     Under `torchrun` the processes share the samples, and the first one writes the files.
@@ -115,10 +117,13 @@ def verify_runs(
                     "processes": ranks.size,
                     "configs": {r.name: dump_config(r.folder.config) for r in found},
                     "runs": {r.name: r.folder.manifest for r in found},
+                    "weights": {r.name: r.identity["weights"] for r in found},
                 }
                 first = found[0].name if baseline is not None else None
                 summary = summary_of(job, done, first) | {"provenance": provenance}
-                done = replace(done, files=write_results(out, done, summary))
+                files = write_results(out, done, summary)
+                pictures = write_sample_pictures(out, job, done.runs)
+                done = replace(done, files=files if pictures is None else (*files, pictures))
             return done
         finally:
             store.close()

@@ -259,7 +259,8 @@ class Evaluator:
             if detector.requires_fit:
                 self._tell(0, len(parts) + 1, f"{title}: fit")
                 train = self.data.train
-                detector.fit_outputs(self._outputs("train", train), train.labels)
+                seen = self._outputs("train", train, detector.reads_features)
+                detector.fit_outputs(seen, train.labels)
         found = {}
         for i, (part, images) in enumerate(parts.items(), 1):
             self._tell(i, len(parts) + 1, f"{title}: {part}")
@@ -268,7 +269,8 @@ class Evaluator:
             elif detector.info.needs == "gradients":
                 scores = detector.scores(images)
             else:
-                scores = detector.scores_of_outputs(self._outputs(part, images))
+                seen = self._outputs(part, images, detector.reads_features)
+                scores = detector.scores_of_outputs(seen)
             values = scores.double().cpu().numpy()
             if not np.isfinite(values).all():
                 at = int(np.flatnonzero(~np.isfinite(values))[0])
@@ -284,17 +286,18 @@ class Evaluator:
     def _network(self) -> Penultimate:
         return Penultimate(self.model, self.data.num_classes)
 
-    def _outputs(self, part: str, images: Images) -> Outputs:
-        """Logits and features of a part, kept for the next detector while they are few."""
-        if part not in self._kept:
-            outputs = self._network.outputs_of(images)
-            assert outputs.features is not None
-            size = 8 * (outputs.logits.numel() + outputs.features.numel())
-            if size + self._kept_bytes > _MOST_KEPT:
-                return outputs
+    def _outputs(self, part: str, images: Images, features: bool) -> Outputs:
+        """Logits, and features where asked for, kept for the next detector while they are few."""
+        kept = self._kept.get(part)
+        if kept is not None and (kept.features is not None or not features):
+            return kept
+        outputs = self._network.outputs_of(images, features=features)
+        tensors = [t for t in outputs if t is not None]
+        size = sum(8 * t.numel() for t in tensors)
+        if size + self._kept_bytes <= _MOST_KEPT:
             self._kept[part] = outputs
             self._kept_bytes += size
-        return self._kept[part]
+        return outputs
 
     def _parts(self) -> dict[str, Images]:
         data = self.data

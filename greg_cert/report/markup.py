@@ -17,9 +17,22 @@ Child: TypeAlias = "str | Html | list[Html] | None"
 _VOID = frozenset({"img", "meta", "br"})
 
 
+def visible(value: str) -> str:
+    r"""Text of several lines whose other control characters are spelled, as in \u202e.
+
+    They would be lost, or turn the order of what stands beside them.
+    """
+    return "".join(c if c.isprintable() or c in "\n\t" else _spelled(c) for c in value)
+
+
+def _spelled(character: str) -> str:
+    code = ord(character)
+    return f"\\u{code:04x}" if code < 2**16 else f"\\U{code:08x}"
+
+
 def text(value: str) -> Html:
-    """A value as HTML text, with the characters escaped that HTML treats specially."""
-    return value if isinstance(value, Html) else Html(escape(value, quote=True))
+    """A value as HTML text: what HTML treats specially is escaped, what cannot be seen spelled."""
+    return value if isinstance(value, Html) else Html(escape(visible(value), quote=True))
 
 
 def join(parts: list[Html], separator: str = "\n") -> Html:
@@ -40,7 +53,9 @@ def tag(name: str, /, *children: Child, **attributes: str | int | bool | None) -
         if value is None or value is False:
             continue
         word = key.rstrip("_").replace("_", "-")
-        words.append(word if value is True else f'{word}="{escape(str(value), quote=True)}"')
+        words.append(
+            word if value is True else f'{word}="{escape(visible(str(value)), quote=True)}"'
+        )
     if name in _VOID:
         return Html(f"<{' '.join(words)}>")
     inner = "".join(

@@ -7,12 +7,15 @@ from collections.abc import Mapping
 from greg_cert.report import wording
 from greg_cert.report.comparison import Comparison
 from greg_cert.report.figures import FIGURES, OOD_FIGURE, SCORE_FIGURE, training_figure
+from greg_cert.report.gallery import Gallery
 from greg_cert.report.markup import Html, join, tag, text
 from greg_cert.report.notes import notes_of, warning
 from greg_cert.report.page_css import CSS
-from greg_cert.report.page_samples import sample_lists
-from greg_cert.report.page_table import provenance_block, table_block
-from greg_cert.report.pictures import Pictures, data_uri
+from greg_cert.report.page_meaning import meaning_block
+from greg_cert.report.page_provenance import provenance_block
+from greg_cert.report.page_samples import sample_lists, samples_note
+from greg_cert.report.page_table import table_block
+from greg_cert.report.pictures import data_uri
 from greg_cert.report.results import Results
 from greg_cert.report.rows import Row
 from greg_cert.report.statement import statement
@@ -27,7 +30,7 @@ def html_page(
     rows: list[Row],
     comparisons: list[Comparison],
     figures: Mapping[str, bytes],
-    pictures: Pictures,
+    gallery: Gallery,
     *,
     title: str,
 ) -> str:
@@ -38,29 +41,33 @@ def html_page(
         rows: the table's records.
         comparisons: the runs against the baseline.
         figures: PNG bytes by figure name.
-        pictures: sample images, shown in the lists of most and least robust samples.
+        gallery: sample images, shown in the lists of most and least robust samples.
         title: the page's title.
     """
     alarm = " alarm" if warning(results) else ""
+    first, *others = sheets = all_sheets(results, rows, comparisons)
     head = tag(
         "head",
         tag("meta", charset="utf-8"),
         tag("meta", name="viewport", content="width=device-width, initial-scale=1"),
         tag("meta", http_equiv="Content-Security-Policy", content=POLICY),
-        tag("title", title),
+        tag("title", wording.one_line(title)),
         tag("style", Html(CSS)),
     )
     body = tag(
         "main",
-        tag("h1", title),
+        tag("h1", wording.one_line(title)),
         tag("p", _subtitle(results), class_="sub"),
         [tag("p", note, class_="result caution") for note in notes_of(results)],
         tag("p", statement(results, rows, comparisons), class_="result" + alarm),
-        [table_block(sheet) for sheet in all_sheets(results, rows, comparisons)],
+        table_block(first),
+        meaning_block(results, sheets),
         tag("h2", "Figures"),
         tag("div", _figures(results, figures), class_="figures"),
-        tag("h2", "Samples"),
-        [sample_lists(results, run, pictures) for run in results.runs],
+        [table_block(sheet) for sheet in others],
+        tag("h2", "The most and the least robust samples"),
+        samples_note(results, gallery),
+        [sample_lists(results, run, gallery) for run in results.runs],
         tag("h2", "Provenance"),
         provenance_block(results),
     )

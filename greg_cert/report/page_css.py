@@ -11,13 +11,14 @@ font:16px/1.55 system-ui,-apple-system,"Segoe UI",Roboto,"DejaVu Sans",sans-seri
 main{max-width:1200px;margin:0 auto;padding:28px 24px 56px}
 h1{font-size:1.7rem;line-height:1.25;margin:0 0 .2rem}
 h2{font-size:1.2rem;margin:2.2rem 0 .7rem;border-bottom:1px solid var(--rule);padding-bottom:.25rem}
-h3{font-size:1rem;margin:0 0 .5rem}h4{font-size:.9rem;margin:1rem 0 .3rem}
+h3{font-size:1rem;margin:1.4rem 0 .5rem}h4{font-size:.9rem;margin:1rem 0 .3rem}
+h5{font-size:.86rem;margin:.8rem 0 .2rem}figure h3{margin-top:0}
 .sub,.note,figcaption{color:var(--soft)}.sub{margin:0}
 .note,figcaption{font-size:.86rem}
 .result{background:var(--card);border-left:4px solid #0072b2;padding:.9rem 1.1rem;
 margin:1.2rem 0;border-radius:0 6px 6px 0;max-width:78ch}
 .result.alarm{border-color:var(--alarm)}.result.caution{border-color:#e69f00}
-p,li,h1,summary,dd,figcaption,tbody th{overflow-wrap:anywhere}
+main{overflow-wrap:anywhere}table{overflow-wrap:normal}tbody th{overflow-wrap:anywhere}
 .scroll{overflow-x:auto}
 table{border-collapse:collapse;font-size:.88rem;font-variant-numeric:tabular-nums}
 table.runs{width:100%}
@@ -42,8 +43,20 @@ figure img{display:block;width:100%;height:auto;background:#fff;border-radius:4p
 figcaption{margin-top:.6rem}
 details{border:1px solid var(--rule);border-radius:8px;padding:.55rem .9rem;margin:.6rem 0}
 summary{cursor:pointer;font-weight:600}
-.pixels{white-space:nowrap}
-.pixels img{width:64px;height:64px;object-fit:contain;image-rendering:pixelated;margin-left:4px}
+details>.scroll{margin-top:.5rem}details details{margin:.5rem 0 .1rem}
+.cards{display:flex;gap:12px;align-items:flex-start;padding:2px 2px 10px}
+.sample{flex:0 0 276px;background:var(--card);border:1px solid var(--rule);border-radius:8px;
+padding:10px 12px;align-self:stretch}
+.sample h5{margin:0 0 .4rem;font-size:.88rem}
+.sample .note{margin:.5rem 0 0;font-size:.78rem;line-height:1.4}
+.sample dl{font-size:.82rem;gap:.1rem .8rem;grid-template-columns:max-content minmax(0,1fr)}
+.sample dd{text-align:right;font-variant-numeric:tabular-nums}
+.strip{display:flex;gap:6px;margin-bottom:.5rem}
+.strip figure{flex:0 1 33.3%;background:none;border:0;padding:0;margin:0}
+.strip img{width:100%;aspect-ratio:1;object-fit:contain;image-rendering:pixelated;border-radius:2px}
+.strip figcaption{margin:.15rem 0 0;font-size:.72rem;line-height:1.25;text-align:center}
+.plain{list-style:none;margin:0;padding:0}
+.kinds dt{font-weight:600;color:var(--ink)}
 dl{display:grid;grid-template-columns:max-content minmax(0,1fr);gap:.3rem 1.2rem;margin:0;
 font-size:.9rem}
 dt{color:var(--soft)}dd{margin:0}
@@ -52,15 +65,17 @@ pre{background:var(--card);padding:.8rem;border-radius:6px;overflow-x:auto;margi
 @media (max-width:860px){.figures{grid-template-columns:minmax(0,1fr)}}
 @media (max-width:760px){
 main{padding:18px 14px 40px}h1{font-size:1.35rem}
-.runs thead{display:none}.runs,.runs tbody,.runs tr,.runs th,.runs td{display:block}
-.runs tr{border:1px solid var(--rule);border-radius:8px;padding:.5rem .8rem;margin-bottom:.8rem}
-.runs tbody tr+tr>*{border-top:0}
-.runs tr>th:first-child{max-width:none;font-size:1rem;padding:.2rem 0 .4rem}
-.runs td{display:flex;justify-content:space-between;gap:1rem;padding:.22rem 0;
+.few thead{display:none}.few,.few tbody,.few tr,.few th,.few td{display:block}
+.few tr{border:1px solid var(--rule);border-radius:8px;padding:.5rem .8rem;margin-bottom:.8rem}
+.few tbody tr+tr>*{border-top:0}
+.few tr>th:first-child{max-width:none;font-size:1rem;padding:.2rem 0 .4rem}
+.few td{display:flex;justify-content:space-between;gap:1rem;padding:.22rem 0;
 border-top:1px solid var(--rule)!important}
-.runs td.key{max-width:none}.wide{font-size:.88rem}.wide td{padding:.22rem 0}
-.runs td::before{content:attr(data-title);color:var(--soft);text-align:left;white-space:normal}
+.few td.key{max-width:none}.few.wide{font-size:.88rem}.few.wide td{padding:.22rem 0}
+.few td::before{content:attr(data-title);color:var(--soft);text-align:left;white-space:normal}
+.many th:first-child{position:sticky;left:0;background:var(--paper);min-width:0;max-width:7rem}
 dl{grid-template-columns:minmax(0,1fr);gap:0}dd{margin-bottom:.5rem}
-figure{padding:8px}.pixels img{width:44px;height:44px}}
-@media print{details{break-inside:avoid}main{max-width:none}}
+figure{padding:8px}.sample{flex-basis:250px}
+.sample dl{grid-template-columns:max-content minmax(0,1fr);gap:.1rem .8rem}.sample dd{margin:0}}
+@media print{details,.sample,figure{break-inside:avoid}main{max-width:none}.cards{flex-wrap:wrap}}
 """

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+import math
 from collections.abc import Mapping
 from typing import TypeAlias
 
@@ -14,6 +15,9 @@ from greg_cert.errors import DataError
 
 Picture: TypeAlias = "np.ndarray | tuple[np.ndarray, np.ndarray]"
 Pictures: TypeAlias = Mapping[tuple[str, int], Picture]
+
+LONGEST = 192
+"""Pixels of a side; a larger image is shown smaller, so that a page stays one that can be sent."""
 
 
 def data_uri(png: bytes) -> str:
@@ -44,24 +48,17 @@ def checked(array: np.ndarray, where: str) -> np.ndarray:
     return array
 
 
-def check_pictures(pictures: Pictures) -> None:
-    """Nothing, if every image is one that the page can show.
-
-    Raises:
-        DataError: some image is not; the message names its run and index.
-    """
-    for key, picture in pictures.items():
-        for array in pair_of(picture):
-            if array is not None:
-                checked(array, str(key))
-
-
 def png_of(array: np.ndarray, where: str) -> bytes:
-    """An image as PNG bytes at its own size; values outside [0, 1] are shown as 0 or 1."""
+    """An image as PNG bytes; values outside [0, 1] are shown as 0 or 1.
+
+    At its own size, or reduced to `LONGEST` pixels a side by averaging.
+    """
     stream = io.BytesIO()
     values = np.clip(checked(array, where).astype(np.float64), 0, 1)
-    pixels = np.rint(255 * values).astype(np.uint8)
-    Image.fromarray(pixels).save(stream, format="PNG")
+    image = Image.fromarray(np.rint(255 * values).astype(np.uint8))
+    if max(image.size) > LONGEST:
+        image.thumbnail((LONGEST, LONGEST), Image.Resampling.BOX)
+    image.save(stream, format="PNG")
     return stream.getvalue()
 
 
@@ -72,3 +69,24 @@ def pair_of(picture: Picture) -> tuple[np.ndarray, np.ndarray | None]:
             raise DataError(f"expected (clean, adversarial) images, but got {len(picture)} of them")
         return picture[0], picture[1]
     return picture, None
+
+
+def amplified(difference: np.ndarray) -> tuple[np.ndarray, float]:
+    """A difference as an image around middle grey, 1/2 + kδ, and its factor k.
+
+    k is the largest of …, 0.5, 1, 2, 5, 10, … that keeps all of it in [0, 1]; 1 where δ is 0.
+    """
+    largest = float(np.abs(difference).max())
+    # Of a difference as small as rounding there is nothing to be seen.
+    factor = 1.0 if largest < 1e-9 else _round_down(0.5 / largest)
+    return 0.5 + factor * difference, factor
+
+
+def _round_down(value: float) -> float:
+    power = 10.0 ** math.floor(math.log10(value))
+    return max((step * power for step in (1, 2, 5) if step * power <= value), default=power)
+
+
+def outside(image: np.ndarray) -> int:
+    """How many values clipping to [0, 1] changes by more than half a grey level of 255."""
+    return int((np.abs(np.clip(image, 0, 1) - image) > 0.5 / 255).sum())

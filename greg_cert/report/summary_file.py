@@ -110,7 +110,14 @@ class Provenance(_Record):
     device: str | None = None
     seed: int | None = None
     git_commit: str | None = None
+    python: str | None = None
+    platform: str | None = None
+    processes: int | None = None
     configs: dict[str, str] = Field(default_factory=dict)
+    settings: dict[str, Any] = Field(default_factory=dict)
+    selection: dict[str, Any] | None = None
+    runs: dict[str, dict[str, Any]] = Field(default_factory=dict)
+    weights: dict[str, str] = Field(default_factory=dict)
 
 
 class Summary(_Record):
@@ -124,7 +131,9 @@ class Summary(_Record):
     clip: bool = False
     baseline: str | None = None
     score: str = "energy"
+    engine: str | None = None
     methods: list[str] = Field(default_factory=list)
+    classes: list[str] = Field(default_factory=list)
     complete: bool = True
     wanted: int | None = Field(default=None, ge=0)
     smoothing: Smoothing | None = None
@@ -154,7 +163,7 @@ class Summary(_Record):
     def _provenance(cls, value: object) -> object:
         return {} if value is None else value
 
-    @field_validator("score", "methods", "complete", "correct", mode="before")
+    @field_validator("score", "methods", "classes", "complete", "correct", mode="before")
     @classmethod
     def _absent(cls, value: object, info: ValidationInfo) -> object:
         return (

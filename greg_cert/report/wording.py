@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from numbers import Integral
 
 from greg_cert.report.summary_file import Summary
 
@@ -99,6 +100,16 @@ def p_value(p: float) -> str:
 def one_line(text: str) -> str:
     """Text with every run of white space and control characters made one space."""
     return " ".join("".join(c if c.isprintable() else " " for c in text).split())
+
+
+def class_name(summary: Summary, label: object) -> str:
+    """A class by its name and number; by its number where there is no name, or no other one."""
+    number = one_line(str(label))
+    if isinstance(label, Integral) and 0 <= int(label) < len(summary.classes):
+        name = one_line(summary.classes[int(label)])
+        if name and name != number:
+            return f"{name} ({number})"
+    return number
 
 
 def short_names(names: Sequence[str], limit: int) -> dict[str, str]:

@@ -13,9 +13,10 @@ from greg_cert.report.canvas import Rendered, render
 from greg_cert.report.comparison import compare
 from greg_cert.report.figure_training import GRADIENT_TERMS
 from greg_cert.report.figures import chosen_figures, figure_specs
+from greg_cert.report.gallery import gallery_of, read_gallery
 from greg_cert.report.latex_figures import latex_figures
 from greg_cert.report.page import html_page
-from greg_cert.report.pictures import Pictures, check_pictures
+from greg_cert.report.pictures import Pictures
 from greg_cert.report.results import Results, load_results
 from greg_cert.report.rows import table_rows
 from greg_cert.report.style import FigureStyle
@@ -91,7 +92,8 @@ def write_report(
         out: where to write; by default `folder/report`. Made if absent.
         style: sizes and type of the figures.
         images: clean images, or (clean, adversarial) pairs, by (run, sample index); floats in
-            [0, 1] of shape (H, W) or (H, W, 3).
+            [0, 1] of shape (H, W) or (H, W, 3). By default those of `folder/pictures.npz`, where
+            `greg-cert verify` left the most and the least robust samples with their attacks.
         title: heading of the page.
         seed: seed of the bootstrap interval.
         runs: run folders of the verification, some or all, for the figure of training; by default
@@ -109,14 +111,15 @@ def write_report(
         UsageError: `out` cannot be made or written.
     """
     target = _target(folder, out)
-    check_pictures(images or {})
+    given = None if images is None else gallery_of(images)
     results = load_results(Path(folder))
+    gallery = read_gallery(results) if given is None else given
     logs, notes = _training_logs(results, runs)
     rows, comparisons = table_rows(results), compare(results, seed=seed)
     specs = figure_specs(results, logs)
     drawn = {spec.name: render(spec.draw, results, style, svg=svg) for spec in specs}
     pngs = {name: figure.png for name, figure in drawn.items()}
-    page = html_page(results, rows, comparisons, pngs, images or {}, title=title)
+    page = html_page(results, rows, comparisons, pngs, gallery, title=title)
     markdown = markdown_table(results, rows, comparisons, title=title)
     latex = latex_table(results, rows, comparisons)
     floats = latex_figures(results, specs, style)

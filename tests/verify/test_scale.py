@@ -19,6 +19,7 @@ import greg_cert.verify.chunk as chunk_module
 import greg_cert.verify.job as job_module
 from greg_cert.data import load_data
 from greg_cert.errors import RunError, UsageError
+from greg_cert.picture_file import PICTURES, read_pictures
 from greg_cert.records import RunFolder
 from greg_cert.report import load_results, summary_table
 from greg_cert.verify import attack_radius
@@ -104,6 +105,8 @@ def test_two_processes_write_what_one_does(
     assert "results:" in processes[0].shown()
     assert processes[1].shown() == ""
     same(tmp_path / "out", whole)
+    pictures = [read_pictures(folder / PICTURES) for folder in (tmp_path / "out", whole)]
+    assert [p.key for p in pictures[0]] == [p.key for p in pictures[1]]
     shares: Counter[str] = Counter()
     for path in (tmp_path / "out/shards").glob("*.parquet"):
         shares[path.stem.split("-")[-2]] += len(pd.read_parquet(path))
@@ -223,6 +226,7 @@ def test_one_side_alone_and_data_without_the_other(
         "summary.json",
         "ood_certificates.parquet",
         "scores.parquet",
+        "pictures.npz",
     ]
     assert summary(tmp_path)["side"] == "ood"
     assert done.samples == 4

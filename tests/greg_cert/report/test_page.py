@@ -6,11 +6,13 @@ import pytest
 from PIL import Image
 
 from greg_cert.errors import DataError
+from greg_cert.picture_file import PICTURES, SamplePicture, write_pictures
 from greg_cert.report import load_results
 from greg_cert.report.comparison import compare
 from greg_cert.report.figures import FIGURES
+from greg_cert.report.gallery import gallery_of, read_gallery
 from greg_cert.report.page import html_page
-from greg_cert.report.pictures import png_of
+from greg_cert.report.pictures import amplified, outside, png_of
 from greg_cert.report.rows import table_rows
 from greg_cert.report.tables import markdown_table
 
@@ -50,7 +52,9 @@ def page(made, tmp_path):
         results = load_results(made.write(tmp_path / "v", frames, summary, **options))
         rows, comparisons = table_rows(results), compare(results, resamples=999)
         figures = {spec.name: PIXEL for spec in FIGURES}
-        return Page(html_page(results, rows, comparisons, figures, images or {}, title=title))
+        return Page(
+            html_page(results, rows, comparisons, figures, gallery_of(images or {}), title=title)
+        )
 
     return build
 
@@ -140,8 +144,9 @@ def test_sample_images_are_embedded_pixel_for_pixel(made, page):
     colour = np.dstack([grey, grey, 1 - grey]).astype(np.float32)
     images = {("a", 100): grey, ("a", 101): (colour, colour + 0.5), ("a", 999): grey}
     found = page([made.frame_of("a", [0.1, 0.2, 0.3], [0.2, 0.4, 0.6])], images=images)
-    # Each of the three samples stands in both lists; one has no image.
-    assert found.tags.count("img") == 4 + 2 * 3
+    # Each of the three samples stands in both lists: one without an image, one with one, and one
+    # with an attack and the change beside it.
+    assert found.tags.count("img") == 4 + 2 * (1 + 3)
     assert "image-rendering:pixelated" in found.raw
     with Image.open(io.BytesIO(png_of(grey, "x"))) as image:
         np.testing.assert_array_equal(np.asarray(image), np.rint(255 * grey))
@@ -164,3 +169,48 @@ def test_sample_images_are_embedded_pixel_for_pixel(made, page):
 def test_wrong_images_are_refused(made, page, picture):
     with pytest.raises(DataError, match="image"):
         page([made.frame_of("a", [0.1], [0.2])], images={("a", 100): picture})
+
+
+@pytest.mark.parametrize(
+    ("largest", "factor"), [(0.0, 1), (1e-12, 1), (0.5, 1), (0.3, 1), (0.06, 5), (2.0, 0.2)]
+)
+def test_a_change_is_amplified_as_far_as_it_can_be_shown(largest, factor):
+    delta = np.linspace(-largest, largest, 64).reshape(8, 8)
+    shown, found = amplified(delta)
+    assert found == pytest.approx(factor)
+    np.testing.assert_allclose(shown, 0.5 + found * delta)
+    assert shown.min() >= 0
+    assert shown.max() <= 1
+
+
+def test_clipping_is_counted_where_it_can_be_seen():
+    assert outside(np.array([[-1e-4, 0.5, 1.001, 1.0]])) == 0
+    assert outside(np.array([[-0.01, 0.5, 1.01, 1.0]])) == 2
+
+
+def test_a_large_image_is_reduced_and_a_small_one_is_not():
+    for side, shown in ((192, 192), (224, 192)):
+        with Image.open(io.BytesIO(png_of(np.full((side, side, 3), 0.5), "x"))) as image:
+            assert image.size == (shown, shown)
+            assert image.getextrema() == ((128, 128),) * 3
+
+
+def test_pictures_of_other_results_are_left_out(made, tmp_path):
+    """Those of another threshold, score or attack than the table's, or of a sample it lacks."""
+    frame = made.frame_of("a", [0.1, 0.2, 0.3, 0.4], [0.2, 0.4, 0.6, 0.8])
+    results = load_results(made.write(tmp_path / "v", [frame]))
+    clean, delta = np.zeros((1, 8, 8), np.uint8), np.full((1, 8, 8), 0.2, np.float32)
+    right = {"run": "a", "dataset": "", "threshold": -13.7, "score": -15.0, "clean": clean}
+    right |= {"difference": delta, "attacked_score": -13.6, "attacked_class": 3}
+    pictures = [
+        SamplePicture(**right, index=100, radius=0.2),
+        SamplePicture(**right | {"score": -15.1}, index=101, radius=0.4),
+        SamplePicture(**right | {"threshold": -13.0}, index=102, radius=0.6),
+        SamplePicture(**right, index=103, radius=0.7),
+        SamplePicture(**right, index=104, radius=0.2),
+        SamplePicture(**right | {"dataset": "faces"}, index=100, radius=0.2),
+    ]
+    write_pictures(results.folder / PICTURES, pictures)
+    gallery = read_gallery(results)
+    assert list(gallery) == [("a", "", 100)]
+    np.testing.assert_allclose(gallery["a", "", 100].attacked, 0.2)
