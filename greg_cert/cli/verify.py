@@ -39,7 +39,7 @@ def verify(
     method: Annotated[
         str | None,
         typer.Option(
-            help="crown, crown-ibp, alpha-crown, lipschitz or best (proofs), smoothing "
+            help="crown, crown-ibp, alpha-crown, branch, lipschitz or best (proofs), smoothing "
             "(probabilistic proof), clever (estimate); or several: crown,lipschitz,clever."
         ),
     ] = None,

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from greg_cert.data.load import load_data
     from greg_cert.data.schema import DataConfig, LabelledSource, Source
+    from greg_cert.data.tensors import splits_from_tensors
     from greg_cert.data.threads import prefetch
     from greg_cert.data.types import DataSplits, Images, ImageSet
 
@@ -24,6 +25,7 @@ __all__ = [
     "Source",
     "load_data",
     "prefetch",
+    "splits_from_tensors",
 ]
 
 _HOME = {
@@ -35,6 +37,7 @@ _HOME = {
     "Source": "schema",
     "load_data": "load",
     "prefetch": "threads",
+    "splits_from_tensors": "tensors",
 }
 
 

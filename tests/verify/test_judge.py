@@ -1,0 +1,81 @@
+"""One image at a time: exact radii of an affine score, both sides, and what contradicts them."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from greg_cert.config import VerifyConfig
+from greg_cert.errors import EngineError
+from greg_cert.evaluation.decision import Decision
+from greg_cert.verify import judge as judge_module
+from greg_cert.verify.attack import AttackResult
+from greg_cert.verify.judge import judge
+
+SLOPE = torch.tensor([0.6, -0.8, 0.0, 0.5], dtype=torch.float64)
+
+
+def affine() -> nn.Module:
+    """One logit w·x, so S(x) = −w·x exactly."""
+    layer = nn.Linear(4, 1, bias=False)
+    with torch.no_grad():
+        layer.weight.copy_(SLOPE)
+    return nn.Sequential(nn.Flatten(), layer)
+
+
+def decision(threshold: float) -> Decision:
+    return Decision("energy", 0.95, threshold, 20, 1, ("thing",))
+
+
+@pytest.mark.parametrize("norm", ["2", "inf"])
+def test_radii_of_an_affine_score_are_exact_on_both_sides(norm: str) -> None:
+    generator = torch.Generator().manual_seed(1)
+    x = torch.rand(6, 1, 2, 2, generator=generator)
+    score = -(x.double().flatten(1) @ SLOPE.float().double())
+    gamma = float(score.median()) + 1e-3
+    slope = SLOPE.float().double()
+    dual = float(slope.norm() if norm == "2" else slope.abs().sum())
+    found = judge(affine(), x, decision(gamma), VerifyConfig(norm=norm, max_radius=5.0))
+    assert {v.accepted for v in found} == {True, False}
+    for v, s in zip(found, score.tolist(), strict=True):
+        assert v.accepted == (s <= gamma)
+        assert v.score == pytest.approx(s)
+        exact = abs(gamma - s) / dual
+        assert v.radius_certified == pytest.approx(exact, rel=1e-5)
+        assert v.radius_certified <= exact * (1 + 1e-9)
+        assert v.radius_attack == pytest.approx(exact, rel=1e-2)
+        assert v.gradient_norm == pytest.approx(dual)
+        assert v.attacked_score is not None
+        assert (v.attacked_score <= gamma) != v.accepted
+        assert (v.label, v.confidence) == (0, 1.0)
+
+
+def test_the_order_of_images_is_kept_and_a_batch_changes_nothing() -> None:
+    x = torch.rand(5, 1, 2, 2, generator=torch.Generator().manual_seed(2))
+    gamma = decision(-0.2)
+    together = judge(affine(), x, gamma, VerifyConfig())
+    for i, v in enumerate(together):
+        (alone,) = judge(affine(), x[i : i + 1], gamma, VerifyConfig())
+        assert alone.score == pytest.approx(v.score)
+        assert alone.radius_certified == pytest.approx(v.radius_certified, rel=1e-6)
+
+
+def test_no_attack_within_reach_is_said_as_none() -> None:
+    x = torch.full((1, 1, 2, 2), 0.5)
+    (v,) = judge(affine(), x, decision(100.0), VerifyConfig(max_radius=0.5))
+    assert v.accepted
+    assert v.radius_certified == pytest.approx(0.5)
+    assert math.isinf(v.radius_attack)
+    assert (v.attacked, v.attacked_label, v.attacked_score) == (None, None, None)
+
+
+def test_an_attack_inside_the_certificate_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    def liar(score: object, x: torch.Tensor, *_: object) -> AttackResult:
+        return AttackResult(torch.full((len(x),), 1e-6, dtype=torch.float64), torch.zeros_like(x))
+
+    monkeypatch.setattr(judge_module, "smallest_attack", liar)
+    with pytest.raises(EngineError, match="contradicted"):
+        judge(affine(), torch.full((1, 1, 2, 2), 0.5), decision(1.0), VerifyConfig())
