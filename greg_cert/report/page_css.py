@@ -75,7 +75,7 @@ border-top:1px solid var(--rule)!important}
 .few td::before{content:attr(data-title);color:var(--soft);text-align:left;white-space:normal}
 .many th:first-child{position:sticky;left:0;background:var(--paper);min-width:0;max-width:7rem}
 dl{grid-template-columns:minmax(0,1fr);gap:0}dd{margin-bottom:.5rem}
-figure{padding:8px}.sample{flex-basis:250px}
+figure{padding:8px}
 .sample dl{grid-template-columns:max-content minmax(0,1fr);gap:.1rem .8rem}.sample dd{margin:0}}
 @media print{details,.sample,figure{break-inside:avoid}main{max-width:none}.cards{flex-wrap:wrap}}
 """

@@ -75,12 +75,12 @@ def _facts(
     facts.append(("attack, upper bound", attack))
     score, gamma = float(row["score"]), float(row["threshold"])
     after = None if shown is None else shown.score
-    words = f"{score:.4g}" if after is None else f"{score:.4g} → {after:.4g}"
-    facts += [("score", words), ("threshold", f"{gamma:.4g}")]
+    facts += [("threshold", f"{gamma:#.4g}"), ("score", f"{score:#.4g}")]
     if after is not None and shown is not None and shown.predicted is not None:
         decision = "rejected" if after > gamma else "accepted"
         name = wording.class_name(summary, shown.predicted)
-        facts.append(("after the attack", f"{decision}, predicted {name}"))
+        facts.append(("score, attacked", f"{after:#.4g}"))
+        facts.append(("then", f"{decision}, predicted {name}"))
     return facts
 
 

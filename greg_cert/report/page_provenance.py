@@ -35,7 +35,7 @@ def provenance_block(results: Results) -> Html:
             for run, s in results.summary.runs.items()
         ),
     }
-    settings = {**record.settings, "selection": record.selection}
+    settings = {**_mapping(record.settings), "selection": record.selection}
     return tag(
         "div",
         tag("h3", "Verification"),
@@ -49,7 +49,7 @@ def provenance_block(results: Results) -> Html:
 def _training(results: Results, run: str) -> Html:
     """How one run was made, as far as its folder said."""
     record = results.summary.provenance
-    manifest, config = record.runs.get(run, {}), record.configs.get(run)
+    manifest, config = _mapping(_mapping(record.runs).get(run)), record.configs.get(run)
     data, sizes = _mapping(manifest.get("data")), _mapping(manifest.get("split_sizes"))
     sets = [
         tag("li", f"{name}, {_said(sizes.get(name))} images: ", tag("code", str(fingerprint)))
@@ -64,8 +64,8 @@ def _training(results: Results, run: str) -> Html:
         "Versions": _versions(_mapping(manifest.get("versions"))),
         "Data, SHA-256": tag("ul", sets, class_="plain") if sets else UNKNOWN,
     }
-    if weights := record.weights.get(run):
-        facts["Weights, SHA-256"] = tag("code", weights)
+    if weights := _mapping(record.weights).get(run):
+        facts["Weights, SHA-256"] = tag("code", _said(weights))
     if stages := manifest.get("stages"):
         facts["Stages, as run"] = "; ".join(map(_stage, stages)) if isinstance(stages, list) else ""
     if resumed := manifest.get("resumed"):

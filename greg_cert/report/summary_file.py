@@ -102,7 +102,10 @@ class Merged(_Record):
 
 
 class Provenance(_Record):
-    """Where the numbers came from; everything is optional, because old folders lack it."""
+    """Where the numbers came from; everything is optional, because old folders lack it.
+
+    What is only shown, and comes from elsewhere, is taken as it is.
+    """
 
     command: str | None = None
     created: str | None = None
@@ -114,10 +117,10 @@ class Provenance(_Record):
     platform: str | None = None
     processes: int | None = None
     configs: dict[str, str] = Field(default_factory=dict)
-    settings: dict[str, Any] = Field(default_factory=dict)
-    selection: dict[str, Any] | None = None
-    runs: dict[str, dict[str, Any]] = Field(default_factory=dict)
-    weights: dict[str, str] = Field(default_factory=dict)
+    settings: Any = None
+    selection: Any = None
+    runs: Any = None
+    weights: Any = None
 
 
 class Summary(_Record):
