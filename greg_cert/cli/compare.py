@@ -68,7 +68,8 @@ def compare(
         screen.note(left_out_words(done.left_out))
     if done.baseline is None:
         screen.note(f"no baseline: name one of {', '.join(done.runs)} with --baseline")
-    files = write_report(out, style=style, runs=run or None)
+    with screen.waiting("draw the report"):
+        files = write_report(out, style=style, runs=run or None)
     screen.record(
         {
             "schema": 1,

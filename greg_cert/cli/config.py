@@ -66,7 +66,8 @@ def check(
             record |= {"title": found.title, "network": found.network, "method": found.method}
             words = f"{found.title}: {found.network}, {found.method}"
             if data:
-                record["data"] = _sizes(found)
+                with screen.waiting(f"read the data of {path}"):
+                    record["data"] = _sizes(found)
                 words += "; " + ", ".join(f"{k} {v}" for k, v in record["data"].items())
             screen.plain(f"{path}: ok ({words})")
         except GregCertError as error:

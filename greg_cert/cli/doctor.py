@@ -34,9 +34,10 @@ def doctor(
     from greg_cert.verify.diagnose import diagnose
 
     folder = open_subject(run)
-    model = folder.load_model()
-    sizes = folder.manifest["model"]
-    found = diagnose(model, (sizes["in_channels"], sizes["image_size"], sizes["image_size"]))
+    with screen.waiting(f"look at {run}"):
+        model = folder.load_model()
+        sizes = folder.manifest["model"]
+        found = diagnose(model, (sizes["in_channels"], sizes["image_size"], sizes["image_size"]))
     screen.record({"schema": 1, "run": run, **asdict(found)})
     if found.layers:
         screen.out(_layers(found, f"{folder.config.title}: {folder.config.network}"))

@@ -86,13 +86,15 @@ def report(
     )
     if only is not None:
         names = [name.strip() for name in only.split(",") if name.strip()]
-        drawn = write_figures(folder, out, only=names, style=style, runs=run or None, svg=svg)
+        with screen.waiting("draw the figures"):
+            drawn = write_figures(folder, out, only=names, style=style, runs=run or None, svg=svg)
         paths = [path for figure in drawn.values() for path in figure]
         screen.record({"schema": 1, "files": paths, "notes": []})
         for path in paths:
             screen.plain(str(path))
         return
-    files = write_report(folder, out, style=style, runs=run or None, svg=svg)
+    with screen.waiting("draw the report"):
+        files = write_report(folder, out, style=style, runs=run or None, svg=svg)
     screen.record({"schema": 1, "files": list(files), "notes": files.notes})
     for note in files.notes:
         screen.note(note)

@@ -212,6 +212,16 @@ def bar(title: str) -> Iterator[Callable[[int, int, str], None]]:
 
 
 @contextmanager
+def waiting(what: str) -> Iterator[None]:
+    """A moving sign of life on a terminal for what takes seconds and has no parts to count."""
+    if _voice.quiet:
+        yield
+        return
+    with error_console().status(what.replace("[", r"\[")):
+        yield
+
+
+@contextmanager
 def verify_bar() -> Iterator[VerifyBar]:
     """A live bar for one verification."""
     with _bar("{task.fields[shown]}", time_left=False) as bar:

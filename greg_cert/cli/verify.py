@@ -198,7 +198,8 @@ def verify_and_report(
     )
     report = None
     if out / CERTIFICATES in done.files:
-        report = write_report(out)
+        with screen.waiting("draw the report"):
+            report = write_report(out)
         screen.out(summary_table(load_results(out)))
     elif any(len(run.ood_frame) for run in done.runs):
         screen.out(_ood_table(done))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,13 @@ import pandas as pd
 
 from greg_cert.errors import RunError, UsageError
 from greg_cert.files import write_atomic
+from greg_cert.picture_file import (
+    PICTURES,
+    SamplePicture,
+    most_pictures,
+    read_pictures,
+    write_pictures,
+)
 from greg_cert.report.frame_file import FRAME_FILE
 from greg_cert.report.merge_check import MERGED, Part, check_alike, check_target, read_part
 from greg_cert.report.merge_counts import recounted
@@ -108,7 +115,8 @@ def merge_verifications(
     chosen = _baseline(entries, same, parts, baseline)
     entries.sort(key=lambda entry: entry.name != chosen)  # stable: the others keep their order
     summary = _summary(parts, entries, chosen, left_out, command)
-    _write(Path(out), summary, [entry.rows for entry in entries])
+    pictures = _pictures(entries)
+    _write(Path(out), summary, [entry.rows for entry in entries], pictures)
     return Merged(
         Path(out),
         tuple(entry.name for entry in entries),
@@ -247,7 +255,27 @@ def _summary(
     }
 
 
-def _write(out: Path, summary: Mapping[str, Any], rows: Sequence[Rows]) -> None:
+def _pictures(entries: Sequence[_Entry]) -> list[SamplePicture]:
+    """The pictures of all runs under their new names, of samples that are kept."""
+    found: list[SamplePicture] = []
+    for entry in entries:
+        kept = {("", int(index)) for index in entry.rows.certificates["index"]}
+        if (ood := entry.rows.ood) is not None:
+            kept |= set(zip(ood["dataset"].map(str), ood["index"].map(int), strict=True))
+        found += [
+            replace(picture, run=entry.name)
+            for picture in read_pictures(entry.part.folder / PICTURES)
+            if picture.run == entry.old and (picture.dataset, picture.index) in kept
+        ]
+    return found[: most_pictures(found[0].clean.shape)] if found else []
+
+
+def _write(
+    out: Path,
+    summary: Mapping[str, Any],
+    rows: Sequence[Rows],
+    pictures: Sequence[SamplePicture],
+) -> None:
     tables: dict[str, list[pd.DataFrame | None]] = {
         FRAME_FILE: [each.certificates for each in rows],
         OOD_FILE: [each.ood for each in rows],
@@ -265,6 +293,10 @@ def _write(out: Path, summary: Mapping[str, Any], rows: Sequence[Rows]) -> None:
                 write_atomic(out / name, buffer.getvalue())
             else:
                 (out / name).unlink(missing_ok=True)
+        if pictures:
+            write_pictures(out / PICTURES, pictures)
+        else:
+            (out / PICTURES).unlink(missing_ok=True)
         write_atomic(out / SUMMARY_FILE, text)
     except OSError as error:
         raise UsageError(f"out {out}: cannot be written ({error.strerror or error})") from error

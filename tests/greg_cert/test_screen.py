@@ -1,12 +1,19 @@
-"""What the bar of a verification says, by a clock of the test."""
+"""What commands print: the bar of a verification by a clock of the test, --json and --quiet."""
 
 from __future__ import annotations
 
+from pathlib import Path
+
+import pytest
 from rich.console import Console
 from rich.progress import Progress, TextColumn
 
+from greg_cert.cli import screen
 from greg_cert.cli.screen import VerifyBar, pace
 from greg_cert.verify.job import Tick
+
+
+RECORD = '{\n  "found": [\n    null,\n    "x/y"\n  ]\n}\n'
 
 
 def test_pace_is_samples_a_second_and_the_time_of_the_rest() -> None:
@@ -34,3 +41,33 @@ def test_speed_counts_this_call_alone_and_runs_have_a_bar_each() -> None:
         ("audit b", "0/9 0 violations"),
     ]
     assert [task.completed for task in bar.tasks] == [60, 0, 0]
+
+
+@pytest.mark.parametrize(
+    ("json", "quiet", "shown", "said"),
+    [
+        (False, False, ["a line\n"], ["greg-cert: note: a note\n"]),
+        (
+            True,
+            False,
+            ['{\n  "found": [\n    null,\n    "x/y"\n  ]\n}\n'],
+            ["greg-cert: note: a note\n"],
+        ),
+        (False, True, [], []),
+        (True, True, [RECORD], []),
+    ],
+)
+def test_what_is_printed_where(
+    json: bool, quiet: bool, shown: list[str], said: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    screen.speak(json=json, quiet=quiet)
+    try:
+        with screen.waiting("work"):
+            screen.record({"found": (float("inf"), Path("x/y"))})
+        screen.plain("a line")
+        screen.note("a\nnote")
+    finally:
+        screen.speak()
+    out, err = capsys.readouterr()
+    assert out == "".join(shown)
+    assert err == "".join(said)

@@ -14,6 +14,7 @@ from typer.testing import CliRunner
 from greg_cert.cli import app
 from greg_cert.config import VerifyConfig
 from greg_cert.errors import UsageError
+from greg_cert.picture_file import PICTURES, read_pictures
 from greg_cert.records import RunFolder
 from greg_cert.report import load_results
 from greg_cert.verify.runs import verify_runs
@@ -74,6 +75,12 @@ def test_it_equals_one_verification_of_both(compared: Any, folders: dict[str, Pa
         one, other = (pd.read_parquet(folder / name) for folder in (folders["both"], out))
         pd.testing.assert_frame_equal(one, other)
     assert load_results(out).summary.provenance.configs.keys() == {"slow", "fast"}
+    pictures = [
+        {p.key: (p.radius, p.clean.sum()) for p in read_pictures(folder / PICTURES)}
+        for folder in (folders["both"], out)
+    ]
+    assert pictures[0] == pictures[1]
+    assert {key[0] for key in pictures[1]} == {"slow", "fast"}
 
 
 def test_the_command_reports(compared: Any, folders: dict[str, Path]) -> None:
