@@ -12,7 +12,6 @@ from greg_cert.cli import screen
 from greg_cert.cli.screen import VerifyBar, pace
 from greg_cert.verify.job import Tick
 
-
 RECORD = '{\n  "found": [\n    null,\n    "x/y"\n  ]\n}\n'
 
 
