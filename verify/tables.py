@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -10,20 +9,13 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from greg_cert.certified_metrics import (
-    adversarial_auroc,
-    attacked_fpr,
-    certified_acceptance,
-    certified_fpr,
-    guaranteed_auroc,
-)
+from greg_cert.certificate_counts import id_side, ood_side, robust
 from greg_cert.evaluation import Evaluation
 from greg_cert.verify.chunk import CROSSED, SECONDS, proven_radius, score_columns
 from greg_cert.verify.paired import ID, Candidate, dataset_of
 from greg_cert.verify.shards import ShardKey, ShardStore
 
 CERTIFY = "certify"
-_STATUSES = ("certified", "rejected", "undecided")
 
 
 @dataclass(frozen=True)
@@ -150,64 +142,14 @@ def run_summary(
         "ood": evaluation.ood,
     }
     if len(tables.id_rows):
-        summary |= _id_side(tables.id_rows)
+        summary |= id_side(tables.id_rows)
     if any(part != ID for part in wanted):
         groups = tables.ood_rows.groupby("dataset", sort=False) if len(tables.ood_rows) else ()
-        summary["ood_side"] = {str(name): _ood_side(rows) for name, rows in groups}
+        summary["ood_side"] = {str(name): ood_side(rows) for name, rows in groups}
     if radii:
-        summary["robust"] = {f"{radius:g}": _robust(tables, radius) for radius in radii}
+        rows = (tables.id_rows, tables.ood_rows, tables.ood_scores)
+        summary["robust"] = {f"{radius:g}": robust(*rows, radius) for radius in radii}
     return {**summary, "seconds": round(seconds, 3)}
-
-
-def _id_side(frame: pd.DataFrame) -> dict[str, Any]:
-    accepted = frame["status"] != "rejected"
-    over = frame["radius_gradient"] > frame["radius_attack"]
-    return {
-        "samples": len(frame),
-        "status": _statuses(frame),
-        "certified_radius": _spread(frame["radius_certified"]),
-        "attack_radius": _found(frame["radius_attack"]),
-        "gradient_radius": {
-            **_spread(frame["radius_gradient"]),
-            "above_attack": float(over[accepted].mean()) if accepted.any() else None,
-        },
-        "lipschitz_radius": _spread(frame["radius_lipschitz"]),
-        "gradient_norm": _spread(frame["gradient_norm"]),
-        "violations": int(frame["violation"].sum()),
-    }
-
-
-def _ood_side(rows: pd.DataFrame) -> dict[str, Any]:
-    return {
-        "samples": len(rows),
-        "status": _statuses(rows),
-        "certified_radius": _spread(rows["radius_certified"]),
-        "attack_radius": _found(rows["radius_attack"]),
-        "violations": int(rows["violation"].sum()),
-    }
-
-
-def _robust(tables: RunTables, radius: float) -> dict[str, Any]:
-    """What holds of the samples within one radius; GAUC and AAUC are means over the OOD sets."""
-    found: dict[str, Any] = {}
-    at = [radius]
-    if len(tables.id_rows):
-        radii = tables.id_rows["radius_certified"].to_numpy()
-        found["certified_acceptance"] = float(certified_acceptance(radii, at)[0])
-    if len(tables.ood_rows):
-        sets = [rows for _, rows in tables.ood_rows.groupby("dataset", sort=False)]
-        proven = [certified_fpr(s["radius_certified"].to_numpy(), at)[0] for s in sets]
-        attacked = [attacked_fpr(s["radius_attack"].to_numpy(), at)[0] for s in sets]
-        found["certified_fpr"] = float(np.mean(proven))
-        found["attacked_fpr"] = float(np.mean(attacked))
-    if len(tables.id_rows) and len(tables.ood_scores):
-        clean = tables.id_rows["score"].to_numpy()
-        rows = tables.ood_scores[tables.ood_scores["radius"] == radius]
-        sets = [s for _, s in rows.groupby("dataset", sort=False)]
-        bounds = [guaranteed_auroc(clean, s["score_bound"].to_numpy()) for s in sets]
-        attacks = [adversarial_auroc(clean, s["score_attack"].to_numpy()) for s in sets]
-        found["gauc"], found["aauc"] = float(np.mean(bounds)), float(np.mean(attacks))
-    return found
 
 
 def _worst(run: str, part: str, rows: pd.DataFrame, crossed: np.ndarray) -> dict[str, Any] | None:
@@ -237,17 +179,3 @@ def worst_of(tables: Sequence[RunTables]) -> dict[str, Any] | None:
     for table in tables:
         worst = _worse(worst, table.worst)
     return worst
-
-
-def _statuses(frame: pd.DataFrame) -> dict[str, int]:
-    return {s: int((frame["status"] == s).sum()) for s in _STATUSES}
-
-
-def _found(radii: pd.Series[float]) -> dict[str, Any]:
-    return {**_spread(radii), "found": int(np.isfinite(radii).sum())}
-
-
-def _spread(values: pd.Series[float]) -> dict[str, float | None]:
-    """Median and mean; None for what is not finite, which JSON cannot say."""
-    found = {"median": float(values.median()), "mean": float(values.mean())}
-    return {k: v if math.isfinite(v) else None for k, v in found.items()}

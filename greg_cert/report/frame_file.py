@@ -9,11 +9,11 @@ import pandas as pd
 import pyarrow as pa
 from pandas.api.types import is_bool_dtype, is_integer_dtype, is_numeric_dtype
 
+from greg_cert.certificate_counts import STATUSES
 from greg_cert.errors import RunError
 from greg_cert.report.methods import check_methods
 
 FRAME_FILE = "certificates.parquet"
-STATUSES = ("certified", "rejected", "undecided")
 NUMBERS = ("score", "threshold", "gradient_norm", "lipschitz")
 PROVEN = ("radius_certified", "radius_lipschitz")
 RADII = ("radius_gradient", *PROVEN, "radius_attack")
