@@ -96,13 +96,14 @@ class Detection:
 
     def table(self) -> pd.DataFrame:
         """A row for each OOD set, then means over near, far (where there are any) and all sets."""
-        rows: dict[str, Mapping[str, float]] = dict(self.sets)
+        rows = list(self.sets.items())  # no dict: a set may be called as a mean is
         wanted: list[tuple[str, Group | None]] = [("near OOD", "near"), ("far OOD", "far")]
         for title, group in (*wanted, ("mean", None)):
             means = {m: self.mean(m, group) for m in METRICS}
-            rows |= {title: {m: v for m, v in means.items() if v is not None}}
-        frame = pd.DataFrame.from_dict(rows, orient="index", columns=list(METRICS))
-        return frame.dropna(how="all").rename_axis("OOD set")
+            found = {m: v for m, v in means.items() if v is not None}
+            rows += [(title, found)] if found else []
+        index = pd.Index([title for title, _ in rows], name="OOD set")
+        return pd.DataFrame([values for _, values in rows], index=index, columns=list(METRICS))
 
 
 class Evaluator:
