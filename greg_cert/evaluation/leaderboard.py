@@ -76,7 +76,8 @@ def results_table(rows: Sequence[Evaluated]) -> pd.DataFrame:
     records = []
     for row in rows:
         numbers = row.numbers()
-        for title, prefix in openood_rows(row.detection) or [("", None)]:
+        wanted: list[tuple[str, str | None]] = [*openood_rows(row.detection)]
+        for title, prefix in wanted or [("", None)]:
             found = {} if prefix is None else {m: 100 * numbers[prefix + m] for m in METRICS}
             records.append(
                 {

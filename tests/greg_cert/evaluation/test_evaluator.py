@@ -276,13 +276,16 @@ def test_families_of_one_title_keep_their_own_tables(tmp_path: Path) -> None:
     rows = [row("a", 0, 1.0), row("b", 1, 0.3)]
     for seed in (0, 1):
         found = Evaluator(model, made(near=False))
-        rows.append(Evaluated(f"c{seed}", seed, "g", "method", found.predictions, found.detection()))
+        rows.append(
+            Evaluated(f"c{seed}", seed, "g", "method", found.predictions, found.detection())
+        )
     rows += [replace(rows[0], run="x/y", family="h"), replace(rows[1], run="x_y", family="h")]
     means = over_seeds(rows)
     files = write_evaluation(tmp_path, rows, means, record_of(rows, means))
     assert len(set(files)) == len(files) == 4 + len(rows) + len(means)
     first, second = (
-        pd.read_csv(tmp_path / f"openood/method-energy-mean{n}.csv", index_col=0) for n in ("", "-2")
+        pd.read_csv(tmp_path / f"openood/method-energy-mean{n}.csv", index_col=0)
+        for n in ("", "-2")
     )
     assert list(first.index) == ["close", "nearood", "off", "farood"]
     assert list(second.index) == ["off", "mean"]
