@@ -46,7 +46,12 @@ def evaluate(
     ] = True,
     list_detectors: Annotated[
         bool,
-        typer.Option("--list-detectors", is_eager=True, callback=lambda v: _listed(v)),
+        typer.Option(
+            "--list-detectors",
+            is_eager=True,
+            callback=lambda v: _listed(v),
+            help="List the detectors with their options and sources, and stop.",
+        ),
     ] = False,
     json: screen.Json = False,
     quiet: screen.Quiet = False,

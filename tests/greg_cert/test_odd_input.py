@@ -19,7 +19,7 @@ from greg_cert.cli.predict import read_image, rounded_down, unique_stems
 from greg_cert.config import VerifyConfig
 from greg_cert.config.overrides import parse_override
 from greg_cert.data.tensors import splits_from_tensors
-from greg_cert.errors import RunError, UsageError
+from greg_cert.errors import ConfigError, RunError, UsageError
 from greg_cert.evaluation import Evaluator
 from greg_cert.evaluation.decision import Decision
 from greg_cert.evaluation.seeds import Evaluated, SeedMean
@@ -215,6 +215,13 @@ def test_verdicts_do_not_depend_on_the_batch() -> None:
         assert a.accepted == b.accepted
         assert a.radius_certified == pytest.approx(b.radius_certified, abs=1e-9)
         assert a.radius_attack == pytest.approx(b.radius_attack, abs=1e-6)
+
+
+def test_an_experiment_is_not_yet_a_model(tmp_path: Path) -> None:
+    path = tmp_path / "experiment.yaml"
+    path.write_text("data: {id: {source: digits}}\nmodel: {name: mlp}\ntrain: {stages: []}\n")
+    with pytest.raises(ConfigError, match="yet to be trained"):
+        _ = open_subject(path).config
 
 
 def test_digits_that_are_no_numbers() -> None:
