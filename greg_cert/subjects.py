@@ -7,7 +7,7 @@ import importlib
 import json
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -145,10 +145,11 @@ def unique_names(runs: Sequence[Subject]) -> list[str]:
         [r.path.resolve().name for r in runs],
         [str(r.path) for r in runs],
     )
-    for names in choices:
-        if len(set(names)) == len(names):
-            return names
-    raise RunError(f"runs: expected different runs, but got {choices[-1]}")
+    if len({r.path.resolve() for r in runs}) == len(runs):
+        for names in choices:
+            if len(set(names)) == len(names):
+                return names
+    raise RunError(f"runs: expected different runs, but got {', '.join(choices[-1])}")
 
 
 @dataclass(frozen=True)
@@ -250,19 +251,20 @@ def made_by(factory: str, arguments: dict[str, Any]) -> nn.Module:
     module_name, _, name = factory.partition(":")
     field = "model.factory"
     try:
-        with _current_folder_importable():
+        with _at_home():
             place: Any = importlib.import_module(module_name)
         for part in name.split("."):
             place = getattr(place, part)
-    except Exception as error:  # a module may raise anything while it is imported
+    except (Exception, SystemExit) as error:  # a module may raise anything while it is imported
         raise RunError(
             f"{field}: expected package.module:name that can be imported from here, "
             f"but got {factory!r} ({type(error).__name__}: {error})"
         ) from error
     make = cast("Callable[..., Any]", place)
     try:
-        model = make(**arguments)
-    except Exception as error:
+        with _at_home():
+            model = make(**arguments)
+    except (Exception, SystemExit) as error:
         given = json.dumps(arguments, default=str)
         raise RunError(
             f"{field}: {factory} failed with arguments {given} ({type(error).__name__}: {error})"
@@ -276,14 +278,19 @@ def made_by(factory: str, arguments: dict[str, Any]) -> nn.Module:
 
 
 @contextmanager
-def _current_folder_importable() -> Iterator[None]:
-    """As `python -m` has it; a console script has not."""
+def _at_home() -> Iterator[None]:
+    """The current folder importable, as `python -m` has it, and what is printed on standard error.
+
+    Standard output is for results; a factory may tell of its progress there.
+    """
     here = str(Path.cwd())
     sys.path.insert(0, here)
     try:
-        yield
+        with redirect_stdout(sys.stderr):
+            yield
     finally:
-        sys.path.remove(here)
+        if here in sys.path:
+            sys.path.remove(here)
 
 
 def _check_logits(model: nn.Module, splits: DataSplits, config: OwnModelConfig) -> None:

@@ -8,13 +8,16 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from greg_cert.certify_methods import PROOFS, chosen_methods
 from greg_cert.config import VerifyConfig
-from greg_cert.errors import EngineError
+from greg_cert.errors import EngineError, UsageError
 from greg_cert.evaluation.decision import Decision
 from greg_cert.verify.asked import asked
 from greg_cert.verify.attack import AttackPlan, smallest_attack
 from greg_cert.verify.certify import certify
 from greg_cert.verify.scorer import Margin, check_inputs, logit_function, score_function
+
+_BATCH = 64  # images attacked at once
 
 
 @dataclass(frozen=True)
@@ -64,19 +67,26 @@ def judge(
         settings: norm, largest radius, methods, engine, seed, cuts, memory; the rest is ignored.
 
     Raises:
+        UsageError: a method that proves nothing of the model itself.
         UnsupportedModelError: a layer that cannot be bounded soundly.
         EngineError: an attack contradicts a certificate, which would be a bug.
     """
+    if not set(chosen_methods(settings.method)) & set(PROOFS):
+        raise UsageError(
+            f"--method: expected one of {', '.join(PROOFS)} or best, but got {settings.method!r}, "
+            "which is about another function than the model that is asked here"
+        )
     x = check_inputs(images)
     score = score_function(model, decision.score)
     with torch.no_grad():
-        accepted = (score(x) <= decision.threshold).cpu()
+        scores = torch.cat([score(part) for part in x.split(settings.batch or _BATCH)])
+    accepted = (scores <= decision.threshold).cpu()
     verdicts: list[Verdict | None] = [None] * len(x)
     for side in ("id", "ood"):
         rows = (accepted == (side == "id")).nonzero().squeeze(1)
-        if len(rows):
-            found = _one_side(model, x[rows], side, decision, settings, rows)
-            for row, verdict in zip(rows.tolist(), found, strict=True):
+        for part in rows.split(settings.batch or _BATCH) if len(rows) else ():
+            found = _one_side(model, x[part], side, decision, settings, part)
+            for row, verdict in zip(part.tolist(), found, strict=True):
                 verdicts[row] = verdict
     return [v for v in verdicts if v is not None]
 

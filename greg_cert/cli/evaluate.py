@@ -46,7 +46,12 @@ def evaluate(
     ] = True,
     list_detectors: Annotated[
         bool,
-        typer.Option("--list-detectors", is_eager=True, callback=lambda v: _listed(v)),
+        typer.Option(
+            "--list-detectors",
+            is_eager=True,
+            callback=lambda v: _listed(v),
+            help="List the detectors with their options and sources, and stop.",
+        ),
     ] = False,
     json: screen.Json = False,
     quiet: screen.Quiet = False,
@@ -63,6 +68,7 @@ def evaluate(
     """
     screen.speak(json=json, quiet=quiet)
     from greg_cert.detectors import DETECTORS, parse_detector
+    from greg_cert.errors import UsageError
     from greg_cert.evaluation.evaluator import Evaluator
     from greg_cert.evaluation.seeds import evaluated, over_seeds
     from greg_cert.evaluation.write import record_of, write_evaluation
@@ -70,10 +76,13 @@ def evaluate(
     from greg_cert.subjects import common_data, open_subject, unique_names
 
     subjects = [open_subject(path) for path in runs]
+    if not 0 < tpr <= 1:
+        raise UsageError(f"--tpr: expected a share in (0, 1], but got {tpr}")
     chosen = specs(detector, list(DETECTORS))
+    asked: dict[str, str | None] = {}  # what is the same, however it is written, once
     for spec in chosen:
-        if spec is not None and spec not in SCORES:
-            parse_detector(spec)  # before the data are read
+        own = spec is None or spec in SCORES
+        asked.setdefault(str(spec if own else parse_detector(str(spec))), spec)
     rows: list[Evaluated] = []
     data: dict[Any, Any] = {}
     for name, subject in zip(unique_names(subjects), subjects, strict=True):
@@ -83,7 +92,9 @@ def evaluate(
         data[key] = (first, splits)
         with screen.bar(f"evaluate {name}") as tell:
             evaluator = Evaluator(subject, splits, tpr=tpr, save=save, observer=tell)
-            rows += [evaluated(evaluator, subject, name, spec) for spec in chosen]
+            rows += [evaluated(evaluator, subject, name, spec) for spec in asked.values()]
+        if evaluator.unsaved:
+            screen.note(evaluator.unsaved)
     means = over_seeds(rows)
     record = record_of(rows, means, command=screen.command_line())
     screen.record(record)
@@ -102,24 +113,33 @@ def evaluate(
 def specs(text: str | None, known: Sequence[str]) -> list[str | None]:
     """The detectors asked for, None for a run's own score.
 
-    Commas part detectors; one before `name=` belongs to the options of the detector before it.
+    Semicolons part detectors, and so do commas; one before `name=` belongs to the options of the
+    detector before it.
+
+    Raises:
+        UsageError: where a text names none.
     """
     if text is None:
         return [None]
     found: list[str] = []
-    for part in text.split(","):
+    for part in text.replace(";", ",").split(","):
         if part.strip() == "all":
             found += [name for name in known if name not in found]
         elif found and "=" in part and ":" not in part:
             found[-1] += "," + part.strip()
         elif part.strip():
             found.append(part.strip())
-    return list(dict.fromkeys(found)) or [None]
+    if not found:
+        from greg_cert.errors import UsageError
+
+        raise UsageError(f"--detector: expected names such as energy,ash, but got {text!r}")
+    return list(dict.fromkeys(found))
 
 
 def summary(rows: Sequence[Evaluated], means: Sequence[SeedMean]) -> Table:
     """A line for each run and detector, and for each mean over seeds; percent."""
     from rich.table import Table
+    from rich.text import Text
 
     numbers = [row.numbers() for row in rows]
     columns = {
@@ -146,24 +166,28 @@ def summary(rows: Sequence[Evaluated], means: Sequence[SeedMean]) -> Table:
         table.add_column(title, justify="right")
     for row, found in zip(rows, numbers, strict=True):
         cells = (f"{100 * found[k]:.2f}" if k in found else "" for k in columns)
-        table.add_row(row.run, row.detection.detector, *cells)
+        table.add_row(Text(row.run), Text(row.detection.detector), *cells)
     for mean in means:
         cells = (
             f"{100 * mean.mean[k]:.2f}\n±{100 * mean.std[k]:.2f}" if k in mean.mean else ""
             for k in columns
         )
-        table.add_row(f"{mean.title}, {len(mean.seeds)} runs", mean.detector, *cells)
+        table.add_row(Text(f"{mean.title}, {len(mean.seeds)} runs"), Text(mean.detector), *cells)
     return table
 
 
 def by_set(row: Evaluated) -> Table:
     """A line for each OOD set of one run by one detector."""
     from rich.table import Table
+    from rich.text import Text
 
     found = row.detection
     table = Table(
-        title=f"{row.run} ({found.detector}): threshold {found.threshold:.4f} "
-        f"(accepts {found.test_tpr:.1%} of the test split)",
+        title=Text(
+            f"{row.run} ({found.detector}): threshold {found.threshold:.4f} "
+            f"(accepts {found.test_tpr:.1%} of the test split)",
+            style="table.title",
+        ),
         box=None,
         pad_edge=False,
         header_style="bold",
@@ -179,7 +203,7 @@ def by_set(row: Evaluated) -> Table:
     for title in metrics.values():
         table.add_column(title, justify="right")
     for name, values in found.table().iterrows():
-        table.add_row(str(name), *(f"{100 * values[m]:.2f}" for m in metrics))
+        table.add_row(Text(str(name)), *(f"{100 * values[m]:.2f}" for m in metrics))
     return table
 
 

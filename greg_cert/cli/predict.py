@@ -58,11 +58,12 @@ def predict(
     settings = verify_settings(
         subject.config.verify, norm=norm, max_radius=max_radius, method=method, tpr=tpr
     )
+    model = subject.load_model()  # which sees to what the manifest must tell
     sizes = subject.manifest["model"]
+    crop = getattr(subject.config.data.id, "crop", 1.0)
     pixels = torch.cat(
-        [read_image(path, sizes["in_channels"], sizes["image_size"]) for path in images]
+        [read_image(path, sizes["in_channels"], sizes["image_size"], crop) for path in images]
     )
-    model = subject.load_model()
     with screen.bar("predict") as tell:
         tell(0, 2, "threshold from the calibration split")
         decision = decision_of(subject, settings.tpr)
@@ -98,20 +99,40 @@ def predict(
             screen.plain(f"  saved: {file}")
 
 
-def read_image(path: Path, channels: int, size: int) -> Tensor:
-    """One image file as (1, C, H, W) float32 in [0, 1], of the size that the model takes."""
+def read_image(path: Path, channels: int, size: int, crop: float = 1.0) -> Tensor:
+    """One image file as (1, C, H, W) float32 in [0, 1], of the size that the model takes.
+
+    `crop` is the share of the shorter side that is kept, as in the run's ID data.
+    """
     from greg_cert.data.decode import decode_image
     from greg_cert.data.geometry import conform
     from greg_cert.data.types import unit_range
 
     stored = decode_image(path, field="IMAGE")[None]
-    return unit_range(conform(stored, channels=channels, size=size))
+    return unit_range(conform(stored, channels=channels, size=size, crop=crop))
 
 
 def unique_stems(images: list[Path]) -> list[str]:
-    """A file name for each image; numbered where two have the same."""
+    """A file name for each image; numbered where two have the same, whatever their case."""
     stems = [path.stem for path in images]
-    return [s if stems.count(s) == 1 else f"{s}-{i + 1}" for i, s in enumerate(stems)]
+    lower = [stem.lower() for stem in stems]
+    taken = set(lower)
+    found = []
+    for stem, low in zip(stems, lower, strict=True):
+        name, number = stem, 0
+        while lower.count(low) > 1 and name.lower() in taken:
+            number += 1
+            name = f"{stem}-{number}"
+        taken.add(name.lower())
+        found.append(name)
+    return found
+
+
+def rounded_down(radius: float) -> str:
+    """Four significant digits, never more than what was proven."""
+    from decimal import ROUND_FLOOR, Context, Decimal
+
+    return f"{float(Context(prec=4, rounding=ROUND_FLOOR).plus(Decimal(radius))):.4g}"
 
 
 def save_attacked(out: Path, name: str, image: Tensor) -> dict[str, Path]:
@@ -145,7 +166,7 @@ def lines(path: Path, v: Verdict, decision: Decision, settings: Any) -> list[str
     word, sign = ("accepted", "<=") if v.accepted else ("rejected", ">")
     held = f"stays {word} within {norm} radius"
     proven = (
-        f"{held} {v.radius_certified:.4g} (proof)"
+        f"{held} {rounded_down(v.radius_certified)} (proof)"
         if v.radius_certified > 0
         else f"{held}: nothing proven"
     )
@@ -157,7 +178,7 @@ def lines(path: Path, v: Verdict, decision: Decision, settings: Any) -> list[str
         + ("" if v.accepted else "; means little, as the image was rejected")
         + ")",
         f"  score {v.score:.4f} {sign} threshold {v.threshold:.4f} "
-        f"({decision.score}, accepts {decision.tpr:.0%} of {decision.calibration_samples} "
+        f"({decision.score}, accepts {100 * decision.tpr:g} % of {decision.calibration_samples} "
         "calibration images)",
         f"  {proven}; slope at the image {v.gradient_norm:.4g} (estimate)",
     ]

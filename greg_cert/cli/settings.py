@@ -36,4 +36,5 @@ def verify_settings(configured: VerifyConfig, **given: Any) -> VerifyConfig:
         if not problem["loc"]:  # about several fields; the message names them
             raise UsageError(message) from error
         option = "--" + str(problem["loc"][0]).replace("_", "-")
-        raise UsageError(f"{option}: {message}, but got {problem['input']!r}") from error
+        found = "" if "but got" in message else f", but got {problem['input']!r}"
+        raise UsageError(f"{option}: {message}{found}") from error

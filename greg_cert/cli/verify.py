@@ -237,6 +237,7 @@ def _fail_on_violations(done: Any) -> None:
 def _ood_table(done: Any) -> Any:
     """The OOD side: a line for each run and OOD test set."""
     from rich.table import Table
+    from rich.text import Text
 
     table = Table(
         box=None,  # all of it within 80 columns
@@ -252,8 +253,8 @@ def _ood_table(done: Any) -> Any:
             status = values["status"]
             medians = (values[f"{k}_radius"]["median"] for k in ("certified", "attack"))
             table.add_row(
-                run.name,
-                name,
+                Text(run.name),
+                Text(name),
                 str(values["samples"]),
                 *(str(status[s]) for s in ("certified", "rejected", "undecided")),
                 *("none" if m is None else f"{m:.4f}" for m in medians),

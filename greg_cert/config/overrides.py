@@ -45,7 +45,7 @@ def parse_override(text: str) -> Override:
     key = key.strip()
     if not equals or not _KEY.fullmatch(key):
         raise ConfigError(f"--set: expected KEY=VALUE such as train.epochs=5, but got {text!r}")
-    parts = [int(part) if part.isdigit() else part for part in _PART.findall(key)]
+    parts = [int(part) if part.isdecimal() else part for part in _PART.findall(key)]
     try:
         return Override(text, tuple(parts), yaml.safe_load(value) if value.strip() else "")
     except yaml.YAMLError as error:

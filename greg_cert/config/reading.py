@@ -42,7 +42,13 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> ExperimentConfig:
 
 def load_own_model(path: Path) -> OwnModelConfig:
     """The description of a model trained elsewhere; paths and errors as of `load_config`."""
-    return _parse(OwnModelConfig, _read(path), path.resolve().parent)
+    raw = _read(path)
+    if "train" in raw:
+        raise ConfigError(
+            f"config: expected a run folder or the description of a model, but {path} describes an "
+            "experiment, which is yet to be trained"
+        )
+    return _parse(OwnModelConfig, raw, path.resolve().parent)
 
 
 def load_any(path: Path, overrides: Sequence[str] = ()) -> ExperimentConfig | OwnModelConfig:

@@ -51,6 +51,7 @@ def decision_of(subject: Subject, tpr: float) -> Decision:
     manifest, versions = subject.manifest, package_versions()
     identity = {
         "schema": 1,
+        "network": subject.config.network,
         "weights": subject.weights_digest,
         "model": manifest["model"],
         "calibration": manifest["data"]["calibration"],

@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -96,13 +97,14 @@ class Detection:
 
     def table(self) -> pd.DataFrame:
         """A row for each OOD set, then means over near, far (where there are any) and all sets."""
-        rows: dict[str, Mapping[str, float]] = dict(self.sets)
+        rows = list(self.sets.items())  # no dict: a set may be called as a mean is
         wanted: list[tuple[str, Group | None]] = [("near OOD", "near"), ("far OOD", "far")]
         for title, group in (*wanted, ("mean", None)):
             means = {m: self.mean(m, group) for m in METRICS}
-            rows |= {title: {m: v for m, v in means.items() if v is not None}}
-        frame = pd.DataFrame.from_dict(rows, orient="index", columns=list(METRICS))
-        return frame.dropna(how="all").rename_axis("OOD set")
+            found = {m: v for m, v in means.items() if v is not None}
+            rows += [(title, found)] if found else []
+        index = pd.Index([title for title, _ in rows], name="OOD set")
+        return pd.DataFrame([values for _, values in rows], index=index, columns=list(METRICS))
 
 
 class Evaluator:
@@ -122,6 +124,9 @@ class Evaluator:
         groups: `near` or `far` of OOD sets by name, on top of what the data say.
         observer: called with (done, of, what comes next) between parts of the data.
 
+    Attributes:
+        unsaved: why scores could not be kept in the run folder, or None; they count all the same.
+
     Raises:
         UsageError: a module without data.
         RunError: as of opening the run, or where its data changed.
@@ -140,6 +145,8 @@ class Evaluator:
         observer: Observer | None = None,
     ) -> None:
         self.subject: Subject | None = None
+        self._must_save = True
+        self.unsaved: str | None = None
         if isinstance(model, nn.Module):
             if data is None:
                 raise UsageError("data: expected DataSplits beside a module, but got None")
@@ -149,6 +156,7 @@ class Evaluator:
             self.model = self.subject.load_model()
             if scores is None and self.subject.path.is_dir():
                 scores = self.subject.path / "scores"
+                self._must_save = False
         self.data = self._own_data() if data is None else data
         self.score = score or (self.subject.config.score if self.subject else "energy")
         score_of(self.score)
@@ -312,17 +320,24 @@ class Evaluator:
     def _weights(self) -> str:
         return self.subject.weights_digest if self.subject else state_digest(self.model)
 
+    @cached_property
+    def _made_of(self) -> dict[str, Any]:
+        """What beside the weights makes the function: two networks may have the same tensors."""
+        told = self.subject.config.model_dump(mode="json")["model"] if self.subject else {}
+        told.pop("weights", None)  # known by their digest
+        layers = f"{type(self.model).__qualname__} {self.model!r}"
+        return {"model": told, "layers": sha256(layers.encode()).hexdigest()}
+
     def _identity(self, name: str, options: Mapping[str, Any], *, fitted: bool) -> dict[str, Any]:
         """All that scores depend on."""
         if self._store is None:
             return {}
         versions = package_versions()
-        network = self.subject.config.network if self.subject else type(self.model).__name__
         return {
-            "schema": 1,
+            "schema": 2,
             "detector": name,
             "options": dict(options),
-            "network": network,
+            "network": self._made_of,
             "weights": self._weights,
             "data": {
                 part: digest
@@ -341,8 +356,14 @@ class Evaluator:
         identity: Mapping[str, Any],
         parts: Mapping[str, Mapping[str, FloatArray]],
     ) -> None:
-        if self._store is not None:
+        if self._store is None:
+            return
+        try:
             self._store.write(name, identity, parts)
+        except RunError as error:
+            if self._must_save:  # the user named the folder
+                raise
+            self.unsaved = str(error)
 
     def _tell(self, done: int, of: int, next_one: str) -> None:
         if self._observer is not None:

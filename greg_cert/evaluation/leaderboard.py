@@ -7,12 +7,13 @@ AUPR_OUT and ACC.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import pandas as pd
 
 from greg_cert.data.groups import Group
-from greg_cert.evaluation.evaluator import Detection
+from greg_cert.evaluation.evaluator import METRICS, Detection
 from greg_cert.evaluation.seeds import Evaluated, SeedMean
 
 COLUMNS = {
@@ -39,13 +40,8 @@ def openood_rows(detection: Detection) -> list[tuple[str, str]]:
 def openood_table(row: Evaluated) -> pd.DataFrame:
     """One run by one detector."""
     numbers = row.numbers()
-    accuracy = 100 * numbers["id_accuracy"]
-    return pd.DataFrame(
-        {
-            title: {c: 100 * numbers[prefix + m] for m, c in COLUMNS.items()} | {"ACC": accuracy}
-            for title, prefix in openood_rows(row.detection)
-        }
-    ).T.round(2)
+    cells = {key: round(100 * value, 2) for key, value in numbers.items()}
+    return _table(openood_rows(row.detection), cells.__getitem__)
 
 
 def openood_mean_table(mean: SeedMean, detection: Detection) -> pd.DataFrame:
@@ -54,37 +50,52 @@ def openood_mean_table(mean: SeedMean, detection: Detection) -> pd.DataFrame:
     def cell(key: str) -> str:
         return f"{100 * mean.mean[key]:.2f} ± {100 * mean.std[key]:.2f}"
 
+    return _table(openood_rows(detection), cell)
+
+
+def _table(rows: Sequence[tuple[str, str]], cell: Callable[[str], Any]) -> pd.DataFrame:
+    """Rows in their order, where a set may be called as a mean is."""
     accuracy = cell("id_accuracy")
     return pd.DataFrame(
-        {
-            title: {c: cell(prefix + m) for m, c in COLUMNS.items()} | {"ACC": accuracy}
-            for title, prefix in openood_rows(detection)
-        }
-    ).T
+        [
+            {c: cell(prefix + m) for m, c in COLUMNS.items()} | {"ACC": accuracy}
+            for _, prefix in rows
+        ],
+        index=[title for title, _ in rows],
+        columns=[*COLUMNS.values(), "ACC"],
+    )
 
 
 def results_table(rows: Sequence[Evaluated]) -> pd.DataFrame:
     """Everything in long form: a row for each run, detector and OOD set or mean; in percent.
 
     Both conventions of FPR95 are there: `FPR95_ID_RECALL` is the paper's (OOD samples accepted
-    where 95 % of ID samples are), `FPR@95` OpenOOD's.
+    where 95 % of ID samples are), `FPR@95` OpenOOD's. A run without OOD sets has one row, of its
+    accuracy and calibration error.
     """
     records = []
     for row in rows:
         numbers = row.numbers()
-        for title, prefix in openood_rows(row.detection):
+        wanted: list[tuple[str, str | None]] = [*openood_rows(row.detection)]
+        for title, prefix in wanted or [("", None)]:
+            found = {} if prefix is None else {m: 100 * numbers[prefix + m] for m in METRICS}
             records.append(
                 {
                     "run": row.run,
                     "seed": row.seed,
                     "detector": row.detection.detector,
                     "dataset": title,
-                    "group": row.detection.groups.get(title),
-                    **{c: 100 * numbers[prefix + m] for m, c in COLUMNS.items()},
-                    "FPR95_ID_RECALL": 100 * numbers[prefix + "fpr95"],
+                    "group": row.detection.groups.get(title) if _of_set(prefix) else None,
+                    **{c: found.get(m) for m, c in COLUMNS.items()},
+                    "FPR95_ID_RECALL": found.get("fpr95"),
                     "ACC": 100 * numbers["id_accuracy"],
                     "ECE": 100 * numbers["calibration_error"],
                     "threshold": row.detection.threshold,
                 }
             )
     return pd.DataFrame(records)
+
+
+def _of_set(prefix: str | None) -> bool:
+    """Whether a row is of one OOD set, and not a mean."""
+    return prefix is not None and prefix.startswith("ood/")

@@ -60,6 +60,7 @@ class SeedMean:
     """Runs of several seeds by one detector.
 
     Attributes:
+        family: what the runs share (`Evaluated.family`).
         title: what tables call them.
         detector: its name.
         seeds: in the runs' order.
@@ -67,9 +68,10 @@ class SeedMean:
         std: its sample standard deviation (divisor n − 1).
     """
 
+    family: str
     title: str
     detector: str
-    seeds: tuple[int | None, ...]
+    seeds: tuple[int, ...]
     mean: Mapping[str, float]
     std: Mapping[str, float]
 
@@ -87,13 +89,18 @@ def evaluated(evaluator: Evaluator, subject: Subject, run: str, detector: str | 
 
 
 def family_of(subject: Subject) -> str:
-    """A text that is the same for runs that differ in their seed, name and weights' file alone."""
+    """A text that is the same for runs that differ in their seed, name and weights' file alone.
+
+    Whether there is such a file counts: a run that begins with weights is not of the family of one
+    that begins with none.
+    """
     told: dict[str, Any] = subject.config.model_dump(mode="json")
     for key in ("name", "seed", "verify"):
         told.pop(key, None)
-    for section in ("model", "train"):  # where a run or model from elsewhere begins
-        for key in ("weights", "init"):
-            (told.get(section) or {}).pop(key, None)
+    for section, key in (("model", "weights"), ("train", "init")):
+        begun = (told.get(section) or {}).get(key)
+        if begun:
+            begun["weights"] = "a file"
     return json.dumps(told, sort_keys=True)
 
 
@@ -103,22 +110,28 @@ def _seed(subject: Subject) -> int | None:
 
 
 def over_seeds(rows: Sequence[Evaluated]) -> list[SeedMean]:
-    """Mean and deviation of each family and detector that has two runs or more."""
+    """Mean and deviation of each family and detector that has two runs or more.
+
+    There is none where a seed is unknown or occurs twice: such runs are not known to be independent
+    draws of one training, and a deviation over them would say something else.
+    """
     groups: dict[tuple[str, str], list[Evaluated]] = {}
     for row in rows:
         groups.setdefault((row.family, row.detection.detector), []).append(row)
     means = []
-    for (_, detector), members in groups.items():
-        if len(members) < 2:
+    for (family, detector), members in groups.items():
+        seeds = tuple(row.seed for row in members if row.seed is not None)
+        if len(members) < 2 or len(set(seeds)) < len(members):
             continue
         numbers = [row.numbers() for row in members]
         values = {k: np.array([n[k] for n in numbers]) for k in numbers[0]}
         titles = dict.fromkeys(row.title for row in members)
         means.append(
             SeedMean(
+                family=family,
                 title=next(iter(titles)),
                 detector=detector,
-                seeds=tuple(row.seed for row in members),
+                seeds=seeds,
                 mean={k: float(v.mean()) for k, v in values.items()},
                 std={k: float(v.std(ddof=1)) for k, v in values.items()},
             )

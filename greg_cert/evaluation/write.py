@@ -86,18 +86,25 @@ def write_evaluation(
         "table.md": markdown_sheet(sheet, sheet.title) + "\n",
         "table.tex": BOOKTABS + latex_sheet(sheet, sheet.caption),
     }
-    for row in rows:
-        name = _file_name(f"{row.run}-{row.detection.detector}")
-        table = openood_table(row).map("{:.2f}".format)
-        files[f"openood/{name}.csv"] = _csv(table.rename_axis("dataset"))
+    tables: list[tuple[str, pd.DataFrame]] = [
+        (f"{row.run}-{row.detection.detector}", openood_table(row).map("{:.2f}".format))
+        for row in rows
+        if row.detection.sets
+    ]
     for mean in means:
         like = next(
             r.detection
             for r in rows
-            if (r.title, r.detection.detector) == (mean.title, mean.detector)
+            if (r.family, r.detection.detector) == (mean.family, mean.detector)
         )
-        name = _file_name(f"{mean.title}-{mean.detector}-mean")
-        files[f"openood/{name}.csv"] = _csv(openood_mean_table(mean, like).rename_axis("dataset"))
+        if like.sets:
+            tables.append((f"{mean.title}-{mean.detector}-mean", openood_mean_table(mean, like)))
+    for title, table in tables:
+        name, number = _file_name(title), 1
+        while f"openood/{name}.csv" in files:  # runs may have names that differ in "/" alone
+            number += 1
+            name = f"{_file_name(title)}-{number}"
+        files[f"openood/{name}.csv"] = _csv(table.rename_axis("dataset"))
     try:
         (out / "openood").mkdir(parents=True, exist_ok=True)
         return [write_atomic(out / name, text) for name, text in files.items()]

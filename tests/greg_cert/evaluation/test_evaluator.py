@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -213,6 +214,15 @@ def test_mean_and_deviation_over_seeds() -> None:
         assert mean.std[key] == pytest.approx(np.std(values, ddof=1))
 
 
+def test_no_deviation_over_runs_that_may_be_one_training() -> None:
+    """Seeds that are unknown, or the same: a deviation over them would not be one over seeds."""
+    one, other = row("a", 0, 1.0), row("b", 1, 0.3)
+    for seeds in ((0, 0), (None, None), (0, None)):
+        rows = [replace(r, seed=s) for r, s in zip((one, other), seeds, strict=True)]
+        assert over_seeds(rows) == []
+    assert over_seeds([one, other])[0].seeds == (0, 1)
+
+
 def test_families_are_runs_that_differ_in_seed_and_name(tmp_path: Path) -> None:
     def family(**more: Any) -> str:
         raw = config().model_dump(mode="json") | more
@@ -223,6 +233,13 @@ def test_families_are_runs_that_differ_in_seed_and_name(tmp_path: Path) -> None:
 
     assert family() == family(seed=3) == family(name="x", seed=4)
     assert family() != family(model={"name": "cnn_small"})
+    train = config().model_dump(mode="json")["train"]
+
+    def begun(weights: str, **more: Any) -> str:
+        return family(train=train | {"init": {"weights": weights, **more}})
+
+    assert begun("a.pt") == begun("b.pt") != family()
+    assert begun("a.pt") != begun("a.pt", allow_missing=["head.*"])
 
 
 def test_tables_have_openoods_rows_and_columns(tmp_path: Path) -> None:
@@ -251,6 +268,59 @@ def test_tables_have_openoods_rows_and_columns(tmp_path: Path) -> None:
     assert tex.count("{") == tex.count("}")
     assert r"a/\hspace{0pt}b" in tex  # a long name may break there
     assert r"$\pm$" in tex
+
+
+def test_families_of_one_title_keep_their_own_tables(tmp_path: Path) -> None:
+    """Titles are methods by default, so that two data sets give two families of one title."""
+    model = Fixed()
+    rows = [row("a", 0, 1.0), row("b", 1, 0.3)]
+    for seed in (0, 1):
+        found = Evaluator(model, made(near=False))
+        rows.append(
+            Evaluated(f"c{seed}", seed, "g", "method", found.predictions, found.detection())
+        )
+    rows += [replace(rows[0], run="x/y", family="h"), replace(rows[1], run="x_y", family="h")]
+    means = over_seeds(rows)
+    files = write_evaluation(tmp_path, rows, means, record_of(rows, means))
+    assert len(set(files)) == len(files) == 4 + len(rows) + len(means)
+    first, second = (
+        pd.read_csv(tmp_path / f"openood/method-energy-mean{n}.csv", index_col=0)
+        for n in ("", "-2")
+    )
+    assert list(first.index) == ["close", "nearood", "off", "farood"]
+    assert list(second.index) == ["off", "mean"]
+
+
+def test_sets_called_as_means_are(tmp_path: Path) -> None:
+    x, y = images(60, 1), torch.arange(60) % 3
+    names = ("mean", "near OOD", "nearood")
+    ood = {n: images(20, 10 + i, 1 - 0.3 * i) for i, n in enumerate(names)}
+    found = Evaluator(Fixed(), splits_from_tensors((x, y), (x, y), ood), groups={"mean": "near"})
+    detection = found.detection()
+    values = [detection.sets[n]["auroc"] for n in names]
+    assert len(set(values)) == 3
+    table = found.eval_ood()
+    assert list(table.index) == [*names, "near OOD", "mean"]
+    assert table["auroc"].tolist() == [*values, values[0], pytest.approx(np.mean(values))]
+    one = Evaluated("r", 0, "f", "t", found.predictions, detection)
+    table = openood_table(one)
+    assert list(table.index) == ["mean", "nearood", "near OOD", "nearood", "mean"]
+    assert table["AUROC"].tolist()[:4] == [
+        round(100 * v, 2) for v in (values[0], values[0], values[1], values[2])
+    ]
+    assert results_table([one])["group"].fillna("").tolist() == ["near", "", "", "", ""]
+
+
+def test_without_ood_sets_accuracy_is_written(tmp_path: Path) -> None:
+    x, y = images(60, 1), torch.arange(60) % 3
+    found = Evaluator(Fixed(), splits_from_tensors((x, y), (x, y), {}))
+    rows = [Evaluated("r", s, "f", "t", found.predictions, found.detection()) for s in (0, 1)]
+    means = over_seeds(rows)
+    files = write_evaluation(tmp_path, rows, means, record_of(rows, means))
+    assert [p.name for p in files] == ["evaluation.json", "results.csv", "table.md", "table.tex"]
+    long = pd.read_csv(tmp_path / "results.csv")
+    assert long["ACC"].tolist() == [round(100 * found.eval_acc(), 4)] * 2
+    assert long["AUROC"].isna().all()
 
 
 def test_rows_of_subjects(tmp_path: Path) -> None:
