@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp")
 
 _FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "PPM")  # by content, whatever the name says
+_EXPECTED = "a complete, readable image file"
 _GREY = {"1", "L", "LA"}
 _COLOUR = {"P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr"}
 
@@ -51,6 +52,7 @@ def decode_bytes(content: bytes, title: str, *, field: str) -> Tensor:
         DataError: It is truncated, damaged, no image, too large, or has more than 8 bits a channel.
     """
     from PIL import Image as pillow
+    from PIL import UnidentifiedImageError as pillow_error
 
     most = pillow.MAX_IMAGE_PIXELS
     try:
@@ -66,6 +68,8 @@ def decode_bytes(content: bytes, title: str, *, field: str) -> Tensor:
                 pixels = np.array(_as(opaque, "RGB")).transpose(2, 0, 1)  # (3, H, W)
             else:
                 pixels = None
+    except pillow_error as error:  # its own words name an object in memory
+        raise data_error(field, _EXPECTED, f"{title!r}, which is none of a known format") from error
     except Exception as error:  # Pillow's decoders raise all kinds on damaged files
         raise unreadable(title, error, field=field) from error
     if pixels is None:
@@ -80,4 +84,4 @@ def _as(image: Image, mode: str) -> Image:
 def unreadable(title: str, error: Exception, *, field: str) -> Exception:
     """The `DataError` for a file that could not be read or decoded."""
     found = f"{title!r} ({type(error).__name__}: {error})"
-    return data_error(field, "a complete, readable image file", found)
+    return data_error(field, _EXPECTED, found)
