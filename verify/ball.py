@@ -108,13 +108,20 @@ def _best_row(relaxation: NativeRelaxation, goal: Goal, p: Tensor) -> tuple[Tens
         rows, constant = lower_rows(goal, p)
     else:
         rows, constant = chord_rows(relaxation, goal)
-    value, slope = relaxation.linear(rows)
-    size = value.abs() + (constant - goal.level.unsqueeze(1)).abs()
-    constant = constant - allowance(size, goal)
+    value, slope, constant = _allowed(relaxation, goal, rows, constant)
     reach = ((value + constant) / slope).nan_to_num(nan=-torch.inf)
     best = reach.argmax(1, keepdim=True)
     row = rows.gather(1, best.unsqueeze(2).expand(-1, -1, rows.shape[2])).squeeze(1)
     return row, constant.gather(1, best).squeeze(1)
+
+
+def _allowed(
+    relaxation: Relaxation, goal: Goal, rows: Tensor, constant: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Value and slope (B, R) of rows (B, R, K), and their constants (B, R) less the rounding."""
+    value, slope = relaxation.linear(rows)
+    size = value.abs() + (constant - goal.level.unsqueeze(1)).abs()
+    return value, slope, constant - allowance(size, goal)
 
 
 def _plain(
@@ -124,10 +131,8 @@ def _plain(
     if not goal.above:
         reach = separate_reach(relaxation, goal, 2 * radii)
         if goal.soft:
-            rows, constant = chord_rows(relaxation, goal)
-            value, slope = relaxation.linear(rows)
-            size = value.abs() + (constant - goal.level.unsqueeze(1)).abs()
-            gap = value + constant - allowance(size, goal)
+            value, slope, constant = _allowed(relaxation, goal, *chord_rows(relaxation, goal))
+            gap = value + constant
             chord = torch.where(gap > 0, gap / slope, 0.0).nan_to_num(nan=0.0).amax(1)
             reach = torch.maximum(reach, chord)
         return reach, p

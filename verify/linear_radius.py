@@ -16,7 +16,7 @@ from greg_cert.verify.engine import Engine
 from greg_cert.verify.goals import Goal
 from greg_cert.verify.graph import Graph
 from greg_cert.verify.native_engine import NativeEngine
-from greg_cert.verify.search import RadiusSearch
+from greg_cert.verify.search import RadiusSearch, Reach
 
 _GUESS = 0.5  # of the first-order radius, where the ladder begins
 _COARSE = 0.04  # tolerance of the ladder where cuts follow
@@ -105,51 +105,36 @@ class LinearRadius:
             weights[members] = improved
             return found
 
+        def scouted(scout: BallBounds, effort: Effort) -> Reach:
+            # On the first ball the weights of the centre do: it is far from the radius yet.
+            return lambda members, radii, turn: reach(
+                scout, members, radii, effort if turn or effort.cuts else Effort()
+            )
+
         guess = first_order * _GUESS
         if known is not None:
             guess = torch.where(known > 0, known, guess)
         elif self._vanguard is not None:
             # Where most signs are unknown CROWN is dear, and in vain: come from below.
             first = RadiusSearch(guess, self._max_radius)
-            self._climb(first, reach, self._vanguard, Effort(), ladder.rounds, _ROUGH)
+            first.climb(scouted(self._vanguard, Effort()), ladder.rounds, _ROUGH)
             guess = torch.where(first.best > 0, _ABOVE * first.best, guess)
         plain = Effort(ladder.mirror_steps)
         search = RadiusSearch(guess, self._max_radius)
         tolerance = max(ladder.tolerance, _COARSE) if ladder.cuts else ladder.tolerance
-        self._climb(search, reach, self._scout, plain, ladder.rounds, tolerance)
+        search.climb(scouted(self._scout, plain), ladder.rounds, tolerance)
         lost = search.best == 0
         if lost.any():  # a failed draft says nothing: these begin anew, in the proving type
             careful = RadiusSearch(guess, self._max_radius)
-            self._climb(careful, reach, self._careful_scout, plain, ladder.rounds, tolerance, lost)
+            careful.climb(scouted(self._careful_scout, plain), ladder.rounds, tolerance, lost)
             search.take(careful, lost)
         harder = [(0, ladder.cut_rounds)] if ladder.cuts else []
         harder += [(ladder.splits, ladder.split_rounds)] if ladder.splits else []
         for splits, rounds in harder:
             search.begin_again(_CUT_GROWTH)
             effort = Effort(ladder.mirror_steps, ladder.cuts, splits, ladder.domains)
-            self._climb(search, reach, self._scout, effort, rounds, ladder.tolerance)
+            search.climb(scouted(self._scout, effort), rounds, ladder.tolerance)
         return self._prove(search, reach)
-
-    def _climb(
-        self,
-        search: RadiusSearch,
-        reach: Callable[[BallBounds, Tensor, Tensor, Effort], Tensor],
-        scout: BallBounds,
-        effort: Effort,
-        rounds: int,
-        tolerance: float,
-        among: Tensor | None = None,
-    ) -> None:
-        for turn in range(rounds):
-            members = search.open(tolerance)
-            if among is not None:
-                members = members[among[members]]
-            if len(members) == 0:
-                break
-            radii = search.propose(members)
-            # On the first ball the weights of the centre do: it is far from the radius yet.
-            now = effort if turn or effort.cuts else Effort()
-            search.update(members, radii, reach(scout, members, radii, now))
 
     def _prove(
         self,

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
 from torch import Tensor
 
@@ -12,7 +10,7 @@ from greg_cert.verify.graph import Graph
 from greg_cert.verify.lipschitz import LipschitzBound
 from greg_cert.verify.native_engine import NativeEngine
 from greg_cert.verify.rounding import score_rounding
-from greg_cert.verify.search import RadiusSearch
+from greg_cert.verify.search import RadiusSearch, Reach
 
 _SLACK = 1e-9
 _GUESS = 0.25  # of the first-order radius, where the ladder begins
@@ -69,17 +67,19 @@ class LipschitzRadius:
         """
         rounding = score_rounding(self._graph, x)
 
-        def reach(bounds: _Bounds, members: Tensor, radii: Tensor) -> Tensor:
-            constant = self._constant(bounds, x[members], radii)
-            return first_order_reach(constant, gap[members], rounding[members])
+        def scouted(bounds: _Bounds) -> Reach:
+            def reach(members: Tensor, radii: Tensor, turn: int) -> Tensor:
+                constant = self._constant(bounds, x[members], radii)
+                return first_order_reach(constant, gap[members], rounding[members])
+
+            return reach
 
         search = RadiusSearch(first_order * _GUESS, self._max_radius)
-        everyone = torch.ones_like(gap, dtype=torch.bool)
-        self._climb(search, reach, self._scout, everyone)
+        search.climb(scouted(self._scout), self._rounds, self._tolerance)
         lost = search.best == 0
         if lost.any():
             careful = RadiusSearch(first_order * _GUESS, self._max_radius)
-            self._climb(careful, reach, self._careful, lost)
+            careful.climb(scouted(self._careful), self._rounds, self._tolerance, lost)
             search.take(careful, lost)
         radii, constant = torch.zeros_like(gap), torch.full_like(gap, torch.nan)
         members = (search.best > 0).nonzero().squeeze(1)
@@ -124,21 +124,6 @@ class LipschitzRadius:
         with torch.no_grad():
             relaxation = engine.relax(x, radii, self._norm, self._relaxation)
             return lipschitz(relaxation, x, self._norm, self._form).double()
-
-    def _climb(
-        self,
-        search: RadiusSearch,
-        reach: Callable[[_Bounds, Tensor, Tensor], Tensor],
-        bounds: _Bounds,
-        among: Tensor,
-    ) -> None:
-        for _ in range(self._rounds):
-            members = search.open(self._tolerance)
-            members = members[among[members]]
-            if len(members) == 0:
-                break
-            radii = search.propose(members)
-            search.update(members, radii, reach(bounds, members, radii))
 
 
 _Bounds = tuple[Graph, Engine, LipschitzBound]

@@ -8,12 +8,15 @@ gives a valid radius, so the search can only cost tightness, never soundness.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
 _GRID = math.log(1.02)  # engines with one radius a call share it among samples this close
 _GROWTH = 1.6
+
+Reach = Callable[[Tensor, Tensor, int], Tensor]
 
 
 class RadiusSearch:
@@ -46,6 +49,26 @@ class RadiusSearch:
         self._high = torch.full_like(self._high, torch.inf)
         self._ceiling = torch.full_like(self._ceiling, torch.inf)
         self._growth = growth
+
+    def climb(
+        self, reach: Reach, rounds: int, tolerance: float, among: Tensor | None = None
+    ) -> None:
+        """Try balls until every sample is done, `rounds` of them at most.
+
+        Args:
+            reach: q (M,) for some samples (M,), their ε (M,), and the turn.
+            rounds: balls a sample.
+            tolerance: as of `open`.
+            among: (B,) bool, the samples that take part; all by default.
+        """
+        for turn in range(rounds):
+            members = self.open(tolerance)
+            if among is not None:
+                members = members[among[members]]
+            if len(members) == 0:
+                break
+            radii = self.propose(members)
+            self.update(members, radii, reach(members, radii, turn))
 
     def update(self, members: Tensor, radii: Tensor, reach: Tensor) -> Tensor:
         """Take in q = `reach` at ε = `radii` for the samples `members`; which of them improved."""
