@@ -16,10 +16,11 @@ from typing import Any, Protocol, cast
 import torch
 from torch import nn
 
-from greg_cert.config import OwnModelConfig, VerifyConfig, load_own_model
+from greg_cert.config import OwnModelConfig, VerifyConfig, load_own_model, revised
+from greg_cert.config.overrides import parse_override
 from greg_cert.data import DataSplits, load_data
 from greg_cert.data.schema import DataConfig
-from greg_cert.errors import RunError
+from greg_cert.errors import ConfigError, RunError
 from greg_cert.models import build_model
 from greg_cert.models.normalize import Normalize
 from greg_cert.records import RunFolder, environment, model_sizes
@@ -98,11 +99,26 @@ class Subject(Protocol):
         ...
 
 
-def open_subject(path: Path) -> Subject:
-    """The run in a folder, or the model that a YAML file describes."""
+def open_subject(path: Path, overrides: Sequence[str] = ()) -> Subject:
+    """The run in a folder, or the model that a YAML file describes.
+
+    Args:
+        path: of either.
+        overrides: other OOD test sets, as `data.ood[0].n=50` (`greg_cert.config.overrides`).
+
+    Raises:
+        ConfigError: an override of anything else: the rest is what the model was trained with.
+    """
+    subject: Subject = RunFolder(path)
     if path.suffix in SUFFIXES and not path.is_dir():
-        return OwnModel(path)
-    return RunFolder(path)
+        subject = OwnModel(path)
+    for text in overrides:
+        if parse_override(text).path[:2] != ("data", "ood"):
+            raise ConfigError(
+                "--set: expected a key of data.ood, since the rest is what the run was made with, "
+                f"but got {text!r}"
+            )
+    return OtherOod(subject, tuple(overrides)) if overrides else subject
 
 
 def common_data(runs: Sequence[Subject], splits: DataSplits | None = None) -> DataSplits:
@@ -231,6 +247,62 @@ class OwnModel:
             "weights_sha256": self.weights_digest,
             **environment("cpu"),
         }
+
+
+@dataclass(frozen=True)
+class OtherOod:
+    """A subject with other OOD test sets than those it was trained beside.
+
+    Calibration and test split stay what they were, and are checked to be.
+
+    Attributes:
+        base: the subject.
+        overrides: of `data.ood`.
+    """
+
+    base: Subject
+    overrides: tuple[str, ...]
+
+    @property
+    def path(self) -> Path:
+        """Of the subject."""
+        return self.base.path
+
+    @cached_property
+    def config(self) -> Described:
+        """The subject's, with the other sets.
+
+        Raises:
+            ConfigError: an override does not fit.
+        """
+        found: Any = self.base.config
+        return cast("Described", revised(found, self.overrides))
+
+    @cached_property
+    def _splits(self) -> DataSplits:
+        return load_data(self.config.data)
+
+    def load_data(self) -> DataSplits:
+        """Its data, read once."""
+        return self._splits
+
+    def load_model(self) -> nn.Module:
+        """Of the subject."""
+        return self.base.load_model()
+
+    @property
+    def weights_digest(self) -> str:
+        """Of the subject."""
+        return self.base.weights_digest
+
+    @cached_property
+    def manifest(self) -> dict[str, Any]:
+        """The subject's, with the fingerprints of the other sets."""
+        then = self.base.manifest
+        data = {k: v for k, v in then["data"].items() if not k.startswith("ood/")}
+        now = self._splits.fingerprints()
+        data |= {k: v for k, v in now.items() if k.startswith("ood/")}
+        return {**then, "data": data}
 
 
 def state_digest(model: nn.Module) -> str:

@@ -23,7 +23,7 @@ app = typer.Typer(
     help="Train OOD detectors with gradient regularisation and certify how far they hold.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
-    rich_markup_mode="rich",
+    rich_markup_mode="markdown",
 )
 for module in (demo, train, verify, compare, evaluate, report, predict, doctor, config):
     module.register(app)

@@ -53,6 +53,7 @@ def evaluate(
             help="List the detectors with their options and sources, and stop.",
         ),
     ] = False,
+    set_: screen.Set = None,
     json: screen.Json = False,
     quiet: screen.Quiet = False,
 ) -> None:
@@ -65,6 +66,8 @@ def evaluate(
     Example: greg-cert evaluate runs/energy runs/greg+
 
     Example: greg-cert evaluate runs/greg+ --detector energy,ash,knn --out results
+
+    Example: greg-cert evaluate runs/greg+ --set "data.ood=[{source: folder, path: new_images}]"
     """
     screen.speak(json=json, quiet=quiet)
     from greg_cert.detectors import DETECTORS, parse_detector
@@ -75,7 +78,7 @@ def evaluate(
     from greg_cert.scores import SCORES
     from greg_cert.subjects import common_data, open_subject, unique_names
 
-    subjects = [open_subject(path) for path in runs]
+    subjects = [open_subject(path, set_ or ()) for path in runs]
     if not 0 < tpr <= 1:
         raise UsageError(f"--tpr: expected a share in (0, 1], but got {tpr}")
     chosen = specs(detector, list(DETECTORS))

@@ -99,9 +99,12 @@ def verify(
     Example: greg-cert verify runs/greg+ --baseline runs/energy --samples 300
 
     Example: greg-cert verify my_model.yaml --method crown,branch --samples 50 --side both
+
+    Example: greg-cert verify runs/greg+ --side ood --set "data.ood=[{source: folder, path: new}]"
     """
     screen.speak(json=json, quiet=quiet)
     from greg_cert.cli.settings import verify_settings
+    from greg_cert.config import revised
     from greg_cert.errors import UsageError
     from greg_cert.subjects import open_subject
     from greg_cert.verify.selection import Selection, parse_numbers, parse_seconds
@@ -114,9 +117,11 @@ def verify(
         limit,
     )
     seconds = None if time_budget is None else parse_seconds("--time-budget", time_budget)
-    subjects = [open_subject(path) for path in runs]
+    of_data = [text for text in set_ or () if text.strip().startswith("data")]
+    of_verify = [text.removeprefix("verify.") for text in set_ or () if text not in of_data]
+    subjects = [open_subject(path, of_data) for path in runs]
     settings = verify_settings(
-        with_overrides(subjects[0].config.verify, set_ or []),
+        revised(subjects[0].config.verify, of_verify),
         samples=samples,
         norm=norm,
         max_radius=max_radius,
@@ -139,23 +144,12 @@ def verify(
         subjects,
         settings,
         out or folder / ("verify" if settings.norm == "2" else "verify-linf"),
-        baseline=None if baseline is None else open_subject(baseline),
+        baseline=None if baseline is None else open_subject(baseline, of_data),
         selection=selection,
         time_budget=seconds,
         audit=audit,
         restart=restart,
     )
-
-
-def with_overrides(configured: Any, overrides: list[str]) -> Any:
-    """The verification settings with `verify.KEY=VALUE` (or `KEY=VALUE`) on top."""
-    if not overrides:
-        return configured
-    from greg_cert.config import VerifyConfig, parse_verify
-    from greg_cert.config.overrides import apply_overrides
-
-    plain = [text.removeprefix("verify.") for text in overrides]
-    return parse_verify(apply_overrides(configured.model_dump(), plain, VerifyConfig))
 
 
 def verify_and_report(

@@ -8,7 +8,7 @@ from greg_cert.config.reading import (
     load_config,
     load_own_model,
     parse_config,
-    parse_verify,
+    revised,
 )
 from greg_cert.config.verification import VerifyConfig
 
@@ -25,5 +25,5 @@ __all__ = [
     "load_config",
     "load_own_model",
     "parse_config",
-    "parse_verify",
+    "revised",
 ]

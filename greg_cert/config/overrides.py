@@ -57,8 +57,9 @@ def apply_overrides(
 ) -> dict[str, Any]:
     """A copy of a configuration's plain values with the overrides in place.
 
-    A setting of a stage, given as `train.FIELD`, is set in every stage. Relative paths start from
-    the current folder, since they were typed there.
+    A setting of a stage, given as `train.FIELD`, is set in every stage. The position after the last
+    of a list adds one to it. Relative paths start from the current folder, since they were typed
+    there.
 
     Args:
         raw: what the YAML file holds.
@@ -103,7 +104,9 @@ def _set(
         if isinstance(part, int):
             types_here = [item for kind in types_here for item in _items(kind)]
             size = len(here) if isinstance(here, list) else None
-            if size is None or not part < size:
+            if last and part == size:
+                here.append(None)  # one more
+            elif size is None or not part < size:
                 found = "no list" if size is None else f"{size} of them"
                 raise ConfigError(
                     f"--set {one.text}: expected a position in {where}, which has {found}, "
@@ -177,11 +180,16 @@ def _is_section(kind: Any) -> bool:
 
 
 def _anchored(value: Any, kinds: list[Any]) -> Any:
-    """A relative path made absolute; `init` takes a bare path for a section of its own."""
+    """A value with its relative paths made absolute; `init` may be a bare path."""
     members = [m for kind in kinds for m in _members(kind)]
-    paths = any(m is Path for m in members) or any(
-        _is_section(m) and "weights" in m.model_fields for m in members
-    )
+    sections = [m for m in members if _is_section(m)]
+    if isinstance(value, dict):
+        known = {k: [s.model_fields[k] for s in sections if k in s.model_fields] for k in value}
+        return {k: _anchored(v, [f.annotation for f in known[k]]) for k, v in value.items()}
+    if isinstance(value, list):
+        items = [item for kind in kinds for item in _items(kind)]
+        return [_anchored(v, items) for v in value]
+    paths = any(m is Path for m in members) or any("weights" in s.model_fields for s in sections)
     return str(Path.cwd() / Path(value).expanduser()) if paths and isinstance(value, str) else value
 
 

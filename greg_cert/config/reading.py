@@ -93,9 +93,10 @@ def parse_config(raw: dict[str, Any], base: Path | None = None) -> ExperimentCon
     return _parse(ExperimentConfig, raw, base)
 
 
-def parse_verify(raw: dict[str, Any]) -> VerifyConfig:
-    """Validated settings of a verification; errors as of `load_config`."""
-    return _parse(VerifyConfig, raw, None)
+def revised(config: _Config, overrides: Sequence[str]) -> _Config:
+    """A record with settings on top of it, validated again; errors as of `load_config`."""
+    raw = config.model_dump(mode="json")
+    return _parse(type(config), apply_overrides(raw, overrides, type(config)), None)
 
 
 def _parse(kind: type[_Config], raw: dict[str, Any], base: Path | None) -> _Config:

@@ -157,3 +157,24 @@ def test_the_digest_is_that_of_the_values() -> None:
     with torch.no_grad():
         same[0].weight[0, 0] += 1e-6  # type: ignore[index]
     assert state_digest(one) != state_digest(same)
+
+
+def test_other_ood_sets_for_a_subject(folder: Path) -> None:
+    path = describe(folder, {"factory": "their_nets:build", "arguments": {"width": 6}})
+    plain = open_subject(path)
+    other = open_subject(path, ["data.ood=[{source: gaussian, n: 9}]"])
+    assert list(common_data([other]).ood) == ["gaussian"]
+    assert other.manifest["data"].keys() ^ plain.manifest["data"].keys() == {
+        "ood/uniform",
+        "ood/gaussian",
+    }
+    assert other.weights_digest == plain.weights_digest
+    assert Evaluator(other).threshold() == Evaluator(plain).threshold()
+    assert list(Evaluator(other).detection().sets) == ["gaussian"]
+    with pytest.raises(RunError, match="differs"):
+        common_data([other, plain])
+    for text in ("data.id.limit=9", "verify.norm=2", "model.factory=a:b"):
+        with pytest.raises(ConfigError, match=r"data\.ood"):
+            open_subject(path, [text])
+    with pytest.raises(ConfigError, match="source"):
+        open_subject(path, ["data.ood=[{source: nothing}]"]).load_data()
