@@ -164,7 +164,7 @@ def summary(rows: Sequence[Evaluated], means: Sequence[SeedMean]) -> Table:
         header_style="bold",
     )
     table.add_column("run", overflow="fold")
-    table.add_column("detector", overflow="fold")
+    table.add_column("detector", overflow="fold", min_width=8)
     for title in columns.values():
         table.add_column(title, justify="right")
     for row, found in zip(rows, numbers, strict=True):
