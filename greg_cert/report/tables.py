@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 from itertools import groupby
 
@@ -15,7 +16,7 @@ from greg_cert.report.notes import notes_of, warning
 from greg_cert.report.ood_sheets import ood_sheets
 from greg_cert.report.results import Results
 from greg_cert.report.rows import Row, table_rows
-from greg_cert.report.sheets import Sheet
+from greg_cert.report.sheets import Line, Sheet
 from greg_cert.report.smoothing import smoothing_sheet
 from greg_cert.report.wording import one_line
 
@@ -180,6 +181,7 @@ def latex_sheet(sheet: Sheet, caption: str, notes: str = "") -> str:
 
 
 _MOST_TABLES = 6  # of one kind that a terminal is given
+_MOST_SIDE_BY_SIDE = 4  # runs that 80 characters hold
 
 
 def summary_table(results: Results, *, seed: int = 0) -> RenderableType:
@@ -200,10 +202,17 @@ def summary_table(results: Results, *, seed: int = 0) -> RenderableType:
 
 
 def _turned(sheet: Sheet, title: str) -> list[Table]:
-    """A column for each last name of a row, and a table for each of what stands before it."""
+    """A column for each last name of a row, and a table for each of what stands before it.
+
+    Names that do not fit one table side by side are dealt out to several.
+    """
     tables = []
-    for names, group in groupby(sheet.lines, lambda line: line.names[:-1]):
-        lines = list(group)
+    groups = [
+        (names, lines)
+        for names, group in groupby(sheet.lines, lambda line: line.names[:-1])
+        for lines in _dealt(list(group))
+    ]
+    for names, lines in groups:
         heading = ", ".join([title, *map(one_line, names)])
         table = Table(title=Text(heading), caption_justify="left")
         table.add_column(Text(sheet.stubs[-1] if names else ""))
@@ -221,3 +230,10 @@ def _turned(sheet: Sheet, title: str) -> list[Table]:
         tables.append(table)
     tables[-1].caption = Text("\n".join([sheet.caption, *sheet.remarks]))
     return tables
+
+
+def _dealt(lines: list[Line]) -> list[list[Line]]:
+    """The rows in parts of nearly the same size, of at most `_MOST_SIDE_BY_SIDE`."""
+    parts = -(-len(lines) // _MOST_SIDE_BY_SIDE)
+    ends = [len(lines) * k // parts for k in range(parts + 1)]
+    return [lines[start:end] for start, end in itertools.pairwise(ends)]

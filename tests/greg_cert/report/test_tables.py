@@ -6,7 +6,14 @@ from rich.console import Console
 from greg_cert.report import load_results, summary_table
 from greg_cert.report.comparison import compare
 from greg_cert.report.rows import table_rows
-from greg_cert.report.tables import escape_markdown, escape_tex, latex_table, markdown_table
+from greg_cert.report.sheets import Head, Line, Sheet
+from greg_cert.report.tables import (
+    _turned,
+    escape_markdown,
+    escape_tex,
+    latex_table,
+    markdown_table,
+)
 
 
 @pytest.fixture
@@ -84,3 +91,14 @@ def test_terminal_table_takes_names_as_they_are(made, tmp_path):
     with console.capture() as capture:
         console.print(summary_table(results))
     assert "[red]x[/red]" in capture.get()
+
+
+@pytest.mark.parametrize(("runs", "widths"), [(1, [1]), (4, [4]), (5, [2, 3]), (9, [3, 3, 3])])
+def test_many_runs_are_dealt_out_to_several_tables(runs, widths):
+    lines = [Line((f"run {k}",), (str(k),)) for k in range(runs)]
+    sheet = Sheet("k", "T", ("run",), (Head("count", "n", "n"),), tuple(lines), "all of them")
+    tables = _turned(sheet, "T")
+    assert [len(t.columns) - 2 for t in tables] == widths
+    shown = [cell for t in tables for c in t.columns[2:] for cell in c.cells]
+    assert [str(cell) for cell in shown] == [str(k) for k in range(runs)]
+    assert [t.caption is None for t in tables] == [True] * (len(tables) - 1) + [False]
