@@ -89,3 +89,22 @@ def test_configurations_that_pages_show_are_valid() -> None:
                 continue
             seen += 1
     assert seen >= 2
+
+
+def _commands(group: object, name: str = "greg-cert") -> list[tuple[str, object]]:
+    inner = getattr(group, "commands", None)
+    if inner is None:
+        return [(name, group)]
+    return [pair for key, one in inner.items() for pair in _commands(one, f"{name} {key}")]
+
+
+def test_every_command_has_an_example_of_itself_json_and_quiet() -> None:
+    found = _commands(typer.main.get_command(app))
+    assert len(found) == 11
+    for name, command in found:
+        text = command.help  # type: ignore[attr-defined]
+        options = {o for p in command.params for o in p.opts}  # type: ignore[attr-defined]
+        assert f"Example: {name} " in text, name
+        assert {"--json", "--quiet"} <= options, name
+        for p in command.params:  # type: ignore[attr-defined]
+            assert getattr(p, "help", None), (name, p.name)
