@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+from collections.abc import Generator, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -11,6 +12,24 @@ from torch import Tensor, nn
 from greg_cert.data import Images, ImageSet, prefetch
 
 _PIXELS = 2**21  # of a batch: 512 images of 64×64
+
+
+def batch_size(image_shape: Sequence[int]) -> int:
+    """How many images (C, H, W) are run at once, as many as memory allows."""
+    return max(1, min(512, _PIXELS // (image_shape[1] * image_shape[2])))
+
+
+def set_batches(images: Images) -> Generator[Tensor, None, None]:
+    """Raw images (B, C, H, W) of a whole set in order, float32 in [0, 1].
+
+    Those on disk are decoded while the caller works; close the iterator where it may be left early.
+    """
+    indices = torch.arange(len(images)).split(batch_size(images.image_shape))
+    if isinstance(images, ImageSet):
+        yield from (images.pixels(i) for i in indices)
+    else:
+        with contextlib.closing(prefetch(indices, images.pixels)) as ready:
+            yield from (pixels for _, pixels in ready)
 
 
 @torch.no_grad()
@@ -27,11 +46,6 @@ def logits_of(
     """
     device = device or next(model.parameters()).device
     twin = copy.deepcopy(model).to(device, dtype).eval()
-    batch = max(1, min(512, _PIXELS // (images.image_shape[1] * images.image_shape[2])))
-    indices = torch.arange(len(images)).split(batch)
-    if isinstance(images, ImageSet):
-        parts = [twin(images.pixels(i).to(device, dtype)).cpu() for i in indices]
-    else:  # decoding goes on meanwhile
-        with contextlib.closing(prefetch(indices, images.pixels)) as ready:
-            parts = [twin(pixels.to(device, dtype)).cpu() for _, pixels in ready]
+    with contextlib.closing(set_batches(images)) as ready:
+        parts = [twin(pixels.to(device, dtype)).cpu() for pixels in ready]
     return torch.cat(parts)

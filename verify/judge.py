@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -12,10 +13,12 @@ from greg_cert.certify_methods import PROOFS, chosen_methods
 from greg_cert.config import VerifyConfig
 from greg_cert.errors import EngineError, UsageError
 from greg_cert.evaluation.decision import Decision
+from greg_cert.scores import score_of
 from greg_cert.verify.asked import asked
-from greg_cert.verify.attack import AttackPlan, smallest_attack
+from greg_cert.verify.attack import AttackPlan, AttackResult, smallest_attack
+from greg_cert.verify.certificates import Certificates
 from greg_cert.verify.certify import certify
-from greg_cert.verify.scorer import Margin, check_inputs, logit_function, score_function
+from greg_cert.verify.scorer import Margin, ScoreFunction, check_inputs, logit_function
 
 _BATCH = 64  # images attacked at once
 
@@ -77,7 +80,11 @@ def judge(
             "which is about another function than the model that is asked here"
         )
     x = check_inputs(images)
-    score = score_function(model, decision.score)
+    logits, value = logit_function(model), score_of(decision.score)
+
+    def score(x: Tensor) -> Tensor:
+        return value(logits(x))
+
     with torch.no_grad():
         scores = torch.cat([score(part) for part in x.split(settings.batch or _BATCH)])
     accepted = (scores <= decision.threshold).cpu()
@@ -85,34 +92,34 @@ def judge(
     for side in ("id", "ood"):
         rows = (accepted == (side == "id")).nonzero().squeeze(1)
         for part in rows.split(settings.batch or _BATCH) if len(rows) else ():
-            found = _one_side(model, x[part], side, decision, settings, part)
+            certificates = certify(
+                model,
+                x[part],
+                decision.threshold,
+                side=side,
+                score=decision.score,
+                indices=part,
+                attack=False,
+                **asked(settings),
+            )
+            plan = AttackPlan(Margin(decision.threshold, side), settings.norm_value, settings.seed)
+            attack = smallest_attack(score, x[part], settings.max_radius, plan, part)
+            found = _verdicts(logits, score, x[part], side, decision, certificates, attack)
             for row, verdict in zip(part.tolist(), found, strict=True):
                 verdicts[row] = verdict
     return [v for v in verdicts if v is not None]
 
 
-def _one_side(
-    model: nn.Module,
+def _verdicts(
+    logits: Callable[[Tensor], Tensor],
+    score: ScoreFunction,
     x: Tensor,
     side: str,
     decision: Decision,
-    settings: VerifyConfig,
-    names: Tensor,
+    found: Certificates,
+    attack: AttackResult,
 ) -> list[Verdict]:
-    found = certify(
-        model,
-        x,
-        decision.threshold,
-        side=side,
-        score=decision.score,
-        indices=names,
-        attack=False,
-        **asked(settings),
-    )
-    logits = logit_function(model)
-    score = score_function(model, decision.score)
-    plan = AttackPlan(Margin(decision.threshold, side), settings.norm_value, settings.seed)
-    attack = smallest_attack(score, x, settings.max_radius, plan, names)
+    """What certificates and attacks say of samples that are all on one side."""
     broken = (attack.radius < found.radius_certified).nonzero().squeeze(1).tolist()
     if broken:
         raise EngineError(

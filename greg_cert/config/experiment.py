@@ -5,13 +5,30 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
-from pydantic import Field, NonNegativeInt, PositiveInt, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    BeforeValidator,
+    Field,
+    NonNegativeInt,
+    PositiveInt,
+    field_validator,
+    model_validator,
+)
 
 from greg_cert.config.verification import VerifyConfig
 from greg_cert.data.schema import DataConfig
 from greg_cert.models.names import expected_model_name, is_model_name
 from greg_cert.section import Section
 from greg_cert.stages import Method, ScoreName, StageConfig
+
+
+def _known(name: str) -> str:
+    if not is_model_name(name):
+        raise ValueError(expected_model_name(name))
+    return name
+
+
+ModelName = Annotated[str, AfterValidator(_known)]
 
 
 class ModelConfig(Section):
@@ -21,14 +38,7 @@ class ModelConfig(Section):
         name: Name in the registry, or `torchvision/NAME` of one of its classifiers.
     """
 
-    name: str
-
-    @field_validator("name")
-    @classmethod
-    def _known(cls, name: str) -> str:
-        if not is_model_name(name):
-            raise ValueError(expected_model_name(name))
-        return name
+    name: ModelName
 
 
 class InitConfig(Section):
@@ -47,6 +57,14 @@ class InitConfig(Section):
     allow_unexpected: tuple[str, ...] = ()
     rename: tuple[tuple[str, str], ...] = ()
     entry: str | None = None
+
+
+def _bare_path(value: object) -> object:
+    return {"weights": value} if isinstance(value, (str, Path)) else value
+
+
+Init = Annotated[InitConfig | None, BeforeValidator(_bare_path)]
+"""Weights to begin with, a bare path where nothing needs to be allowed."""
 
 
 class TrainConfig(Section):
@@ -70,7 +88,7 @@ class TrainConfig(Section):
     """
 
     stages: Annotated[tuple[StageConfig, ...], Field(min_length=1)]
-    init: InitConfig | None = None
+    init: Init = None
     accelerator: Literal["auto", "cpu", "gpu"] = "auto"
     devices: PositiveInt | Literal["auto"] = 1
     nodes: PositiveInt = 1
@@ -80,11 +98,6 @@ class TrainConfig(Section):
     sync_batchnorm: bool = False
     log_every: PositiveInt = 10
     checkpoint_every: PositiveInt | None = None
-
-    @field_validator("init", mode="before")
-    @classmethod
-    def _bare_path(cls, value: object) -> object:
-        return {"weights": value} if isinstance(value, (str, Path)) else value
 
     @field_validator("precision", mode="before")
     @classmethod

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import re
-from pathlib import Path
 from typing import Annotated, Any, Self
 
-from pydantic import Field, NonNegativeInt, field_validator, model_validator
+from pydantic import Field, NonNegativeInt, model_validator
 
-from greg_cert.config.experiment import InitConfig
+from greg_cert.config.experiment import Init, ModelName
 from greg_cert.config.verification import VerifyConfig
 from greg_cert.data.schema import DataConfig
-from greg_cert.models.names import expected_model_name, is_model_name
 from greg_cert.section import Section
 from greg_cert.stages import ScoreName
 
@@ -31,21 +29,9 @@ class OwnNetwork(Section):
 
     factory: Annotated[str, Field(pattern=r"^[A-Za-z_][\w.]*:[A-Za-z_][\w.]*$")] | None = None
     arguments: dict[str, Any] = Field(default_factory=dict)
-    name: str | None = None
-    weights: InitConfig | None = None
+    name: ModelName | None = None
+    weights: Init = None
     normalize: bool = False
-
-    @field_validator("weights", mode="before")
-    @classmethod
-    def _bare_path(cls, value: object) -> object:
-        return {"weights": value} if isinstance(value, (str, Path)) else value
-
-    @field_validator("name")
-    @classmethod
-    def _known(cls, name: str | None) -> str | None:
-        if name is not None and not is_model_name(name):
-            raise ValueError(expected_model_name(name))
-        return name
 
     @model_validator(mode="after")
     def _one_origin(self) -> Self:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import copy
 from collections.abc import Iterator
 from typing import Any, NamedTuple
@@ -11,12 +10,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from greg_cert.data import Images, ImageSet, prefetch
+from greg_cert.data import Images
 from greg_cert.data.types import unit_range
 from greg_cert.errors import UnsupportedModelError, UsageError
+from greg_cert.inference import batch_size, set_batches
 from greg_cert.models import Classifier
-
-_PIXELS = 2**21  # of a batch: 512 images of 64×64
 
 
 class Head(NamedTuple):
@@ -171,17 +169,10 @@ def batches(images: Images | Tensor) -> Iterator[Tensor]:
     Raises:
         UsageError: for a tensor that is not (N, C, H, W) with N >= 1, or leaves [0, 1].
     """
-    shape = _checked(images).shape[1:] if isinstance(images, Tensor) else images.image_shape
-    size = max(1, min(512, _PIXELS // (shape[1] * shape[2])))
     if isinstance(images, Tensor):
-        yield from map(unit_range, images.split(size))
-        return
-    indices = torch.arange(len(images)).split(size)
-    if isinstance(images, ImageSet):
-        yield from (images.pixels(i) for i in indices)
+        yield from map(unit_range, images.split(batch_size(_checked(images).shape[1:])))
     else:
-        with contextlib.closing(prefetch(indices, images.pixels)) as ready:
-            yield from (pixels for _, pixels in ready)
+        yield from set_batches(images)
 
 
 def _checked(images: Tensor) -> Tensor:

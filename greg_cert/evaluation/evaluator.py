@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
-from torch import nn
+from torch import Tensor, nn
 
 from greg_cert.data import DataSplits, Images
 from greg_cert.data.groups import Group, ood_groups
@@ -183,7 +183,7 @@ class Evaluator:
         if columns is None:
             labels = self.data.test.labels
             assert labels is not None
-            logits = logits_of(self.model, self.data.test)[:, : self.data.num_classes]
+            logits = self._test_logits[:, : self.data.num_classes]
             confidence, predicted = logits.softmax(1).max(1)
             columns = {
                 "label": labels.double().numpy(),
@@ -273,7 +273,8 @@ class Evaluator:
         for i, (part, images) in enumerate(parts.items(), 1):
             self._tell(i, len(parts) + 1, f"{title}: {part}")
             if detector is None:
-                scores = score_of(name)(logits_of(self.model, images))
+                logits = self._test_logits if part == "test" else logits_of(self.model, images)
+                scores = score_of(name)(logits)
             elif detector.info.needs == "gradients":
                 scores = detector.scores(images)
             else:
@@ -289,6 +290,11 @@ class Evaluator:
             found[part] = values
         self._tell(len(parts) + 1, len(parts) + 1, title)
         return found
+
+    @cached_property
+    def _test_logits(self) -> Tensor:
+        """Logits of the test split, for predictions and scores alike."""
+        return logits_of(self.model, self.data.test)
 
     @cached_property
     def _network(self) -> Penultimate:
