@@ -118,6 +118,7 @@ def verify_runs(
                     "configs": {r.name: dump_config(r.folder.config) for r in found},
                     "runs": {r.name: r.folder.manifest for r in found},
                     "weights": {r.name: r.identity["weights"] for r in found},
+                    "folders": {r.name: str(r.folder.path.resolve()) for r in found},
                 }
                 first = found[0].name if baseline is not None else None
                 summary = summary_of(job, done, first) | {"provenance": provenance}

@@ -42,7 +42,7 @@ def compare(
     """Put verifications of different runs together, paired by sample, and report on all of them.
 
     They must be of the same data, norm, tpr, largest radius, side and methods. Samples that not all
-    have are left out and counted. Runs of one name are told apart by their seeds, or by their
+    have are left out and counted. Runs of one name are told apart by their seeds, or by their own
     folders.
 
     Example: greg-cert compare runs/energy/verify runs/greg+/verify --baseline energy

@@ -42,9 +42,11 @@ def full_caption(results: Results, spec: FigureSpec) -> str:
 
 def _setting(results: Results) -> str:
     summary = results.summary
+    scores = wording.score_names(summary)
+    score = f"scores: {scores}" if summary.several_scores else f"{scores} score"
     return (
         f"Radii in the {wording.norm_name(summary.norm)} norm of raw pixels in [0,1]; "
-        f"{wording.score_name(summary.score)} score; n = {results.samples} "
+        f"{score}; n = {results.samples} "
         f"{wording.population(summary)}{' a run' if len(results.runs) > 1 else ''}; the threshold "
         f"\u03b3 accepts {100 * summary.tpr:g} % of the ID calibration split "
         f"(tpr = {summary.tpr:g})."

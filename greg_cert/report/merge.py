@@ -66,7 +66,13 @@ class _Entry:
     @property
     def named(self) -> Named:
         seed = self.part.manifest(self.old).get("seed")
-        return Named(self.part.folder, self.old, seed if isinstance(seed, int) else None)
+        folder = self.part.results.summary.provenance.folders.get(self.old)
+        return Named(
+            self.part.folder,
+            self.old,
+            seed if isinstance(seed, int) else None,
+            None if folder is None else Path(folder),
+        )
 
 
 def merge_verifications(
@@ -80,7 +86,7 @@ def merge_verifications(
 
     The result is what one verification of all the runs would have written, but for where its
     numbers come from. A run that several folders hold with the same rows is kept once; runs of one
-    name are told apart by the seed of their training, or by their folders.
+    name are told apart by the seed of their training, or by their own folders.
 
     Args:
         folders: verification folders of the same data, norm, tpr, largest radius, side and methods.
@@ -114,7 +120,7 @@ def merge_verifications(
     ]
     chosen = _baseline(entries, same, parts, baseline)
     entries.sort(key=lambda entry: entry.name != chosen)  # stable: the others keep their order
-    summary = _summary(parts, entries, chosen, left_out, command)
+    summary = _summary(parts, entries, same, chosen, left_out, command)
     pictures = _pictures(entries)
     _write(Path(out), summary, [entry.rows for entry in entries], pictures)
     return Merged(
@@ -124,9 +130,9 @@ def merge_verifications(
         len(entries[0].rows.certificates),
         left_out,
         {
-            entry.name: same[entry.part.folder, entry.old]
+            entry.name: [str(folder) for folder, _ in others]
             for entry in entries
-            if same[entry.part.folder, entry.old]
+            if (others := same[entry.part.folder, entry.old])
         },
         sum(entry.rows.violations for entry in entries),
     )
@@ -168,14 +174,21 @@ def _check_labels(entries: Sequence[_Entry]) -> None:
             )
 
 
-def _once(entries: list[_Entry]) -> tuple[list[_Entry], dict[tuple[Path, str], list[str]]]:
-    """The runs without those that an earlier folder holds too, and where else each one is."""
+_Same = dict[tuple[Path, str], list[tuple[Path, str]]]
+
+
+def _once(entries: list[_Entry]) -> tuple[list[_Entry], _Same]:
+    """The runs without those that an earlier folder holds too, and where else each one is.
+
+    Both as the folder and the run's name there: what titles tell apart in one verification, folder
+    names may have to in another.
+    """
     kept: list[_Entry] = []
-    same: dict[tuple[Path, str], list[str]] = {}
+    same: _Same = {}
     for entry in entries:
         for other in kept:
             if _is_same(entry, other):
-                same[other.part.folder, other.old].append(str(entry.part.folder))
+                same[other.part.folder, other.old].append((entry.part.folder, entry.old))
                 break
         else:
             kept.append(entry)
@@ -187,16 +200,15 @@ def _is_same(one: _Entry, other: _Entry) -> bool:
     manifests = one.part.manifest(one.old), other.part.manifest(other.old)
     thresholds = (e.part.results.summary.runs[e.old].threshold for e in (one, other))
     return (
-        one.old == other.old
-        and manifests[0] == manifests[1]
+        manifests[0] == manifests[1]
         and len(set(thresholds)) == 1
-        and one.rows.equal(other.rows)
+        and one.rows.equal(other.rows.renamed(one.old))
     )
 
 
 def _baseline(
     entries: Sequence[_Entry],
-    same: Mapping[tuple[Path, str], list[str]],
+    same: _Same,
     parts: Sequence[Part],
     wanted: str | None,
 ) -> str | None:
@@ -211,8 +223,8 @@ def _baseline(
         if own is None:
             continue
         for entry in entries:
-            here = [str(entry.part.folder), *same[entry.part.folder, entry.old]]
-            if entry.old == own and str(part.folder) in here:
+            at = (entry.part.folder, entry.old)
+            if (part.folder, own) in (at, *same[at]):
                 found.add(entry.name)
     return found.pop() if len(found) == 1 else None
 
@@ -220,6 +232,7 @@ def _baseline(
 def _summary(
     parts: Sequence[Part],
     entries: Sequence[_Entry],
+    same: _Same,
     baseline: str | None,
     left_out: Mapping[str, Mapping[str, int]],
     command: str | None,
@@ -239,7 +252,12 @@ def _summary(
     }
     first = parts[0].raw
     alike = {k: v for k, v in first.items() if all(p.raw.get(k, ...) == v for p in parts)}
-    names = {(entry.part.folder, entry.old): entry.name for entry in entries}
+    names = {
+        at: entry.name
+        for entry in entries
+        for own in [(entry.part.folder, entry.old)]
+        for at in (own, *same[own])
+    }
     return {
         **alike,
         "score": runs[entries[0].name].get("score", first.get("score", "energy")),

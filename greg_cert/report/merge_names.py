@@ -9,18 +9,27 @@ from typing import NamedTuple
 
 
 class Named(NamedTuple):
-    """A run as one verification has it: its folder, its name there, the seed of its training."""
+    """A run as one verification has it.
 
-    folder: Path
+    Attributes:
+        results: the verification folder, which may be that of another run.
+        name: what the run is called there.
+        seed: of its training, where that is known.
+        folder: the run folder, where that is recorded.
+    """
+
+    results: Path
     name: str
     seed: int | None
+    folder: Path | None = None
 
 
 def merged_names(runs: Sequence[Named]) -> list[str]:
     """A name for each run, all of them different; a name that occurs once is left as it is.
 
     Runs of one name are told apart by the seeds of their training where those differ, else by
-    where their folders differ.
+    where their own folders differ; where those are not recorded, by where they were verified, in
+    words that say so.
     """
     counts = Counter(run.name for run in runs)
     endings: dict[int, str] = {}
@@ -45,7 +54,10 @@ def _endings(runs: Sequence[Named]) -> list[str]:
     seeds = [run.seed for run in runs]
     if None not in seeds and len(set(seeds)) == len(seeds):
         return [f"seed {seed}" for seed in seeds]
-    return folder_labels([run.folder for run in runs])
+    own = [run.folder for run in runs if run.folder is not None]
+    if len(set(own)) == len(runs):
+        return folder_labels(own)
+    return [f"verified in {label}" for label in folder_labels([run.results for run in runs])]
 
 
 def folder_labels(folders: Sequence[Path]) -> list[str]:

@@ -8,6 +8,9 @@ from typing import Any
 
 from greg_cert.report.merge_check import Part
 
+_SHOWN = ("device", "git_commit", "python", "platform")
+_OF_RUNS = ("configs", "runs", "weights", "folders")
+
 
 def merged_provenance(
     parts: Sequence[Part], names: Mapping[tuple[Path, str], str], command: str | None
@@ -16,7 +19,7 @@ def merged_provenance(
 
     Args:
         parts: the verifications.
-        names: of each run that is kept, by its folder and its name there.
+        names: of each run in the result, by folder and name there; several for one in several.
         command: the command that put them together.
     """
     records = [part.provenance for part in parts]
@@ -26,19 +29,23 @@ def merged_provenance(
         for name in dict.fromkeys(name for r in records for name in r.get("versions") or {})
     }
     seeds = {r.get("seed") for r in records}
+
+    def of_runs(field: str) -> dict[str, Any]:
+        """What the parts recorded under this field, by the runs' new names."""
+        return {
+            name: found[old]
+            for (folder, old), name in names.items()
+            if old in (found := _of(parts, folder).provenance.get(field) or {})
+        }
+
     return {
         "command": " && ".join(dict.fromkeys(c for c in commands if c)) or None,
         "created": max((str(r["created"]) for r in records if r.get("created")), default=None),
         "versions": versions,
-        **{k: _joined([r.get(k) for r in records]) for k in ("device", "git_commit", "platform")},
-        "seed": seeds.pop() if len(seeds) == 1 else None,
+        **{k: _joined([r.get(k) for r in records]) for k in _SHOWN},
+        "seed": seeds.pop() if len(seeds) == 1 else _joined([r.get("seed") for r in records]),
         "settings": _common([r.get("settings") or {} for r in records]),
-        "configs": {
-            name: configs[old]
-            for (folder, old), name in names.items()
-            if old in (configs := _of(parts, folder).provenance.get("configs") or {})
-        },
-        "runs": {name: _of(parts, folder).manifest(old) for (folder, old), name in names.items()},
+        **{k: of_runs(k) for k in _OF_RUNS},
         "parts": [
             {
                 "folder": str(part.folder),
@@ -48,7 +55,7 @@ def merged_provenance(
                     for run in part.results.runs
                     if (part.folder, run) in names
                 },
-                **{k: v for k, v in part.provenance.items() if k not in ("configs", "runs")},
+                **{k: v for k, v in part.provenance.items() if k not in _OF_RUNS},
             }
             for part in parts
         ],

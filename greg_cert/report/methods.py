@@ -6,6 +6,7 @@ another function, the smoothed detector, with a stated probability.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,6 +14,7 @@ import numpy as np
 import pandas as pd
 from pandas.api.types import is_bool_dtype, is_numeric_dtype
 
+from greg_cert.certify_methods import STATUS, column_of
 from greg_cert.errors import RunError
 
 CLEVER, PVALUE = "radius_clever", "clever_fit_pvalue"
@@ -53,6 +55,11 @@ def asked(frame: pd.DataFrame, column: str) -> bool:
 def methods_of(frame: pd.DataFrame) -> list[Method]:
     """The optional radii that a table holds, smoothing apart."""
     return [method for method in METHODS if asked(frame, method.column)]
+
+
+def held_methods(frames: Sequence[pd.DataFrame]) -> list[str]:
+    """The methods whose radii any of these tables of certificates holds, by their own names."""
+    return [method for method in STATUS if any(asked(frame, column_of(method)) for frame in frames)]
 
 
 def has_smoothing(frame: pd.DataFrame) -> bool:

@@ -22,17 +22,15 @@ def notes_of(results: Results) -> list[str]:
             f"Of {population}, certified means {right} and correctly classified everywhere within "
             "the radius; one that is misclassified clean counts as on the wrong side."
         )
-    scores = {run: record.score or summary.score for run, record in summary.runs.items()}
-    if len(set(scores.values())) > 1:
-        names = wording.short_names(results.runs, 32)
-        each = ", ".join(f"{names[run]}: {wording.score_name(s)}" for run, s in scores.items())
+    scores = wording.score_names(summary)
+    if summary.several_scores:
         notes.append(
-            f"The runs have different scores ({each}); radii are compared, each that of its own "
+            f"The runs have different scores ({scores}); radii are compared, each that of its own "
             "score and threshold."
         )
-    elif summary.score != "energy":
+    elif scores != "energy":
         notes.append(
-            f"The score is the {wording.score_name(summary.score)}, not the energy; every number "
+            f"The score is the {scores}, not the energy; every number "
             "of this report is about that score."
         )
     if summary.merged is not None and summary.merged.left_out:

@@ -8,9 +8,11 @@ from typing import Any
 
 import yaml
 
+from greg_cert.certify_methods import PROOFS, STATUS
 from greg_cert.report.markup import Html, tag
+from greg_cert.report.methods import held_methods
 from greg_cert.report.results import Results
-from greg_cert.report.wording import norm_name, one_line, score_name
+from greg_cert.report.wording import norm_name, one_line, score_names
 
 UNKNOWN = "not recorded"
 
@@ -27,7 +29,7 @@ def provenance_block(results: Results) -> Html:
         "System": ", ".join(x for x in (_python(record.python), record.platform) if x) or UNKNOWN,
         "Versions": _versions(record.versions),
         "Norm": norm_name(results.summary.norm),
-        "Score": score_name(results.summary.score),
+        "Score": score_names(results.summary),
         **_how(results),
         "certificates.parquet": tag("code", f"sha256 {results.fingerprint}"),
         "Verification time": ", ".join(
@@ -56,6 +58,7 @@ def _training(results: Results, run: str) -> Html:
         for name, fingerprint in data.items()
     ]
     facts: dict[str, str | Html] = {
+        "Folder": _code(record.folders.get(run)),
         "Command": _code(manifest.get("command")),
         "Created": _said(manifest.get("created")),
         "Git commit": _said(manifest.get("git_commit")),
@@ -152,13 +155,26 @@ def _places(value: object, place: str = "") -> Iterator[tuple[str, str]]:
             yield from _places(part, f"{place}{key}.")
 
 
+def _methods(results: Results) -> dict[str, str]:
+    """What the tables hold, which proofs the certified radius is the largest of, whose bounds.
+
+    More is computed than what was asked for, and what proves nothing has an engine of no kind.
+    """
+    summary = results.summary
+    held = held_methods([results.frame] if results.ood is None else [results.frame, results.ood])
+    certified = [method for method in PROOFS if method in summary.methods]
+    shown = [method for method in STATUS if method in (*held, *certified)]
+    facts = {"Methods": ", ".join(f"{method} ({STATUS[method]})" for method in shown)}
+    if certified:
+        facts["Certified radius"] = f"the largest of {', '.join(certified)}"
+    if summary.engine is not None and any(method in PROOFS for method in shown):
+        facts["Engine"] = one_line(summary.engine)
+    return facts
+
+
 def _how(results: Results) -> dict[str, str]:
     """Methods, smoothing and audit, as far as they are recorded."""
-    summary, facts = results.summary, {}
-    if summary.methods:
-        facts["Methods"] = ", ".join(one_line(method) for method in summary.methods)
-    if summary.engine is not None:
-        facts["Engine"] = one_line(summary.engine)
+    summary, facts = results.summary, _methods(results)
     if (s := summary.smoothing) is not None:
         facts["Smoothing"] = f"\u03c3 = {s.sigma:g}, n = {s.n}, \u03b1 = {s.alpha:g}"
     audits = {"": summary.audit} | {run: r.audit for run, r in summary.runs.items()}

@@ -111,12 +111,13 @@ class Provenance(_Record):
     created: str | None = None
     versions: dict[str, str | None] = Field(default_factory=dict)
     device: str | None = None
-    seed: int | None = None
+    seed: int | str | None = None
     git_commit: str | None = None
     python: str | None = None
     platform: str | None = None
     processes: int | None = None
     configs: dict[str, str] = Field(default_factory=dict)
+    folders: dict[str, str] = Field(default_factory=dict)
     settings: Any = None
     selection: Any = None
     runs: Any = None
@@ -144,6 +145,16 @@ class Summary(_Record):
     audit: Audit | None = None
     merged: Merged | None = None
     provenance: Provenance = Field(default_factory=Provenance)
+
+    @property
+    def scores(self) -> dict[str, str]:
+        """Name of the OOD score of each run."""
+        return {run: record.score or self.score for run, record in self.runs.items()}
+
+    @property
+    def several_scores(self) -> bool:
+        """Whether the runs have different scores."""
+        return len(set(self.scores.values())) > 1
 
     @field_validator("norm", mode="before")
     @classmethod

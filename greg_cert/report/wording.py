@@ -43,6 +43,14 @@ def score_name(score: str) -> str:
     return known.get(score, one_line(score))
 
 
+def score_names(summary: Summary) -> str:
+    """The score in words; that of each run where they differ."""
+    if not summary.several_scores:
+        return score_name(next(iter(summary.scores.values())))
+    names = short_names(list(summary.scores), 32)
+    return ", ".join(f"{names[run]}: {score_name(score)}" for run, score in summary.scores.items())
+
+
 def ball(summary: Summary) -> str:
     """How the perturbation ball was taken."""
     return "ball clipped to [0,1]" if summary.clip else "ball not clipped"

@@ -71,6 +71,11 @@ def test_the_summary_keeps_the_contract_and_agrees_with_the_rows(verified: Path)
     assert list(summary["runs"]) == ["slow", "fast"]
     assert summary["baseline"] == "slow"
     assert summary["provenance"]["command"] == "typed"
+    folders = summary["provenance"]["folders"]
+    assert {name: Path(folder).name for name, folder in folders.items()} == {
+        name: name for name in ("slow", "fast")
+    }
+    assert all(Path(folder).is_absolute() for folder in folders.values())
     for name, run in summary["runs"].items():
         rows = frame[frame["run"] == name]
         assert run["samples"] == 24

@@ -215,15 +215,15 @@ def test_one_baseline_in_two_folders_is_kept_once(verified, frames, tmp_path):
 def test_the_same_name_with_other_rows_is_another_run(verified, made, frames, tmp_path):
     other = made.realistic(40, names=("energy",), seed=9)
     a, b = verified("a", frames[:1]), verified("b", other)
-    done = merge_verifications([a, b], tmp_path / "out", baseline="energy (b)")
-    assert done.runs == ("energy (b)", "energy (a)")
+    done = merge_verifications([a, b], tmp_path / "out", baseline="energy (verified in b)")
+    assert done.runs == ("energy (verified in b)", "energy (verified in a)")
     provenance = json.loads((tmp_path / "out/summary.json").read_text())["provenance"]
     assert [part["runs"] for part in provenance["parts"]] == [
-        {"energy": "energy (a)"},
-        {"energy": "energy (b)"},
+        {"energy": "energy (verified in a)"},
+        {"energy": "energy (verified in b)"},
     ]
     np.testing.assert_allclose(
-        load_results(tmp_path / "out").column("energy (b)", "radius_certified"),
+        load_results(tmp_path / "out").column("energy (verified in b)", "radius_certified"),
         other[0]["radius_certified"],
     )
 
@@ -239,15 +239,27 @@ def test_seeds_of_one_method_are_named_by_the_seed(verified, made, tmp_path):
 
 def test_names():
     def named(*runs):
-        return [Named(Path(folder), name, seed) for folder, name, seed in runs]
+        return [Named(Path(results), *run, *map(Path, own)) for results, *run, own in runs]
 
-    assert merged_names(named(("a/v", "x", 1), ("b/v", "y", 1))) == ["x", "y"]
-    assert merged_names(named(("a/v", "x", 1), ("b/v", "x", 2), ("b/v", "y", 2))) == [
+    def names(*runs):
+        return merged_names(named(*runs))
+
+    assert names(("a/v", "x", 1, []), ("b/v", "y", 1, [])) == ["x", "y"]
+    assert names(("a/v", "x", 1, []), ("b/v", "x", 2, []), ("b/v", "y", 2, [])) == [
         *("x (seed 1)", "x (seed 2)", "y")
     ]
-    assert merged_names(named(("a/v", "x", None), ("b/v", "x", 2))) == ["x (a)", "x (b)"]
-    taken = named(("a/v", "x", 1), ("b/v", "x", 2), ("c/v", "x (seed 1)", 1))
-    assert merged_names(taken) == ["x (seed 1) #2", "x (seed 2)", "x (seed 1)"]
+    assert names(("a/v", "x", None, []), ("b/v", "x", 2, [])) == [
+        *("x (verified in a)", "x (verified in b)")
+    ]
+    taken = ("a/v", "x", 1, []), ("b/v", "x", 2, []), ("c/v", "x (seed 1)", 1, [])
+    assert names(*taken) == ["x (seed 1) #2", "x (seed 2)", "x (seed 1)"]
+    # The results of a baseline lie in the folder of the run that it was verified beside.
+    assert names(("g/v", "x", 0, ["/r/x"]), ("y/v", "x", 0, ["/r/y"])) == ["x (x)", "x (y)"]
+    # Trained anew in the same folder, or recorded of one alone: only the results tell them apart.
+    for own in (["/r/x"], []):
+        assert names(("g/v", "x", 0, ["/r/x"]), ("y/v", "x", 0, own)) == [
+            *("x (verified in g)", "x (verified in y)")
+        ]
     assert folder_labels([Path("r/a/v"), Path("r/b/v")]) == ["a", "b"]
     assert folder_labels([Path("p/a/1"), Path("q/a/2"), Path("q/a/1")]) == [
         "p/a/1",
@@ -310,3 +322,51 @@ def test_runs_of_different_scores_are_said_to_be(verified, frames, tmp_path):
     merge_verifications([a, b], tmp_path / "out")
     (note,) = notes_of(load_results(tmp_path / "out"))
     assert "energy: energy, greg: maximum logit" in note
+
+
+def test_runs_of_one_name_are_told_apart_by_their_own_folders(verified, made, frames, tmp_path):
+    other = made.realistic(40, names=("energy",), seed=9)
+    a, b = verified("greg+", frames[:2], baseline="energy"), verified("energy2", other)
+    change(a, provenance__folders={"energy": "/r/energy", "greg": "/r/greg+"})
+    change(b, provenance__folders={"energy": "/r/energy2"})
+    done = merge_verifications([a, b], tmp_path / "out")
+    assert done.runs == ("energy (energy)", "greg", "energy (energy2)")
+    assert done.baseline == "energy (energy)"
+    provenance = json.loads((tmp_path / "out/summary.json").read_text())["provenance"]
+    assert provenance["folders"] == {
+        "energy (energy)": "/r/energy",
+        "greg": "/r/greg+",
+        "energy (energy2)": "/r/energy2",
+    }
+    table = (write_report(tmp_path / "out", style=FigureStyle(dpi=50)).markdown).read_text()
+    assert "energy (energy2)" in table
+    assert "energy (greg+)" not in table
+
+
+def test_one_run_under_two_names_is_one_run(verified, frames, tmp_path):
+    """What has its title in one verification goes by its folder beside another of that title."""
+    a = verified("a", frames[:2], baseline="energy")
+    b = verified("b", [frames[0].assign(run="energy0"), frames[2]], baseline="energy0")
+    known = json.loads((a / "summary.json").read_text())["provenance"]["runs"]["energy"]
+    change(b, provenance__runs__energy0=known)
+    done = merge_verifications([a, b], tmp_path / "out")
+    assert done.runs == ("energy", "greg", "greg+")
+    assert done.same == {"energy": [str(b)]}
+    assert done.baseline == "energy"
+    provenance = json.loads((tmp_path / "out/summary.json").read_text())["provenance"]
+    assert [part["runs"] for part in provenance["parts"]] == [
+        {"energy": "energy", "greg": "greg"},
+        {"energy0": "energy", "greg+": "greg+"},
+    ]
+
+
+def test_the_record_of_each_run_and_part_is_kept(verified, frames, tmp_path):
+    a, b = verified("a", frames[:1]), verified("b", frames[1:2])
+    for folder, run, number in ((a, "energy", 0), (b, "greg", 3)):
+        change(folder, provenance__seed=number, provenance__python="3.11.8")
+        change(folder, provenance__weights={run: f"{number}" * 64})
+    merge_verifications([a, b], tmp_path / "out")
+    record = load_results(tmp_path / "out").summary.provenance
+    assert record.seed == "0 / 3"
+    assert record.python == "3.11.8"
+    assert record.weights == {"energy": "0" * 64, "greg": "3" * 64}

@@ -11,6 +11,7 @@ from greg_cert.report import load_results
 from greg_cert.report.comparison import compare
 from greg_cert.report.figures import FIGURES
 from greg_cert.report.gallery import gallery_of, read_gallery
+from greg_cert.report.latex_figures import full_caption
 from greg_cert.report.page import html_page
 from greg_cert.report.pictures import amplified, outside, png_of
 from greg_cert.report.rows import table_rows
@@ -214,3 +215,54 @@ def test_pictures_of_other_results_are_left_out(made, tmp_path):
     gallery = read_gallery(results)
     assert list(gallery) == [("a", "", 100)]
     np.testing.assert_allclose(gallery["a", "", 100].attacked, 0.2)
+
+
+def provenance(found):
+    return found.text.partition("Provenance")[2]
+
+
+def test_the_provenance_names_every_method_that_the_tables_hold(made, page):
+    summary = {"method": "crown", "methods": ["crown"], "engine": "native"}
+    found = provenance(page(made.realistic(20), **summary))
+    held = "gradient (estimate), lipschitz (proof), crown (proof), attack (upper bound)"
+    assert f"Methods {held}" in found
+    assert "Certified radius the largest of crown" in found
+    assert "Engine native" in found
+
+
+def test_the_provenance_names_nothing_that_no_table_holds(made, page):
+    frames = [f.assign(radius_lipschitz=np.nan) for f in made.realistic(20)]
+    asked = {"methods": ["crown", "clever"], "engine": "native"}
+    found = provenance(page(frames, **asked))
+    assert "Methods gradient (estimate), crown (proof), attack (upper bound)" in found
+    nothing = [made.frame_of("a", [0.0] * 4, [1.0] * 4).assign(radius_lipschitz=np.nan)]
+    decided = [made.with_smoothing(nothing[0], ["accepted"] * 4, [0.1] * 4)]
+    settings = {"sigma": 0.25, "n": 100, "alpha": 0.01}
+    asked = {"methods": ["smoothing"], "engine": "native", "smoothing": settings}
+    found = provenance(page(decided, **asked))
+    assert "smoothing (probabilistic proof)" in found
+    assert "Certified radius" not in found
+    assert "Engine" not in found  # no bounds were computed
+
+
+def test_each_score_is_named_where_runs_have_several(made, page, tmp_path):
+    frames = made.realistic(20)
+    summary = made.summary_of(frames)
+    summary["runs"]["greg+"]["score"] = "max_logit"
+    found = provenance(page(frames, summary))
+    assert "Score energy: energy, greg+: maximum logit" in found
+    results = load_results(tmp_path / "v")
+    assert "scores: energy: energy, greg+: maximum logit;" in full_caption(results, FIGURES[0])
+    for run in summary["runs"].values():  # none of them has that of the whole
+        run["score"] = "max_logit"
+    found = page(frames, summary).text
+    assert "The score is the maximum logit, not the energy" in found
+    assert "Score maximum logit" in provenance(page(frames, summary))
+
+
+def test_what_a_merge_recorded_is_shown(made, page):
+    summary = made.summary_of(made.realistic(20))
+    summary["provenance"] |= {"seed": "0 / 3", "folders": {"energy": "/r/energy2"}}
+    found = provenance(page(made.realistic(20), summary))
+    assert "Seed 0 / 3" in found
+    assert "Folder /r/energy2" in found
