@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import platform
 import subprocess
 from collections.abc import Mapping
@@ -20,17 +19,10 @@ from torch import Tensor, nn
 
 from greg_cert.config import ExperimentConfig, dump_config, parse_config
 from greg_cert.data import DataSplits, load_data
-from greg_cert.digests import (
-    DIGEST,
-    check_digest,
-    check_seal,
-    json_digest,
-    sealed,
-    tell_unchecked,
-    tensors_digest,
-)
+from greg_cert.digests import json_digest, tensors_digest
 from greg_cert.errors import ConfigError, RunError
 from greg_cert.files import write_atomic
+from greg_cert.manifest import MANIFEST_FILE, check_file, put_manifest, read_manifest
 from greg_cert.models import Classifier, build_model
 from greg_cert.tensor_file import check_ties, read_tensors, write_tensors
 
@@ -64,7 +56,7 @@ class RunFolder:
     @property
     def manifest_file(self) -> Path:
         """Versions, seed, device, data fingerprints and model sizes."""
-        return self.path / "manifest.json"
+        return self.path / MANIFEST_FILE
 
     @property
     def weights_file(self) -> Path:
@@ -98,8 +90,10 @@ class RunFolder:
             raw = yaml.safe_load(self.config_file.read_text(encoding="utf-8"))
             found = config_digest(raw)
         except (OSError, ValueError, TypeError, yaml.YAMLError) as error:
-            raise RunError(f"{expected}: {error}") from error
-        self._check(self.config_file, found)
+            line = " ".join(str(error).split())
+            raise RunError(f"{expected}: {line}") from error
+        if self.manifest_file.exists():  # a run begins with its configuration
+            check_file(self.manifest, self.config_file, found)
         try:
             return parse_config(raw)
         except ConfigError as error:
@@ -112,27 +106,10 @@ class RunFolder:
         Raises:
             RunError: if it is missing or cannot be read, or is not as it was written.
         """
-        try:
-            found: dict[str, Any] = json.loads(self.manifest_file.read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            raise RunError(
-                f"run: expected a readable manifest.json in {self.path}, but got: {error}"
-            ) from error
-        if not isinstance(found, dict) or not isinstance(found.get("data"), dict):
+        found = read_manifest(self.path)
+        if not isinstance(found.get("data"), dict):
             raise RunError(f"run: expected a manifest.json with a 'data' entry in {self.path}")
-        if not check_seal(found, self.manifest_file):
-            tell_unchecked(self.path)
         return found
-
-    def _check(self, file: Path, found: str) -> None:
-        """Refuse a file whose content has another digest than the manifest tells."""
-        if not self.manifest_file.exists():
-            return  # a run begins with its configuration
-        told = self.manifest.get("digests")
-        if told is None and DIGEST not in self.manifest:
-            return  # of an earlier version, as was said
-        told = told.get(file.name) if isinstance(told, dict) else told
-        check_digest(told, found, file, f"digests.{file.name} of {self.manifest_file.name}")
 
     @cached_property
     def weights_digest(self) -> str:
@@ -159,7 +136,8 @@ class RunFolder:
             RunError: if they cannot be read, or are not as they were written.
         """
         tensors, digest = read_tensors(self.weights_file)
-        self._check(self.weights_file, digest or tensors_digest(tensors))
+        if self.manifest_file.exists():
+            check_file(self.manifest, self.weights_file, digest or tensors_digest(tensors))
         return tensors
 
     def load_model(self) -> Classifier:
@@ -213,16 +191,8 @@ def write_config(run: RunFolder, config: ExperimentConfig) -> None:
 
 
 def write_manifest(run: RunFolder, manifest: dict[str, Any]) -> None:
-    """Write the manifest, with its digest.
-
-    Raises:
-        RunError: where it cannot be written.
-    """
-    text = json.dumps(sealed(manifest), indent=2, allow_nan=False) + "\n"
-    try:
-        write_atomic(run.manifest_file, text)
-    except OSError as error:
-        raise RunError(f"manifest: cannot write {run.manifest_file}: {error}") from error
+    """Write the manifest, with its digest; errors as of `greg_cert.manifest.put_manifest`."""
+    put_manifest(run.path, manifest)
 
 
 def model_sizes(splits: DataSplits, *, absent_class: bool = False) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from problems import points
 from scipy import optimize, stats
 from torch import Tensor
 
+from greg_cert.digests import sealed
 from greg_cert.errors import UsageError
 from greg_cert.verify.smoothing import (
     ABSTAINED,
@@ -278,8 +279,10 @@ def test_a_damaged_record_is_refused(damage: Callable[[dict[str, object]], objec
     record = state.to_record()
     assert SmoothingState.from_record(record, FAST) == state
     damage(record)
-    with pytest.raises(UsageError, match="expected"):
+    with pytest.raises(UsageError, match="smoothing state: field digest: expected"):
         SmoothingState.from_record(record, FAST)
+    with pytest.raises(UsageError, match=r"expected (a saved|possible|the state's)"):
+        SmoothingState.from_record(sealed(record), FAST)
 
 
 def test_max_radius_caps_and_keeps_abstention() -> None:
