@@ -6,7 +6,6 @@ its digest anew. A file of an earlier version holds none, and is read with a not
 
 from __future__ import annotations
 
-import functools
 import hashlib
 import json
 import warnings
@@ -122,13 +121,17 @@ def _sha256(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-@functools.cache
+_told: set[Path] = set()
+
+
 def tell_unchecked(path: Path) -> None:
-    """Say, once a file, that it was written before files had digests."""
-    warnings.warn(
-        UncheckedFileWarning(
-            f"{path} was written by an earlier version and holds no digest: "
-            "its content cannot be checked"
-        ),
-        stacklevel=3,
-    )
+    """Warn, once a file, that it was written before files had digests."""
+    if path.resolve() not in _told:
+        warnings.warn(
+            UncheckedFileWarning(
+                f"{path} was written by an earlier version and holds no digest: "
+                "its content cannot be checked"
+            ),
+            stacklevel=2,
+        )
+        _told.add(path.resolve())

@@ -45,3 +45,7 @@ class GregCertWarning(UserWarning):
 
 class UncheckedFileWarning(GregCertWarning):
     """A file of an earlier version holds no digest, so that nothing tells whether it is whole."""
+
+
+class DamagedFileWarning(GregCertWarning):
+    """A file is not as it was written, and is replaced: what it should hold is computed anew."""
