@@ -16,7 +16,8 @@ from greg_cert.certified_metrics import (
     guaranteed_auroc,
 )
 
-STATUSES = ("certified", "rejected", "undecided")
+CONTRADICTED = "contradicted"
+STATUSES = ("certified", "rejected", "undecided", CONTRADICTED)
 
 
 def id_side(rows: pd.DataFrame) -> dict[str, Any]:

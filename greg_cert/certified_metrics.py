@@ -108,6 +108,12 @@ def adversarial_auroc(id_scores: ArrayLike, attacked_ood_scores: ArrayLike) -> f
     return _strict_auroc(id_scores, attacked_ood_scores, "attacked_ood_scores")
 
 
+def clean_auroc(id_scores: ArrayLike, ood_scores: ArrayLike) -> float:
+    """Probability that an OOD score lies above an ID score, ties one half, as `metrics.auroc`."""
+    above = adversarial_auroc(id_scores, ood_scores)
+    return (above + 1.0 - adversarial_auroc(ood_scores, id_scores)) / 2.0
+
+
 def median_radius(radii: ArrayLike) -> float:
     """Median over all samples, 0 where there is no certificate and inf where no attack was found.
 

@@ -7,13 +7,15 @@ scikit-learn, which handles ties as the definitions ask.
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from torch import Tensor
 
 from greg_cert.errors import UsageError
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 FloatArray = NDArray[np.float64]
 
@@ -144,7 +146,7 @@ def calibration_error(confidence: ArrayLike, correct: ArrayLike, bins: int = 15)
 
 
 def _as_scores(values: Any, name: str) -> FloatArray:
-    if isinstance(values, Tensor):
+    if hasattr(values, "detach"):  # a tensor; torch itself is not needed here
         values = values.detach().cpu().double().numpy()
     array = np.asarray(values, dtype=np.float64)
     if array.ndim != 1 or array.size == 0:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -12,9 +11,11 @@ from typing import Any
 import pandas as pd
 
 from greg_cert.certify_methods import chosen_methods
+from greg_cert.digests import sealed
 from greg_cert.errors import RunError
 from greg_cert.evaluation import Evaluation
 from greg_cert.files import write_atomic
+from greg_cert.frames import frame_bytes
 from greg_cert.verify.chunk import Harder
 from greg_cert.verify.engine import resolve_engine
 from greg_cert.verify.job import Job
@@ -167,12 +168,11 @@ def write_results(out: Path, done: Verification, summary: Mapping[str, Any]) -> 
         path = out / name
         try:
             if any(map(len, frames)):
-                buffer = io.BytesIO()
-                pd.concat(frames, ignore_index=True).to_parquet(buffer, index=False)
-                files.append(write_atomic(path, buffer.getvalue()))
+                content = frame_bytes(pd.concat(frames, ignore_index=True))
+                files.append(write_atomic(path, content))
             else:
                 path.unlink(missing_ok=True)
         except OSError as error:
             raise RunError(f"out: cannot write {path}: {error}") from error
-    text = json.dumps(summary, indent=2, allow_nan=False) + "\n"
+    text = json.dumps(sealed(summary), indent=2, allow_nan=False) + "\n"
     return (write_atomic(out / "summary.json", text), *files)

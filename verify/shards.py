@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 import re
 import secrets
@@ -11,14 +10,14 @@ from pathlib import Path
 from typing import IO, Any
 
 import pandas as pd
-import pyarrow as pa
-import pyarrow.parquet as pq
 
+from greg_cert.digests import DIGEST, check_seal, sealed, tell_unchecked
 from greg_cert.errors import RunError
 from greg_cert.files import write_atomic
+from greg_cert.frames import frame_bytes, read_frame
 
 SETTINGS_FILE = "settings.json"
-_KEY = b"greg-cert shard"
+_KEY = "greg-cert shard"
 _START_OVER = "name another folder with --out, or drop these results with --restart"
 
 
@@ -41,8 +40,9 @@ class ShardStore:
     """Tables with a column `index`, appended shard by shard; it knows nothing of what they mean.
 
     A shard is a parquet file written under a temporary name, flushed to the disk and renamed, with
-    its key in the file's metadata. So a process that is killed loses the shard it was working on
-    and nothing else. Several processes may append at once: every file name is new.
+    its key in the file's metadata and the digest of both. So a process that is killed loses the
+    shard it was working on and nothing else. Several processes may append at once: every file name
+    is new.
     """
 
     def __init__(self, folder: Path, rank: int = 0) -> None:
@@ -90,6 +90,7 @@ class ShardStore:
         now: dict[str, Any] = json.loads(json.dumps(settings))
         if path.is_file():
             then = self._read_settings(path)
+            then.pop(DIGEST, None)
             for entry in grows:
                 older, newer = then.get(entry, {}), now.setdefault(entry, {})
                 then[entry] = {**newer, **older}
@@ -102,32 +103,28 @@ class ShardStore:
                 )
         elif next(self._files(), None) is not None:
             raise RunError(f"out: expected {path} beside the shards, but got none; {_START_OVER}")
-        self._write(path, json.dumps(now, indent=2) + "\n")
+        self._write(path, json.dumps(sealed(now), indent=2) + "\n")
 
     def note(self, name: str) -> dict[str, Any] | None:
-        """What `write_note` wrote under this name, or None."""
+        """What `write_note` wrote under this name; None where it is missing or damaged."""
         try:
-            found = json.loads((self.folder / f"note-{name}.json").read_text(encoding="utf-8"))
+            return self._read(self.folder / f"note-{name}.json")
         except (OSError, ValueError):
             return None
-        return found if isinstance(found, dict) else None
 
     def write_note(self, name: str, content: dict[str, Any]) -> None:
         """Keep a small record beside the shards; call `settle` first."""
-        self._write(self.folder / f"note-{name}.json", json.dumps(content, indent=2) + "\n")
+        text = json.dumps(sealed(content), indent=2) + "\n"
+        self._write(self.folder / f"note-{name}.json", text)
 
     def append(self, key: ShardKey, frame: pd.DataFrame) -> Path:
         """The file of a new shard, once it is on the disk."""
         named = {"kind": key.kind, "run": key.run, "part": key.part}
-        table = pa.Table.from_pandas(frame, preserve_index=False)
-        metadata = {**(table.schema.metadata or {}), _KEY: json.dumps(named).encode()}
-        buffer = io.BytesIO()
-        pq.write_table(table.replace_schema_metadata(metadata), buffer)
         part = re.sub(r"[^A-Za-z0-9]+", "-", key.part)[:24]
         first = int(frame["index"].iloc[0])
         name = f"{key.kind}-{key.run[:8]}-{part}-{first:06d}-r{self.rank}-{secrets.token_hex(4)}"
         path = self.folder / f"{name}.parquet"
-        self._write(path, buffer.getvalue())
+        self._write(path, frame_bytes(frame, {_KEY: json.dumps(named)}))
         self._seen[path.name] = (key, frame)
         return path
 
@@ -139,7 +136,7 @@ class ShardStore:
         """
         for path in self._files():
             if path.name not in self._seen:
-                self._seen[path.name] = _read_shard(path)
+                self._seen[path.name] = self._read_shard(path)
 
     @property
     def names(self) -> list[str]:
@@ -164,12 +161,32 @@ class ShardStore:
 
     def _read_settings(self, path: Path) -> dict[str, Any]:
         try:
-            found = json.loads(path.read_text(encoding="utf-8"))
+            return self._read(path)
         except (OSError, ValueError) as error:
             raise RunError(f"out: cannot read {path}: {error}; {_START_OVER}") from error
+
+    def _read(self, path: Path) -> dict[str, Any]:
+        """The JSON object in a file, if it is as it was written."""
+        found = json.loads(path.read_text(encoding="utf-8"))
         if not isinstance(found, dict):
-            raise RunError(f"out: expected a JSON object in {path}; {_START_OVER}")
+            raise ValueError("expected a JSON object")
+        if not check_seal(found, path):
+            tell_unchecked(self.folder)  # once for all that is in it
         return found
+
+    def _read_shard(self, path: Path) -> tuple[ShardKey, pd.DataFrame]:
+        try:
+            frame, notes, checked = read_frame(path)
+            key = ShardKey(**json.loads(notes[_KEY]))
+            frame["index"]
+        except (OSError, ValueError, TypeError, KeyError) as error:
+            line = " ".join(str(error).split())
+            raise RunError(
+                f"out: cannot read {path}: {line}; delete it, and its samples are computed again"
+            ) from error
+        if not checked:
+            tell_unchecked(self.folder)
+        return key, frame
 
     def _write(self, path: Path, content: bytes | str) -> None:
         try:
@@ -215,17 +232,3 @@ def first_difference(then: Any, now: Any, field: str = "") -> tuple[str, Any, An
 def _shown(value: Any) -> str:
     text = json.dumps(value)
     return text if len(text) <= 42 else f"{text[:20]}…"
-
-
-def _read_shard(path: Path) -> tuple[ShardKey, pd.DataFrame]:
-    try:
-        table = pq.read_table(path)
-        key = ShardKey(**json.loads(table.schema.metadata[_KEY]))
-        frame: pd.DataFrame = table.to_pandas()
-        frame["index"]
-    except (OSError, ValueError, TypeError, KeyError, pa.ArrowException) as error:
-        line = " ".join(str(error).split())
-        raise RunError(
-            f"out: cannot read {path}: {line}; delete it, and its samples are computed again"
-        ) from error
-    return key, frame

@@ -6,11 +6,12 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-import pyarrow as pa
 from pandas.api.types import is_bool_dtype, is_integer_dtype, is_numeric_dtype
 
 from greg_cert.certificate_counts import STATUSES
+from greg_cert.digests import tell_unchecked
 from greg_cert.errors import RunError
+from greg_cert.frames import read_frame as read_table
 from greg_cert.report.methods import check_methods
 
 FRAME_FILE = "certificates.parquet"
@@ -56,17 +57,14 @@ def read_rows(path: Path, required: tuple[str, ...]) -> pd.DataFrame:
     """The rows of a parquet file, of which there is at least one, with all of these columns.
 
     Raises:
-        RunError: the file is missing, truncated, empty or lacks a column.
+        RunError: the file is missing, damaged, empty or lacks a column.
     """
     try:
-        frame = pd.read_parquet(path, engine="pyarrow")
+        frame, _, checked = read_table(path)
     except FileNotFoundError:
         raise RunError(f"{path}: the file is missing; expected a verification folder") from None
-    except (OSError, ValueError, pa.ArrowException) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else "no reason given"
-        raise RunError(
-            f"{path}: cannot be read as parquet, perhaps truncated ({reason})"
-        ) from error
+    if not checked:
+        tell_unchecked(path)
     missing = [name for name in required if name not in frame.columns]
     if missing:
         raise RunError(f"{path}: missing column {', '.join(missing)}")

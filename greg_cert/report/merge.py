@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -11,8 +10,10 @@ from typing import Any
 
 import pandas as pd
 
+from greg_cert.digests import sealed
 from greg_cert.errors import RunError, UsageError
 from greg_cert.files import write_atomic
+from greg_cert.frames import frame_bytes
 from greg_cert.picture_file import (
     PICTURES,
     SamplePicture,
@@ -300,15 +301,13 @@ def _write(
         SCORES_FILE: [each.ood_scores for each in rows],
         TEST_SCORES_FILE: [each.test_scores for each in rows],
     }
-    text = json.dumps(summary, indent=2, allow_nan=False) + "\n"
+    text = json.dumps(sealed(summary), indent=2, allow_nan=False) + "\n"
     try:
         out.mkdir(parents=True, exist_ok=True)
         for name, frames in tables.items():
             some = [frame for frame in frames if frame is not None and len(frame)]
             if some:
-                buffer = io.BytesIO()
-                pd.concat(some, ignore_index=True).to_parquet(buffer, index=False)
-                write_atomic(out / name, buffer.getvalue())
+                write_atomic(out / name, frame_bytes(pd.concat(some, ignore_index=True)))
             else:
                 (out / name).unlink(missing_ok=True)
         if pictures:

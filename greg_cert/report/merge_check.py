@@ -10,7 +10,7 @@ from typing import Any
 
 from greg_cert.errors import RunError, UsageError
 from greg_cert.report.results import Results, load_results
-from greg_cert.report.summary_file import SUMMARY_FILE
+from greg_cert.report.summary_file import SUMMARY_FILE, read_document
 
 MERGED = "merged"  # field of `summary.json` that says a folder was put together
 # A row depends on all of these.
@@ -47,8 +47,7 @@ def read_part(folder: Path) -> Part:
         RunError: as `load_results`.
     """
     results = load_results(folder)
-    raw = json.loads((Path(folder) / SUMMARY_FILE).read_text(encoding="utf-8"))
-    return Part(Path(folder), results, raw)
+    return Part(Path(folder), results, read_document(Path(folder)))
 
 
 def check_target(folders: Sequence[Path], target: Path) -> None:

@@ -20,6 +20,7 @@ from greg_cert.certified_metrics import (
     average_certified_radius,
     certified_acceptance,
     certified_fpr,
+    clean_auroc,
     guaranteed_auroc,
     median_radius,
 )
@@ -124,11 +125,6 @@ def round_radius(value: float, norm: float) -> float:
     power = math.floor(math.log10(value))
     choices = [float(f"{m}e{power}") for m in (1, 2, 5, 10)]
     return min(choices, key=lambda choice: abs(math.log(choice / value)))
-
-
-def clean_auroc(ids: np.ndarray, ood: np.ndarray) -> float:
-    """Probability that an OOD score lies above an ID score, ties one half, as `metrics.auroc`."""
-    return (adversarial_auroc(ids, ood) + 1.0 - adversarial_auroc(ood, ids)) / 2.0
 
 
 def contradicted(scores: pd.DataFrame) -> int:

@@ -10,8 +10,10 @@ import numpy as np
 import pandas as pd
 
 from greg_cert.errors import RunError
+from greg_cert.report.agreement import Tables, check_agreement
 from greg_cert.report.frame_file import FRAME_FILE, read_frame
 from greg_cert.report.ood_files import OOD_FILE, SCORES_FILE, read_ood_frame, read_ood_scores
+from greg_cert.report.row_check import check_rows
 from greg_cert.report.score_file import (
     OOD,
     TEST,
@@ -19,7 +21,7 @@ from greg_cert.report.score_file import (
     check_same_scores,
     read_test_scores,
 )
-from greg_cert.report.summary_file import SUMMARY_FILE, Summary, read_summary
+from greg_cert.report.summary_file import SUMMARY_FILE, Summary, read_document, summary_of
 
 
 @dataclass(frozen=True)
@@ -114,7 +116,8 @@ def load_results(folder: Path) -> Results:
     folder = Path(folder)
     if not folder.is_dir():
         raise RunError(f"{folder}: expected a verification folder, but there is none")
-    summary = read_summary(folder)
+    document = read_document(folder)
+    summary = summary_of(folder / SUMMARY_FILE, document)
     frame = read_frame(folder)
     path = folder / FRAME_FILE
     for run in summary.runs:
@@ -137,8 +140,9 @@ def load_results(folder: Path) -> Results:
         .drop(columns="_order")
         .reset_index(drop=True)
     )
-    _check_agreement(folder, frame, summary)
-    _check_ood_side(folder, ood, summary)
+    check_rows(path, frame, summary, summary.side)
+    if ood is not None:
+        check_rows(folder / OOD_FILE, ood, summary, "ood")
     everything = read_test_scores(folder)
     if everything is not None:
         path_of_scores = folder / TEST_SCORES_FILE
@@ -147,6 +151,8 @@ def load_results(folder: Path) -> Results:
             check_same_scores(path_of_scores, everything, frame, TEST)
         for dataset, rows in () if ood is None else ood.groupby("dataset", sort=False):
             check_same_scores(path_of_scores, everything, rows, f"{OOD}{dataset}")
+    tables = [pd.DataFrame() if t is None else t for t in (frame, ood, scores, everything)]
+    check_agreement(folder, document, summary, Tables(*tables))
     frame = _paired(path, frame, summary)
     fingerprint = hashlib.sha256(path.read_bytes()).hexdigest()
     return Results(folder, frame, summary, fingerprint, ood, scores, everything)
@@ -175,50 +181,3 @@ def _paired(path: Path, frame: pd.DataFrame, summary: Summary) -> pd.DataFrame:
     raise RunError(
         f"{path}: column index: runs {first!r} and {other!r} must hold the same samples, but do not"
     )
-
-
-def _check_agreement(folder: Path, frame: pd.DataFrame, summary: Summary) -> None:
-    for run, record in summary.runs.items():
-        rows = frame[frame["run"] == run]
-        if len(rows) != record.samples:
-            raise RunError(
-                f"{folder / SUMMARY_FILE}: field runs.{run}.samples: expected the {len(rows)} rows "
-                f"of {FRAME_FILE}, but got {record.samples}"
-            )
-        for status, count in (record.status or {}).items():
-            found = int((rows["status"] == status).sum())
-            if found != count:
-                raise RunError(
-                    f"{folder / SUMMARY_FILE}: field runs.{run}.status.{status}: expected the "
-                    f"{found} rows of {FRAME_FILE}, but got {count}"
-                )
-        broken = int(rows["violation"].sum())
-        if broken != record.violations:
-            raise RunError(
-                f"{folder / SUMMARY_FILE}: field runs.{run}.violations: expected the {broken} of "
-                f"{FRAME_FILE}, but got {record.violations}"
-            )
-
-
-def _check_ood_side(folder: Path, ood: pd.DataFrame | None, summary: Summary) -> None:
-    for run, record in summary.runs.items():
-        for dataset, side in record.ood_side.items():
-            where = f"{folder / SUMMARY_FILE}: field runs.{run}.ood_side.{dataset}"
-            rows = _part(ood, run, dataset)
-            if rows is None:
-                raise RunError(f"{where}: no rows of it in {OOD_FILE}")
-            far = ~np.isclose(rows["threshold"].astype(float), record.threshold, rtol=1e-9, atol=0)
-            if far.any():
-                raise RunError(
-                    f"{folder / OOD_FILE}: column threshold: expected {record.threshold} of run "
-                    f"{run!r} in {SUMMARY_FILE}, but got {rows['threshold'][far].iloc[0]}"
-                )
-            counts = {"samples": (len(rows), side.samples)}
-            counts["violations"] = (int(rows["violation"].sum()), side.violations)
-            for status, count in (side.status or {}).items():
-                counts[f"status.{status}"] = (int((rows["status"] == status).sum()), count)
-            for field, (found, said) in counts.items():
-                if found != said:
-                    raise RunError(
-                        f"{where}.{field}: expected the {found} of {OOD_FILE}, but got {said}"
-                    )

@@ -7,10 +7,11 @@ that names the file and the field.
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from pydantic import (
     BaseModel,
@@ -22,45 +23,94 @@ from pydantic import (
     model_validator,
 )
 
+from greg_cert.certificate_counts import STATUSES
+from greg_cert.digests import check_seal, tell_unchecked
 from greg_cert.errors import RunError
 
 SUMMARY_FILE = "summary.json"
 SCHEMA = 1
 
+Rate = Annotated[float, Field(ge=0, le=1)]
+Radius = Annotated[float, Field(ge=0)]
+Count = Annotated[int, Field(ge=0)]
+
 
 class _Record(BaseModel):
-    model_config = ConfigDict(frozen=True, strict=True, extra="ignore")
+    model_config = ConfigDict(frozen=True, strict=True, extra="ignore", allow_inf_nan=False)
 
 
 class MedianMean(_Record):
-    """Median and mean of a radius over the samples of a run."""
+    """Median and mean of a radius, or of another length, over the samples of a run."""
 
-    median: float | None
-    mean: float | None = None
+    median: Radius | None
+    mean: Radius | None = None
 
 
 class GradientRadius(_Record):
     """Median of the first-order estimate, and how often a real attack undercuts it."""
 
-    median: float | None
-    above_attack: float | None = None
+    median: Radius | None
+    mean: Radius | None = None
+    above_attack: Rate | None = None
 
 
-class OodSide(_Record):
-    """What the verifier counted for one run on one OOD set."""
+class _Counted(_Record):
+    """What is counted of the samples of a run, or of one OOD set."""
 
     samples: int = Field(ge=1)
-    violations: int = Field(ge=0)
-    status: dict[str, int] | None = None
+    violations: Count
+    status: dict[str, Count] | None = None
+
+    @field_validator("status")
+    @classmethod
+    def _one_status_a_sample(
+        cls, value: dict[str, int] | None, info: ValidationInfo
+    ) -> dict[str, int] | None:
+        if unknown := [name for name in value or () if name not in STATUSES]:
+            raise ValueError(f"expected {', '.join(STATUSES)}, but got {unknown[0]!r}")
+        samples = info.data.get("samples")
+        if value is not None and samples not in (None, sum(value.values())):
+            raise ValueError(f"expected {samples} in all, as samples, but got {value}")
+        return value
+
+
+class OodSide(_Counted):
+    """What the verifier counted for one run on one OOD set."""
+
+    certified_radius: MedianMean | None = None
+    attack_radius: MedianMean | None = None
 
 
 class Audit(_Record):
     """The attacks made on certificates to contradict them."""
 
-    violations: int = Field(default=0, ge=0)
-    attacks: int | list[str] | None = None
-    steps: int | None = None
-    restarts: int | None = None
+    violations: Count = 0
+    attacks: Count | list[str] | None = None
+    certificates: Count | None = None
+    steps: Count | None = None
+    restarts: Count | None = None
+
+    @model_validator(mode="after")
+    def _no_more_than_there_are(self) -> Audit:
+        found = [
+            (name, value)
+            for name in ("violations", "attacks", "certificates")
+            if isinstance(value := getattr(self, name), int)
+        ]
+        for (less, few), (more, many) in itertools.pairwise(found):
+            if few > many:
+                raise ValueError(f"{less}: expected at most the {many} {more}, but got {few}")
+        return self
+
+
+class Detection(_Record):
+    """How well one OOD set is told apart, without any perturbation."""
+
+    fpr95: Rate | None = None
+    fpr95_ood_recall: Rate | None = None
+    auroc: Rate | None = None
+    aupr_in: Rate | None = None
+    aupr_out: Rate | None = None
 
 
 class Smoothing(_Record):
@@ -71,24 +121,26 @@ class Smoothing(_Record):
     alpha: float = Field(gt=0, lt=1)
 
 
-class RunSummary(_Record):
+class RunSummary(_Counted):
     """What the verifier measured for one run; rates are fractions in [0, 1]."""
 
     method: str
-    id_accuracy: float | None
+    id_accuracy: Rate | None
     threshold: float
-    fpr95: float | None
-    auroc: float | None
-    samples: int = Field(ge=1)
+    fpr95: Rate | None
+    auroc: Rate | None
     certified_radius: MedianMean
     attack_radius: MedianMean
     gradient_radius: GradientRadius
     lipschitz_radius: MedianMean
-    violations: int = Field(ge=0)
-    seconds: float | None
-    fpr95_ood_recall: float | None = None
-    ood: dict[str, Any] = Field(default_factory=dict)
-    status: dict[str, int] | None = None
+    seconds: Annotated[float, Field(ge=0)] | None
+    fpr95_ood_recall: Rate | None = None
+    aupr_in: Rate | None = None
+    aupr_out: Rate | None = None
+    test_tpr: Rate | None = None
+    gradient_norm: MedianMean | None = None
+    ood: dict[str, Detection] = Field(default_factory=dict)
+    robust: dict[str, dict[str, Rate]] = Field(default_factory=dict)
     ood_side: dict[str, OodSide] = Field(default_factory=dict)
     audit: Audit | None = None
     score: str | None = None
@@ -98,7 +150,7 @@ class Merged(_Record):
     """That a folder was put together from several, and how many samples not all of them had."""
 
     folders: list[str] = Field(default_factory=list)
-    left_out: dict[str, dict[str, int]] = Field(default_factory=dict)
+    left_out: dict[str, dict[str, Count]] = Field(default_factory=dict)
 
 
 class Provenance(_Record):
@@ -127,10 +179,10 @@ class Provenance(_Record):
 class Summary(_Record):
     """The whole of `summary.json`."""
 
-    norm: float
+    norm: Annotated[float, Field(allow_inf_nan=True)]
     tpr: float = Field(gt=0, le=1)
     runs: dict[str, RunSummary] = Field(min_length=1)
-    max_radius: float | None = None
+    max_radius: Annotated[float, Field(gt=0)] | None = None
     side: str = "id"
     clip: bool = False
     baseline: str | None = None
@@ -139,7 +191,9 @@ class Summary(_Record):
     methods: list[str] = Field(default_factory=list)
     classes: list[str] = Field(default_factory=list)
     complete: bool = True
-    wanted: int | None = Field(default=None, ge=0)
+    samples: Count | None = None
+    wanted: Count | None = None
+    ood_wanted: dict[str, Count] | None = None
     smoothing: Smoothing | None = None
     correct: bool = False
     audit: Audit | None = None
@@ -195,11 +249,11 @@ class Summary(_Record):
         return self
 
 
-def read_summary(folder: Path) -> Summary:
-    """The checked contents of `folder/summary.json`.
+def read_document(folder: Path) -> dict[str, Any]:
+    """What `folder/summary.json` holds, if it is as it was written.
 
     Raises:
-        RunError: the file is missing, is not JSON, has another schema number, or lacks a field.
+        RunError: the file is missing, is not JSON, has another schema number, or another digest.
     """
     path = folder / SUMMARY_FILE
     try:
@@ -216,11 +270,28 @@ def read_summary(folder: Path) -> Summary:
         raise RunError(f"{path}: field schema: missing")
     if raw["schema"] != SCHEMA or isinstance(raw["schema"], bool):
         raise RunError(f"{path}: field schema: expected {SCHEMA}, but got {raw['schema']!r}")
+    if not check_seal(raw, path):
+        tell_unchecked(path)
+    return raw
+
+
+def summary_of(path: Path, document: dict[str, Any]) -> Summary:
+    """The checked fields of such a document, read from `path`.
+
+    Raises:
+        RunError: a field is missing, or holds what it cannot hold; names it and what it holds.
+    """
     try:
-        return Summary.model_validate(raw)
+        return Summary.model_validate(document)
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         field = ".".join(str(part) for part in first["loc"])
         prefix = f"field {field}: " if field else "field "
-        reason = "missing" if first["type"] == "missing" else first["msg"]
-        raise RunError(f"{path}: {prefix}{reason.removeprefix('Value error, ')}") from None
+        reason = first["msg"].removeprefix("Value error, ")
+        if first["type"] == "missing":
+            reason = "missing"
+        elif first["type"] != "value_error":
+            shown = repr(first["input"])
+            shown = shown if len(shown) <= 60 else f"{shown[:59]}…"
+            reason = f"{reason.replace('Input should be', 'expected')}, but got {shown}"
+        raise RunError(f"{path}: {prefix}{reason}") from None

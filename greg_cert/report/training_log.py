@@ -16,7 +16,6 @@ import numpy as np
 from greg_cert.errors import RunError
 from greg_cert.manifest import MANIFEST_FILE, check_file, read_manifest
 from greg_cert.report.results import Results
-from greg_cert.report.summary_file import SUMMARY_FILE
 
 METRICS_FILE = "metrics.jsonl"
 _PLACE = ("step", "stage", "epoch")
@@ -189,6 +188,5 @@ def likely_folders(results: Results) -> list[Path]:
 
 
 def _recorded_manifests(results: Results) -> dict[str, Any]:
-    raw = json.loads((results.folder / SUMMARY_FILE).read_text(encoding="utf-8"))
-    runs = (raw.get("provenance") or {}).get("runs")
+    runs = results.summary.provenance.runs
     return {k: v for k, v in runs.items() if isinstance(v, dict)} if isinstance(runs, dict) else {}

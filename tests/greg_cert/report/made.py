@@ -6,6 +6,11 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from greg_cert.certificate_counts import id_side, ood_side
+from greg_cert.digests import sealed
+from greg_cert.frames import frame_bytes
+from greg_cert.metrics import detection_metrics
+
 
 def frame_of(run, certified, attack, rejected=(), *, lipschitz=None, gradient=None):
     """One run's rows; `rejected` lists the positions whose radii become 0."""
@@ -45,7 +50,7 @@ def summary_of(frames, *, norm=2.0, baseline=None, minimal=False, **more):
     """A summary that fits the frames; `minimal` keeps only the keys of the contract."""
     runs = {}
     for frame in frames:
-        attack = float(np.median(frame["radius_attack"]))
+        counted = id_side(frame)
         record = {
             "method": "energy",
             "id_accuracy": 0.981,
@@ -53,23 +58,18 @@ def summary_of(frames, *, norm=2.0, baseline=None, minimal=False, **more):
             "fpr95": 0.0123,
             "auroc": 0.9951,
             "samples": len(frame),
-            "certified_radius": {
-                "median": float(np.median(frame["radius_certified"])),
-                "mean": float(np.mean(frame["radius_certified"])),
+            "certified_radius": counted["certified_radius"],
+            **{
+                f"{name}_radius": {"median": counted[f"{name}_radius"]["median"]}
+                for name in ("attack", "gradient", "lipschitz")
             },
-            "attack_radius": {"median": attack if np.isfinite(attack) else None},
-            "gradient_radius": {"median": float(np.median(frame["radius_gradient"]))},
-            "lipschitz_radius": {"median": float(np.median(frame["radius_lipschitz"]))},
-            "violations": int(frame["violation"].sum()),
+            "violations": counted["violations"],
             "seconds": 4.2,
         }
         if not minimal:
             record["fpr95_ood_recall"] = 0.02
-            record["ood"] = {"mnist": {"fpr95": 0.01, "auroc": 0.99}}
-            counts = frame["status"].value_counts()
-            record["status"] = {
-                s: int(counts.get(s, 0)) for s in ("certified", "rejected", "undecided")
-            }
+            record["ood"] = {"mnist": {"fpr95": 0.0123, "auroc": 0.9951}}
+            record["status"] = counted["status"]
         runs[str(frame["run"].iloc[0])] = record
     summary = {"schema": 1, "norm": norm, "tpr": 0.95, "runs": runs}
     if not minimal:
@@ -117,21 +117,13 @@ def write_ood(folder: Path, frames, scores=None) -> Path:
     path = folder / "summary.json"
     summary = json.loads(path.read_text(encoding="utf-8"))
     for frame in frames:
-        counts = frame["status"].value_counts()
-        certified = frame["radius_certified"]
         side = summary["runs"][frame["run"].iloc[0]].setdefault("ood_side", {})
-        side[frame["dataset"].iloc[0]] = {
-            "samples": len(frame),
-            "status": {s: int(counts.get(s, 0)) for s in ("certified", "rejected", "undecided")},
-            "certified_radius": {"median": float(certified.median()), "mean": certified.mean()},
-            "attack_radius": {"median": None},
-            "violations": int(frame["violation"].sum()),
-        }
+        side[frame["dataset"].iloc[0]] = ood_side(frame)
     if frames:
-        pd.concat(frames, ignore_index=True).to_parquet(folder / "ood_certificates.parquet")
+        write_table(folder / "ood_certificates.parquet", frames)
     if scores is not None:
-        pd.concat(scores, ignore_index=True).to_parquet(folder / "ood_scores.parquet")
-    path.write_text(json.dumps(summary), encoding="utf-8")
+        write_table(folder / "ood_scores.parquet", scores)
+    write_summary(folder, summary)
     return folder
 
 
@@ -153,9 +145,47 @@ def all_scores_of(frame, sets=("mnist", "svhn"), n=300, seed=0):
 
 
 def write_test_scores(folder: Path, scores) -> Path:
-    """The folder, with the scores of all test samples beside its files."""
-    pd.concat(scores, ignore_index=True).to_parquet(folder / "scores.parquet")
+    """The folder, with the scores of all test samples beside its files and in the summary."""
+    write_table(folder / "scores.parquet", scores)
+    summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
+    for frame in scores:
+        parts = {part: rows["score"].to_numpy() for part, rows in frame.groupby("part")}
+        test = parts.pop("test")
+        record = summary["runs"][frame["run"].iloc[0]]
+        record["test_tpr"] = float(np.mean(test <= record["threshold"]))
+        record["ood"] = {
+            part.removeprefix("ood/"): detection_metrics(test, values)
+            for part, values in parts.items()
+        }
+        for metric in ("fpr95", "auroc", "fpr95_ood_recall"):
+            values = [found[metric] for found in record["ood"].values()]
+            record[metric] = float(np.mean(values)) if values else None
+    write_summary(folder, summary)
     return folder
+
+
+def write_summary(folder: Path, summary) -> None:
+    """`summary.json` with the digest of what it holds."""
+    (folder / "summary.json").write_text(json.dumps(sealed(summary)), encoding="utf-8")
+
+
+def write_table(path: Path, frames) -> None:
+    """One table of some frames, with the digest of what it holds."""
+    path.write_bytes(frame_bytes(pd.concat(frames, ignore_index=True)))
+
+
+def edit(folder: Path, name: str, change) -> None:
+    """A file changed by someone who knows of digests: `change` is given what it holds.
+
+    Of a table it returns the one to write; a document it changes in place.
+    """
+    path = folder / name
+    if name.endswith(".parquet"):
+        write_table(path, [change(pd.read_parquet(path))])
+    else:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        change(content)
+        write_summary(folder, content)
 
 
 def with_methods(frame, names=("crown", "crown_ibp", "alpha_crown", "branch", "clever"), seed=0):
@@ -185,9 +215,8 @@ def with_smoothing(frame, decisions, radii):
 def write(folder: Path, frames, summary=None, **options) -> Path:
     """The folder, with both files written."""
     folder.mkdir(parents=True, exist_ok=True)
-    pd.concat(frames, ignore_index=True).to_parquet(folder / "certificates.parquet")
-    summary = summary_of(frames, **options) if summary is None else summary
-    (folder / "summary.json").write_text(json.dumps(summary), encoding="utf-8")
+    write_table(folder / "certificates.parquet", frames)
+    write_summary(folder, summary_of(frames, **options) if summary is None else summary)
     return folder
 
 

@@ -1,7 +1,4 @@
-import json
-
 import numpy as np
-import pandas as pd
 import pytest
 
 from greg_cert.errors import RunError
@@ -14,18 +11,16 @@ def folder(made, tmp_path):
     return made.write(tmp_path / "v", made.realistic(40), baseline="energy")
 
 
-def edit(folder, change):
-    path = folder / "summary.json"
-    summary = json.loads(path.read_text())
-    change(summary)
-    path.write_text(json.dumps(summary))
+@pytest.fixture
+def edit(made):
+    """Changes `summary.json` and its digest."""
+    return lambda folder, change: made.edit(folder, "summary.json", change)
 
 
-def edit_frame(folder, change):
-    path = folder / "certificates.parquet"
-    frame = pd.read_parquet(path)
-    frame = change(frame)
-    frame.to_parquet(path)
+@pytest.fixture
+def edit_frame(made):
+    """Changes `certificates.parquet` and its digest."""
+    return lambda folder, change: made.edit(folder, "certificates.parquet", change)
 
 
 def refused(folder, *words):
@@ -37,7 +32,7 @@ def refused(folder, *words):
         assert word in message, message
 
 
-def test_rows_are_paired_whatever_the_order_of_the_file(folder):
+def test_rows_are_paired_whatever_the_order_of_the_file(folder, edit_frame):
     edit_frame(folder, lambda f: f.sample(frac=1, random_state=0))
     results = load_results(folder)
     assert results.runs == ("energy", "greg+")
@@ -54,7 +49,7 @@ def test_keys_beyond_the_contract_are_optional(made, tmp_path):
 
 
 @pytest.mark.parametrize("norm", ["inf", 2, 2.0, 1])
-def test_norms(folder, norm):
+def test_norms(folder, norm, edit):
     edit(folder, lambda s: s.update(norm=norm))
     assert load_results(folder).summary.norm == float(norm)
 
@@ -84,13 +79,13 @@ def test_summary_that_is_no_text_or_no_object(folder):
 
 
 @pytest.mark.parametrize("schema", [2, "1", None, True])
-def test_unknown_schema(folder, schema):
+def test_unknown_schema(folder, schema, edit):
     edit(folder, lambda s: s.update(schema=schema))
     refused(folder, "summary.json", "schema", repr(schema))
 
 
 @pytest.mark.parametrize("key", ["schema", "norm", "tpr", "runs"])
-def test_missing_top_keys(folder, key):
+def test_missing_top_keys(folder, key, edit):
     edit(folder, lambda s: s.pop(key))
     refused(folder, "summary.json", key, "missing")
 
@@ -102,7 +97,7 @@ def test_missing_top_keys(folder, key):
         *("attack_radius", "gradient_radius", "lipschitz_radius", "violations", "seconds"),
     ],
 )
-def test_missing_run_keys(folder, key):
+def test_missing_run_keys(folder, key, edit):
     edit(folder, lambda s: s["runs"]["greg+"].pop(key))
     refused(folder, "summary.json", f"runs.greg+.{key}", "missing")
 
@@ -117,23 +112,30 @@ def test_missing_run_keys(folder, key):
         (lambda s: s.update(runs={}), ("runs",)),
         (lambda s: s.update(baseline="none"), ("baseline", "none")),
         (lambda s: s["runs"]["energy"].update(auroc="high"), ("runs.energy.auroc",)),
-        (lambda s: s["runs"]["energy"].update(samples=41), ("runs.energy.samples", "41")),
+        (
+            lambda s: s["runs"]["energy"].update(samples=41, status=None),
+            ("runs.energy.samples", "expected 40 of certificates.parquet, but got 41"),
+        ),
         (lambda s: s["runs"]["energy"].update(violations=4), ("runs.energy.violations", "4")),
         (
             lambda s: s["runs"]["energy"]["status"].update(rejected=9),
-            ("runs.energy.status.rejected", "9"),
+            ("runs.energy.status", "expected 40 in all", "9"),
+        ),
+        (
+            lambda s: s["runs"]["energy"]["status"].update(rejected=1, undecided=2),
+            ("runs.energy.status.rejected", "but got 1"),
         ),
         (lambda s: s["runs"].update(more=s["runs"]["energy"]), ("more",)),
         (lambda s: s["runs"].pop("greg+"), ("greg+",)),
     ],
 )
-def test_wrong_values_in_the_summary(folder, change, words):
+def test_wrong_values_in_the_summary(folder, change, words, edit):
     edit(folder, change)
     refused(folder, *words)
 
 
 @pytest.mark.parametrize("column", COLUMNS)
-def test_missing_columns(folder, column):
+def test_missing_columns(folder, column, edit_frame):
     edit_frame(folder, lambda f: f.drop(columns=column))
     refused(folder, "certificates.parquet", column)
 
@@ -157,7 +159,7 @@ def test_missing_columns(folder, column):
         ("violation", "no"),
     ],
 )
-def test_wrong_values_in_a_column(folder, column, value):
+def test_wrong_values_in_a_column(folder, column, value, edit_frame):
     def change(frame):
         values = frame[column].astype(object)
         values.iloc[3] = value
@@ -173,7 +175,7 @@ def test_wrong_values_in_a_column(folder, column, value):
     refused(folder, "certificates.parquet", column)
 
 
-def test_no_rows_and_unpaired_runs(folder):
+def test_no_rows_and_unpaired_runs(folder, edit_frame):
     edit_frame(folder, lambda f: f.assign(index=f["index"] + 1000 * (f["run"] == "greg+")))
     refused(folder, "certificates.parquet", "index", "energy", "greg+")
     edit_frame(folder, lambda f: f.iloc[:0])

@@ -20,8 +20,7 @@ def verified(made, tmp_path):
     def write(name, frames, *, seed=0, ood=(), bounds=(), scores=(), data=None, **summary):
         folder = tmp_path / name / "verify"
         made.write(folder, frames, baseline=summary.pop("baseline", None))
-        path = folder / "summary.json"
-        raw = json.loads(path.read_text())
+        raw = json.loads((folder / "summary.json").read_text())
         raw |= {"method": "crown", "methods": ["crown"], "engine": "native"} | summary
         raw["provenance"] |= {
             "command": f"greg-cert verify runs/{name}",
@@ -30,7 +29,7 @@ def verified(made, tmp_path):
                 run: {"seed": seed, "data": DATA | (data or {}), "made": run} for run in raw["runs"]
             },
         }
-        path.write_text(json.dumps(raw))
+        made.write_summary(folder, raw)
         if ood:
             made.write_ood(folder, list(ood), list(bounds) or None)
         if scores:
@@ -45,17 +44,22 @@ def frames(made):
     return made.realistic(40, names=("energy", "greg", "greg+"))
 
 
-def change(folder, **fields):
+@pytest.fixture
+def change(made):
     """Overwrites fields of `summary.json`, dotted ones inside others."""
-    path = folder / "summary.json"
-    raw = json.loads(path.read_text())
-    for name, value in fields.items():
-        at = raw
-        *inner, last = name.split("__")
-        for key in inner:
-            at = at[key]
-        at[last] = value
-    path.write_text(json.dumps(raw))
+
+    def write(folder, **fields):
+        def overwrite(raw):
+            for name, value in fields.items():
+                at = raw
+                *inner, last = name.split("__")
+                for key in inner:
+                    at = at[key]
+                at[last] = value
+
+        made.edit(folder, "summary.json", overwrite)
+
+    return write
 
 
 def test_merging_equals_one_verification_of_all(verified, made, frames, tmp_path):
@@ -173,7 +177,9 @@ def test_violations_are_kept_and_counted(verified, made, tmp_path):
         ({"provenance__runs": {}}, r"field provenance\.runs\.greg\.data: missing"),
     ],
 )
-def test_what_does_not_fit_is_named_with_both_folders(verified, frames, tmp_path, fields, words):
+def test_what_does_not_fit_is_named_with_both_folders(
+    verified, frames, tmp_path, fields, words, change
+):
     a, b = verified("a", frames[:1]), verified("b", frames[1:2])
     change(b, **fields)
     with pytest.raises(RunError, match=words) as caught:
@@ -192,7 +198,8 @@ def test_training_data_seeds_and_numbers_of_samples_may_differ(verified, frames,
 
 
 def test_other_labels_are_other_samples(verified, frames, tmp_path):
-    other = frames[1].assign(label=(frames[1]["label"] + 1) % 10)
+    label = (frames[1]["label"] + 1) % 10
+    other = frames[1].assign(label=label, predicted=label)
     with pytest.raises(RunError, match=r"column label: expected 0 for index 100, as in .* got 1"):
         merge_verifications([verified("a", frames[:1]), verified("b", [other])], tmp_path / "out")
 
@@ -303,7 +310,7 @@ def test_unfinished_parts_make_an_unfinished_whole(verified, frames, tmp_path):
     assert (summary.complete, summary.wanted) == (False, 40)
 
 
-def test_audits_add_up_where_all_have_one(verified, frames, tmp_path):
+def test_audits_add_up_where_all_have_one(verified, frames, tmp_path, change):
     audit = {"attacks": 3, "certificates": 5, "violations": 0, "steps": 200, "restarts": 12}
     a = verified("a", frames[:1], audit=audit)
     b = verified("b", frames[1:2], audit=audit | {"attacks": 4, "steps": 100})
@@ -315,7 +322,7 @@ def test_audits_add_up_where_all_have_one(verified, frames, tmp_path):
     assert json.loads((tmp_path / "out/summary.json").read_text())["audit"] is None
 
 
-def test_runs_of_different_scores_are_said_to_be(verified, frames, tmp_path):
+def test_runs_of_different_scores_are_said_to_be(verified, frames, tmp_path, change):
     a, b = verified("a", frames[:1]), verified("b", frames[1:2], score="max_logit")
     change(a, runs__energy__score="energy")
     change(b, runs__greg__score="max_logit")
@@ -324,7 +331,9 @@ def test_runs_of_different_scores_are_said_to_be(verified, frames, tmp_path):
     assert "energy: energy, greg: maximum logit" in note
 
 
-def test_runs_of_one_name_are_told_apart_by_their_own_folders(verified, made, frames, tmp_path):
+def test_runs_of_one_name_are_told_apart_by_their_own_folders(
+    verified, made, frames, tmp_path, change
+):
     other = made.realistic(40, names=("energy",), seed=9)
     a, b = verified("greg+", frames[:2], baseline="energy"), verified("energy2", other)
     change(a, provenance__folders={"energy": "/r/energy", "greg": "/r/greg+"})
@@ -343,7 +352,7 @@ def test_runs_of_one_name_are_told_apart_by_their_own_folders(verified, made, fr
     assert "energy (greg+)" not in table
 
 
-def test_one_run_under_two_names_is_one_run(verified, frames, tmp_path):
+def test_one_run_under_two_names_is_one_run(verified, frames, tmp_path, change):
     """What has its title in one verification goes by its folder beside another of that title."""
     a = verified("a", frames[:2], baseline="energy")
     b = verified("b", [frames[0].assign(run="energy0"), frames[2]], baseline="energy0")
@@ -360,7 +369,7 @@ def test_one_run_under_two_names_is_one_run(verified, frames, tmp_path):
     ]
 
 
-def test_the_record_of_each_run_and_part_is_kept(verified, frames, tmp_path):
+def test_the_record_of_each_run_and_part_is_kept(verified, frames, tmp_path, change):
     a, b = verified("a", frames[:1]), verified("b", frames[1:2])
     for folder, run, number in ((a, "energy", 0), (b, "greg", 3)):
         change(folder, provenance__seed=number, provenance__python="3.11.8")

@@ -1,12 +1,11 @@
 """The OOD side of a report: its files, its numbers and its words."""
 
-import json
-
 import numpy as np
 import pandas as pd
 import pytest
 from rich.console import Console
 
+from greg_cert.certified_metrics import clean_auroc
 from greg_cert.errors import RunError
 from greg_cert.metrics import auroc
 from greg_cert.report import FigureStyle, load_results, summary_table, write_report
@@ -14,7 +13,7 @@ from greg_cert.report.canvas import drawn
 from greg_cert.report.comparison import compare
 from greg_cert.report.figures import FIGURES, OOD_FIGURE
 from greg_cert.report.notes import contradictions
-from greg_cert.report.ood_rows import ball_rows, clean_auroc, fixed_radii, ood_rows, round_radius
+from greg_cert.report.ood_rows import ball_rows, fixed_radii, ood_rows, round_radius
 from greg_cert.report.page import html_page
 from greg_cert.report.rows import table_rows
 from greg_cert.report.statement import statement
@@ -34,16 +33,6 @@ def folder(made, small):
         made.ood_of("b", "mnist", [0.2, 0.2, 0.2, 0.0], [0.4] * 4),
     ]
     return made.write_ood(small, frames, [made.scores_of(frames[0]), made.scores_of(frames[2])])
-
-
-def edit(folder, name, change):
-    path = folder / name
-    if name.endswith("json"):
-        content = json.loads(path.read_text())
-        change(content)
-        path.write_text(json.dumps(content))
-    else:
-        change(pd.read_parquet(path)).to_parquet(path)
 
 
 def everything(folder):
@@ -101,7 +90,7 @@ def test_areas_are_ordered_and_the_centre_of_a_ball_counts_as_found(made, small)
     ood = made.ood_of("a", "x", [0.1] * 6, [INF] * 6)
     # Clean scores below those of ID samples, and no attack that came below them.
     scores = made.scores_of(ood).assign(score=-15.5, score_bound=-16.0, score_attack=100.0)
-    for row in ball_rows(load_results(made.write_ood(small, [ood], [scores]))):
+    for row in ball_rows(load_results(made.write_ood(small, [], [scores]))):
         assert row.guaranteed <= row.adversarial <= row.auroc
 
 
@@ -195,12 +184,14 @@ def test_curves_of_the_figure_by_hand(folder):
         assert (low.get_ydata() <= high.get_ydata()).all()
 
 
-def test_the_figure_is_written_where_there_is_an_ood_side(folder, tmp_path):
+def test_the_figure_is_written_where_there_is_an_ood_side(folder, tmp_path, made):
     files = write_report(folder, tmp_path / "out", style=FigureStyle(dpi=60))
     assert set(files.figures) == {spec.name for spec in (*FIGURES, OOD_FIGURE)}
     assert "OOD samples accepted under perturbation" in files.html.read_text()
     (folder / "ood_certificates.parquet").unlink()
-    edit(folder, "summary.json", lambda s: [r.pop("ood_side", None) for r in s["runs"].values()])
+    made.edit(
+        folder, "summary.json", lambda s: [r.pop("ood_side", None) for r in s["runs"].values()]
+    )
     files = write_report(folder, tmp_path / "scores", style=FigureStyle(dpi=60))
     assert OOD_FIGURE.name not in files.figures
     text = files.markdown.read_text()
@@ -220,9 +211,12 @@ def warned(folder, *words):
 
 def test_contradictions_anywhere_raise_the_alarm(made, folder, tmp_path):
     assert contradictions(load_results(folder)) == []
-    bad = made.scores_of(made.ood_of("a", "mnist", [0.1] * 4, [0.2] * 4))
-    bad.loc[5, "score_bound"] = bad.loc[5, "score_attack"] + 1e-9
-    bad.to_parquet(folder / "ood_scores.parquet")
+
+    def spoil(bounds):
+        bounds.loc[5, "score_bound"] = bounds.loc[5, "score_attack"] + 1e-9
+        return bounds
+
+    made.edit(folder, "ood_scores.parquet", spoil)
     warned(folder, "1 of 12 score bounds")
     other = made.write(tmp_path / "other", [made.frame_of("b", [0.1], [0.2])])
     made.write_ood(other, [made.ood_of("b", "x", [0.3, 0.1], [0.2, 0.2])])
@@ -230,22 +224,22 @@ def test_contradictions_anywhere_raise_the_alarm(made, folder, tmp_path):
 
 
 @pytest.mark.parametrize("inside", [False, True])
-def test_violations_of_the_audit_raise_the_alarm(small, inside):
+def test_violations_of_the_audit_raise_the_alarm(small, inside, made):
     audit = {"attacks": ["pgd", "square"], "violations": 3, "steps": 40, "restarts": 3}
 
     def change(summary):
         (summary["runs"]["b"] if inside else summary)["audit"] = audit
 
-    edit(small, "summary.json", change)
+    made.edit(small, "summary.json", change)
     warned(small, "audit", ": 3")
     assert "attacks pgd, square, steps 40, restarts 3, violations 3" in everything(small)["html"]
 
 
-def test_notes_stand_in_every_form(small):
+def test_notes_stand_in_every_form(small, made):
     for text in everything(small).values():
         assert "Unfinished" not in text
     more = {"complete": False, "wanted": 20, "correct": True, "score": "max_logit"}
-    edit(small, "summary.json", lambda s: s.update(more))
+    made.edit(small, "summary.json", lambda s: s.update(more))
     for form, text in everything(small).items():
         for words in (
             "Unfinished: 5 of 20 samples",
@@ -266,7 +260,7 @@ def test_an_unfinished_folder_shows_the_samples_all_runs_have(made, tmp_path):
         "\u201cenergy\u201d 20, \u201cgreg+\u201d 12 of 50 samples"
         in everything(folder)["markdown"]
     )
-    edit(folder, "summary.json", lambda s: s.update(complete=True))
+    made.edit(folder, "summary.json", lambda s: s.update(complete=True, wanted=None))
     with pytest.raises(RunError, match="same samples"):
         load_results(folder)
 
@@ -295,16 +289,16 @@ def test_an_unfinished_folder_shows_the_samples_all_runs_have(made, tmp_path):
         ),
     ],
 )
-def test_damaged_or_disagreeing_files_are_refused(folder, name, change, words):
-    edit(folder, name, change)
+def test_damaged_or_disagreeing_files_are_refused(folder, name, change, words, made):
+    made.edit(folder, name, change)
     with pytest.raises(RunError, match=words) as error:
         load_results(folder)
     assert "\n" not in str(error.value)
 
 
-def test_unproven_bounds_and_a_lost_file(folder):
-    edit(folder, "ood_scores.parquet", lambda f: f.assign(score_bound=-INF))
+def test_unproven_bounds_and_a_lost_file(folder, made):
+    made.edit(folder, "ood_scores.parquet", lambda f: f.assign(score_bound=-INF))
     assert {row.guaranteed for row in ball_rows(load_results(folder))} == {0.0, None}
     (folder / "ood_certificates.parquet").unlink()
-    with pytest.raises(RunError, match=r"ood_side\.mnist: no rows"):
+    with pytest.raises(RunError, match=r"ood_side\.mnist: expected rows in ood_cert"):
         load_results(folder)

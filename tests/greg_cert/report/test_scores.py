@@ -56,8 +56,8 @@ def test_a_folder_without_scores_has_none_and_no_figure(small):
         (scores().iloc[:0], "expected at least one row"),
     ],
 )
-def test_damaged_files_are_refused_by_column(small, frame, words):
-    frame.to_parquet(small / "scores.parquet")
+def test_damaged_files_are_refused_by_column(made, small, frame, words):
+    made.write_table(small / "scores.parquet", [frame])
     with pytest.raises(RunError, match=words):
         load_results(small)
 
@@ -67,11 +67,11 @@ def test_scores_of_another_network_than_the_certificates_are_refused(made, small
     made.write_ood(small, [ood])
     far = scores(part=["test", "ood/mnist", "ood/mnist"], index=[0, 100, 101])
     far["score"] = [-15.0, -8.0, -7.5]
-    far.to_parquet(small / "scores.parquet")
+    made.write_table(small / "scores.parquet", [far])
     with pytest.raises(RunError, match="part ood/mnist, index 101"):
         load_results(small)
     far["score"] = [-15.0, -8.0, -7.99]
-    far.to_parquet(small / "scores.parquet")
+    made.write_test_scores(small, [far])
     assert load_results(small).test_scores is not None
 
 

@@ -1,0 +1,289 @@
+"""Files of a verification are believed only as they were written, and where their numbers agree."""
+
+import json
+import warnings
+
+import flips
+import numpy as np
+import pandas as pd
+import pytest
+
+from greg_cert.errors import RunError, UncheckedFileWarning
+from greg_cert.picture_file import PICTURES, SamplePicture, read_pictures, write_pictures
+from greg_cert.report import load_results, merge_verifications
+
+TABLES = ("certificates", "ood_certificates", "ood_scores", "scores")
+NAN, INF = float("nan"), float("inf")
+
+
+@pytest.fixture
+def folder(made, tmp_path):
+    """Two runs with every file and field that the verifier writes."""
+    frames = [made.with_methods(f) for f in made.realistic(30)]
+    summary = made.summary_of(frames, baseline="energy") | {
+        **{"methods": ["branch"], "samples": 30, "wanted": 30, "ood_wanted": {"mnist": 4}},
+        "audit": {"attacks": 50, "certificates": 50, "violations": 0, "steps": 9, "restarts": 2},
+    }
+    folder = made.write(tmp_path / "v", frames, summary)
+    radii = [0.1, 0.2, 9, 0.3], [1.0] * 4, [2]
+    ood = [made.ood_of(f["run"].iloc[0], "mnist", *radii) for f in frames]
+    made.write_ood(folder, [made.with_methods(o) for o in ood], [made.scores_of(o) for o in ood])
+    scores = [made.all_scores_of(f, ("mnist",), 140) for f in frames]
+    for all_scores, rows in zip(scores, ood, strict=True):
+        known = rows.set_index("index")["score"]
+        here = (all_scores["part"] == "ood/mnist") & all_scores["index"].isin(known.index)
+        all_scores.loc[here, "score"] = known.loc[all_scores.loc[here, "index"]].to_numpy()
+    return made.write_test_scores(folder, scores)
+
+
+def everything(folder):
+    """All that is believed: the summary and the rows of every table."""
+    found = load_results(folder)
+    return [found.summary.model_dump(), found.frame, found.ood, found.ood_scores, found.test_scores]
+
+
+def same(one, other):
+    assert one[0] == other[0]
+    for a, b in zip(one[1:], other[1:], strict=True):
+        pd.testing.assert_frame_equal(a, b)
+
+
+def refused(folder, *words):
+    with pytest.raises(RunError) as error:
+        load_results(folder)
+    assert "\n" not in str(error.value)
+    for word in words:
+        assert word in str(error.value), str(error.value)
+
+
+@pytest.mark.parametrize("name", ["summary.json", *(f"{name}.parquet" for name in TABLES)])
+def test_a_flipped_bit_is_refused_or_changes_nothing(folder, name):
+    whole = everything(folder)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UncheckedFileWarning)  # the flip is in the word "digest"
+        for found in flips.believed(folder / name, lambda: everything(folder), 25):
+            same(found, whole)
+
+
+def test_a_flipped_bit_in_the_pictures_is_refused_or_changes_nothing(tmp_path):
+    rng = np.random.default_rng(0)
+    path = tmp_path / PICTURES
+    write_pictures(
+        path,
+        [
+            SamplePicture(
+                *("a", "", k, -13.7, -15.0, rng.random((1, 4, 4), np.float32)),
+                *(rng.random((1, 4, 4), np.float32), 0.5, -13.6, 3),
+            )
+            for k in range(3)
+        ],
+    )
+    whole = read_pictures(path)
+    for found in flips.believed(path, lambda: read_pictures(path), 200):
+        for one, other in zip(found, whole, strict=True):
+            np.testing.assert_equal(vars(one), vars(other))
+
+
+@pytest.mark.parametrize(
+    ("change", "field"),
+    [
+        (lambda s: s["runs"]["energy"].update(id_accuracy=2.0), "runs.energy.id_accuracy"),
+        (lambda s: s["runs"]["energy"].update(fpr95=7.0), "runs.energy.fpr95"),
+        (lambda s: s["runs"]["energy"].update(auroc=-1.0), "runs.energy.auroc"),
+        (lambda s: s["runs"]["energy"].update(threshold=NAN), "runs.energy.threshold"),
+        (lambda s: s["runs"]["energy"].update(threshold=INF), "runs.energy.threshold"),
+        (lambda s: s["runs"]["energy"].update(test_tpr=1.5), "runs.energy.test_tpr"),
+        (lambda s: s["runs"]["energy"].update(aupr_in=95.0), "runs.energy.aupr_in"),
+        (lambda s: s["runs"]["energy"].update(seconds=-1.0), "runs.energy.seconds"),
+        (lambda s: s["runs"]["energy"].update(fpr95_ood_recall=-0.1), "energy.fpr95_ood_recall"),
+        (lambda s: s["runs"]["energy"].update(robust={"0.1": {"gauc": 3.0}}), "robust.0.1.gauc"),
+        (lambda s: s["runs"]["energy"]["ood"]["mnist"].update(auroc=9), "ood.mnist.auroc"),
+        (lambda s: s["runs"]["energy"]["certified_radius"].update(mean=-1.0), "radius.mean"),
+        (lambda s: s["runs"]["energy"]["gradient_radius"].update(above_attack=2.0), "above_attack"),
+        (lambda s: s["runs"]["energy"]["status"].update(lost=0), "runs.energy.status"),
+        (lambda s: s["runs"]["energy"]["status"].update(certified=-1), "status.certified"),
+        (lambda s: s.update(max_radius=-1.0), "max_radius"),
+        (lambda s: s.update(samples=-30), "samples"),
+        (lambda s: s["audit"].update(attacks=60), "audit"),
+        (lambda s: s["audit"].update(violations=51), "audit"),
+    ],
+)
+def test_numbers_out_of_range_are_refused_by_field_and_value(folder, made, change, field):
+    made.edit(folder, "summary.json", change)
+    refused(folder, "summary.json: field", field, "expected", "but got")
+
+
+@pytest.mark.parametrize(
+    ("change", "field"),
+    [
+        (lambda r: r.update(threshold=-13.6), "column threshold: expected -13.6"),
+        (lambda r: r.update(method="ce"), "column method: expected ce"),
+        (lambda r: r["certified_radius"].update(median=0.5), "certified_radius.median"),
+        (lambda r: r["certified_radius"].update(mean=0.5), "certified_radius.mean"),
+        (lambda r: r["certified_radius"].update(median=None), "certified_radius.median"),
+        (lambda r: r["attack_radius"].update(median=0.01), "attack_radius.median"),
+        (lambda r: r["gradient_radius"].update(median=0.01), "gradient_radius.median"),
+        (lambda r: r["lipschitz_radius"].update(median=0.01), "lipschitz_radius.median"),
+        (lambda r: r.update(violations=1), "violations"),
+        (lambda r: r.update(auroc=0.5), "auroc: expected"),
+        (lambda r: r["ood"]["mnist"].update(auroc=0.5), "ood.mnist.auroc"),
+        (lambda r: r["ood"]["mnist"].update(fpr95=0.5), "ood.mnist.fpr95"),
+        (lambda r: r.update(test_tpr=0.5), "test_tpr"),
+        (lambda r: r["ood_side"]["mnist"]["certified_radius"].update(mean=1.0), "ood_side.mnist"),
+        (lambda r: r["ood_side"]["mnist"]["attack_radius"].update(found=9), "attack_radius.found"),
+        (lambda r: r["ood_side"].update(svhn=r["ood_side"].pop("mnist")), "ood_side.svhn"),
+        (lambda r: r["ood_side"].clear(), "ood_side"),
+        (lambda r: r.update(robust={"0.1": {"gauc": 0.5}}), "robust.0.1.gauc"),
+    ],
+)
+def test_numbers_that_the_rows_do_not_give_are_refused(folder, made, change, field):
+    made.edit(folder, "summary.json", lambda s: change(s["runs"]["greg+"]))
+    refused(folder, field, "expected", "greg+")
+
+
+@pytest.mark.parametrize(
+    ("change", "field"),
+    [
+        ({"samples": 29}, "field samples: expected the 30"),
+        ({"wanted": 31}, "field wanted: expected 30"),
+        ({"wanted": 29, "complete": False}, "field wanted: expected 30"),
+        ({"ood_wanted": {"mnist": 5}}, "field ood_wanted.mnist: expected 4"),
+        ({"ood_wanted": {}}, "field ood_wanted.mnist: expected 4, as rows, but got 0"),
+    ],
+)
+def test_counts_of_what_was_wanted_are_those_of_the_rows(folder, made, change, field):
+    made.edit(folder, "summary.json", lambda s: s.update(change))
+    refused(folder, field)
+
+
+def at(row, **values):
+    """Changes one row of a table."""
+    return lambda frame: frame.assign(
+        **{
+            name: [value if k == row else old for k, old in enumerate(frame[name])]
+            for name, value in values.items()
+        }
+    )
+
+
+def first(frame, status):
+    return int(np.flatnonzero(frame["status"] == status)[0])
+
+
+@pytest.mark.parametrize(
+    ("status", "values", "words"),
+    [
+        ("certified", {"score": -13.0}, "status: expected rejected for a score beyond"),
+        ("certified", {"status": "rejected"}, "radius_certified: expected 0 for status 'rejected'"),
+        ("undecided", {"status": "rejected"}, "status: expected another than rejected"),
+        ("certified", {"radius_certified": 0.0}, "radius_certified: expected more than 0"),
+        ("certified", {"radius_certified": 1e-3}, "radius_certified: expected the largest of"),
+        ("certified", {"radius_branch": 2.5}, "radius_branch: expected at most the largest radius"),
+        ("certified", {"radius_lipschitz": 2.5}, "radius_lipschitz: expected at most"),
+        ("certified", {"radius_attack": 1e-3}, "violation: expected True"),
+        ("certified", {"correct": False}, "correct: expected whether label and predicted"),
+        ("certified", {"score": NAN}, "score: expected a finite number"),
+        ("certified", {"threshold": INF}, "threshold: expected a finite number"),
+        ("certified", {"threshold": -13.6}, "threshold: expected -13.7"),
+        ("certified", {"gradient_norm": -1.0}, "gradient_norm: expected a length"),
+        ("certified", {"index": -5}, "index: expected a number >= 0"),
+        ("certified", {"label": 11, "predicted": 11}, "label: expected one for index"),
+        ("rejected", {"radius_lipschitz": 0.1}, "radius_lipschitz: expected 0 for status rejected"),
+        ("rejected", {"radius_attack": 0.1}, "radius_attack: expected 0 for status rejected"),
+        ("rejected", {"radius_branch": 0.1}, "radius_branch: expected 0 for status rejected"),
+        ("undecided", {"radius_branch": 0.1}, "radius_certified: expected the largest of"),
+        ("undecided", {"status": "certified"}, "radius_certified: expected more than 0"),
+    ],
+)
+def test_rows_that_contradict_themselves_are_refused(folder, made, status, values, words):
+    row = first(pd.read_parquet(folder / "certificates.parquet"), status)
+    made.edit(folder, "certificates.parquet", at(row, **values))
+    refused(folder, f"certificates.parquet: column {words}", "but got")
+
+
+@pytest.mark.parametrize(
+    ("status", "values", "words"),
+    [
+        ("certified", {"score": -14.0}, "status: expected rejected for a score beyond"),
+        ("certified", {"radius_certified": 2.5, "radius_branch": 2.5}, "at most the largest"),
+        ("rejected", {"radius_attack": 0.1}, "radius_attack: expected 0"),
+    ],
+)
+def test_rows_of_the_ood_side_too(folder, made, status, values, words):
+    row = first(pd.read_parquet(folder / "ood_certificates.parquet"), status)
+    made.edit(folder, "ood_certificates.parquet", at(row, **values))
+    refused(folder, "ood_certificates.parquet: column", words)
+
+
+@pytest.mark.parametrize(
+    ("name", "row", "words"),
+    [
+        ("scores.parquet", 3, "test_tpr"),
+        ("scores.parquet", 200, "ood.mnist.auroc"),
+        ("ood_scores.parquet", 2, "column score: expected"),
+    ],
+)
+def test_scores_that_the_summary_or_the_rows_do_not_have(folder, made, name, row, words):
+    made.edit(folder, name, at(row, score=-20.0 if row == 200 else 5.0))
+    refused(folder, words)
+
+
+def test_a_contradicted_row_has_no_radius_and_keeps_the_refuted_one(made, tmp_path):
+    frame = made.frame_of("a", [0.1, 0.0, 0.3], [0.2, 0.05, 0.4])
+    frame = frame.assign(
+        status=["certified", "contradicted", "certified"],
+        violation=[False, True, False],
+        radius_refuted=[NAN, 0.2, NAN],
+    )
+    found = load_results(made.write(tmp_path / "v", [frame])).summary.runs["a"]
+    assert found.status == {"certified": 2, "rejected": 0, "undecided": 0, "contradicted": 1}
+    assert found.violations == 1
+    for values, words in (
+        ({"radius_certified": [0.1, 0.02, 0.3]}, "radius_certified: expected 0 for status"),
+        ({"radius_refuted": [NAN, NAN, NAN]}, "radius_refuted: expected a radius > 0"),
+        ({"radius_refuted": [0.1, 0.2, NAN]}, "radius_refuted: expected a radius > 0"),
+    ):
+        refused(made.write(tmp_path / "w", [frame.assign(**values)]), words)
+
+
+@pytest.mark.parametrize("name", ["summary.json", *(f"{name}.parquet" for name in TABLES)])
+def test_a_file_without_a_digest_is_read_with_one_line(folder, name):
+    path = folder / name
+    if name == "summary.json":
+        content = json.loads(path.read_text())
+        del content["digest"]
+        path.write_text(json.dumps(content))
+    else:
+        pd.read_parquet(path).to_parquet(path)
+    with pytest.warns(UncheckedFileWarning, match=rf"{name}.* earlier version") as told:
+        results = [load_results(folder) for _ in range(2)]
+    assert len(told) == 1
+    assert results[0].samples == 30
+
+
+def test_an_edited_file_is_refused_by_its_digest(folder):
+    path = folder / "summary.json"
+    path.write_text(path.read_text().replace('"id_accuracy": 0.981', '"id_accuracy": 0.991'))
+    refused(folder, "summary.json: field digest: expected the digest of the content")
+    path.write_text(path.read_text().replace('"id_accuracy": 0.991', '"id_accuracy": 0.981'))
+    load_results(folder)
+
+
+def test_what_a_merge_writes_is_checked_too(folder, made, tmp_path):
+    made.edit(
+        folder,
+        "summary.json",
+        lambda s: s["provenance"].update(
+            runs={run: {"data": {"test": "x"}, "made": run} for run in s["runs"]}
+        ),
+    )
+    copy = tmp_path / "copy"
+    copy.mkdir()
+    for path in folder.iterdir():
+        (copy / path.name).write_bytes(path.read_bytes())
+    merge_verifications([folder, copy], tmp_path / "out")
+    whole = everything(tmp_path / "out")
+    for name in ("summary.json", "certificates.parquet"):
+        path = tmp_path / "out" / name
+        for found in flips.believed(path, lambda: everything(tmp_path / "out"), 10):
+            same(found, whole)
