@@ -16,7 +16,7 @@ from greg_cert.certified_metrics import (
     guaranteed_auroc,
 )
 
-STATUSES = ("certified", "rejected", "undecided")
+STATUSES = ("certified", "rejected", "undecided", "contradicted")
 
 
 def id_side(rows: pd.DataFrame) -> dict[str, Any]:
