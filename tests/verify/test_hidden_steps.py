@@ -482,3 +482,60 @@ def test_a_model_is_certified_under_inference_mode_as_well() -> None:
         found = certify(network(), samples(), 5.0)
     assert torch.allclose(found.radius_certified, expected.radius_certified)
     assert torch.allclose(found.gradient_norm, expected.gradient_norm)
+
+
+# What stands around a model is refused, and what to pass instead is said.
+
+
+def compiled() -> nn.Module:
+    return torch.compile(network())  # type: ignore[return-value]
+
+
+def scripted() -> nn.Module:
+    return torch.jit.script(network())  # type: ignore[no-any-return, no-untyped-call]
+
+
+def traced() -> nn.Module:
+    return torch.jit.trace(network(), samples())  # type: ignore[no-any-return, no-untyped-call]
+
+
+def exported() -> nn.Module:
+    return torch.export.export(network(), (samples(2),)).module()  # type: ignore[no-any-return]
+
+
+def exported_program() -> Any:
+    return torch.export.export(network(), (samples(2),))
+
+
+WRAPPED: dict[str, tuple[Callable[[], Any], str]] = {
+    "DataParallel": (lambda: nn.DataParallel(network()), r"the model is a DataParallel.*\.module"),
+    "inside": (
+        lambda: nn.Sequential(nn.Identity(), nn.DataParallel(network())),
+        r"layer '1' is a DataParallel.*\.module",
+    ),
+    "averaged": (lambda: torch.optim.swa_utils.AveragedModel(network()), r"\.module"),
+    "compiled": (compiled, r"\._orig_mod"),
+    "scripted": (scripted, "scripted or traced"),
+    "traced": (traced, "scripted or traced"),
+    "exported": (exported, "exported"),
+    "exported program": (exported_program, "exported"),
+    "no module": (lambda: lambda x: x, r"torch\.nn\.Module, but got function"),
+    "a state dict": (lambda: network().state_dict(), "but got OrderedDict"),
+}
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.*:FutureWarning")
+@pytest.mark.parametrize("case", WRAPPED)
+def test_wrappers_are_named_with_what_to_pass_instead(case: str) -> None:
+    build, why = WRAPPED[case]
+    model = build()
+    for call in (
+        lambda: certify(model, samples(), 5.0),
+        lambda: certify(model, samples(), 5.0, method="smoothing"),
+        lambda: attack_radius(model, samples(), 5.0),
+        lambda: gradient_norm(model, samples()),
+        lambda: lipschitz_bound(model, samples(), 0.1),
+        lambda: score_bound(model, samples(), 0.1),
+    ):
+        with pytest.raises(UnsupportedModelError, match=why):
+            call()
