@@ -16,8 +16,7 @@ from greg_cert.certified_metrics import (
     guaranteed_auroc,
 )
 
-CONTRADICTED = "contradicted"
-STATUSES = ("certified", "rejected", "undecided", CONTRADICTED)
+STATUSES = ("certified", "rejected", "undecided", "contradicted")
 
 
 def id_side(rows: pd.DataFrame) -> dict[str, Any]:

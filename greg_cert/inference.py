@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from greg_cert.data import Images, ImageSet, prefetch
+from greg_cert.errors import UsageError
 
 _PIXELS = 2**21  # of a batch: 512 images of 64×64
 
@@ -32,6 +33,30 @@ def set_batches(images: Images) -> Generator[Tensor, None, None]:
             yield from (pixels for _, pixels in ready)
 
 
+def evaluation_copy(
+    model: nn.Module, dtype: torch.dtype, device: torch.device | None = None
+) -> nn.Module:
+    """A frozen copy of `model` in evaluation mode, in `dtype`; `model` itself is not touched.
+
+    Raises:
+        UsageError: where the model keeps something that cannot be copied.
+    """
+    # Old-style weight norm and pruning keep computed weights, which deepcopy refuses.
+    computed = {
+        id(value): value.detach().clone()
+        for module in model.modules()
+        for value in vars(module).values()
+        if isinstance(value, Tensor) and not value.is_leaf
+    }
+    try:
+        twin = copy.deepcopy(model, computed)
+    except (RuntimeError, TypeError) as error:
+        raise UsageError(
+            f"cannot copy the model ({type(model).__name__}): {' '.join(str(error).split())}"
+        ) from error
+    return twin.to(device=device, dtype=dtype).eval().requires_grad_(False)
+
+
 @torch.no_grad()
 def logits_of(
     model: nn.Module,
@@ -45,7 +70,7 @@ def logits_of(
     float64 by default, so that scores, thresholds and certificates are of one function.
     """
     device = device or next(model.parameters()).device
-    twin = copy.deepcopy(model).to(device, dtype).eval()
+    twin = evaluation_copy(model, dtype, device)
     with contextlib.closing(set_batches(images)) as ready:
         parts = [twin(pixels.to(device, dtype)).cpu() for pixels in ready]
     return torch.cat(parts)

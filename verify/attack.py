@@ -10,6 +10,8 @@ from torch import Tensor, nn
 
 from greg_cert.draws import generator_for
 from greg_cert.errors import UsageError
+from greg_cert.scores import score_of
+from greg_cert.verify.agreement import check_agreement
 from greg_cert.verify.boundary import keep, pull_back, walk_boundary
 from greg_cert.verify.norms import (
     check_norm,
@@ -24,8 +26,8 @@ from greg_cert.verify.scorer import (
     Margin,
     ScoreFunction,
     check_inputs,
+    logit_function,
     score_and_gradient,
-    score_function,
 )
 
 _WITHIN, _SMALLEST = 1, 2  # of the keys of random starts
@@ -39,6 +41,7 @@ class AttackResult:
     delta: Tensor
 
 
+@torch.inference_mode(False)
 def attack_radius(
     model: nn.Module,
     inputs: Tensor,
@@ -79,6 +82,7 @@ def attack_radius(
 
     Raises:
         UsageError: for a value out of range.
+        UnsupportedModelError: where the model's gradients are not those of its values.
     """
     x = check_inputs(inputs)
     margin = Margin(threshold, side)
@@ -90,7 +94,9 @@ def attack_radius(
     if polish < 0:
         raise UsageError(f"expected polish >= 0, but got {polish}")
     plan = AttackPlan(margin, norm, seed, steps, rounds, restarts, clip, polish)
-    return smallest_attack(score_function(model, score), x, max_radius, plan, indices).radius
+    logits, level = logit_function(model), score_of(score)
+    check_agreement(logits, None, x, "the samples")
+    return smallest_attack(lambda x: level(logits(x)), x, max_radius, plan, indices).radius
 
 
 @dataclass(frozen=True)

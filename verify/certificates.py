@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -11,10 +12,19 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from greg_cert.certify_methods import PROOFS, column_of
+
 if TYPE_CHECKING:
     import pandas as pd
 
 CERTIFIED, REJECTED, UNDECIDED = "certified", "rejected", "undecided"
+CONTRADICTED = "contradicted"
+CLAIMS = (*(column_of(m) for m in PROOFS), "radius_certified")
+"""Columns that hold proven radii, where they are asked for."""
+
+
+class ContradictionWarning(UserWarning):
+    """An attack contradicts a certificate, which is a bug of greg-cert."""
 
 
 @dataclass(frozen=True)
@@ -31,8 +41,11 @@ class Certificates:
         radius_certified: (B,) the radius proven by the method asked for.
         radius_attack: (B,) smallest distance at which an attack succeeded; inf where none did. The
             true radius lies in [radius_certified, radius_attack].
+        radius_refuted: (B,) the largest radius that was proven for a row that an attack
+            contradicts; NaN for all others.
         status: (B,) strings. `certified`; `rejected`, when the clean sample is on the wrong side
-            already (all radii 0); `undecided`, when nothing could be proven (radius 0).
+            already (all radii 0); `undecided`, when nothing could be proven (radius 0);
+            `contradicted`, when an attack succeeded inside a proven radius: none is left then.
         other: further columns (B,) by name, those of the methods asked for: `radius_crown` and
             `radius_alpha_crown` (proof), `radius_clever` (estimate), `radius_smoothing`
             (probabilistic proof, about the smoothed detector).
@@ -47,11 +60,53 @@ class Certificates:
     radius_lipschitz: Tensor
     radius_certified: Tensor
     radius_attack: Tensor
+    radius_refuted: Tensor
     status: NDArray[np.str_]
     other: Mapping[str, Tensor | NDArray[np.generic]] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.score)
+
+    def against(self, attacked: Tensor) -> Certificates:
+        """These rows, without the radii that an attack contradicts.
+
+        Args:
+            attacked: (B,) distance at which an attack succeeded; inf or NaN where none did.
+        """
+        claims = [getattr(self, name, self.other.get(name)) for name in CLAIMS]
+        claimed = torch.stack([c for c in claims if isinstance(c, Tensor)]).nan_to_num(nan=0.0)
+        claimed = claimed.amax(0)
+        broken = (claimed > 0) & (attacked <= claimed)
+        if not broken.any():
+            return self
+        left = {
+            name: torch.where(broken, 0.0, values)
+            for name in CLAIMS
+            if isinstance(values := getattr(self, name, self.other.get(name)), Tensor)
+        }
+        return replace(
+            self,
+            radius_attack=self.radius_attack.fmin(attacked),
+            radius_refuted=torch.where(broken, claimed, self.radius_refuted),
+            lipschitz=torch.where(broken, torch.nan, self.lipschitz),
+            status=np.where(broken.cpu().numpy(), CONTRADICTED, self.status),
+            other={**self.other, **{n: v for n, v in left.items() if n in self.other}},
+            **{n: v for n, v in left.items() if n not in self.other},
+        )
+
+    def warn(self) -> None:
+        """Issue a `ContradictionWarning` where any row is contradicted; says what to report."""
+        rows = np.flatnonzero(self.status == CONTRADICTED)
+        if len(rows):
+            at = int(rows[0])
+            warnings.warn(
+                f"{len(rows)} of {len(self)} certificates are contradicted by an attack and "
+                f"withdrawn, first of all row {at}: certified {self.radius_refuted[at]:.6g}, "
+                f"crossed at {self.radius_attack[at]:.6g}. Please report this as a bug, with the "
+                "model, the sample, the call and the versions; do not rely on the other rows",
+                ContradictionWarning,
+                stacklevel=3,
+            )
 
     def to_frame(self) -> pd.DataFrame:
         """The table, a row a sample and a column a field."""

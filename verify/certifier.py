@@ -10,7 +10,9 @@ from torch import Tensor, nn
 from greg_cert.certify_methods import LINEAR, column_of
 from greg_cert.errors import EngineError, UsageError
 from greg_cert.scores import score_of
+from greg_cert.verify.agreement import check_agreement
 from greg_cert.verify.attack import AttackPlan, AttackResult, smallest_attack
+from greg_cert.verify.audit import RESTARTS, STEPS, Audit
 from greg_cert.verify.certificates import CERTIFIED, REJECTED, UNDECIDED, Certificates
 from greg_cert.verify.clever import clever_estimate, clever_radius_estimate
 from greg_cert.verify.engine import make_engine
@@ -48,7 +50,7 @@ class Certifier:
     ) -> None:
         self.margin, self.norm, self.max_radius = margin, norm, max_radius
         self.methods, self.options = methods, options
-        self.logits = logit_function(model)
+        self.logits, self.graph = logit_function(model), graph
         self.value = score_of(options.score)
         self.linear: dict[str, LinearRadius] = {}
         self.lipschitz: LipschitzRadius | None = None
@@ -96,7 +98,8 @@ class Certifier:
         return self.value(self.logits(x))
 
     def __call__(self, x: Tensor, names: Tensor, labels: Tensor | None) -> Certificates:
-        """Certificates of one batch."""
+        """Certificates of one batch; those that an attack contradicts have no radius."""
+        check_agreement(self.logits, self.graph, x, "the samples")
         scores, gradient = score_and_gradient(self.score, x)
         with torch.no_grad():
             logits = self.logits(x)
@@ -111,7 +114,9 @@ class Certifier:
         unknown = torch.full_like(scores, torch.nan)
         attacked = unknown
         if self.options.attack:
-            attacked = self.nearest_attack(x, names, labels, wrong).radius
+            nearest = self.nearest_attack(x, names, labels, wrong)
+            attacked = nearest.radius
+            check_agreement(self.logits, self.graph, x + nearest.delta, "the end of an attack")
 
         radii: dict[str, Tensor] = {}
         constant = unknown.clone()
@@ -150,7 +155,7 @@ class Certifier:
             REJECTED,
             np.where((proven > 0).cpu().numpy(), CERTIFIED, UNDECIDED),
         )
-        return Certificates(
+        result = Certificates(
             score=scores,
             gradient_norm=slope,
             lipschitz=constant,
@@ -158,9 +163,20 @@ class Certifier:
             radius_lipschitz=radii.get("lipschitz", unknown),
             radius_certified=proven,
             radius_attack=attacked,
+            radius_refuted=unknown,
             status=status,
             other=other,
         )
+        if not self.options.attack or not radii:
+            return result
+        claimed = torch.stack(list(radii.values())).amax(0)
+        plan = self._plan(steps=STEPS, restarts=RESTARTS, polish=0)
+        audit = Audit(self.logits, self.graph, self.options.score, plan)
+        return result.against(attacked.minimum(audit.crossings(x, claimed, names, labels)))
+
+    def _plan(self, steps: int, restarts: int, polish: int) -> AttackPlan:
+        seed = self.options.seed
+        return AttackPlan(self.margin, self.norm, seed, steps, restarts=restarts, polish=polish)
 
     def _is_correct(self, logits: Tensor, labels: Tensor) -> Tensor:
         """Whether no other class has as large a logit, (B,)."""
@@ -202,14 +218,7 @@ class Certifier:
             wrong: (B,) whether the clean sample is on the wrong side already.
         """
         options = self.options
-        plan = AttackPlan(
-            self.margin,
-            self.norm,
-            options.seed,
-            options.attack_steps,
-            restarts=options.attack_restarts,
-            polish=options.attack_polish,
-        )
+        plan = self._plan(options.attack_steps, options.attack_restarts, options.attack_polish)
         found = smallest_attack(self.score, x, self.max_radius, plan, names)
         if labels is None:
             return found

@@ -21,6 +21,7 @@ from greg_cert.verify.scorer import (
 from greg_cert.verify.trace import trace_model
 
 
+@torch.inference_mode(False)
 def certify(
     model: nn.Module,
     inputs: Tensor,
@@ -54,6 +55,10 @@ def certify(
         engine: whose bounds prove the radii: `native`, `auto-lirpa`, or `auto`, which is native.
             Where to look for them is always found by the native engine.
         **options: fields of `CertifyOptions`.
+
+    Warns:
+        ContradictionWarning: where an attack contradicts a certificate, which is a bug; the row has
+            the status `contradicted` then, and no radius.
 
     Raises:
         UsageError: for a value out of range or an unknown option.
@@ -94,7 +99,9 @@ def certify(
         done += len(found)
         if chosen.progress is not None:
             chosen.progress(done, total)
-    return join(parts)
+    found = join(parts)
+    found.warn()
+    return found
 
 
 def _check_rows(name: str, values: Tensor | None, x: Tensor) -> Tensor | None:

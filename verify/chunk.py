@@ -3,38 +3,32 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass, replace
+import warnings
+from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor, nn
 
+from greg_cert.certify_methods import PROOFS, chosen_methods
 from greg_cert.config import VerifyConfig
 from greg_cert.data import Images, ImageSet
 from greg_cert.inference import logits_of
 from greg_cert.verify.asked import asked
-from greg_cert.verify.attack import AttackPlan, attack_within
+from greg_cert.verify.attack import AttackPlan
+from greg_cert.verify.audit import RESTARTS, STEPS, Audit
+from greg_cert.verify.certificates import CLAIMS, CONTRADICTED, ContradictionWarning
 from greg_cert.verify.certify import certify
-from greg_cert.verify.norms import vector_norm
 from greg_cert.verify.score_bounds import attacked_scores, score_bound
-from greg_cert.verify.scorer import (
-    Margin,
-    ScoreFunction,
-    class_margin,
-    logit_function,
-    score_function,
-)
+from greg_cert.verify.scorer import Margin, check_inputs, logit_function, score_function
+from greg_cert.verify.trace import trace_model
 
 PROVEN = ("radius_certified", "radius_lipschitz")
 """Columns that hold proven radii; the largest of them in each row is attacked."""
 
 SECONDS, CROSSED = "_seconds", "_crossed"
 """Columns of a shard that no table has: time spent, and where an attack crossed (inf: nowhere)."""
-
-AUDIT_STEPS = 40
-AUDIT_RESTARTS = 3
-_AUDIT_BATCH = 128
 
 
 @dataclass(frozen=True)
@@ -47,8 +41,8 @@ class Harder:
         seed: added to that of the settings.
     """
 
-    steps: int = 5 * AUDIT_STEPS
-    restarts: int = 4 * AUDIT_RESTARTS
+    steps: int = 5 * STEPS
+    restarts: int = 4 * RESTARTS
     seed: int = 7919
 
     @property
@@ -74,16 +68,18 @@ def certify_chunk(
     start = time.perf_counter()
     pixels = images.pixels(indices)
     known = images.labels[indices] if side == "id" and images.labels is not None else None
-    certificates = certify(
-        model,
-        pixels,
-        threshold,
-        side=side,
-        score=score,
-        labels=known if settings.correct else None,
-        indices=indices,
-        **asked(settings),
-    )
+    with warnings.catch_warnings():  # `violations` counts them, and the command ends with an error
+        warnings.simplefilter("ignore", ContradictionWarning)
+        certificates = certify(
+            model,
+            pixels,
+            threshold,
+            side=side,
+            score=score,
+            labels=known if settings.correct else None,
+            indices=indices,
+            **asked(settings),
+        )
     frame = certificates.to_frame()
     logits = logits_of(model, ImageSet(images.name, pixels))
     predicted = (logits[:, :-1] if score == "absent_class" else logits).argmax(1)
@@ -95,9 +91,8 @@ def certify_chunk(
     frame["threshold"] = threshold
     if side == "ood":
         frame = frame.join(_scores_in_balls(model, pixels, indices, threshold, settings, score))
-    crossed = attack_rows(model, pixels, frame, side, settings, score)
-    frame["violation"] = np.isfinite(crossed)
-    frame[CROSSED] = crossed
+    frame["violation"] = frame["status"] == CONTRADICTED
+    frame[CROSSED] = np.where(frame["violation"], frame["radius_attack"], np.inf)
     frame[SECONDS] = (time.perf_counter() - start) / len(frame)
     return frame
 
@@ -112,76 +107,52 @@ def audit_chunk(
     score: str = "energy",
 ) -> pd.DataFrame:
     """For each of the rows of certificates where a harder attack crossed inside it, or inf."""
-    pixels = images.pixels(torch.tensor(rows["index"].tolist()))
-    crossed = attack_rows(model, pixels, rows, side, settings, score, harder)
+    indices = torch.tensor(rows["index"].tolist())
+    pixels = check_inputs(images.pixels(indices))
+    labels = None
+    if settings.correct and side == "id":
+        labels = torch.tensor(rows["label"].tolist())
+    bounds = any(method in PROOFS for method in chosen_methods(settings.method))
+    audit = Audit(
+        logit_function(model),
+        trace_model(model, tuple(pixels.shape[1:])) if bounds else None,
+        score,
+        AttackPlan(
+            Margin(float(rows["threshold"].iloc[0]), side),
+            settings.norm_value,
+            settings.seed + harder.seed,
+            harder.steps,
+            restarts=harder.restarts,
+        ),
+    )
+    radii = torch.from_numpy(claimed_radius(rows))
+    crossed = audit.crossings(pixels, radii, indices, labels).numpy()
     return pd.DataFrame({"index": rows["index"].to_numpy(), CROSSED: crossed})
 
 
-def proven_radius(rows: pd.DataFrame) -> np.ndarray:
-    """The largest proven radius (n,) of each row; 0 where nothing is proven."""
-    columns = np.stack([rows[name].to_numpy(dtype=float) for name in PROVEN])
+def claimed_radius(rows: pd.DataFrame) -> np.ndarray:
+    """The largest radius (n,) that was proven for each row, refuted or not; 0 where none was."""
+    columns = np.stack([rows[n].to_numpy(dtype=float) for n in (*PROVEN, "radius_refuted")])
     largest: np.ndarray = np.where(np.isnan(columns), 0.0, columns).max(0)
     return largest
 
 
-def attack_rows(
-    model: nn.Module,
-    pixels: Tensor,
-    rows: pd.DataFrame,
-    side: str,
-    settings: VerifyConfig,
-    score: str = "energy",
-    harder: Harder | None = None,
-) -> np.ndarray:
-    """Distance (n,) at which an attack crossed γ inside each row's proven ball; inf where none did.
+def withdraw(rows: pd.DataFrame, crossed: np.ndarray) -> pd.DataFrame:
+    """A table of certificates without the radii that an attack contradicts.
 
-    Without `harder`, the row's own `radius_attack` counts as well. Where certificates are of the
-    class too, so are the attacks.
+    Args:
+        rows: of certificates.
+        crossed: (n,) where an attack crossed inside the proven radius; inf or NaN: nowhere.
     """
-    radius = proven_radius(rows)
-    crossed = np.full(len(rows), np.inf)
-    if harder is None:
-        attacked = rows["radius_attack"].to_numpy(dtype=float)
-        crossed = np.where((radius > 0) & (attacked <= radius), attacked, np.inf)
-    plan = AttackPlan(
-        Margin(float(rows["threshold"].iloc[0]), side),
-        settings.norm_value,
-        settings.seed + (harder.seed if harder else 0),
-        harder.steps if harder else AUDIT_STEPS,
-        restarts=harder.restarts if harder else AUDIT_RESTARTS,
-    )
-    value, logits = score_function(model, score), logit_function(model)
-    names, labels = (torch.tensor(rows[c].tolist()) for c in ("index", "label"))
-    claimed = torch.from_numpy(np.flatnonzero(radius > 0))
-    for members in claimed.split(_AUDIT_BATCH) if len(claimed) else ():
-        _attack_members(value, pixels, members, radius, crossed, plan, names)
-    if settings.correct and side == "id":
-        wrong_class = replace(plan, margin=Margin(0.0, "id"))
-        for label in labels[claimed].unique():
-            members = claimed[labels[claimed] == label]
-
-            def margin(x: Tensor, label: Tensor = label) -> Tensor:
-                return class_margin(logits(x), label.expand(len(x)), score)
-
-            _attack_members(margin, pixels, members, radius, crossed, wrong_class, names)
-    return crossed
-
-
-def _attack_members(
-    value: ScoreFunction,
-    pixels: Tensor,
-    members: Tensor,
-    radius: np.ndarray,
-    crossed: np.ndarray,
-    plan: AttackPlan,
-    names: Tensor,
-) -> None:
-    """Attack some rows inside their proven balls, and note in `crossed` where it succeeded."""
-    rows = members.numpy()
-    balls = torch.from_numpy(radius[rows])
-    hit, delta = attack_within(value, pixels[members].double(), balls, plan, names[members])
-    found = torch.where(hit, vector_norm(delta, plan.norm), torch.inf).numpy()
-    crossed[rows] = np.minimum(crossed[rows], found)
+    rows, broken = rows.copy(), np.isfinite(crossed)
+    rows["violation"] = broken
+    if broken.any():
+        rows.loc[broken, "radius_refuted"] = claimed_radius(rows)[broken]
+        rows.loc[broken, [name for name in CLAIMS if name in rows]] = 0.0
+        rows.loc[broken, "lipschitz"] = np.nan
+        rows.loc[broken, "status"] = CONTRADICTED
+        rows["radius_attack"] = np.fmin(rows["radius_attack"], np.where(broken, crossed, np.inf))
+    return rows
 
 
 def score_columns(radius: float) -> tuple[str, str]:
@@ -198,7 +169,7 @@ def _scores_in_balls(
     score: str,
 ) -> pd.DataFrame:
     """Proven and attacked least scores of OOD samples in balls of `settings.auc_radii`."""
-    plan = AttackPlan(Margin(threshold, "ood"), settings.norm_value, settings.seed, AUDIT_STEPS)
+    plan = AttackPlan(Margin(threshold, "ood"), settings.norm_value, settings.seed, STEPS)
     columns = {}
     for radius in settings.auc_radii:
         bound = score_bound(

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
 
+from greg_cert.scores import energy
+from greg_cert.verify.agreement import check_agreement
 from greg_cert.verify.norms import check_norm, dual_norm
-from greg_cert.verify.scorer import check_inputs, score_and_gradient, score_function
+from greg_cert.verify.scorer import check_inputs, logit_function, score_and_gradient
 
 
+@torch.inference_mode(False)
 def gradient_norm(model: nn.Module, inputs: Tensor, *, norm: float = 2.0) -> Tensor:
     """Dual norm ‖∇S(x)‖* of the energy score's input gradient, at each input itself.
 
@@ -24,9 +28,12 @@ def gradient_norm(model: nn.Module, inputs: Tensor, *, norm: float = 2.0) -> Ten
 
     Raises:
         UsageError: for another norm, or inputs that are empty or not finite.
+        UnsupportedModelError: where the model's gradients are not those of its values.
     """
     x = check_inputs(inputs)
-    _, gradient = score_and_gradient(score_function(model), x)
+    logits = logit_function(model)
+    check_agreement(logits, None, x, "the samples")
+    _, gradient = score_and_gradient(lambda x: energy(logits(x)), x)
     return dual_norm(gradient, check_norm(norm))
 
 

@@ -19,7 +19,7 @@ from greg_cert.verify.chunk import (
     Harder,
     audit_chunk,
     certify_chunk,
-    proven_radius,
+    claimed_radius,
 )
 from greg_cert.verify.paired import Candidate, images_of, side_of
 from greg_cert.verify.ranks import Ranks
@@ -120,7 +120,7 @@ class Job:
 
         def plan() -> list[Task]:
             pending = {
-                (n, part): set(rows.loc[proven_radius(rows) > 0, "index"].tolist())
+                (n, part): set(rows.loc[claimed_radius(rows) > 0, "index"].tolist())
                 - self.store.finished(self._key(harder.kind, n, part))
                 for n, parts in enumerate(paired)
                 for part, rows in parts.items()

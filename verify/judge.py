@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from greg_cert.certify_methods import PROOFS, chosen_methods
 from greg_cert.config import VerifyConfig
-from greg_cert.errors import EngineError, UsageError
+from greg_cert.errors import UsageError
 from greg_cert.evaluation.decision import Decision
 from greg_cert.scores import score_of
 from greg_cert.verify.asked import asked
@@ -34,8 +34,10 @@ class Verdict:
         threshold: γ.
         accepted: whether S(x) ≤ γ.
         gradient_norm: dual norm of ∇S at the image: an estimate, no proof of anything.
+        status: of the certificate, as in `Certificates`.
         radius_certified: within it the decision (accepted, or rejected) is proven not to change; 0
-            where nothing was proven.
+            where nothing was proven, or an attack contradicts it.
+        radius_refuted: what was proven where an attack contradicts it; else NaN.
         radius_attack: distance of `attacked`; inf where no attack was found.
         attacked: (C, H, W) nearest image found on which the decision is the other one, in float64,
             perhaps outside [0, 1]; None where none was found.
@@ -49,7 +51,9 @@ class Verdict:
     threshold: float
     accepted: bool
     gradient_norm: float
+    status: str
     radius_certified: float
+    radius_refuted: float
     radius_attack: float
     attacked: Tensor | None
     attacked_label: int | None
@@ -69,10 +73,12 @@ def judge(
         decision: score and threshold.
         settings: norm, largest radius, methods, engine, seed, cuts, memory; the rest is ignored.
 
+    Warns:
+        ContradictionWarning: an attack contradicts a certificate, which would be a bug.
+
     Raises:
         UsageError: a method that proves nothing of the model itself.
         UnsupportedModelError: a layer that cannot be bounded soundly.
-        EngineError: an attack contradicts a certificate, which would be a bug.
     """
     if not set(chosen_methods(settings.method)) & set(PROOFS):
         raise UsageError(
@@ -104,6 +110,8 @@ def judge(
             )
             plan = AttackPlan(Margin(decision.threshold, side), settings.norm_value, settings.seed)
             attack = smallest_attack(score, x[part], settings.max_radius, plan, part)
+            certificates = certificates.against(attack.radius)
+            certificates.warn()
             found = _verdicts(logits, score, x[part], side, decision, certificates, attack)
             for row, verdict in zip(part.tolist(), found, strict=True):
                 verdicts[row] = verdict
@@ -120,13 +128,6 @@ def _verdicts(
     attack: AttackResult,
 ) -> list[Verdict]:
     """What certificates and attacks say of samples that are all on one side."""
-    broken = (attack.radius < found.radius_certified).nonzero().squeeze(1).tolist()
-    if broken:
-        raise EngineError(
-            f"the certificate of an image is contradicted by an attack: radius "
-            f"{float(found.radius_certified[broken[0]]):.6g}, crossed at "
-            f"{float(attack.radius[broken[0]]):.6g}. Please report this as a bug"
-        )
     moved = x + attack.delta
     with torch.no_grad():
         confidence, label = logits(x)[:, : decision.num_classes].softmax(1).max(1)
@@ -143,7 +144,9 @@ def _verdicts(
                 threshold=decision.threshold,
                 accepted=side == "id",
                 gradient_norm=float(found.gradient_norm[i]),
+                status=str(found.status[i]),
                 radius_certified=float(found.radius_certified[i]),
+                radius_refuted=float(found.radius_refuted[i]),
                 radius_attack=float(attack.radius[i]),
                 attacked=moved[i].cpu() if hit else None,
                 attacked_label=int(moved_to[i]) if hit else None,

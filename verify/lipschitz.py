@@ -10,12 +10,13 @@ from torch import Tensor, nn
 from greg_cert.errors import UsageError
 from greg_cert.scores import SCORES
 from greg_cert.verify.adjoint_interval import adjoint_boxes
+from greg_cert.verify.agreement import check_agreement
 from greg_cert.verify.engine import Relaxation, finite_bounds, make_engine
 from greg_cert.verify.graph import Graph, Linear, Smooth
 from greg_cert.verify.local_lipschitz import NodeSlopes
 from greg_cert.verify.norms import check_norm, check_radius, dual_norm
 from greg_cert.verify.score_box import score_box
-from greg_cert.verify.scorer import check_inputs
+from greg_cert.verify.scorer import check_inputs, logit_function
 from greg_cert.verify.smooth import crosses_jump
 from greg_cert.verify.trace import trace_model
 
@@ -24,6 +25,7 @@ FORMS = ("hybrid", "interval", "spectral")
 _SLACK = 1e-9  # relative; float64 rounding through a network stays far below
 
 
+@torch.inference_mode(False)
 def lipschitz_bound(
     model: nn.Module,
     inputs: Tensor,
@@ -70,6 +72,7 @@ def lipschitz_bound(
     for value in values:
         check_radius("radius", value)
     graph = trace_model(model, tuple(x.shape[1:]))
+    check_agreement(logit_function(model), graph, x, "the samples")
     made, bound = make_engine(engine, graph), LipschitzBound(graph, score)
     columns = []
     for value in values:

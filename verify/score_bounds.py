@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from greg_cert.errors import UsageError
 from greg_cert.scores import SCORES
+from greg_cert.verify.agreement import check_agreement
 from greg_cert.verify.attack import AttackPlan, within_ball
 from greg_cert.verify.chord import upper_value
 from greg_cert.verify.duality import first_weights, improve_weights, lower_value
@@ -17,13 +18,20 @@ from greg_cert.verify.goals import decision_goals
 from greg_cert.verify.graph import Graph, forward_all
 from greg_cert.verify.memory import fitting_batch, in_chunks
 from greg_cert.verify.norms import check_norm, check_radius
-from greg_cert.verify.scorer import SIDES, ScoreFunction, check_inputs, score_and_gradient
+from greg_cert.verify.scorer import (
+    SIDES,
+    ScoreFunction,
+    check_inputs,
+    logit_function,
+    score_and_gradient,
+)
 from greg_cert.verify.trace import trace_model
 
 _MIRROR_STEPS = 5
 _BATCH = 128
 
 
+@torch.inference_mode(False)
 def score_bound(
     model: nn.Module,
     inputs: Tensor,
@@ -68,6 +76,7 @@ def score_bound(
         raise UsageError(f"expected score in {', '.join(SCORES)}, but got {score!r}")
     budget = None if memory is None else int(memory * 2**30)
     graph = trace_model(model, tuple(x.shape[1:]))
+    check_agreement(logit_function(model), graph, x, "the samples")
     made = make_engine(engine, graph, budget)
     batch = fitting_batch(graph, _BATCH, budget, graph.num_classes)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -11,12 +10,18 @@ import torch
 from torch import Tensor, nn
 
 from greg_cert.errors import UnsupportedModelError, UsageError
+from greg_cert.inference import evaluation_copy
 from greg_cert.scores import score_of
+from greg_cert.verify.structure import check_model
 
 ScoreFunction = Callable[[Tensor], Tensor]
 """Inputs (B, ...) to scores (B,), differentiable."""
 
 SIDES = ("id", "ood")
+NO_GRADIENT = (
+    "the model's logits have no gradient, so slopes and attacks would be blind: its forward runs "
+    "under torch.no_grad or detaches what it computes; remove that (weights are frozen anyway)"
+)
 _PIXEL_ROUNDING = 1e-6
 
 
@@ -24,10 +29,11 @@ def logit_function(model: nn.Module) -> Callable[[Tensor], Tensor]:
     """The logits of a float64 copy of `model` in evaluation mode; `model` is not touched.
 
     Raises:
-        UnsupportedModelError: for a NaN or infinite weight.
+        UnsupportedModelError: for a NaN or infinite weight, or a wrapper about the model.
     """
+    check_model(model)
     check_weights(model)
-    twin = copy.deepcopy(model).double().eval().requires_grad_(False)
+    twin = evaluation_copy(model, torch.float64)
 
     def logits(x: Tensor) -> Tensor:
         found: Tensor = twin(x.clone())  # a model may begin in place
@@ -58,7 +64,11 @@ def score_and_gradient(score: ScoreFunction, x: Tensor) -> tuple[Tensor, Tensor]
     with torch.enable_grad():
         leaf = x.detach().requires_grad_()
         values = score(leaf)
-        (gradient,) = torch.autograd.grad(values.sum(), leaf)
+        gradient = None
+        if values.requires_grad:
+            (gradient,) = torch.autograd.grad(values.sum(), leaf, allow_unused=True)
+        if gradient is None:
+            raise UnsupportedModelError(NO_GRADIENT)
     return values.detach(), gradient
 
 
@@ -90,7 +100,7 @@ class Margin:
 def check_weights(model: nn.Module) -> None:
     """Raises `UnsupportedModelError`, naming the first tensor of `model` with a NaN or infinity."""
     for name, tensor in (*model.named_parameters(), *model.named_buffers()):
-        if not torch.isfinite(tensor).all():
+        if not torch.isfinite(tensor.detach()).all():
             raise UnsupportedModelError(
                 f"expected finite weights, but {name!r} holds NaN or infinity"
             )
@@ -117,4 +127,5 @@ def check_inputs(inputs: Tensor) -> Tensor:
                 f"expected pixels in [0, 1], but got values from {low:g} to {high:g}; "
                 "normalisation belongs into the model"
             )
-    return inputs.detach().double()
+    x = inputs.detach().double()
+    return x.clone() if x.is_inference() else x

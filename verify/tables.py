@@ -11,7 +11,7 @@ import pandas as pd
 
 from greg_cert.certificate_counts import id_side, ood_side, robust
 from greg_cert.evaluation import Evaluation
-from greg_cert.verify.chunk import CROSSED, SECONDS, proven_radius, score_columns
+from greg_cert.verify.chunk import CROSSED, SECONDS, claimed_radius, score_columns, withdraw
 from greg_cert.verify.paired import ID, Candidate, dataset_of
 from greg_cert.verify.shards import ShardKey, ShardStore
 
@@ -27,7 +27,7 @@ class RunTables:
         ood_rows: rows of `ood_certificates.parquet`; they name their `dataset`.
         ood_scores: rows of `ood_scores.parquet`: the least scores of OOD samples by radius, proven
             and attacked.
-        claims: rows of either with a proven radius.
+        claims: rows of either with a radius that was proven, refuted or not.
         audited: of these the ones that a harder attack was made on.
         refuted: of these the ones that it contradicts.
         seconds: spent on all of these rows.
@@ -86,14 +86,14 @@ def run_tables(
         found = store.rows(ShardKey(audit, run.digest, part)).reindex(columns=["index", CROSSED])
         found = rows[["index"]].merge(found, on="index", how="left", validate="one_to_one")
         later = found[CROSSED].to_numpy(dtype=float)  # NaN where none was made
-        claims += int((proven_radius(rows) > 0).sum())
+        claims += int((claimed_radius(rows) > 0).sum())
         audited += int((~np.isnan(later)).sum())
         refuted += int(np.isfinite(later).sum())
         crossed = np.fmin(rows[CROSSED].to_numpy(), later)
         seconds += float(rows[SECONDS].sum())
         worst = _worse(worst, _worst(run.name, part, rows, crossed))
         table = rows.drop(columns=[c for c in map(str, rows.columns) if c.startswith("_")])
-        table["violation"] = np.isfinite(crossed)
+        table = withdraw(table, crossed)
         table.insert(0, "run", run.name)
         if part != ID:
             table.insert(1, "dataset", dataset_of(part))
@@ -156,7 +156,7 @@ def _worst(run: str, part: str, rows: pd.DataFrame, crossed: np.ndarray) -> dict
     """The row whose proven radius exceeds most, as a multiple, where an attack crossed."""
     if not np.isfinite(crossed).any():
         return None
-    proven = proven_radius(rows)
+    proven = claimed_radius(rows)
     share = np.where(np.isfinite(crossed), crossed / np.where(proven > 0, proven, 1.0), np.inf)
     at = int(share.argmin())
     return {

@@ -8,7 +8,6 @@ forward into a zero-padded convolution, because that would change the border.
 
 from __future__ import annotations
 
-import copy
 import operator
 from typing import Any
 
@@ -16,10 +15,13 @@ import torch
 from torch import Tensor, fx, nn
 
 from greg_cert.errors import UnsupportedModelError, UsageError
+from greg_cert.inference import evaluation_copy
+from greg_cert.verify.agreement import check_agreement
 from greg_cert.verify.build import GraphBuilder
-from greg_cert.verify.graph import Graph, forward_all
+from greg_cert.verify.graph import Graph
 from greg_cert.verify.operations import LEAVES, Call, Context
 from greg_cert.verify.scorer import check_weights
+from greg_cert.verify.structure import check_model, check_traceable, says_what_it_does
 
 _SMALLEST = 1e-100  # far beyond float32, and products of three still fit into float64
 _PROBES = 3  # batch of the tracing input; not 1, so that a flattened batch axis cannot pass unseen
@@ -30,7 +32,7 @@ class _Tracer(fx.Tracer):
         # A subclass that changed forward is traced through: its name says nothing of what it does.
         for leaf in LEAVES:
             if isinstance(m, leaf):
-                return type(m).forward is leaf.forward
+                return says_what_it_does(m, leaf)
         return super().is_leaf_module(m, module_qualified_name)
 
 
@@ -45,10 +47,12 @@ def trace_model(model: nn.Module, input_shape: tuple[int, ...]) -> Graph:
         A graph on the CPU or the model's device, checked to equal the model on random inputs.
 
     Raises:
-        UnsupportedModelError: names the first layer that cannot be expressed, or a layer with a
-            NaN or infinite weight.
+        UnsupportedModelError: names the first layer that cannot be expressed, a layer with a NaN
+            or infinite weight, or one that does what tracing does not see.
     """
-    twin = copy.deepcopy(model).double().eval()
+    check_model(model)
+    check_traceable(model)
+    twin = evaluation_copy(model, torch.float64)
     check_weights(twin)
     for name, tensor in (*twin.named_parameters(), *twin.named_buffers()):
         size = tensor.detach().abs()[tensor != 0]
@@ -69,27 +73,11 @@ def trace_model(model: nn.Module, input_shape: tuple[int, ...]) -> Graph:
     probe = torch.rand(_PROBES, *input_shape, generator=generator, dtype=torch.float64).to(device)
     with torch.no_grad():
         graph = _Translation(traced, probe).run()
-        _check_equal(graph, twin, input_shape, generator, device)
-    return graph
-
-
-def _check_equal(
-    graph: Graph,
-    twin: nn.Module,
-    shape: tuple[int, ...],
-    generator: torch.Generator,
-    device: torch.device,
-) -> None:
     # Outside [0, 1] too, because balls are not clipped.
-    x = torch.randn(5, *shape, generator=generator, dtype=torch.float64).to(device)
+    x = torch.randn(5, *input_shape, generator=generator, dtype=torch.float64).to(device)
     for inputs in (x, x.sigmoid()):
-        ours, theirs = forward_all(graph, inputs)[-1], twin(inputs)
-        scale = theirs.abs().max().clamp(min=1.0)
-        if ours.shape != theirs.shape or not (ours - theirs).abs().max() <= 1e-8 * scale:
-            raise UnsupportedModelError(
-                f"the graph of {type(twin).__name__} differs from the model on random inputs; "
-                "it has a step that tracing does not see"
-            )
+        check_agreement(lambda x: twin(x.clone()), graph, inputs, "random inputs")
+    return graph
 
 
 class _Translation:
@@ -99,6 +87,7 @@ class _Translation:
         self.traced = traced
         self.probe = probe
         self.context = Context(GraphBuilder(tuple(probe.shape[1:])), len(probe))
+        self.versions: dict[fx.Node, int] = {}
 
     def run(self) -> Graph:
         """The finished graph; every step is translated or refused."""
@@ -108,7 +97,22 @@ class _Translation:
             self._step(node)
         raise UnsupportedModelError("the model returns nothing")
 
+    def _refuse_stale(self, node: fx.Node) -> None:
+        """Refuse a step that reads what was changed in place since: the graph has it as it was.
+
+        A tensor shares its count of changes with its views and with what it is a view of.
+        """
+        for source in node.all_input_nodes:
+            value = self.context.values[source]
+            if isinstance(value, Tensor) and value._version != self.versions[source]:
+                raise UnsupportedModelError(
+                    f"layer {_layer_name(node)!r} reads the result of {_layer_name(source)!r} "
+                    "after an operation in place has changed it; use what that operation returns, "
+                    "or one that is not in place"
+                )
+
     def _finish(self, node: fx.Node) -> Graph:
+        self._refuse_stale(node)
         out = node.args[0]
         if not isinstance(out, fx.Node) or out not in self.context.index:
             raise UnsupportedModelError("expected the model to return one tensor of logits (B, K)")
@@ -127,10 +131,15 @@ class _Translation:
                     f"expected a model of one input, but {node.name!r} is a second one"
                 )
             self.context.values[node], self.context.index[node] = self.probe, 0
+            self.versions[node] = self.probe._version
             return
         if node.op == "get_attr":
-            self.context.values[node] = operator.attrgetter(str(node.target))(self.traced)
+            constant = operator.attrgetter(str(node.target))(self.traced)
+            self.context.values[node] = constant
+            if isinstance(constant, Tensor):
+                self.versions[node] = constant._version
             return
+        self._refuse_stale(node)
         args = fx.map_arg(node.args, lambda n: self.context.values[n])
         kwargs = fx.map_arg(node.kwargs, lambda n: self.context.values[n])
         name = _layer_name(node)
@@ -149,6 +158,8 @@ class _Translation:
                 f"layer {name!r} fails on inputs of shape {tuple(self.probe.shape[1:])}: {line}"
             ) from error
         self.context.values[node] = value
+        if isinstance(value, Tensor):
+            self.versions[node] = value._version
         operands = [n for n in node.all_input_nodes if n in self.context.index]
         if not operands or _is_shape_query(node):
             return

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -50,8 +52,10 @@ def predict(
     import torch
 
     from greg_cert.cli.settings import verify_settings
+    from greg_cert.errors import EngineError
     from greg_cert.evaluation.decision import decision_of
     from greg_cert.subjects import open_subject
+    from greg_cert.verify.certificates import CONTRADICTED, ContradictionWarning
     from greg_cert.verify.judge import judge
 
     subject = open_subject(run)
@@ -68,7 +72,9 @@ def predict(
         tell(0, 2, "threshold from the calibration split")
         decision = decision_of(subject, settings.tpr)
         tell(1, 2, "certify and attack")
-        verdicts = judge(model, pixels, decision, settings)
+        with warnings.catch_warnings():  # said below, image by image
+            warnings.simplefilter("ignore", ContradictionWarning)
+            verdicts = judge(model, pixels, decision, settings)
         tell(2, 2, "")
     files: list[dict[str, Path]] = [{} for _ in images]
     if out is not None:
@@ -97,6 +103,12 @@ def predict(
             screen.plain(line)
         for file in saved.values():
             screen.plain(f"  saved: {file}")
+    broken = [path for path, v in zip(images, verdicts, strict=True) if v.status == CONTRADICTED]
+    if broken:
+        raise EngineError(
+            f"an attack contradicts the proof for {', '.join(map(str, broken))}; do not rely "
+            "on the others, and please report this as a bug, with the run and the image"
+        )
 
 
 def read_image(path: Path, channels: int, size: int, crop: float = 1.0) -> Tensor:
@@ -165,11 +177,12 @@ def lines(path: Path, v: Verdict, decision: Decision, settings: Any) -> list[str
     norm = "l2" if settings.norm == "2" else "linf"
     word, sign = ("accepted", "<=") if v.accepted else ("rejected", ">")
     held = f"stays {word} within {norm} radius"
-    proven = (
-        f"{held} {rounded_down(v.radius_certified)} (proof)"
-        if v.radius_certified > 0
-        else f"{held}: nothing proven"
-    )
+    if v.radius_certified > 0:
+        proven = f"{held} {rounded_down(v.radius_certified)} (proof)"
+    elif math.isnan(v.radius_refuted):
+        proven = f"{held}: nothing proven"
+    else:
+        proven = f"{held}: nothing; a proof of {v.radius_refuted:.4g} is contradicted by the attack"
     found = [
         f"{path}: {word} as in-distribution"
         if v.accepted
@@ -211,6 +224,7 @@ def _record(path: Path, v: Verdict, decision: Decision, saved: dict[str, Path]) 
         "confidence": v.confidence,
         "score": v.score,
         "gradient_norm": v.gradient_norm,
+        "status": v.status,
         "radius_certified": v.radius_certified,
         "attack": attacked,
     }

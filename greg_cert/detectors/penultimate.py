@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
@@ -13,7 +12,7 @@ from torch import Tensor, nn
 from greg_cert.data import Images
 from greg_cert.data.types import unit_range
 from greg_cert.errors import UnsupportedModelError, UsageError
-from greg_cert.inference import batch_size, set_batches
+from greg_cert.inference import batch_size, evaluation_copy, set_batches
 from greg_cert.models import Classifier
 
 
@@ -71,7 +70,7 @@ class Penultimate:
         weights = next(model.parameters(), None)
         self.device = torch.device("cpu") if weights is None else weights.device
         self.num_classes = num_classes
-        self._twin = copy.deepcopy(model).to(torch.float64).eval().requires_grad_(False)
+        self._twin = evaluation_copy(model, torch.float64)
         self._last = self._twin.head if isinstance(self._twin, Classifier) else None
 
     def logits(self, x: Tensor) -> Tensor:

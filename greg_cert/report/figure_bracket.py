@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import pandas as pd
 from matplotlib.figure import Figure
 
 from greg_cert.report.clouds import RASTER_ABOVE, cloud_axes, label_axes
@@ -21,7 +22,7 @@ def draw_bracket(results: Results, style: FigureStyle) -> Figure:
         none = int((missed["run"] == run).sum())
         notes[run] = f"{none} without attack" if none else f"n = {int(results.kept(run).sum())}"
     figure, axes, looks = cloud_axes(notes, style, aspect=0.78)
-    certified = frame["radius_certified"].to_numpy(dtype=float)
+    certified = _claimed(frame)
     attack = frame["radius_attack"].to_numpy(dtype=float)
     right = 1.05 * float(certified.max(initial=0.0)) or reach(certified, attack, None)
     found = attack[np.isfinite(attack)]
@@ -29,7 +30,8 @@ def draw_bracket(results: Results, style: FigureStyle) -> Figure:
     crowded = len(frame) > RASTER_ABOVE
     for run, look in looks.items():
         kept = results.kept(run)
-        x, y = (results.column(run, f"radius_{c}")[kept] for c in ("certified", "attack"))
+        x = _claimed(results.of(run))[kept]
+        y = results.column(run, "radius_attack")[kept]
         some = np.isfinite(y)
         axes[run].plot(x[some], y[some], rasterized=crowded, **look.points)
         rim = np.full(int((~some).sum()), 0.985 * top)
@@ -57,3 +59,12 @@ def draw_bracket(results: Results, style: FigureStyle) -> Figure:
         f"attack {unit}, upper bound",
     )
     return figure
+
+
+def _claimed(rows: pd.DataFrame) -> np.ndarray:
+    """The radius (n,) that was proven for each row, or was thought to be."""
+    proven = rows["radius_certified"].to_numpy(dtype=float)
+    if "radius_refuted" not in rows:  # results of an earlier version
+        return proven
+    claimed: np.ndarray = np.fmax(proven, rows["radius_refuted"].to_numpy(dtype=float))
+    return claimed

@@ -18,6 +18,7 @@ FRAME_FILE = "certificates.parquet"
 NUMBERS = ("score", "threshold", "gradient_norm", "lipschitz")
 PROVEN = ("radius_certified", "radius_lipschitz")
 RADII = ("radius_gradient", *PROVEN, "radius_attack")
+REFUTED = "radius_refuted"  # of later versions: what was proven where an attack contradicts it
 COLUMNS = (
     *("run", "method", "index", "label", "predicted", "correct", "status"),
     *(*NUMBERS, *RADII, "violation"),
@@ -100,7 +101,7 @@ def check_unique(path: Path, frame: pd.DataFrame, keys: list[str]) -> None:
 
 def _check_types(path: Path, frame: pd.DataFrame, keys: tuple[str, ...]) -> None:
     here = frame.columns
-    check_numbers(path, frame, tuple(name for name in (*NUMBERS, *RADII) if name in here))
+    check_numbers(path, frame, tuple(name for name in (*NUMBERS, *RADII, REFUTED) if name in here))
     for name in ("correct", "violation"):
         if name not in here or (name == "correct" and "dataset" in keys):
             continue  # no OOD sample has a right class

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import math
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -10,14 +10,14 @@ import numpy as np
 import pandas as pd
 from pandas.api.types import is_integer_dtype
 
-from greg_cert.certificate_counts import CONTRADICTED
 from greg_cert.certify_methods import PROOFS, column_of
 from greg_cert.errors import RunError
-from greg_cert.report.frame_file import PROVEN, RADII
+from greg_cert.report.frame_file import PROVEN, RADII, REFUTED
 from greg_cert.report.methods import METHODS
 from greg_cert.report.summary_file import Summary
 
-REFUTED = "radius_refuted"
+_ALL = tuple(dict.fromkeys([*RADII, *(method.column for method in METHODS)]))
+_CLAIMS = (*PROVEN, *(method.column for method in METHODS if method.status == "proof"))
 SLACK = 1e-9  # of radii that are computed in different ways
 
 
@@ -41,7 +41,12 @@ def check_rows(path: Path, frame: pd.DataFrame, summary: Summary, side: str) -> 
     Raises:
         RunError: naming file, column, the value found and what was expected.
     """
-    for rule in _rules(frame, summary, side):
+    numbers = {
+        name: frame[name].to_numpy(dtype=np.float64, na_value=np.nan)
+        for name in ("score", "threshold", "gradient_norm", "lipschitz", *_ALL, REFUTED)
+        if name in frame.columns
+    }
+    for rule in (*_of_the_sample(frame, numbers, summary, side), *_radii(frame, numbers, summary)):
         if rule.wrong.any():
             row = int(np.flatnonzero(rule.wrong)[0])
             raise RunError(
@@ -50,64 +55,56 @@ def check_rows(path: Path, frame: pd.DataFrame, summary: Summary, side: str) -> 
             )
 
 
-def _rules(frame: pd.DataFrame, summary: Summary, side: str) -> list[_Rule]:
-    here = frame.columns
-    radii = list(dict.fromkeys([*RADII, *(m.column for m in METHODS)]))
-    numbers = {
-        name: frame[name].to_numpy(dtype=np.float64, na_value=np.nan)
-        for name in ("score", "threshold", *radii, REFUTED, "gradient_norm", "lipschitz")
-        if name in here
-    }
-    status = frame["status"].to_numpy(dtype=str)
-    certified, attack = numbers["radius_certified"], numbers["radius_attack"]
+def _of_the_sample(
+    frame: pd.DataFrame, numbers: Mapping[str, np.ndarray], summary: Summary, side: str
+) -> Iterator[_Rule]:
+    """Index, class, score and slope, and that the status is the one of such a score."""
+    yield _Rule("index", frame["index"].to_numpy() < 0, "a number >= 0")
+    for name in ("score", "threshold"):
+        yield _Rule(name, ~np.isfinite(numbers[name]), "a finite number")
+    for name in ("gradient_norm", "lipschitz"):
+        if name in numbers:
+            yield _Rule(name, numbers[name] < 0, "a length >= 0")
     accepted = numbers["score"] <= numbers["threshold"]
     right = accepted if side == "id" else ~accepted
-    rejected, refuted = status == "rejected", status == CONTRADICTED
-    rules = [
-        _Rule(name, ~np.isfinite(numbers[name]), "a finite number")
-        for name in ("score", "threshold")
-    ]
-    rules += [
-        _Rule(name, numbers[name] < 0, "a length >= 0")
-        for name in ("gradient_norm", "lipschitz")
-        if name in here
-    ]
-    rules += [
-        _Rule("index", frame["index"].to_numpy() < 0, "a number >= 0"),
-        _Rule("status", ~rejected & ~right, "rejected for a score beyond the threshold"),
-        _Rule("radius_certified", (status == "certified") & (certified == 0), "more than 0"),
-    ]
+    rejected = (frame["status"] == "rejected").to_numpy(dtype=bool)
+    yield _Rule("status", ~rejected & ~right, "rejected for a score beyond the threshold")
     if side == "ood" or not summary.correct:  # else it may be of another class
         words = "another than rejected for a score on the right side of the threshold"
-        rules.append(_Rule("status", rejected & right, words))
-    rules += [
-        _Rule(name, rejected & (numbers[name] > 0), "0 for status rejected")
-        for name in radii
-        if name in here
-    ]
-    limit = math.inf if summary.max_radius is None else summary.max_radius * (1 + SLACK)
-    proofs = {*PROVEN, REFUTED, *(m.column for m in METHODS if m.status == "proof")}
-    rules += [
-        _Rule(name, numbers[name] > limit, f"at most the largest radius {summary.max_radius:g}")
-        for name in sorted(proofs & set(here))
-        if summary.max_radius is not None
-    ]
-    asked = [column_of(method) for method in summary.methods if method in PROOFS]
-    if asked and all(name in here for name in asked):
-        largest = np.max([np.nan_to_num(numbers[name]) for name in asked], axis=0)
-        off = ~refuted & ~np.isclose(certified, largest, rtol=SLACK, atol=0)
-        words = f"the largest of {', '.join(asked)}"
-        rules.append(_Rule("radius_certified", off, words))
-    proven = np.max([np.nan_to_num(numbers[name]) for name in PROVEN if name in here], axis=0)
-    crossed = (proven > attack * (1 + SLACK)) & ~frame["violation"].to_numpy(dtype=bool)
-    rules.append(_Rule("violation", crossed, "True for an attack inside the proven radius"))
-    if REFUTED in here:
-        known = ~np.isnan(numbers[REFUTED])
-        words = f"a radius > 0 for status {CONTRADICTED}, and none for another"
-        wrong = (known != refuted) | (numbers[REFUTED] <= 0)
-        rules.append(_Rule(REFUTED, wrong, words))
+        yield _Rule("status", rejected & right, words)
     if side == "id" and all(is_integer_dtype(frame[name]) for name in ("label", "predicted")):
         same = (frame["label"] == frame["predicted"]).to_numpy(dtype=bool)
         wrong = same != frame["correct"].to_numpy(dtype=bool)
-        rules.append(_Rule("correct", wrong, "whether label and predicted are the same"))
-    return rules
+        yield _Rule("correct", wrong, "whether label and predicted are the same")
+
+
+def _radii(
+    frame: pd.DataFrame, numbers: Mapping[str, np.ndarray], summary: Summary
+) -> Iterator[_Rule]:
+    """That radii fit the status, the largest one, the attack and one another."""
+    status = frame["status"].to_numpy(dtype=str)
+    rejected, refuted = status == "rejected", status == "contradicted"
+    certified, attack = numbers["radius_certified"], numbers["radius_attack"]
+    yield _Rule("radius_certified", (status == "certified") & (certified == 0), "more than 0")
+    for name in (name for name in _ALL if name in numbers):
+        yield _Rule(name, rejected & (numbers[name] > 0), "0 for status rejected")
+    claims = [name for name in _CLAIMS if name in numbers]
+    for name in claims:
+        yield _Rule(name, refuted & (numbers[name] > 0), "0 for status contradicted")
+    if (limit := summary.max_radius) is not None:
+        for name in claims:
+            yield _Rule(name, numbers[name] > limit * (1 + SLACK), f"at most max_radius {limit:g}")
+    asked = [column_of(method) for method in summary.methods if method in PROOFS]
+    if asked and all(name in numbers for name in asked):
+        largest = np.max([np.nan_to_num(numbers[name]) for name in asked], axis=0)
+        off = ~refuted & ~np.isclose(certified, largest, rtol=SLACK, atol=0)
+        yield _Rule("radius_certified", off, f"the largest of {', '.join(asked)}")
+    proven = np.max([np.nan_to_num(numbers[name]) for name in PROVEN if name in numbers], axis=0)
+    inside = proven > attack * (1 + SLACK)
+    silent = (inside | refuted) & ~frame["violation"].to_numpy(dtype=bool)
+    yield _Rule("violation", silent, "True for an attack inside a proven radius")
+    if REFUTED in numbers:
+        claimed = numbers[REFUTED]
+        wrong = np.where(refuted, ~(claimed * (1 + SLACK) >= attack), ~np.isnan(claimed))
+        words = "one beyond the attack for status contradicted, and none for another"
+        yield _Rule(REFUTED, wrong, words)

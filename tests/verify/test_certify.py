@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import warnings
+from typing import Any
 
 import pytest
 import torch
@@ -24,11 +26,15 @@ from torch import Tensor, nn
 
 from greg_cert.errors import UnsupportedModelError, UsageError
 from greg_cert.verify import Certificates, attack_radius, certify, gradient_norm, lipschitz_bound
-from greg_cert.verify.attack import AttackPlan, attack_within
+from greg_cert.verify.attack import AttackPlan, AttackResult, attack_within
+from greg_cert.verify.certificates import ContradictionWarning
+from greg_cert.verify.certifier import Certifier
 from greg_cert.verify.duality import entropy, improve_weights, lower_reach
 from greg_cert.verify.engine import make_engine
 from greg_cert.verify.goals import decision_goals
 from greg_cert.verify.graph import forward_all
+from greg_cert.verify.linear_radius import LinearRadius
+from greg_cert.verify.lipschitz_radius import LipschitzRadius
 from greg_cert.verify.scorer import Margin, score_function
 from greg_cert.verify.trace import trace_model
 
@@ -117,7 +123,7 @@ def test_a_wrong_radius_is_found() -> None:
     inf = torch.full_like(longer, math.inf)
     wrong = Certificates(
         result.score, result.gradient_norm, result.lipschitz, longer, longer, longer, inf,
-        result.status,
+        torch.full_like(longer, math.nan), result.status,
     )  # fmt: skip
     with pytest.raises(AssertionError, match="violated"):
         check_no_violation(exact.model, exact.inputs, exact.threshold, "id", 2.0, wrong)
@@ -501,3 +507,77 @@ def test_attack_values_out_of_range(changes: dict[str, object], message: str) ->
     arguments = {"inputs": points(shape, 2), "threshold": 1.0, **changes}
     with pytest.raises(UsageError, match=message):
         attack_radius(model, **arguments)  # type: ignore[arg-type]
+
+
+# What an attack contradicts leaves the library without a radius.
+
+
+@pytest.mark.parametrize("side", SIDES)
+@pytest.mark.parametrize("method", ["crown", "lipschitz", "branch", "crown-ibp"])
+def test_a_contradicted_certificate_has_no_radius(
+    method: str, side: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, x, threshold = setting("mlp")
+    plain = certify(model, x, threshold, side=side, method=method)
+    kind = LipschitzRadius if method == "lipschitz" else LinearRadius
+    honest = kind.__call__
+
+    def boastful(self: Any, *given: Any) -> Any:
+        found = honest(self, *given)  # type: ignore[arg-type]
+        return (10 * found[0], found[1]) if isinstance(found, tuple) else 10 * found
+
+    monkeypatch.setattr(kind, "__call__", boastful)
+    with pytest.warns(ContradictionWarning, match="Please report this as a bug"):
+        found = certify(model, x, threshold, side=side, method=method)
+    broken = torch.from_numpy(found.status == "contradicted")
+    assert broken.any()
+    claimed = 10 * plain.radius_certified
+    assert torch.equal(broken, (claimed > 0) & (found.radius_attack <= claimed))
+    assert torch.equal(broken, found.radius_refuted.isfinite())
+    for name in ("radius_certified", "radius_lipschitz", f"radius_{method.replace('-', '_')}"):
+        column = torch.tensor(found.to_frame()[name].tolist())
+        assert (column[broken] == 0).all(), name
+    assert (found.radius_attack[broken] <= found.radius_refuted[broken]).all()
+    assert torch.equal(found.radius_attack, plain.radius_attack.fmin(found.radius_attack))
+    rest = ~broken
+    assert torch.equal(found.radius_certified[rest], claimed[rest])
+
+
+def test_the_attack_inside_a_ball_finds_what_the_search_for_the_nearest_missed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    model, x, threshold = setting("mlp")
+
+    def nothing(self: Certifier, x: Tensor, *given: Any) -> AttackResult:
+        return AttackResult(torch.full_like(x.flatten(1)[:, 0], math.inf), torch.zeros_like(x))
+
+    honest = LinearRadius.__call__
+    monkeypatch.setattr(Certifier, "nearest_attack", nothing)
+    monkeypatch.setattr(LinearRadius, "__call__", lambda self, *given: 10 * honest(self, *given))
+    with pytest.warns(ContradictionWarning):
+        found = certify(model, x, threshold)
+    assert (found.status == "contradicted").any()
+
+
+@pytest.mark.parametrize("labelled", [False, True])
+def test_a_wrong_class_inside_the_ball_contradicts_where_the_class_counts(
+    labelled: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, x, _ = setting("mlp")
+    with torch.no_grad():
+        labels = model(x.to(next(model.parameters()))).argmax(1)
+    honest = LinearRadius.__call__
+    # γ is far away: only the class can change.
+    monkeypatch.setattr(LinearRadius, "__call__", lambda self, *given: 10 * honest(self, *given))
+    given = {"labels": labels} if labelled else {}
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        found = certify(model, x, 1e4, max_radius=5.0, lipschitz=False, **given)
+    assert bool((found.status == "contradicted").any()) == labelled == bool(said)
+
+
+def test_without_an_attack_nothing_is_said_of_contradictions() -> None:
+    model, x, threshold = setting("mlp")
+    found = certify(model, x, threshold, attack=False)
+    assert "contradicted" not in found.status
+    assert found.radius_refuted.isnan().all()

@@ -9,10 +9,10 @@ import torch
 from torch import nn
 
 from greg_cert.config import VerifyConfig
-from greg_cert.errors import EngineError
 from greg_cert.evaluation.decision import Decision
 from greg_cert.verify import judge as judge_module
 from greg_cert.verify.attack import AttackResult
+from greg_cert.verify.certificates import ContradictionWarning
 from greg_cert.verify.judge import judge
 
 SLOPE = torch.tensor([0.6, -0.8, 0.0, 0.5], dtype=torch.float64)
@@ -72,10 +72,14 @@ def test_no_attack_within_reach_is_said_as_none() -> None:
     assert (v.attacked, v.attacked_label, v.attacked_score) == (None, None, None)
 
 
-def test_an_attack_inside_the_certificate_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_certificate_that_an_attack_contradicts_is_withdrawn(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     def liar(score: object, x: torch.Tensor, *_: object) -> AttackResult:
         return AttackResult(torch.full((len(x),), 1e-6, dtype=torch.float64), torch.zeros_like(x))
 
     monkeypatch.setattr(judge_module, "smallest_attack", liar)
-    with pytest.raises(EngineError, match="contradicted"):
-        judge(affine(), torch.full((1, 1, 2, 2), 0.5), decision(1.0), VerifyConfig())
+    with pytest.warns(ContradictionWarning, match=r"1 of 1 certificates .* crossed at 1e-06"):
+        (v,) = judge(affine(), torch.full((1, 1, 2, 2), 0.5), decision(1.0), VerifyConfig())
+    assert (v.status, v.radius_certified) == ("contradicted", 0.0)
+    assert v.radius_refuted > 0.1

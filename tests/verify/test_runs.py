@@ -11,16 +11,18 @@ import pandas as pd
 import pytest
 import torch
 
-import greg_cert.verify.chunk as chunk_module
+from greg_cert.certificate_counts import STATUSES
 from greg_cert.config import ExperimentConfig, VerifyConfig, parse_config
 from greg_cert.data import load_data
 from greg_cert.errors import RunError
 from greg_cert.metrics import fpr_at_tpr, threshold_at_tpr
 from greg_cert.records import RunFolder
+from greg_cert.report import load_results
 from greg_cert.scores import energy
 from greg_cert.train import fit
-from greg_cert.verify.attack import AttackPlan, attack_within
-from greg_cert.verify.certificates import Certificates
+from greg_cert.verify.attack import AttackPlan, AttackResult, attack_within
+from greg_cert.verify.certifier import Certifier
+from greg_cert.verify.linear_radius import LinearRadius
 from greg_cert.verify.runs import choose_samples, verify_runs
 from greg_cert.verify.scorer import Margin, score_function
 
@@ -86,9 +88,7 @@ def test_the_summary_keeps_the_contract_and_agrees_with_the_rows(verified: Path)
             ("lipschitz_radius", "radius_lipschitz"),
         ):
             assert run[key]["median"] == pytest.approx(float(np.median(rows[column])))
-        assert run["status"] == {
-            s: int((rows["status"] == s).sum()) for s in ("certified", "rejected", "undecided")
-        }
+        assert run["status"] == {s: int((rows["status"] == s).sum()) for s in STATUSES}
         for key in ("method", "id_accuracy", "threshold", "fpr95", "auroc", "seconds"):
             assert key in run
 
@@ -120,28 +120,35 @@ def test_threshold_and_metrics_follow_from_the_weights(
 def test_an_unsound_certificate_is_counted_as_a_violation(
     trained: dict[str, RunFolder], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    honest = chunk_module.certify
+    honest = LinearRadius.__call__
 
-    def boastful(*args: Any, **kwargs: Any) -> Certificates:
-        found = honest(*args, **kwargs)
-        fields = {n: getattr(found, n) for n in Certificates.__dataclass_fields__}
-        # Just past the attack, which the audit must find by its own attack: this one is hidden.
-        radius = torch.where(found.radius_certified > 0, 1.2 * found.radius_attack, 0.0)
-        fields |= {
-            "radius_certified": radius.nan_to_num(posinf=0.0),
-            "radius_attack": torch.full_like(radius, torch.inf),
-        }
-        return Certificates(**fields)
+    def boastful(self: LinearRadius, *args: Any) -> torch.Tensor:
+        return 4.0 * honest(self, *args)
 
-    monkeypatch.setattr(chunk_module, "certify", boastful)
+    def nothing(self: Certifier, x: torch.Tensor, *args: Any) -> AttackResult:
+        return AttackResult(torch.full_like(x.flatten(1)[:, 0], torch.inf), torch.zeros_like(x))
+
+    monkeypatch.setattr(LinearRadius, "__call__", boastful)
+    monkeypatch.setattr(Certifier, "nearest_attack", nothing)  # the audit has its own attack
     done = verify_runs([trained["fast"]], SETTINGS, tmp_path)
     (run,) = done.runs
-    claimed = int((run.frame["radius_certified"] > 0).sum())
+    rows = run.frame
+    claimed = int((rows["radius_certified"] > 0).sum() + rows["radius_refuted"].notna().sum())
     assert claimed > 10
-    assert run.summary["violations"] == done.violations >= 0.9 * claimed
+    assert run.summary["violations"] == done.violations >= 0.8 * claimed
+    broken = rows[rows["status"] == "contradicted"]
+    assert len(broken) == done.violations == run.summary["status"]["contradicted"]
+    assert (broken["radius_certified"] == 0).all()
+    assert (broken["radius_crown"] == 0).all()
+    assert (broken["radius_lipschitz"] == 0).all()
+    assert (broken["radius_attack"] <= broken["radius_refuted"]).all()
+    assert broken["violation"].all()
+    assert not rows.drop(broken.index)["violation"].any()
     assert done.worst is not None
-    worst = run.frame.set_index("index").loc[done.worst["index"]]
-    assert done.worst["crossed"] <= done.worst["radius"] == worst["radius_certified"]
+    worst = rows.set_index("index").loc[done.worst["index"]]
+    assert done.worst["crossed"] <= done.worst["radius"] == worst["radius_refuted"]
+    # The report reads it, and takes the proofs back.
+    assert load_results(tmp_path).frame["violation"].sum() == done.violations
 
 
 def test_samples_depend_on_the_seed_alone() -> None:

@@ -292,7 +292,6 @@ def test_the_audit_finds_a_boastful_certificate_in_finished_results(
     settings = SETTINGS.model_copy(update={"samples": 4})
     with monkeypatch.context() as patched:
         patched.setattr(chunk_module, "certify", boastful)
-        patched.setattr(chunk_module, "AUDIT_STEPS", 1)  # an audit that sees nothing
         assert verify_runs(pair[1:], settings, tmp_path).violations == 0
 
     def never(*args: Any) -> pd.DataFrame:
@@ -307,10 +306,13 @@ def test_the_audit_finds_a_boastful_certificate_in_finished_results(
     assert done.worst is not None
     assert (done.worst["run"], done.worst["part"], done.worst["index"]) == ("fast", "id", lie)
     assert 0 < done.worst["crossed"] <= done.worst["radius"] * (1 + 1e-12)
+    row = run.frame.set_index("index").loc[lie]
+    assert (row["status"], row["radius_certified"]) == ("contradicted", 0.0)
+    assert row["radius_refuted"] == done.worst["radius"]
     assert ticks[-1].step == "audit"
     assert ticks[-1].found == 1
     told = summary(tmp_path)["audit"]
-    claims = int((run.frame["radius_certified"] > 0).sum())
+    claims = int((run.frame["radius_certified"] > 0).sum()) + 1
     assert (told["attacks"], told["certificates"], told["violations"]) == (claims, claims, 1)
     assert (told["steps"], told["restarts"]) == (200, 12)
     # Found once, it stays in the results, whether or not it is looked for again.

@@ -178,7 +178,7 @@ def first(frame, status):
         ("undecided", {"status": "rejected"}, "status: expected another than rejected"),
         ("certified", {"radius_certified": 0.0}, "radius_certified: expected more than 0"),
         ("certified", {"radius_certified": 1e-3}, "radius_certified: expected the largest of"),
-        ("certified", {"radius_branch": 2.5}, "radius_branch: expected at most the largest radius"),
+        ("certified", {"radius_branch": 2.5}, "radius_branch: expected at most max_radius 2"),
         ("certified", {"radius_lipschitz": 2.5}, "radius_lipschitz: expected at most"),
         ("certified", {"radius_attack": 1e-3}, "violation: expected True"),
         ("certified", {"correct": False}, "correct: expected whether label and predicted"),
@@ -205,7 +205,7 @@ def test_rows_that_contradict_themselves_are_refused(folder, made, status, value
     ("status", "values", "words"),
     [
         ("certified", {"score": -14.0}, "status: expected rejected for a score beyond"),
-        ("certified", {"radius_certified": 2.5, "radius_branch": 2.5}, "at most the largest"),
+        ("certified", {"radius_certified": 2.5, "radius_branch": 2.5}, "at most max_radius 2"),
         ("rejected", {"radius_attack": 0.1}, "radius_attack: expected 0"),
     ],
 )
@@ -240,8 +240,12 @@ def test_a_contradicted_row_has_no_radius_and_keeps_the_refuted_one(made, tmp_pa
     assert found.violations == 1
     for values, words in (
         ({"radius_certified": [0.1, 0.02, 0.3]}, "radius_certified: expected 0 for status"),
-        ({"radius_refuted": [NAN, NAN, NAN]}, "radius_refuted: expected a radius > 0"),
-        ({"radius_refuted": [0.1, 0.2, NAN]}, "radius_refuted: expected a radius > 0"),
+        ({"radius_lipschitz": [0.1, 0.02, 0.3]}, "radius_lipschitz: expected 0 for status"),
+        ({"radius_refuted": [NAN, NAN, NAN]}, "radius_refuted: expected one beyond the attack"),
+        ({"radius_refuted": [NAN, 0.04, NAN]}, "radius_refuted: expected one beyond the attack"),
+        ({"radius_refuted": [0.1, 0.2, NAN]}, "radius_refuted: expected one beyond the attack"),
+        ({"violation": [False] * 3}, "violation: expected True"),
+        ({"radius_refuted": "far"}, "radius_refuted: expected numbers"),
     ):
         refused(made.write(tmp_path / "w", [frame.assign(**values)]), words)
 
