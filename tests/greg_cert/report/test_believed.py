@@ -189,7 +189,7 @@ def first(frame, status):
         ("certified", {"index": -5}, "index: expected a number >= 0"),
         ("certified", {"label": 11, "predicted": 11}, "label: expected one for index"),
         ("rejected", {"radius_lipschitz": 0.1}, "radius_lipschitz: expected 0 for status rejected"),
-        ("rejected", {"radius_attack": 0.1}, "radius_attack: expected 0 for status rejected"),
+        ("rejected", {"radius_gradient": 0.1}, "radius_gradient: expected 0 for status rejected"),
         ("rejected", {"radius_branch": 0.1}, "radius_branch: expected 0 for status rejected"),
         ("undecided", {"radius_branch": 0.1}, "radius_certified: expected the largest of"),
         ("undecided", {"status": "certified"}, "radius_certified: expected more than 0"),
@@ -206,7 +206,7 @@ def test_rows_that_contradict_themselves_are_refused(folder, made, status, value
     [
         ("certified", {"score": -14.0}, "status: expected rejected for a score beyond"),
         ("certified", {"radius_certified": 2.5, "radius_branch": 2.5}, "at most max_radius 2"),
-        ("rejected", {"radius_attack": 0.1}, "radius_attack: expected 0"),
+        ("rejected", {"radius_gradient": 0.1}, "radius_gradient: expected 0"),
     ],
 )
 def test_rows_of_the_ood_side_too(folder, made, status, values, words):
