@@ -1,4 +1,4 @@
-"""The errors a user may meet; every one derives from `GregCertError`.
+"""The errors and warnings a user may meet; they derive from `GregCertError`, `GregCertWarning`.
 
 The command line turns `UsageError` and its children into exit code 2 with the message as one line,
 so a message names the field, the value found and what was expected.
@@ -37,3 +37,15 @@ class TrainingError(GregCertError):
 
 class EngineError(GregCertError):
     """A bound-propagation engine is missing or failed."""
+
+
+class GregCertWarning(UserWarning):
+    """Root of every warning; the command line shows each as a note of one line."""
+
+
+class UncheckedFileWarning(GregCertWarning):
+    """A file of an earlier version holds no digest, so that nothing tells whether it is whole."""
+
+
+class DamagedFileWarning(GregCertWarning):
+    """A file is not as it was written, and is replaced: what it should hold is computed anew."""

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import platform
 import subprocess
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cached_property
@@ -15,15 +15,16 @@ from typing import Any
 
 import torch
 import yaml
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
-from torch import nn
+from torch import Tensor, nn
 
 from greg_cert.config import ExperimentConfig, dump_config, parse_config
 from greg_cert.data import DataSplits, load_data
+from greg_cert.digests import json_digest, tensors_digest
 from greg_cert.errors import ConfigError, RunError
-from greg_cert.files import atomic_path, write_atomic
+from greg_cert.files import write_atomic
+from greg_cert.manifest import MANIFEST_FILE, check_file, put_manifest, read_manifest
 from greg_cert.models import Classifier, build_model
+from greg_cert.tensor_file import check_ties, read_tensors, write_tensors
 
 _PACKAGES = (
     "greg-cert",
@@ -55,7 +56,7 @@ class RunFolder:
     @property
     def manifest_file(self) -> Path:
         """Versions, seed, device, data fingerprints and model sizes."""
-        return self.path / "manifest.json"
+        return self.path / MANIFEST_FILE
 
     @property
     def weights_file(self) -> Path:
@@ -82,30 +83,31 @@ class RunFolder:
         """The configuration the run was made with.
 
         Raises:
-            RunError: if it is missing or cannot be read.
+            RunError: if it is missing or cannot be read, or is not the one of the manifest.
         """
+        expected = f"run: expected a run folder with a valid config.yaml, but got {self.path}"
         try:
             raw = yaml.safe_load(self.config_file.read_text(encoding="utf-8"))
+            found = config_digest(raw)
+        except (OSError, ValueError, TypeError, yaml.YAMLError) as error:
+            line = " ".join(str(error).split())
+            raise RunError(f"{expected}: {line}") from error
+        if self.manifest_file.exists():  # a run begins with its configuration
+            check_file(self.manifest, self.config_file, found)
+        try:
             return parse_config(raw)
-        except (OSError, UnicodeDecodeError, yaml.YAMLError, ConfigError) as error:
-            raise RunError(
-                f"run: expected a run folder with a valid config.yaml, but got {self.path}: {error}"
-            ) from error
+        except ConfigError as error:
+            raise RunError(f"{expected}: {error}") from error
 
     @cached_property
     def manifest(self) -> dict[str, Any]:
         """What `write_manifest` wrote.
 
         Raises:
-            RunError: if it is missing or cannot be read.
+            RunError: if it is missing or cannot be read, or is not as it was written.
         """
-        try:
-            found: dict[str, Any] = json.loads(self.manifest_file.read_text(encoding="utf-8"))
-        except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-            raise RunError(
-                f"run: expected a readable manifest.json in {self.path}, but got: {error}"
-            ) from error
-        if not isinstance(found, dict) or not isinstance(found.get("data"), dict):
+        found = read_manifest(self.path)
+        if not isinstance(found.get("data"), dict):
             raise RunError(f"run: expected a manifest.json with a 'data' entry in {self.path}")
         return found
 
@@ -125,18 +127,25 @@ class RunFolder:
         Raises:
             RunError: where they cannot be written.
         """
-        tensors = {k: v.detach().cpu().contiguous() for k, v in model.state_dict().items()}
-        try:
-            with atomic_path(self.weights_file) as temporary:
-                save_file(tensors, temporary)
-        except (OSError, SafetensorError) as error:
-            raise RunError(f"weights: cannot write {self.weights_file}: {error}") from error
+        write_tensors(self.weights_file, model.state_dict())
+
+    def read_weights(self) -> dict[str, Tensor]:
+        """The trained weights by name.
+
+        Raises:
+            RunError: if they cannot be read, or are not as they were written.
+        """
+        tensors, digest = read_tensors(self.weights_file)
+        if self.manifest_file.exists():
+            check_file(self.manifest, self.weights_file, digest or tensors_digest(tensors))
+        return tensors
 
     def load_model(self) -> Classifier:
         """The trained model, on the CPU in evaluation mode.
 
         Raises:
-            RunError: if the run is not complete, or its weights are corrupt or of another model.
+            RunError: if the run is not complete, or its weights are corrupt, of another model, or
+                not the ones of the manifest.
         """
         if not self.complete:
             raise RunError(
@@ -148,29 +157,32 @@ class RunFolder:
             raise RunError(
                 f"run: expected model sizes in manifest.json of {self.path}, but got none"
             )
+        tensors = self.read_weights()
         try:
             model = build_model(self.config.model.name, **sizes)
-            load_weights(model, self.weights_file)
+            _fill(model, tensors, self.weights_file)
         except TypeError as error:
             raise RunError(f"run: manifest.json of {self.path} names odd sizes: {error}") from error
         return model.eval()
 
 
-def load_weights(model: nn.Module, path: Path) -> None:
-    """Fill `model` from a safetensors file; every key must match.
-
-    Raises:
-        RunError: for a missing or corrupt file, or a missing, unexpected or misshapen tensor.
-    """
-    try:
-        tensors = load_file(path)
-    except (OSError, SafetensorError) as error:
-        raise RunError(f"weights: expected a safetensors file, but got {path}: {error}") from error
+def _fill(model: nn.Module, tensors: Mapping[str, Tensor], path: Path) -> None:
+    """Load a whole state into a model; every key must match."""
     try:
         model.load_state_dict(tensors)
     except RuntimeError as error:
         line = " ".join(str(error).split())
         raise RunError(f"weights: {path} does not fit the model: {line}") from error
+    check_ties(model.state_dict(), tensors, path)
+
+
+def config_digest(raw: object) -> str:
+    """Digest of a configuration as its YAML file holds it: other formatting changes nothing.
+
+    Raises:
+        TypeError: for a value that no configuration holds, such as a date.
+    """
+    return json_digest({"config": raw})
 
 
 def write_config(run: RunFolder, config: ExperimentConfig) -> None:
@@ -179,16 +191,8 @@ def write_config(run: RunFolder, config: ExperimentConfig) -> None:
 
 
 def write_manifest(run: RunFolder, manifest: dict[str, Any]) -> None:
-    """Write the manifest.
-
-    Raises:
-        RunError: where it cannot be written.
-    """
-    text = json.dumps(manifest, indent=2, allow_nan=False) + "\n"
-    try:
-        write_atomic(run.manifest_file, text)
-    except OSError as error:
-        raise RunError(f"manifest: cannot write {run.manifest_file}: {error}") from error
+    """Write the manifest, with its digest; errors as of `greg_cert.manifest.put_manifest`."""
+    put_manifest(run.path, manifest)
 
 
 def model_sizes(splits: DataSplits, *, absent_class: bool = False) -> dict[str, Any]:

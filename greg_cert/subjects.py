@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import importlib
 import json
 import sys
@@ -20,6 +19,7 @@ from greg_cert.config import OwnModelConfig, VerifyConfig, load_own_model, revis
 from greg_cert.config.overrides import parse_override
 from greg_cert.data import DataSplits, load_data
 from greg_cert.data.schema import DataConfig
+from greg_cert.digests import DIGEST, tensors_digest
 from greg_cert.errors import ConfigError, RunError
 from greg_cert.models import build_model
 from greg_cert.models.normalize import Normalize
@@ -298,7 +298,7 @@ class OtherOod:
     @cached_property
     def manifest(self) -> dict[str, Any]:
         """The subject's, with the fingerprints of the other sets."""
-        then = self.base.manifest
+        then = {k: v for k, v in self.base.manifest.items() if k != DIGEST}
         data = {k: v for k, v in then["data"].items() if not k.startswith("ood/")}
         now = self._splits.fingerprints()
         data |= {k: v for k, v in now.items() if k.startswith("ood/")}
@@ -307,11 +307,7 @@ class OtherOod:
 
 def state_digest(model: nn.Module) -> str:
     """SHA-256 over names, shapes, types and values of a model's tensors."""
-    digest = hashlib.sha256()
-    for name, tensor in sorted(model.state_dict().items()):
-        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype} ".encode())
-        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
-    return digest.hexdigest()
+    return tensors_digest(model.state_dict())
 
 
 def made_by(factory: str, arguments: dict[str, Any]) -> nn.Module:

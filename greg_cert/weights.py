@@ -16,6 +16,7 @@ from greg_cert.errors import RunError
 from greg_cert.models.aliases import begins_with, own_name, renamed, shared_prefix
 from greg_cert.models.base import Classifier
 from greg_cert.models.state_file import State, read_state
+from greg_cert.tensor_file import check_ties
 
 _SHOWN = 4  # names that an error lists of each kind
 
@@ -104,8 +105,8 @@ def load_foreign(
 
     Raises:
         RunError: for a file that cannot be read safely, names or shapes that do not fit and that
-            the arguments above do not allow, two tensors for one place, a value that is NaN or
-            infinite, or a rename of nothing.
+            the arguments above do not allow, two tensors for one place, several values of tied
+            tensors, a value that is NaN or infinite, or a rename of nothing.
     """
     path, rename = Path(path), tuple(rename)
     state = read_state(path, entry)
@@ -124,6 +125,7 @@ def load_foreign(
         raise RunError(
             f"weights: expected finite values in {path}, but got NaN or infinity in {_first(sick)}"
         )
+    check_ties(own, values, path)
     with torch.no_grad():
         for here, value in values.items():
             own[here].copy_(value)

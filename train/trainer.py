@@ -12,15 +12,18 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
+import yaml
 from torch import Tensor
 
-from greg_cert.config import ExperimentConfig, InitConfig, TrainConfig
+from greg_cert.config import ExperimentConfig, InitConfig, TrainConfig, dump_config
 from greg_cert.data import DataSplits
+from greg_cert.digests import tensors_digest
 from greg_cert.draws import generator_for
 from greg_cert.errors import ConfigError, RunError, TrainingError
 from greg_cert.models import Classifier, build_model
 from greg_cert.records import (
     RunFolder,
+    config_digest,
     environment,
     model_sizes,
     write_manifest,
@@ -28,7 +31,12 @@ from greg_cert.records import (
 from greg_cert.scores import score_of
 from greg_cert.stages import Margin, StageConfig
 from greg_cert.train.batches import DeviceImages
-from greg_cert.train.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from greg_cert.train.checkpoint import (
+    Checkpoint,
+    check_place,
+    load_checkpoint,
+    save_checkpoint,
+)
 from greg_cert.train.choose import Picks
 from greg_cert.train.epoch_pool import choose_for_epoch
 from greg_cert.train.feed import Feed, Look
@@ -149,6 +157,7 @@ class Trainer:
         )
         self.watch = FiniteWatch()
         self.done = 0  # steps
+        self.journal: Journal | None = None
         # Elsewhere a look at the values waits for the device or for the other processes.
         self._at_once = self.device.type == "cpu" and self.world.size == 1
         self.session = {
@@ -173,6 +182,7 @@ class Trainer:
             },
             "command": command,
             "stages": [],
+            "digests": {"config.yaml": config_digest(yaml.safe_load(dump_config(config)))},
         }
 
     def train(self) -> None:
@@ -183,39 +193,54 @@ class Trainer:
             ConfigError: for automatic margins in the wrong order.
             TrainingError: for a value that is not finite.
         """
-        progress = self._restore()
+        progress, rows = self._restore()
         self.done = progress.step
         stages = self.config.train.stages
         total = sum(s.epochs * self.feed.steps(s) for s in stages)
         self.observer.begin(total, progress.step)
-        journal = None
-        if self.world.first:
-            journal = Journal(self.run.metrics_file, self.run.path / "tensorboard", progress.step)
+        self.world.once(lambda: self._open_journal(rows))
         try:
             for i in range(progress.stage, len(stages)):
-                progress = self._stage(i, progress, journal)
+                progress = self._stage(i, progress)
         finally:
-            if journal is not None:
-                journal.close()
+            if self.journal is not None:
+                self.journal.close()
         self.world.once(self._finish)
 
+    def _open_journal(self, rows: str | None) -> None:
+        events = self.run.path / "tensorboard"
+        self.journal = Journal(self.run.metrics_file, events, self.done, rows)
+
     def _finish(self) -> None:
+        assert self.journal is not None
+        self.manifest["digests"] |= {
+            self.run.metrics_file.name: self.journal.digest,
+            self.run.weights_file.name: tensors_digest(self.model.state_dict()),
+        }
         write_manifest(self.run, self.manifest)
         self.run.save_weights(self.model)  # last: its presence says that the run is complete
 
-    def _restore(self) -> _Progress:
+    def _restore(self) -> tuple[_Progress, str | None]:
+        """Where to go on, and the digest of the rows of metrics up to there."""
         state = self.world.once(self._read_state)
         if state is None:
-            return _Progress()
+            return _Progress(), None
         self.manifest, found = state
-        self.model.load_state_dict(found.model)
-        self.optimizer.load_state_dict(found.optimizer)
+        try:
+            self.model.load_state_dict(found.model)
+            self.optimizer.load_state_dict(found.optimizer)
+        except (RuntimeError, ValueError, KeyError) as error:
+            line = " ".join(str(error).split())[:200]
+            raise RunError(
+                f"{self.run.checkpoint_file}: expected the state of this model and its optimiser, "
+                f"but got: {line}"
+            ) from error
         picks = None
         if found.low is not None and found.high is not None:
             picks = Picks(found.low, found.high)
         return _Progress(
             found.stage, found.epoch, found.batch, found.step, found.m_in, found.m_out, picks
-        )
+        ), found.journal
 
     def _read_state(self) -> tuple[dict[str, Any], Checkpoint] | None:
         """The manifest and checkpoint to go on from; None for a run that only begins."""
@@ -227,10 +252,18 @@ class Trainer:
             if before.get(part) != self.manifest[part]:
                 raise RunError(f"resume: the {part} of {self.run.path} changed since it was begun")
         # Versions and times of every session that had a part in the weights.
-        manifest = {**before, "resumed": [*before.get("resumed", []), self.session]}
-        return manifest, load_checkpoint(self.run.checkpoint_file)
+        manifest = {
+            **before,
+            "resumed": [*before.get("resumed", []), self.session],
+            "digests": self.manifest["digests"],
+        }
+        found = load_checkpoint(self.run.checkpoint_file)
+        plan = [(stage, self.feed.steps(stage)) for stage in self.config.train.stages]
+        aux = 0 if self.feed.aux_set is None else len(self.feed.aux_set)
+        check_place(found, plan, aux, self.run.checkpoint_file)
+        return manifest, found
 
-    def _stage(self, index: int, progress: _Progress, journal: Journal | None) -> _Progress:
+    def _stage(self, index: int, progress: _Progress) -> _Progress:
         stage = self.config.train.stages[index]
         for group in self.optimizer.param_groups:
             group["momentum"] = stage.momentum
@@ -240,7 +273,7 @@ class Trainer:
             self.optimizer.state.clear()  # a stage begins without the momentum of the one before
             progress = self._begin_stage(index, stage, progress)
         while progress.epoch < stage.epochs:
-            step = self._epoch(stage, progress, journal)
+            step = self._epoch(stage, progress)
             progress = replace(progress, epoch=progress.epoch + 1, batch=0, step=step, picks=None)
             if progress.epoch < stage.epochs:
                 self._save(progress)
@@ -282,10 +315,11 @@ class Trainer:
             optimizer=self.optimizer.state_dict(),
             low=None if progress.picks is None else progress.picks.low,
             high=None if progress.picks is None else progress.picks.high,
+            journal=None if self.journal is None else self.journal.digest,
         )
         self.world.once(lambda: save_checkpoint(self.run.checkpoint_file, state))
 
-    def _epoch(self, stage: StageConfig, progress: _Progress, journal: Journal | None) -> int:
+    def _epoch(self, stage: StageConfig, progress: _Progress) -> int:
         train = self.config.train
         key = (self.config.seed, progress.stage, progress.epoch)
         if stage.pool is not None and stage.uses_outliers and progress.picks is None:
@@ -317,8 +351,8 @@ class Trainer:
             values: Mapping[str, float] = {}
             if measure:
                 values = self._means(out) | {"lr": rate}
-                if journal is not None:
-                    journal.row(stage.method, progress.epoch + 1, step, values)
+                if self.journal is not None:
+                    self.journal.row(stage.method, progress.epoch + 1, step, values)
             self.observer.step(stage.method, progress.epoch + 1, values)
             every = train.checkpoint_every
             if every is not None and step % every == 0 and i + 1 < per_epoch:
@@ -408,7 +442,11 @@ class Trainer:
 
 
 def _initialise(model: Classifier, init: InitConfig) -> LoadReport:
-    source = RunFolder(init.weights).weights_file if init.weights.is_dir() else init.weights
+    source = init.weights
+    if source.is_dir():
+        run = RunFolder(source)
+        run.read_weights()  # refused where they are not the ones that its manifest tells of
+        source = run.weights_file
     return load_foreign(model, source, **init.model_dump(exclude={"weights"}))
 
 

@@ -6,10 +6,12 @@ import hashlib
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from torch import Tensor
 
+from greg_cert.digests import check_seal, sealed, tell_unchecked
 from greg_cert.errors import UsageError
 from greg_cert.verify.streams import check_count
 
@@ -88,14 +90,16 @@ class SmoothingState:
     samples: dict[int, SampleCounts] = field(default_factory=dict)
 
     def to_record(self) -> dict[str, Any]:
-        """Plain values for JSON."""
-        return {
-            "options": self.options.identity(),
-            "samples": {
-                str(index): [counts.input, [*counts.selection], [*counts.estimation]]
-                for index, counts in self.samples.items()
-            },
-        }
+        """Plain values for JSON, with their digest."""
+        return sealed(
+            {
+                "options": self.options.identity(),
+                "samples": {
+                    str(index): [counts.input, [*counts.selection], [*counts.estimation]]
+                    for index, counts in self.samples.items()
+                },
+            }
+        )
 
     @classmethod
     def from_record(cls, record: Mapping[str, Any], options: SmoothingOptions) -> SmoothingState:
@@ -104,6 +108,9 @@ class SmoothingState:
         Raises:
             UsageError: if it was made with other options (`batch` may differ) or is damaged.
         """
+        where = Path("smoothing state")
+        if not check_seal(record, where):
+            tell_unchecked(where)
         try:
             made_with, rows = dict(record["options"]), dict(record["samples"])
             samples = {

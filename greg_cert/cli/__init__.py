@@ -14,6 +14,7 @@ from greg_cert.cli import (
     evaluate,
     predict,
     report,
+    screen,
     train,
     verify,
 )
@@ -34,7 +35,8 @@ def main() -> None:
     from greg_cert.errors import GregCertError, UsageError
 
     try:
-        app()
+        with screen.warnings_as_notes():
+            app()
     except GregCertError as error:
         line = " ".join(str(error).split())
         sys.stderr.write(f"greg-cert: error: {line}\n")

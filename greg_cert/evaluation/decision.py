@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import json
+import warnings
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
+from greg_cert.digests import check_seal, sealed, tell_unchecked
+from greg_cert.errors import DamagedFileWarning, RunError
 from greg_cert.evaluation.evaluator import Evaluator
 from greg_cert.files import write_atomic
 from greg_cert.records import package_versions
@@ -42,7 +47,8 @@ class Decision:
 def decision_of(subject: Subject, tpr: float) -> Decision:
     """γ of a run's own score, from its calibration split.
 
-    It is kept in the run folder, and read from there while weights, data and versions are the same.
+    It is kept in the run folder, and read from there while weights, data and versions are the same
+    and the file is as it was written.
 
     Raises:
         RunError: where the data changed since training, or cannot be read.
@@ -59,15 +65,9 @@ def decision_of(subject: Subject, tpr: float) -> Decision:
         "tpr": tpr,
         "versions": {k: versions.get(k) for k in ("greg-cert", "torch")},
     }
-    if path is not None:
-        try:
-            kept: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-            if kept["identity"] == identity:
-                found = dict(kept["decision"])
-                names = found.pop("classes")
-                return Decision(**found, classes=None if names is None else tuple(names))
-        except (OSError, ValueError, KeyError, TypeError):
-            pass  # missing or damaged: computed anew, and replaced
+    kept = None if path is None else _kept(path, identity)
+    if kept is not None:
+        return kept
     splits = common_data([subject])
     evaluator = Evaluator(subject, splits, tpr=tpr)
     decision = Decision(
@@ -81,8 +81,29 @@ def decision_of(subject: Subject, tpr: float) -> Decision:
     if path is not None:
         try:
             path.parent.mkdir(exist_ok=True)
-            content = {"identity": identity, "decision": asdict(decision)}
+            content = sealed({"identity": identity, "decision": asdict(decision)})
             write_atomic(path, json.dumps(content, indent=2) + "\n")
         except OSError:
             pass  # a run folder that cannot be written: computed anew each time
+    return decision
+
+
+def _kept(path: Path, identity: Mapping[str, Any]) -> Decision | None:
+    """The decision in a file of this identity; one that is not as it was written is warned of."""
+    try:
+        kept: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        whole = check_seal(kept, path)
+        if kept["identity"] != identity:
+            return None
+        found = dict(kept["decision"])
+        names = found.pop("classes")
+        decision = Decision(**found, classes=None if names is None else tuple(names))
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        line = error if isinstance(error, RunError) else f"{path}: cannot be read ({error!r})"
+        warnings.warn(DamagedFileWarning(f"{line}; computed anew"), stacklevel=3)
+        return None
+    if not whole:
+        tell_unchecked(path)
     return decision

@@ -180,9 +180,9 @@ class Evaluator:
         """Labels, predictions and confidences of the ID test split."""
         identity = self._identity(_PREDICTIONS, {}, fitted=False)
         columns = self._saved(_PREDICTIONS, identity).get("test")
-        if columns is None:
-            labels = self.data.test.labels
-            assert labels is not None
+        labels = self.data.test.labels
+        assert labels is not None
+        if columns is None or not _possible(columns, labels.numpy(), self.data.num_classes):
             logits = self._test_logits[:, : self.data.num_classes]
             confidence, predicted = logits.softmax(1).max(1)
             columns = {
@@ -243,7 +243,7 @@ class Evaluator:
         parts = self._parts()
         saved = self._saved(title, identity)
         scores = {part: columns["score"] for part, columns in saved.items()}
-        if list(scores) != list(parts):
+        if not _complete(scores, parts):
             scores = self._computed(title, name, options, own=own)
             self._save(title, identity, {part: {"score": s} for part, s in scores.items()})
         gamma = threshold_at_tpr(scores["calibration"], self.tpr)
@@ -374,6 +374,26 @@ class Evaluator:
     def _tell(self, done: int, of: int, next_one: str) -> None:
         if self._observer is not None:
             self._observer(done, of, next_one)
+
+
+def _complete(scores: Mapping[str, FloatArray], parts: Mapping[str, Images]) -> bool:
+    """Whether there is a finite score for each image of each part."""
+    return list(scores) == list(parts) and all(
+        len(scores[part]) == len(images) and bool(np.isfinite(scores[part]).all())
+        for part, images in parts.items()
+    )
+
+
+def _possible(
+    columns: Mapping[str, FloatArray], labels: NDArray[np.int64], num_classes: int
+) -> bool:
+    """Whether saved predictions are about these labels, and classes and probabilities."""
+    predicted, confidence = columns["predicted"], columns["confidence"]
+    return (
+        np.array_equal(columns["label"], labels)
+        and bool(np.isin(predicted, np.arange(num_classes)).all())
+        and bool(((confidence >= 0) & (confidence <= 1)).all())
+    )
 
 
 def _shown(options: Mapping[str, Any]) -> str:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import io
 import json
 import re
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from hashlib import sha256
@@ -12,14 +12,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
+import pandas as pd
 
-from greg_cert.errors import RunError
+from greg_cert.digests import tell_unchecked
+from greg_cert.errors import DamagedFileWarning, RunError
 from greg_cert.files import write_atomic
+from greg_cert.frames import frame_bytes, read_frame
 from greg_cert.metrics import FloatArray
 
-_KEY = b"greg_cert"
+_KEY = "greg_cert"
 
 
 @dataclass(frozen=True)
@@ -42,20 +43,32 @@ class ScoreStore:
         return self.folder / f"{plain}-{sha256(name.encode()).hexdigest()[:8]}.parquet"
 
     def read(self, name: str, identity: Mapping[str, Any]) -> dict[str, dict[str, FloatArray]]:
-        """Columns of each part, by part; empty where there is no file of this identity."""
+        """Columns of each part, by part; empty where there is no file of this identity.
+
+        A file that is not as it was written counts as none: a warning names it and the field, and
+        what it should hold is computed anew.
+        """
+        path = self.path(name)
         try:
-            table = pq.read_table(self.path(name))
-            told = json.loads((table.schema.metadata or {})[_KEY])
-        except (OSError, KeyError, ValueError, pa.ArrowException):
-            return {}  # missing or damaged: computed anew, and replaced
+            frame, notes, checked = read_frame(path)
+            told = json.loads(notes[_KEY])
+            values = frame.drop(columns=["part", "index"]).astype(np.float64)
+            found = {
+                str(part): {str(c): rows[c].to_numpy() for c in rows}
+                for part, rows in values.groupby(frame["part"], sort=False)
+            }
+        except FileNotFoundError:
+            return {}
+        except RunError as error:
+            warnings.warn(DamagedFileWarning(f"{error}; computed anew"), stacklevel=2)
+            return {}
+        except (KeyError, TypeError, ValueError):  # a table, but of something else
+            return {}
         if told != json.loads(json.dumps(identity)):
             return {}
-        columns = [c for c in table.column_names if c not in ("part", "index")]
-        parts = np.asarray(table["part"].to_pylist())
-        return {
-            part: {c: table[c].to_numpy().astype(np.float64)[parts == part] for c in columns}
-            for part in dict.fromkeys(parts.tolist())
-        }
+        if not checked:
+            tell_unchecked(path)
+        return found
 
     def write(
         self,
@@ -75,18 +88,17 @@ class ScoreStore:
         """
         columns = list(next(iter(parts.values())))
         sizes = {part: len(next(iter(values.values()))) for part, values in parts.items()}
-        table = pa.table(
+        frame = pd.DataFrame(
             {
-                "part": pa.array([p for p, n in sizes.items() for _ in range(n)], pa.string()),
+                "part": [p for p, n in sizes.items() for _ in range(n)],
                 "index": np.concatenate([np.arange(n) for n in sizes.values()]),
                 **{c: np.concatenate([values[c] for values in parts.values()]) for c in columns},
             }
-        ).replace_schema_metadata({_KEY: json.dumps(identity).encode()})
-        buffer = io.BytesIO()
-        pq.write_table(table, buffer)
+        )
+        content = frame_bytes(frame, {_KEY: json.dumps(identity)})
         path = self.path(name)
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            return write_atomic(path, buffer.getvalue())
+            return write_atomic(path, content)
         except OSError as error:
             raise RunError(f"scores: cannot write {path}: {error}") from error

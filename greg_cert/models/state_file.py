@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from safetensors.torch import load_file
 from torch import Tensor
 
 from greg_cert.errors import RunError
+from greg_cert.tensor_file import read_tensors
 
 TORCH_SUFFIXES = (".pt", ".pth", ".ckpt", ".bin", ".tar")
 
@@ -58,12 +58,13 @@ def read_state(path: Path, entry: str | None = None) -> State:
 
     Raises:
         RunError: for a missing, corrupt or empty file, one that cannot be read without running
-            code, an entry that is not there, or several entries to choose from.
+            code, one of ours that is not as it was written, an entry that is not there, or several
+            entries to choose from.
     """
     if not path.is_file():
         raise RunError(f"weights: expected a checkpoint file, but got {path}")
     if path.suffix == ".safetensors":
-        content: Any = _read_safetensors(path)
+        content: Any = read_tensors(path).tensors
     elif path.suffix in TORCH_SUFFIXES:
         content = _read_torch(path)
     else:
@@ -102,16 +103,6 @@ def _state_at(entry: str, content: Any, path: Path) -> State:
             f"the file has {_shown(content)}"
         )
     return State(found, entry)
-
-
-def _read_safetensors(path: Path) -> Mapping[str, Tensor]:
-    try:
-        tensors: Mapping[str, Tensor] = load_file(path)
-        return tensors
-    except Exception as error:  # OSError, SafetensorError, and what odd headers lead to
-        raise RunError(
-            f"weights: expected a readable safetensors file, but got {path}: {error}"
-        ) from error
 
 
 def _read_torch(path: Path) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import shlex
 from collections.abc import Iterator, Sequence
@@ -13,11 +14,11 @@ from typing import Any
 import numpy as np
 
 from greg_cert.errors import RunError
+from greg_cert.manifest import MANIFEST_FILE, check_file, read_manifest
 from greg_cert.report.results import Results
 from greg_cert.report.summary_file import SUMMARY_FILE
 
 METRICS_FILE = "metrics.jsonl"
-MANIFEST_FILE = "manifest.json"
 _PLACE = ("step", "stage", "epoch")
 
 
@@ -57,21 +58,24 @@ class TrainingLog:
 def read_training_log(folder: Path) -> TrainingLog:
     """The checked contents of `folder/metrics.jsonl`.
 
-    A last line without its end, as a killed run leaves it, is dropped where it is no whole row.
+    A last line without its end, as a killed run leaves it, is dropped where it is no whole row. The
+    rows of a run that came to its end must be those that its manifest tells of.
 
     Args:
         folder: a run folder, complete or not.
 
     Raises:
-        RunError: the file is missing or holds no row, or a line is damaged; names the line.
+        RunError: the file is missing or holds no row, or a line is damaged; names the line. Or
+            the rows are not as they were written.
     """
     path = Path(folder) / METRICS_FILE
     try:
-        lines = path.read_bytes().split(b"\n")
+        content = path.read_bytes()
     except (FileNotFoundError, NotADirectoryError):
         raise RunError(f"{path}: the file is missing; expected a run folder") from None
     except OSError as error:
         raise RunError(f"{path}: cannot be read ({error.strerror or error})") from error
+    lines = content.split(b"\n")
     tail = lines.pop()  # empty, unless the last line has no end
     rows: list[dict[str, Any]] = []
     for number, line in enumerate(lines, start=1):
@@ -80,7 +84,16 @@ def read_training_log(folder: Path) -> TrainingLog:
         rows.append(_row(tail, f"{path}: line {len(lines) + 1}", rows))
     if not rows:
         raise RunError(f"{path}: expected at least one row, but there is none")
+    _check_rows(path, content)
     return _log(path, rows)
+
+
+def _check_rows(path: Path, content: bytes) -> None:
+    """Refuse rows of another digest than the manifest beside them tells."""
+    folder = path.parent
+    manifest = read_manifest(folder) if (folder / MANIFEST_FILE).exists() else {}
+    if path.name in manifest.get("digests", {}):  # not yet where the run was stopped
+        check_file(manifest, path, hashlib.sha256(content).hexdigest())
 
 
 def _is_json(text: bytes) -> bool:

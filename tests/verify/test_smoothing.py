@@ -14,7 +14,8 @@ from problems import points
 from scipy import optimize, stats
 from torch import Tensor
 
-from greg_cert.errors import UsageError
+from greg_cert.digests import sealed
+from greg_cert.errors import UncheckedFileWarning, UsageError
 from greg_cert.verify.smoothing import (
     ABSTAINED,
     ACCEPTED,
@@ -278,8 +279,20 @@ def test_a_damaged_record_is_refused(damage: Callable[[dict[str, object]], objec
     record = state.to_record()
     assert SmoothingState.from_record(record, FAST) == state
     damage(record)
-    with pytest.raises(UsageError, match="expected"):
+    with pytest.raises(UsageError, match="smoothing state: field digest: expected"):
         SmoothingState.from_record(record, FAST)
+    with pytest.raises(UsageError, match=r"expected (a saved|possible|the state's)"):
+        SmoothingState.from_record(sealed(record), FAST)
+
+
+def test_a_record_of_an_earlier_version_is_read_with_a_line(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("greg_cert.digests._told", set())
+    record = SmoothingState(FAST).to_record()
+    del record["digest"]
+    with pytest.warns(UncheckedFileWarning, match="smoothing state was written by an earlier"):
+        assert SmoothingState.from_record(record, FAST) == SmoothingState(FAST)
 
 
 def test_max_radius_caps_and_keeps_abstention() -> None:

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from greg_cert.digests import sealed
 from greg_cert.errors import RunError, UsageError
 from greg_cert.report import DOUBLE_COLUMN, FigureStyle, write_report
 from greg_cert.report.canvas import drawn, render
@@ -132,7 +133,7 @@ def verified(made, tmp_path):
     for name in ("energy", "greg+"):
         folder = tmp_path / "runs" / name
         folder.mkdir(parents=True)
-        manifest = {"seed": 0, "name": name}
+        manifest = sealed({"seed": 0, "name": name})
         summary["provenance"]["runs"][name] = manifest
         (folder / "manifest.json").write_text(json.dumps(manifest))
         rows = [
