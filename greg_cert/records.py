@@ -20,6 +20,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from greg_cert.config import ExperimentConfig, dump_config, parse_config
+from greg_cert.config.yaml_text import load_yaml
 from greg_cert.data import DataSplits, load_data
 from greg_cert.errors import ConfigError, RunError
 from greg_cert.files import atomic_path, write_atomic
@@ -85,7 +86,7 @@ class RunFolder:
             RunError: if it is missing or cannot be read.
         """
         try:
-            raw = yaml.safe_load(self.config_file.read_text(encoding="utf-8"))
+            raw = load_yaml(self.config_file.read_text(encoding="utf-8"))
             return parse_config(raw)
         except (OSError, UnicodeDecodeError, yaml.YAMLError, ConfigError) as error:
             raise RunError(
