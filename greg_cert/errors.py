@@ -1,4 +1,4 @@
-"""The errors a user may meet; every one derives from `GregCertError`.
+"""The errors and warnings a user may meet; they derive from `GregCertError`, `GregCertWarning`.
 
 The command line turns `UsageError` and its children into exit code 2 with the message as one line,
 so a message names the field, the value found and what was expected.
@@ -37,3 +37,11 @@ class TrainingError(GregCertError):
 
 class EngineError(GregCertError):
     """A bound-propagation engine is missing or failed."""
+
+
+class GregCertWarning(UserWarning):
+    """Root of every warning; the command line shows each as a note of one line."""
+
+
+class DataWarning(GregCertWarning):
+    """A data source can be read, but perhaps does not hold what it seems to."""

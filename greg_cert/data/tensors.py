@@ -9,6 +9,7 @@ from torch import Tensor
 
 from greg_cert.data.load import moments
 from greg_cert.data.reject import data_error
+from greg_cert.data.scale import tell_if_dark
 from greg_cert.data.splits import stratified_split
 from greg_cert.data.types import DataSplits, ImageSet
 from greg_cert.errors import DataError
@@ -63,6 +64,8 @@ def splits_from_tensors(
             raise data_error(
                 images.name, f"labels below {num_classes}", str(int(images.labels.max()))
             )
+    for images in (known, put_aside, tested, *outliers.values()):
+        tell_if_dark(images.images, field=images.name, remedy="Pass floats in [0, 1] instead")
     mean, std = moments(fit, field="train")
     channels, height, width = known.image_shape
     if height != width:
