@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from greg_cert.data.decode import decode_bytes, unreadable
-from greg_cert.data.encoded import Files, Rows, content_hash, worth_threads
+from greg_cert.data.encoded import BEGIN, Files, Rows, content_hash, worth_threads
 from greg_cert.data.geometry import conform
 from greg_cert.data.reject import data_error
 from greg_cert.data.scale import checked_pixels
@@ -76,9 +76,9 @@ class FileImages:
         image = decode_bytes(self._content(row), title, field=self.field)
         return conform(image[None], channels=channels, size=size, crop=self.crop)[0]
 
-    def _content(self, row: int) -> bytes:
+    def _content(self, row: int, most: int = -1) -> bytes:
         try:
-            return self.files.read(row)
+            return self.files.read(row, most)
         except Exception as error:  # zipfile raises its own
             raise unreadable(self.files.title(row), error, field=self.field) from error
 
@@ -101,13 +101,13 @@ class FileImages:
             self.classes,
         )
 
-    def digests(self, rows: Rows) -> list[bytes]:
-        """The content hashes of the files at these positions of the set."""
-        found = [b""] * len(rows)
+    def digests(self, rows: Rows, *, begin: bool = False) -> list[bytes]:
+        """The content hashes of the files at these positions of the set, or of their beginnings."""
+        found, most = [b""] * len(rows), BEGIN if begin else -1
 
         def fill(part: range) -> None:
             for at in part:
-                found[at] = content_hash(self._content(int(self.rows[rows[at]])))
+                found[at] = content_hash(self._content(int(self.rows[rows[at]]), most))
 
         spread(fill, len(rows))
         return found

@@ -281,9 +281,10 @@ class DataConfig(BaseModel):
         calibration: Fraction of `id` that sets the threshold.
         test: Fraction of `id` that is tested on; ignored when `id_test` is given.
         seed: Seed of the splits.
-        shared: What to do with images that a training set (`id`, `aux`) has in common with the test
-            set it must not know: "refuse", or "drop" them from training. How they are found is told
-            in `greg_cert.data.duplicates`.
+        shared: What to do with images that two sets have in common which must not: "refuse", or
+            "drop" them, from `id` what is also in `id_test` (or the split cut for it), from an OOD
+            set what is also in-distribution, from `aux` what is in any other. How they are found is
+            told in `greg_cert.data.duplicates`.
         mean: Per-channel mean that the model subtracts, in [0, 1] units; by default that of the
             train split (of 5,000 of its images where it stays on disk). Given together with `std`.
         std: Per-channel standard deviation that the model divides by; by default as `mean`.
