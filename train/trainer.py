@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from greg_cert.config import ExperimentConfig, InitConfig, TrainConfig
+from greg_cert.config import ExperimentConfig, TrainConfig
 from greg_cert.data import DataSplits
 from greg_cert.draws import generator_for
 from greg_cert.errors import ConfigError, RunError, TrainingError
@@ -44,8 +44,8 @@ if TYPE_CHECKING:
 _EVALUATION_BATCH = 512
 
 
-def make_fabric(config: TrainConfig) -> Fabric:
-    """Lightning Fabric as configured, its processes launched.
+def make_fabric(config: TrainConfig, *, launch: bool = True) -> Fabric:
+    """Lightning Fabric as configured, its processes launched unless only they are asked for.
 
     Raises:
         ConfigError: for an accelerator or a number of devices that is not to be had.
@@ -58,13 +58,16 @@ def make_fabric(config: TrainConfig) -> Fabric:
             devices=config.devices,
             num_nodes=config.nodes,
         )
-        fabric.launch()
+        if launch:
+            fabric.launch()
     except (RuntimeError, ValueError) as error:
         line = " ".join(str(error).split())
         raise ConfigError(
             f"train.accelerator: {config.accelerator!r} with devices = {config.devices!r} and "
             f"nodes = {config.nodes} is not to be had here: {line}"
         ) from error
+    if not launch:
+        return fabric
     started = int(os.environ.get("WORLD_SIZE", fabric.world_size))
     if started != fabric.world_size:
         raise ConfigError(
@@ -119,16 +122,12 @@ class Trainer:
         self.world, self.device = World(fabric), fabric.device
         train = config.train
         torch.manual_seed(config.seed)
-        sizes = model_sizes(splits, absent_class=train.absent_class)
-        self.model: Classifier = build_model(config.model.name, **sizes)
-        loaded = None
-        if train.init is not None and not run.checkpoint_file.exists():
-            loaded = _initialise(self.model, train.init)
+        self.model, loaded = first_model(
+            config, splits, self.device, initialise=not run.checkpoint_file.exists()
+        )
         if train.channels_last:
             self.model.to(memory_format=torch.channels_last)
         if train.sync_batchnorm:
-            if self.device.type == "cpu":
-                raise ConfigError("train.sync_batchnorm: expected a GPU, but got the CPU")
             torch.nn.SyncBatchNorm.convert_sync_batchnorm(self.model)
         if train.compile:
             compile_in_place(self.model)
@@ -161,7 +160,7 @@ class Trainer:
             "method": config.method,
             "score": config.score,
             "seed": config.seed,
-            "model": sizes,
+            "model": model_sizes(splits, absent_class=train.absent_class),
             "init": None if loaded is None else loaded.to_dict(),
             "data": splits.fingerprints(),
             "split_sizes": {
@@ -407,9 +406,31 @@ class Trainer:
         )
 
 
-def _initialise(model: Classifier, init: InitConfig) -> LoadReport:
+def first_model(
+    config: ExperimentConfig, splits: DataSplits, device: torch.device, *, initialise: bool = True
+) -> tuple[Classifier, LoadReport | None]:
+    """The model that a run begins with, on the CPU, and what was loaded into it.
+
+    Args:
+        config: the experiment.
+        splits: its data.
+        device: it is to be trained on.
+        initialise: whether the weights of `train.init` are loaded, as where a run begins.
+
+    Raises:
+        UsageError: for a model that cannot take the images, or that the device cannot train, or
+            weights that are missing or do not fit.
+    """
+    train = config.train
+    if train.sync_batchnorm and device.type == "cpu":
+        raise ConfigError("train.sync_batchnorm: expected a GPU, but got the CPU")
+    sizes = model_sizes(splits, absent_class=train.absent_class)
+    model = build_model(config.model.name, **sizes)
+    init = train.init if initialise else None
+    if init is None:
+        return model, None
     source = RunFolder(init.weights).weights_file if init.weights.is_dir() else init.weights
-    return load_foreign(model, source, **init.model_dump(exclude={"weights"}))
+    return model, load_foreign(model, source, **init.model_dump(exclude={"weights"}))
 
 
 def _terms(stage: StageConfig, progress: _Progress, processes: int) -> Terms:
