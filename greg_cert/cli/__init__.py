@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import sys
-import warnings
-from typing import Any
 
 import typer
 
@@ -16,6 +14,7 @@ from greg_cert.cli import (
     evaluate,
     predict,
     report,
+    screen,
     train,
     verify,
 )
@@ -36,8 +35,7 @@ def main() -> None:
     from greg_cert.errors import GregCertError, UsageError
 
     try:
-        with warnings.catch_warnings():
-            warnings.showwarning = _noted(warnings.showwarning)
+        with screen.warnings_as_notes():
             app()
     except GregCertError as error:
         line = " ".join(str(error).split())
@@ -46,17 +44,3 @@ def main() -> None:
     except KeyboardInterrupt:
         sys.stderr.write("greg-cert: interrupted\n")
         sys.exit(130)
-
-
-def _noted(usual: Any) -> Any:
-    """What shows a warning: our own as notes of one line, others as usual."""
-    from greg_cert.cli.screen import note
-    from greg_cert.errors import GregCertWarning
-
-    def show(message: Warning | str, category: type[Warning], *where: Any, **more: Any) -> None:
-        if issubclass(category, GregCertWarning):
-            note(str(message))
-        else:
-            usual(message, category, *where, **more)
-
-    return show

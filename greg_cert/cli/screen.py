@@ -6,6 +6,7 @@ import math
 import shlex
 import sys
 import time
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -73,6 +74,25 @@ def note(line: str) -> None:
     """Say on standard error what the user should know, in one line."""
     if not _voice.quiet:
         sys.stderr.write(f"greg-cert: note: {' '.join(line.split())}\n")
+
+
+@contextmanager
+def warnings_as_notes() -> Iterator[None]:
+    """Say what the library warns of as notes; warnings of others are Python's."""
+    from greg_cert.errors import GregCertWarning
+
+    with warnings.catch_warnings():
+        warnings.filterwarnings("always", category=GregCertWarning)
+        others = warnings.showwarning
+
+        def show(message: Warning | str, category: type[Warning], *where: Any, **more: Any) -> None:
+            if issubclass(category, GregCertWarning):
+                note(str(message))
+            else:
+                others(message, category, *where, **more)
+
+        warnings.showwarning = show
+        yield
 
 
 def record(found: Mapping[str, Any]) -> None:
