@@ -49,3 +49,7 @@ class UncheckedFileWarning(GregCertWarning):
 
 class DamagedFileWarning(GregCertWarning):
     """A file is not as it was written, and is replaced: what it should hold is computed anew."""
+
+
+class DataWarning(GregCertWarning):
+    """A data source can be read, but perhaps does not hold what it seems to."""

@@ -18,6 +18,7 @@ import yaml
 from torch import Tensor, nn
 
 from greg_cert.config import ExperimentConfig, dump_config, parse_config
+from greg_cert.config.yaml_text import load_yaml
 from greg_cert.data import DataSplits, load_data
 from greg_cert.digests import json_digest, tensors_digest
 from greg_cert.errors import ConfigError, RunError
@@ -87,7 +88,7 @@ class RunFolder:
         """
         expected = f"run: expected a run folder with a valid config.yaml, but got {self.path}"
         try:
-            raw = yaml.safe_load(self.config_file.read_text(encoding="utf-8"))
+            raw = load_yaml(self.config_file.read_text(encoding="utf-8"))
             found = config_digest(raw)
         except (OSError, ValueError, TypeError, yaml.YAMLError) as error:
             line = " ".join(str(error).split())

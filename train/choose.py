@@ -54,23 +54,25 @@ def choose(
         low = greedy_sample(scores, wanted)
     else:
         assert id_features is not None
-        low = posterior_sample(
-            features, posterior_between(id_features, [features]), wanted, generator
-        )
+        posterior = posterior_between(id_features, [features], check=False)
+        low = posterior_sample(features, posterior, wanted, generator, check=False)
     return low, low
 
 
-def posterior_between(known: Tensor, outliers: Iterable[Tensor]) -> LinearPosterior:
+def posterior_between(
+    known: Tensor, outliers: Iterable[Tensor], *, check: bool = True
+) -> LinearPosterior:
     """The posterior of the linear model that tells outliers from ID samples by their features.
 
     Args:
         known: (M, D) features of ID samples.
         outliers: parts (n, D) of those of the candidates, on the same device.
+        check: of `LinearPosterior.update`.
     """
     posterior = LinearPosterior.prior(known.shape[1], device=known.device)
-    posterior = posterior.update(known, -_CONFIDENCE)
+    posterior = posterior.update(known, -_CONFIDENCE, check=check)
     for part in outliers:
-        posterior = posterior.update(part, _CONFIDENCE)
+        posterior = posterior.update(part, _CONFIDENCE, check=check)
     return posterior
 
 

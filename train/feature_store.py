@@ -204,7 +204,7 @@ class FeatureStore:
 
         Raises:
             UsageError: for a value out of range.
-            DataError: for a shard that is missing, truncated or of another layout.
+            DataError: for a shard that is missing, truncated, of another layout or not finite.
         """
         if chunk_rows < 1:
             raise UsageError(f"expected chunk_rows >= 1, but got {chunk_rows}")
@@ -213,7 +213,9 @@ class FeatureStore:
             for a in range(0, stop - start, chunk_rows):
                 features, scores = self._maps(shard)  # anew each time, so that its pages go
                 rows = slice(a, a + chunk_rows)
-                yield Chunk(start + a, np.array(features[rows]), np.array(scores[rows]))
+                chunk = Chunk(start + a, np.array(features[rows]), np.array(scores[rows]))
+                self._check_finite(shard, features=chunk.features, scores=chunk.scores)
+                yield chunk
 
     def take(self, rows: NDArray[np.int64]) -> Array:
         """Features of the rows named (n, D), in the order named.
@@ -226,7 +228,7 @@ class FeatureStore:
 
         Raises:
             UsageError: for a row out of range.
-            DataError: for a shard that is missing, truncated or of another layout.
+            DataError: for a shard that is missing, truncated, of another layout or not finite.
         """
         if len(rows) and not (rows.min() >= 0 and rows.max() < self.rows):
             raise UsageError(
@@ -237,7 +239,16 @@ class FeatureStore:
         for i in np.unique(shard).tolist():
             mine = shard == i
             out[mine] = self._maps(i)[0][rows[mine] - self.span(i)[0]]
+            self._check_finite(i, features=out[mine])
         return out
+
+    def _check_finite(self, shard: int, **read: Array) -> None:
+        """A file may have been changed since it was written, and faiss ends the process on NaN."""
+        for name, array in read.items():
+            if not np.isfinite(array).all():
+                raise DataError(
+                    f"{self.path}: shard {shard}: expected finite {name}, but got NaN or infinity"
+                )
 
     def _files(self, shard: int) -> tuple[Path, Path]:
         name = f"{shard:06d}.npy"

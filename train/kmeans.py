@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from greg_cert.errors import UsageError
+from greg_cert.train.finite import check_finite, range_factor
 
 BACKENDS = ("auto", "torch", "faiss")
 _TORCH_LIMIT = 2**22  # points × clusters: beyond it, faiss
@@ -24,6 +25,7 @@ def kmeans(
     backend: str = "auto",
     iterations: int = 10,
     generator: torch.Generator | None = None,
+    check: bool = True,
 ) -> tuple[Tensor, Tensor]:
     """Centres (k, D) and the cluster of each point (N,), minimising the summed squared distance.
 
@@ -31,22 +33,24 @@ def kmeans(
     millionth of the largest coordinate (from the mean of all) count as one.
 
     Args:
-        points: (N, D) with N ≥ k, floating and finite.
+        points: (N, D) with N ≥ k and D ≥ 1, floating and finite, of any magnitude.
         n_clusters: k ≥ 1.
         backend: `torch`, `faiss`, or `auto` by size.
         iterations: Lloyd's iterations at most.
         generator: source of randomness, on the points' device.
+        check: whether to look for NaN and infinity, which makes the host wait for the device; with
+            faiss, which ends the process on them, it always does.
 
     Returns:
         The centres, float32, and the index of each point's centre, long, on the points' device.
 
     Raises:
-        UsageError: for a value out of range.
+        UsageError: for a value out of range, or points that are not finite.
 
     Source: Arthur and Vassilvitskii, "k-means++", SODA 2007, with the greedy choice among several
         draws that their section 7 proposes.
     """
-    if points.ndim != 2 or not points.is_floating_point():
+    if points.ndim != 2 or points.shape[1] == 0 or not points.is_floating_point():
         raise UsageError(
             f"expected floating points (N, D), but got {tuple(points.shape)} of {points.dtype}"
         )
@@ -59,11 +63,20 @@ def kmeans(
         raise UsageError(f"expected backend in {', '.join(BACKENDS)}, but got {backend!r}")
     if backend == "auto":
         backend = "torch" if len(points) * n_clusters <= _TORCH_LIMIT else "faiss"
-    points = points.detach().float()
-    if backend == "faiss":
-        return _fill_empty(points, *_faiss(points, n_clusters, iterations, generator))
+    if check or backend == "faiss":
+        check_finite(points=points)
     with torch.no_grad(), torch.autocast(points.device.type, enabled=False):
-        return _on_device(points, n_clusters, iterations, generator, peek=not points.is_cuda)
+        points = points.detach().float()
+        factor = range_factor(points.abs().amax())
+        points = points * factor
+        if backend == "faiss":
+            centres, assigned = _faiss(points, n_clusters, iterations, generator)
+            centres, assigned = _fill_empty(points, centres, assigned)
+        else:
+            centres, assigned = _on_device(
+                points, n_clusters, iterations, generator, peek=not points.is_cuda
+            )
+        return centres / factor, assigned
 
 
 def _on_device(

@@ -11,7 +11,7 @@ from greg_cert.data import DataSplits
 from greg_cert.errors import ConfigError, RunError
 from greg_cert.records import RunFolder, write_config
 from greg_cert.train.journal import Observer, SilentObserver
-from greg_cert.train.trainer import Trainer, make_fabric
+from greg_cert.train.trainer import Trainer, first_model, make_fabric
 from greg_cert.train.world import World
 
 
@@ -52,7 +52,7 @@ def fit(
     _check_methods(config, splits)
     fabric = make_fabric(config.train)
     world = World(fabric)
-    _check_shares(config, splits, world)
+    _check_shares(config, splits, world.size)
     fresh, complete = world.once(lambda: (_is_fresh(run, config, resume), run.complete))
     if complete:
         return run
@@ -65,6 +65,27 @@ def fit(
             world.once(lambda: _make_folder(run, config))
         trainer.train()
     return RunFolder(folder)  # a new one, which has read nothing yet
+
+
+def check(config: ExperimentConfig, splits: DataSplits) -> None:
+    """Refuse what `fit` would refuse before its first step, but for the folder it writes to.
+
+    No process is started and no file is written.
+
+    Args:
+        config: the experiment.
+        splits: its data.
+
+    Raises:
+        ConfigError: as `fit`, or for a device that is not to be had here.
+        UsageError: for a model that cannot take the images, or weights to begin with that are
+            missing or do not fit.
+    """
+    _check_methods(config, splits)
+    fabric = make_fabric(config.train, launch=False)
+    _check_shares(config, splits, fabric.world_size)
+    with torch.random.fork_rng([]):
+        first_model(config, splits, fabric.device)
 
 
 def _check_methods(config: ExperimentConfig, splits: DataSplits) -> None:
@@ -82,15 +103,20 @@ def _check_methods(config: ExperimentConfig, splits: DataSplits) -> None:
                 f"train.stages[{i}]: expected at least {what} = {wanted} auxiliary images, "
                 f"but got {len(splits.aux)}"
             )
-
-
-def _check_shares(config: ExperimentConfig, splits: DataSplits, world: World) -> None:
-    for i, stage in enumerate(config.train.stages):
-        if stage.batch_size % world.size or (
-            world.size > 1 and len(splits.train) < stage.batch_size
-        ):
+        step = min(stage.batch_size, len(splits.train)) * stage.candidates
+        clustered = stage.strategy in ("dos", "two_ended") and stage.pool is None
+        if clustered and stage.clusters is not None and stage.clusters > step:
             raise ConfigError(
-                f"train.stages[{i}].batch_size: expected a multiple of the {world.size} processes, "
+                f"train.stages[{i}].clusters: expected at most the {step} candidates of a step, "
+                f"but got {stage.clusters}"
+            )
+
+
+def _check_shares(config: ExperimentConfig, splits: DataSplits, processes: int) -> None:
+    for i, stage in enumerate(config.train.stages):
+        if stage.batch_size % processes or (processes > 1 and len(splits.train) < stage.batch_size):
+            raise ConfigError(
+                f"train.stages[{i}].batch_size: expected a multiple of the {processes} processes, "
                 f"at most the {len(splits.train)} training images, but got {stage.batch_size}"
             )
 

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from greg_cert.errors import DataError, UsageError
 from greg_cert.train.feature_store import FeatureStore
+from greg_cert.train.finite import unit_rows
 
 STRATEGIES = ("random", "greedy", "dos", "two_ended")
 CHUNK_ROWS = 2**16
@@ -271,7 +272,5 @@ def _lowest_of_all(store: FeatureStore, count: int, chunk_rows: int) -> NDArray[
 
 
 def _unit(features: Array) -> NDArray[np.float32]:
-    """Rows of length 1, float32, as `torch.nn.functional.normalize` gives them."""
-    wide = np.array(features, dtype=np.float32, order="C")
-    wide /= np.maximum(np.linalg.norm(wide, axis=1, keepdims=True), 1e-12)
-    return wide
+    """Rows of length 1, float32."""
+    return unit_rows(torch.from_numpy(features)).numpy()

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from greg_cert.errors import UsageError
+from greg_cert.train.finite import check_finite
 
 
 @dataclass(frozen=True, eq=False)
@@ -79,20 +80,23 @@ class LinearPosterior:
         zeros = torch.zeros(dim, dim + 1, dtype=torch.float64, device=device)
         return cls(zeros[:, :-1], zeros[:, -1], 0, prior_std, noise_std)
 
-    def update(self, features: Tensor, targets: Tensor) -> LinearPosterior:
+    def update(self, features: Tensor, targets: Tensor, *, check: bool = True) -> LinearPosterior:
         """The posterior after more observations, each one adding a matrix of rank 1.
 
         Args:
             features: (N, D), not necessarily normalised, on the posterior's device.
             targets: (N,) or a scalar: the logit confidence t for auxiliary outliers, −t for ID
                 samples (POEM's own runs take t = log(p / (1 − p)) of a p near 1).
+            check: whether to look for NaN and infinity, which makes the host wait for the device.
 
         Returns:
             A new posterior; this one stays.
 
         Raises:
-            UsageError: for shapes that do not match.
+            UsageError: for shapes that do not match, or values that are not finite.
         """
+        if check:
+            check_finite(features=features, targets=targets.reshape(-1))
         phi = _unit(features, len(self.moment))
         t = targets.detach().to(phi)
         if t.ndim != 0 and t.shape != phi.shape[:1]:
@@ -163,19 +167,22 @@ class LinearPosterior:
         return torch.cholesky_solve(right, factor).squeeze(1)
 
 
-def boundary_scores(features: Tensor, weights: Tensor) -> Tensor:
+def boundary_scores(features: Tensor, weights: Tensor, *, check: bool = True) -> Tensor:
     """Closeness −|w·φ| of each candidate to the boundary w·φ = 0; at most 0, higher = closer.
 
     Args:
         features: (N, D), normalised here.
         weights: (D,) a draw of `LinearPosterior.sample`.
+        check: whether to look for NaN and infinity, which makes the host wait for the device.
 
     Returns:
         (N,) float64.
 
     Raises:
-        UsageError: for shapes that do not match.
+        UsageError: for shapes that do not match, or features that are not finite.
     """
+    if check:
+        check_finite(features=features)
     return -(_unit(features, len(weights)) @ weights).abs()
 
 
@@ -184,6 +191,8 @@ def posterior_sample(
     posterior: LinearPosterior,
     count: int,
     generator: torch.Generator | None = None,
+    *,
+    check: bool = True,
 ) -> Tensor:
     """Indices of the `count` candidates nearest the boundary of one w drawn from the posterior.
 
@@ -192,12 +201,14 @@ def posterior_sample(
         posterior: of the outlier logit given what was seen so far.
         count: how many to take, with 1 ≤ count ≤ N.
         generator: source of randomness, on the posterior's device.
+        check: whether to look for NaN and infinity, which makes the host wait for the device.
 
     Returns:
         (count,) indices, the nearest first; ties go to the lowest index.
 
     Raises:
-        UsageError: for a count out of range or shapes that do not match.
+        UsageError: for a count out of range, shapes that do not match, or features that are not
+            finite.
 
     Source: Ming, Fan and Li, ICML 2022, algorithm 1.
     """
@@ -205,7 +216,7 @@ def posterior_sample(
         raise UsageError(
             f"expected 1 <= count <= {len(features)} (the candidates), but got {count}"
         )
-    scores = boundary_scores(features, posterior.sample(generator))
+    scores = boundary_scores(features, posterior.sample(generator), check=check)
     return scores.argsort(descending=True, stable=True)[:count]
 
 

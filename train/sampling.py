@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from greg_cert.errors import UsageError
+from greg_cert.train.finite import check_finite, unit_rows
 from greg_cert.train.kmeans import kmeans
 
 
@@ -54,7 +55,7 @@ def greedy_sample(scores: Tensor, count: int, *, check: bool = True) -> Tensor:
         raise UsageError(f"expected scores (N,), but got {tuple(scores.shape)}")
     _check_count(count, len(scores))
     if check:
-        _check_finite(scores)
+        check_finite(scores=scores)
     return scores.detach().argsort(stable=True)[:count]
 
 
@@ -139,11 +140,6 @@ def _check_count(count: int, n: int) -> None:
         raise UsageError(f"expected 1 <= count <= {n} (the candidates), but got {count}")
 
 
-def _check_finite(*tensors: Tensor) -> None:
-    if not all(bool(torch.isfinite(t).all()) for t in tensors):
-        raise UsageError("expected finite features and scores, but found NaN or infinity")
-
-
 def _clusters(
     features: Tensor,
     scores: Tensor,
@@ -162,9 +158,9 @@ def _clusters(
     if per_cluster < 1:
         raise UsageError(f"expected per_cluster >= 1, but got {per_cluster}")
     if check:
-        _check_finite(scores, features)
-    unit = torch.nn.functional.normalize(features.detach().float(), dim=1)
-    return kmeans(unit, n_clusters, backend=backend, generator=generator)[1]
+        check_finite(scores=scores, features=features)
+    points = unit_rows(features)
+    return kmeans(points, n_clusters, backend=backend, generator=generator, check=False)[1]
 
 
 def _ends(cluster: Tensor, scores: Tensor, k: int, count: int, check: bool) -> Tensor:

@@ -15,7 +15,7 @@ import torch
 import yaml
 from torch import Tensor
 
-from greg_cert.config import ExperimentConfig, InitConfig, TrainConfig, dump_config
+from greg_cert.config import ExperimentConfig, TrainConfig, dump_config
 from greg_cert.data import DataSplits
 from greg_cert.digests import tensors_digest
 from greg_cert.draws import generator_for
@@ -52,8 +52,8 @@ if TYPE_CHECKING:
 _EVALUATION_BATCH = 512
 
 
-def make_fabric(config: TrainConfig) -> Fabric:
-    """Lightning Fabric as configured, its processes launched.
+def make_fabric(config: TrainConfig, *, launch: bool = True) -> Fabric:
+    """Lightning Fabric as configured, its processes launched unless only they are asked for.
 
     Raises:
         ConfigError: for an accelerator or a number of devices that is not to be had.
@@ -66,13 +66,16 @@ def make_fabric(config: TrainConfig) -> Fabric:
             devices=config.devices,
             num_nodes=config.nodes,
         )
-        fabric.launch()
+        if launch:
+            fabric.launch()
     except (RuntimeError, ValueError) as error:
         line = " ".join(str(error).split())
         raise ConfigError(
             f"train.accelerator: {config.accelerator!r} with devices = {config.devices!r} and "
             f"nodes = {config.nodes} is not to be had here: {line}"
         ) from error
+    if not launch:
+        return fabric
     started = int(os.environ.get("WORLD_SIZE", fabric.world_size))
     if started != fabric.world_size:
         raise ConfigError(
@@ -127,16 +130,12 @@ class Trainer:
         self.world, self.device = World(fabric), fabric.device
         train = config.train
         torch.manual_seed(config.seed)
-        sizes = model_sizes(splits, absent_class=train.absent_class)
-        self.model: Classifier = build_model(config.model.name, **sizes)
-        loaded = None
-        if train.init is not None and not run.checkpoint_file.exists():
-            loaded = _initialise(self.model, train.init)
+        self.model, loaded = first_model(
+            config, splits, self.device, initialise=not run.checkpoint_file.exists()
+        )
         if train.channels_last:
             self.model.to(memory_format=torch.channels_last)
         if train.sync_batchnorm:
-            if self.device.type == "cpu":
-                raise ConfigError("train.sync_batchnorm: expected a GPU, but got the CPU")
             torch.nn.SyncBatchNorm.convert_sync_batchnorm(self.model)
         if train.compile:
             compile_in_place(self.model)
@@ -170,7 +169,7 @@ class Trainer:
             "method": config.method,
             "score": config.score,
             "seed": config.seed,
-            "model": sizes,
+            "model": model_sizes(splits, absent_class=train.absent_class),
             "init": None if loaded is None else loaded.to_dict(),
             "data": splits.fingerprints(),
             "split_sizes": {
@@ -441,13 +440,35 @@ class Trainer:
         )
 
 
-def _initialise(model: Classifier, init: InitConfig) -> LoadReport:
+def first_model(
+    config: ExperimentConfig, splits: DataSplits, device: torch.device, *, initialise: bool = True
+) -> tuple[Classifier, LoadReport | None]:
+    """The model that a run begins with, on the CPU, and what was loaded into it.
+
+    Args:
+        config: the experiment.
+        splits: its data.
+        device: it is to be trained on.
+        initialise: whether the weights of `train.init` are loaded, as where a run begins.
+
+    Raises:
+        UsageError: for a model that cannot take the images, or that the device cannot train, or
+            weights that are missing or do not fit.
+    """
+    train = config.train
+    if train.sync_batchnorm and device.type == "cpu":
+        raise ConfigError("train.sync_batchnorm: expected a GPU, but got the CPU")
+    sizes = model_sizes(splits, absent_class=train.absent_class)
+    model = build_model(config.model.name, **sizes)
+    init = train.init if initialise else None
+    if init is None:
+        return model, None
     source = init.weights
     if source.is_dir():
         run = RunFolder(source)
         run.read_weights()  # refused where they are not the ones that its manifest tells of
         source = run.weights_file
-    return load_foreign(model, source, **init.model_dump(exclude={"weights"}))
+    return model, load_foreign(model, source, **init.model_dump(exclude={"weights"}))
 
 
 def _terms(stage: StageConfig, progress: _Progress, processes: int) -> Terms:

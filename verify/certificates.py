@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from greg_cert.certify_methods import PROOFS, column_of
+from greg_cert.errors import GregCertWarning
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -23,7 +24,7 @@ CLAIMS = (*(column_of(m) for m in PROOFS), "radius_certified")
 """Columns that hold proven radii, where they are asked for."""
 
 
-class ContradictionWarning(UserWarning):
+class ContradictionWarning(GregCertWarning):
     """An attack contradicts a certificate, which is a bug of greg-cert."""
 
 

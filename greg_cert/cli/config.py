@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from greg_cert.cli import screen
+
+if TYPE_CHECKING:
+    from greg_cert.config import ExperimentConfig, OwnModelConfig
 
 Model = Annotated[
     bool, typer.Option("--model", help="Of the file that describes a model from elsewhere.")
@@ -45,7 +48,10 @@ def show(
 def check(
     configs: Annotated[list[Path], typer.Argument(help="YAML files, or run folders.")],
     data: Annotated[
-        bool, typer.Option("--data", help="Read the data too, and say what is there.")
+        bool,
+        typer.Option(
+            "--data", help="Read data and weights too, as a training or evaluation would."
+        ),
     ] = False,
     json: screen.Json = False,
     quiet: screen.Quiet = False,
@@ -67,7 +73,7 @@ def check(
             words = f"{found.title}: {found.network}, {found.method}"
             if data:
                 with screen.waiting(f"read the data of {path}"):
-                    record["data"] = _sizes(found)
+                    record["data"] = _sizes(path, found)
                 words += "; " + ", ".join(f"{k} {v}" for k, v in record["data"].items())
             screen.plain(f"{path}: ok ({words})")
         except GregCertError as error:
@@ -112,11 +118,30 @@ def schema(
             screen.plain(f"    {line}")
 
 
-def _sizes(config: Any) -> dict[str, int]:
-    """How many images each role has."""
-    from greg_cert.data import load_data
+def _sizes(path: Path, config: ExperimentConfig | OwnModelConfig) -> dict[str, int]:
+    """How many images each role has, once all is known to be fit for what comes next.
 
-    splits = load_data(config.data)
+    That is a training for an experiment, and an evaluation for a run that was trained or a model
+    from elsewhere, whose code runs.
+    """
+    from greg_cert.config import ExperimentConfig
+    from greg_cert.data import load_data
+    from greg_cert.records import RunFolder
+    from greg_cert.subjects import OwnModel, Subject, common_data
+    from greg_cert.train import check
+
+    run = RunFolder(path)
+    subject: Subject | None = None
+    if not isinstance(config, ExperimentConfig):
+        subject = OwnModel(path)
+    elif run.complete:
+        subject = run
+    else:
+        splits = load_data(config.data)
+        check(config, splits)
+    if subject is not None:
+        subject.load_model()
+        splits = common_data([subject])
     found = {"train": splits.train, "calibration": splits.calibration, "test": splits.test}
     if splits.aux is not None:
         found["aux"] = splits.aux

@@ -14,6 +14,7 @@ from typing import Annotated, Any, NamedTuple
 import yaml
 from pydantic import BaseModel
 
+from greg_cert.config.yaml_text import DuplicateKey, load_yaml
 from greg_cert.errors import ConfigError
 from greg_cert.stages import StageConfig
 
@@ -47,9 +48,12 @@ def parse_override(text: str) -> Override:
         raise ConfigError(f"--set: expected KEY=VALUE such as train.epochs=5, but got {text!r}")
     parts = [int(part) if part.isdecimal() else part for part in _PART.findall(key)]
     try:
-        return Override(text, tuple(parts), yaml.safe_load(value) if value.strip() else "")
+        return Override(text, tuple(parts), load_yaml(value) if value.strip() else "")
     except yaml.YAMLError as error:
-        raise ConfigError(f"--set {key}: expected a value in YAML, but got {value!r}") from error
+        why = f" ({error})" if isinstance(error, DuplicateKey) else ""
+        raise ConfigError(
+            f"--set {key}: expected a value in YAML, but got {value!r}{why}"
+        ) from error
 
 
 def apply_overrides(

@@ -13,6 +13,7 @@ from greg_cert.config.experiment import ExperimentConfig, InitConfig, ModelConfi
 from greg_cert.config.overrides import apply_overrides
 from greg_cert.config.own_model import OwnModelConfig, OwnNetwork
 from greg_cert.config.verification import VerifyConfig
+from greg_cert.config.yaml_text import load_yaml
 from greg_cert.data.schema import DataConfig, Source
 from greg_cert.errors import ConfigError
 from greg_cert.section import Section
@@ -75,7 +76,7 @@ def _read(path: Path) -> dict[str, Any]:
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"config: expected a readable file, but got {path}: {error}") from error
     try:
-        raw = yaml.safe_load(text)
+        raw = load_yaml(text)
     except yaml.YAMLError as error:
         line = " ".join(str(error).split())
         raise ConfigError(f"config: expected valid YAML in {path}, but got: {line}") from error

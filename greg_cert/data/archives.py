@@ -67,13 +67,15 @@ class ArchiveFiles:
         """See `Files`."""
         return self.sizes[row]
 
-    def read(self, row: int) -> bytes:
+    def read(self, row: int, most: int = -1) -> bytes:
         """See `Files`."""
         start, size = self.starts[row], self.sizes[row]
+        size = size if most < 0 else min(size, most)
         if self.content is not None:
             return bytes(self.content[start : start + size])
         if self.zipped is not None:
-            return self.zipped.read(self.names[row])  # it locks around its one file
+            with self.zipped.open(self.names[row]) as member:  # it locks around its one file
+                return member.read(most)
         with open(self.path, "rb") as file:  # noqa: PTH123
             file.seek(start)
             return file.read(size)

@@ -7,8 +7,9 @@ from numpy.typing import NDArray
 
 from greg_cert.data.gather import pick
 from greg_cert.data.labels import check_labels, limited_labels
-from greg_cert.data.on_disk import ArrayImages, checked_pixels, stays_on_disk
+from greg_cert.data.on_disk import ArrayImages, stays_on_disk
 from greg_cert.data.reject import data_error
+from greg_cert.data.scale import checked_pixels, white_of
 from greg_cert.data.schema import ArraySource
 from greg_cert.data.types import ImageSet
 
@@ -50,6 +51,8 @@ def load_array(
             with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
                 if not isinstance(archive, np.lib.npyio.NpzFile):
                     raise ValueError("it holds a bare array, as .npy files do")
+                if len(set(archive.files)) != len(archive.files):
+                    raise ValueError("a key stands in it twice")  # numpy would take the last
                 _require_key(archive.files, source.images, field=f"{field}.images")
                 if labelled:
                     _require_key(archive.files, source.labels, field=f"{field}.labels")
@@ -71,18 +74,16 @@ def load_array(
     checked = None if labels is None else check_labels(labels, len(images), field=f"{field}.labels")
     chosen = pick(len(images), source.limit, source.seed)
     field_images = f"{field}.images"
-    if images.dtype != np.uint8 and images.dtype.kind != "f":
-        expected = "uint8, or floating point in [0, 1]"
-        raise data_error(field_images, expected, f"dtype {images.dtype}")
+    white = white_of(images.dtype, source.scale, field=field_images)
     mapped = path.suffix == ".npy"
     if source.keep == "disk" and not mapped:
         raise data_error(f"{field}.keep", "a .npy file, which can be read in parts", str(path))
     if mapped and stays_on_disk(source.keep, len(chosen) * images[0].size * images.itemsize):
         own = images.shape[1:]
         shape = (channels or own[0], *(2 * (size or min(own[1:]),)))
-        return ArrayImages(source.title, field_images, images, chosen, shape)
+        return ArrayImages(source.title, field_images, images, chosen, shape, white=white)
     part = images if len(chosen) == len(images) else images[chosen]
-    pixels = checked_pixels(part, chosen, field=field_images)
+    pixels = checked_pixels(part, chosen, field=field_images, white=white)
     if checked is None:
         return ImageSet(source.title, pixels)
     return ImageSet(source.title, pixels, limited_labels(checked, chosen, field=field))

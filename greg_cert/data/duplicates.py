@@ -1,17 +1,17 @@
-"""Images that two sets have in common.
+"""Images that two sets have in common, whatever their labels, their order and their files' names.
 
-Sets in memory, and arrays on disk, are compared pixel for pixel as they are used. Decoding a pool
-of files on disk for that would take hours, so where such a set is on either side
-
-- files are compared with files by content: a copy is found, a re-encoded or resized one is not;
-- files are compared with images that come from no file by the pixels of 2,000 of the files' images,
-  drawn with a fixed seed: a set that lies in the other is found, a few stray images may not be.
+Two images are the same if their files have the same bytes, or if they are the same pixels once both
+are brought to the size of the data, as a picture saved as PNG and as BMP is. Decoding all of a pool
+of files on disk for the latter would take hours, so of such a set the pixels of 2,000 images are
+looked at, drawn with a fixed seed: a set that lies in the other is found, a few stray images that
+were saved anew may not be. Pictures that were compressed or resized anew are others.
 """
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -27,6 +27,48 @@ SAMPLED = 2000
 _CHUNK = 4096
 
 
+class Content:
+    """What the images of one set are known by, found once for all that it is compared with.
+
+    Attributes:
+        images: The set.
+        rows: (n,) positions whose pixels are looked at, in rising order.
+    """
+
+    def __init__(self, images: Images) -> None:
+        self.images = images
+        self.rows: Rows = np.arange(len(images))
+        if isinstance(images, FileImages):
+            self.rows = pick(len(images), SAMPLED, 0)
+
+    @property
+    def whole(self) -> bool:
+        """Whether the pixels of all are looked at."""
+        return len(self.rows) == len(self.images)
+
+    @property
+    def files(self) -> FileKeys | FileImages | None:
+        """What tells the bytes of their files, where they come from files."""
+        if isinstance(self.images, FileImages):
+            return self.images
+        return self.images.files if isinstance(self.images, ImageSet) else None
+
+    @cached_property
+    def keys(self) -> list[bytes | None]:
+        """A digest of the pixels for each of `rows`; None for constant images, which are chance."""
+        some = self.images if self.whole else self.images.subset(torch.from_numpy(self.rows))
+        return list(_keys(some))
+
+    def subset(self, positions: Tensor) -> Content:
+        """That of the images at these positions, in rising order."""
+        if len(positions) == len(self.images):
+            return self
+        found = Content(self.images.subset(positions))
+        if self.whole and "keys" in self.__dict__:  # looked at already
+            found.keys = [self.keys[i] for i in positions.tolist()]
+        return found
+
+
 def shared_images(images: Tensor, others: Tensor) -> Tensor:
     """Which of the images also occur among the others: (N,) bool.
 
@@ -36,90 +78,79 @@ def shared_images(images: Tensor, others: Tensor) -> Tensor:
         images: (N, C, H, W), uint8 or float32 in [0, 1].
         others: (M, C, H, W), uint8 or float32 in [0, 1].
     """
-    return _by_pixels(ImageSet("images", images), ImageSet("others", others))
+    return _shared(Content(ImageSet("images", images)), Content(ImageSet("others", others)))[0]
 
 
 def shared_files(files: FileKeys | FileImages, others: FileKeys | FileImages) -> Tensor:
     """Which of the files have the content of one of the others: (N,) bool.
 
-    Only files of a size that occurs on both sides are read.
+    Only of files of a size that occurs on both sides the beginnings are read, and only those that
+    begin alike are read whole.
     """
     rows = np.flatnonzero(np.isin(files.sizes, others.sizes))
     other_rows = np.flatnonzero(np.isin(others.sizes, files.sizes))
-    known = set(others.digests(other_rows))
+    for begin in (True, False):
+        mine, theirs = files.digests(rows, begin=begin), others.digests(other_rows, begin=begin)
+        mine_known, theirs_known = set(mine), set(theirs)
+        rows = rows[[digest in theirs_known for digest in mine]]
+        other_rows = other_rows[[digest in mine_known for digest in theirs]]
     shared = torch.zeros(len(files.sizes), dtype=torch.bool)
-    for row, digest in zip(rows.tolist(), files.digests(rows), strict=True):
-        shared[row] = digest in known
+    shared[torch.from_numpy(rows)] = True
     return shared
 
 
 def without_shared(
-    training: Images, test: Images, *, fields: tuple[str, str], policy: str
+    images: Images | Content, others: Images | Content, *, fields: tuple[str, str], policy: str
 ) -> Tensor:
-    """Positions of the training images that are not in the test set: all, or an error, or fewer.
+    """Positions of the images that are not in the other set: all, or an error, or fewer.
 
     Args:
-        training: Set whose images may be dropped.
-        test: Set that training must not know.
+        images: Set whose images may be dropped, such as one to train on.
+        others: Set that it must not have an image of, such as one to test on.
         fields: Paths of the fields that hold the two sets.
-        policy: "refuse" raises if any image is shared, "drop" leaves the shared ones out.
+        policy: "refuse" raises if any image is shared, "drop" leaves the shared ones out; "never"
+            is "refuse" where nothing can be set.
 
     Raises:
         DataError: Images are shared and may not be dropped, or dropping them would leave none, or
             some were found in a sample, so that there may be more.
     """
-    shared, whole = _shared(training, test)
-    count = int(shared.sum())
-    if count and (policy == "refuse" or count == len(training) or not whole):
-        hint = "Set data.shared to drop to leave them out" if policy == "refuse" else ""
-        if not whole:
+    mine, other = (s if isinstance(s, Content) else Content(s) for s in (images, others))
+    shared, complete = _shared(mine, other)
+    count, size = int(shared.sum()), len(shared)
+    if count and (policy != "drop" or count == size or not complete):
+        hint = ""
+        if not complete:
             hint = "Set keep: memory beside the files to find them all"
-        looked = (
-            len(training) if whole else f"{min(SAMPLED, max(len(training), len(test)))} looked at"
-        )
+        elif policy == "refuse" and count < size:
+            hint = "Set data.shared to drop to leave them out"
+        looked = size if complete else min(SAMPLED, max(size, len(other.images)))
         raise data_error(
             fields[0],
             f"no image that is also in {fields[1]}",
-            f"{count} of {looked} of {training.name!r} also in {test.name!r}",
+            f"{count} of {looked}{'' if complete else ' looked at'} of {mine.images.name!r} "
+            f"also in {other.images.name!r}",
             hint=hint,
         )
     return (~shared).nonzero()[:, 0]
 
 
-def _shared(training: Images, test: Images) -> tuple[Tensor, bool]:
-    """Which training images are shared, and whether all were looked at."""
-    if not isinstance(training, FileImages) and not isinstance(test, FileImages):
-        return _by_pixels(training, test), True
-    files, other_files = _files(training), _files(test)
-    if files is not None and other_files is not None:
-        return shared_files(files, other_files), True
-    sampled = [_sample(s) if isinstance(s, FileImages) else s for s in (training, test)]
-    found = _by_pixels(sampled[0], sampled[1])
-    if isinstance(training, FileImages):
-        rows = torch.from_numpy(_rows(training))
-        shared = torch.zeros(len(training), dtype=torch.bool)
-        shared[rows] = found
-        return shared, len(rows) == len(training)
-    return found, len(sampled[1]) == len(test)
-
-
-def _files(images: Images) -> FileKeys | FileImages | None:
-    if isinstance(images, FileImages):
-        return images
-    return images.files if isinstance(images, ImageSet) else None
-
-
-def _rows(images: Images) -> Rows:
-    return pick(len(images), SAMPLED, 0)
-
-
-def _sample(images: Images) -> Images:
-    return images.subset(torch.from_numpy(_rows(images)))
-
-
-def _by_pixels(images: Images, others: Images) -> Tensor:
-    known = set(_keys(others)) - {None}
-    return torch.tensor([key in known for key in _keys(images)], dtype=torch.bool)
+def _shared(mine: Content, other: Content) -> tuple[Tensor, bool]:
+    """Which images are shared, (N,) bool, and whether those are all."""
+    shared = torch.zeros(len(mine.images), dtype=torch.bool)
+    files, others = mine.files, other.files
+    if files is not None and others is not None:
+        shared = shared_files(files, others)
+        one_folder = getattr(mine.images, "files", 0) is getattr(other.images, "files", 1)
+        if one_folder and not (mine.whole and other.whole):  # samples of it would tell nothing
+            return shared, True
+    known = set(other.keys) - {None}
+    same = torch.tensor([key in known for key in mine.keys], dtype=torch.bool)
+    rows = torch.from_numpy(mine.rows)
+    stray = bool((same & ~shared[rows]).any())
+    shared[rows] |= same
+    shared[rows] &= torch.tensor([key is not None for key in mine.keys], dtype=torch.bool)
+    return shared, not stray or (mine.whole and other.whole)
 
 
 def _keys(images: Images) -> Iterator[bytes | None]:

@@ -16,6 +16,7 @@ from greg_cert.data.threads import spread
 
 Rows = NDArray[np.int64]
 
+BEGIN = 4 << 10  # bytes by which most files that differ are told apart
 _SHORT = 6 << 10
 
 
@@ -41,8 +42,8 @@ class Files(Protocol):
         """Bytes in the file."""
         ...
 
-    def read(self, row: int) -> bytes:
-        """The file's content; raises OSError and the like where it cannot be read."""
+    def read(self, row: int, most: int = -1) -> bytes:
+        """The file's content, or its first bytes; raises OSError and the like where it cannot."""
         ...
 
 
@@ -97,10 +98,10 @@ class FolderFiles:
         """See `Files`."""
         return os.stat(self.title(row)).st_size  # noqa: PTH116
 
-    def read(self, row: int) -> bytes:
+    def read(self, row: int, most: int = -1) -> bytes:
         """See `Files`."""
         with open(self.title(row), "rb") as file:  # noqa: PTH123
-            return file.read()
+            return file.read(most)
 
 
 @dataclass(frozen=True, eq=False)
@@ -110,18 +111,21 @@ class FileKeys:
     Attributes:
         sizes: (N,) bytes of each file.
         hashes: (N, 16) uint8, BLAKE2b of its content.
+        begins: (N, 16) uint8, that of its first `BEGIN` bytes.
     """
 
     sizes: Rows
     hashes: NDArray[np.uint8]
+    begins: NDArray[np.uint8]
 
-    def digests(self, rows: Rows) -> list[bytes]:
-        """The content hashes of the rows."""
-        return [self.hashes[row].tobytes() for row in rows]
+    def digests(self, rows: Rows, *, begin: bool = False) -> list[bytes]:
+        """The hashes of the rows' contents, or of their beginnings."""
+        kept = self.begins if begin else self.hashes
+        return [kept[row].tobytes() for row in rows]
 
     def taken(self, rows: Rows) -> FileKeys:
         """The keys of these rows alone, in that order."""
-        return FileKeys(self.sizes[rows], self.hashes[rows])
+        return FileKeys(self.sizes[rows], self.hashes[rows], self.begins[rows])
 
 
 def worth_threads(sizes: Rows) -> bool:

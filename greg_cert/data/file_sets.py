@@ -7,7 +7,15 @@ import torch
 from torch import Tensor
 
 from greg_cert.data.decode import decode_bytes, unreadable
-from greg_cert.data.encoded import FileKeys, Files, Rows, content_hash, file_sizes, worth_threads
+from greg_cert.data.encoded import (
+    BEGIN,
+    FileKeys,
+    Files,
+    Rows,
+    content_hash,
+    file_sizes,
+    worth_threads,
+)
 from greg_cert.data.gather import pick
 from greg_cert.data.geometry import centre_side, conform
 from greg_cert.data.labels import check_labels, limited_labels
@@ -85,14 +93,14 @@ def _on_disk(
     return stays_on_disk("auto", len(rows) * channels * size * size)
 
 
-def _decode(files: Files, row: int, field: str) -> tuple[Tensor, int, bytes]:
-    """Pixels, size in bytes and content hash of one file."""
+def _decode(files: Files, row: int, field: str) -> tuple[Tensor, bytes]:
+    """Pixels and content of one file."""
     title = files.title(row)
     try:
         content = files.read(row)
     except Exception as error:  # zipfile raises its own
         raise unreadable(title, error, field=field) from error
-    return decode_bytes(content, title, field=field), len(content), content_hash(content)
+    return decode_bytes(content, title, field=field), content
 
 
 def _decode_all(
@@ -103,10 +111,11 @@ def _decode_all(
     side = size or centre_side(height, width, crop)
     threads = worth_threads(file_sizes(files, rows[:: max(1, len(rows) // 64)]))
     images = torch.empty((len(rows), channels or 1, side, side), dtype=torch.uint8)
-    keys = FileKeys(np.empty(len(rows), np.int64), np.empty((len(rows), 16), np.uint8))
+    hashes, begins = np.empty((2, len(rows), 16), np.uint8)
+    keys = FileKeys(np.empty(len(rows), np.int64), hashes, begins)
 
     def read(at: int) -> Tensor:
-        image, length, key = _decode(files, int(rows[at]), field)
+        image, content = _decode(files, int(rows[at]), field)
         if size is None and image.shape[1:] != (height, width):
             raise data_error(
                 field,
@@ -114,7 +123,9 @@ def _decode_all(
                 f"{files.title(int(rows[at]))!r} of {image.shape[1]}x{image.shape[2]}",
                 hint="Set data.image_size to have them all resized",
             )
-        keys.sizes[at], keys.hashes[at] = length, np.frombuffer(key, np.uint8)
+        keys.sizes[at] = len(content)
+        for kept, part in ((hashes, content), (begins, content[:BEGIN])):
+            kept[at] = np.frombuffer(content_hash(part), np.uint8)
         return conform(image[None], channels=channels or len(image), size=side, crop=crop)[0]
 
     for start in range(0, len(rows), _CHUNK):

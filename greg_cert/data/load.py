@@ -7,7 +7,7 @@ from torch import Tensor
 
 from greg_cert.data.archives import close_archives
 from greg_cert.data.disjoint import check_disjoint
-from greg_cert.data.duplicates import without_shared
+from greg_cert.data.duplicates import Content, without_shared
 from greg_cert.data.gather import pick
 from greg_cert.data.reject import data_error
 from greg_cert.data.schema import DataConfig
@@ -42,46 +42,54 @@ def _load(config: DataConfig, field: str) -> DataSplits:
         config.id, field=f"{field}.id", channels=config.channels, size=config.image_size
     )
     channels, size, _ = known.image_shape
-    num_classes = _num_classes(known)
-    indices: dict[str, Tensor]
+    content, kept = Content(known), torch.arange(len(known))
+    fractions = {"calibration": config.calibration}
     if config.id_test is None:
-        fractions = {"calibration": config.calibration, "test": config.test}
-        indices = stratified_split(
-            _labels(known),
-            fractions,
-            num_classes=num_classes,
-            seed=config.seed,
-            field=f"{field}.id",
-        )
-        test = known.subset(indices["test"])
+        fractions["test"] = config.test
     else:
-        test = load_labelled(config.id_test, field=f"{field}.id_test", channels=channels, size=size)
-        _check_same_classes(test, known, field=f"{field}.id_test")
-        fields = (f"{field}.id", f"{field}.id_test")
-        kept = without_shared(known, test, fields=fields, policy=config.shared)
-        fractions = {"calibration": config.calibration}
-        parts = stratified_split(
-            _labels(known)[kept],
-            fractions,
-            num_classes=num_classes,
-            seed=config.seed,
-            field=f"{field}.id",
-        )
-        indices = {name: kept[part] for name, part in parts.items()}
-        indices["test"] = torch.arange(len(test))
-    ood = {
-        source.title: load_unlabelled(
-            source, field=f"{field}.ood[{i}]", role="ood", channels=channels, size=size
-        )
-        for i, source in enumerate(config.ood)
-    }
-    train = known.subset(indices["train"])
+        name = f"{field}.id_test"
+        test = load_labelled(config.id_test, field=name, channels=channels, size=size)
+        _check_same_classes(test, known, field=name)
+        tested = Content(test)
+        fields = (f"{field}.id", name)
+        kept = without_shared(content, tested, fields=fields, policy=config.shared)
+    num_classes = _num_classes(known)
+    parts = stratified_split(
+        _labels(known)[kept],
+        fractions,
+        num_classes=num_classes,
+        seed=config.seed,
+        field=f"{field}.id",
+    )
+    indices = {name: kept[part] for name, part in parts.items()}
+    splits = _split_apart(content, indices, num_classes, config.shared, field=f"{field}.id")
+    if config.id_test is None:
+        tested = splits["test"]
+    else:
+        indices["test"] = torch.arange(len(tested.images))
+    train = splits["train"].images
+    of_test = f"{field}.id" if config.id_test is None else f"{field}.id_test"
+    # What is in-distribution is no outlier, and what is tested on is not trained on.
+    others = [(f"{field}.id", splits["train"]), (f"{field}.id", splits["calibration"])]
+    others.append((of_test, tested))
+    ood: dict[str, Images] = {}
+    outliers: list[tuple[str, Content]] = []
+    for i, source in enumerate(config.ood):
+        name = f"{field}.ood[{i}]"
+        images = load_unlabelled(source, field=name, role="ood", channels=channels, size=size)
+        outliers.append((name, _apart(images, others, name, config.shared)))
+        ood[source.title] = outliers[-1][1].images
+    aux = None
+    if config.aux is not None:
+        name = f"{field}.aux"
+        images = load_unlabelled(config.aux, field=name, role="aux", channels=channels, size=size)
+        aux = _apart(images, [*outliers, *others], name, config.shared).images
     mean, std = _normalisation(config, train, channels, field=field)
     return DataSplits(
         train=train,
-        calibration=known.subset(indices["calibration"]),
-        test=test,
-        aux=_load_aux(config, ood, field=field, channels=channels, size=size),
+        calibration=splits["calibration"].images,
+        test=tested.images,
+        aux=aux,
         ood=ood,
         num_classes=num_classes,
         channels=channels,
@@ -92,19 +100,31 @@ def _load(config: DataConfig, field: str) -> DataSplits:
     )
 
 
-def _load_aux(
-    config: DataConfig, ood: dict[str, Images], *, field: str, channels: int, size: int
-) -> Images | None:
-    """The auxiliary set, without a single image of an OOD test set."""
-    if config.aux is None:
-        return None
-    aux = load_unlabelled(
-        config.aux, field=f"{field}.aux", role="aux", channels=channels, size=size
-    )
-    for i, images in enumerate(ood.values()):
-        fields = (f"{field}.aux", f"{field}.ood[{i}]")
-        aux = aux.subset(without_shared(aux, images, fields=fields, policy=config.shared))
-    return aux
+def _split_apart(
+    known: Content, indices: dict[str, Tensor], num_classes: int, policy: str, *, field: str
+) -> dict[str, Content]:
+    """The splits, none with a copy of an image of one after it; `indices` lose what they lose."""
+    splits: dict[str, Content] = {}
+    for name in [n for n in ("test", "calibration", "train") if n in indices]:
+        content = known.subset(indices[name])
+        for later, other in splits.items():
+            fields = (field, f"its {later} split")
+            kept = without_shared(content, other, fields=fields, policy=policy)
+            content, indices[name] = content.subset(kept), indices[name][kept]
+        if len(torch.unique(_labels(content.images))) < num_classes:
+            found = "one whose images are all copies of others"
+            raise data_error(field, f"every class in the {name} split", found)
+        splits[name] = content
+    return splits
+
+
+def _apart(images: Images, others: list[tuple[str, Content]], field: str, policy: str) -> Content:
+    """The set without an image of the others, each given with the path of its field."""
+    content = Content(images)
+    for other, there in others:
+        kept = without_shared(content, there, fields=(field, other), policy=policy)
+        content = content.subset(kept)
+    return content
 
 
 def _labels(images: Images) -> Tensor:

@@ -7,7 +7,7 @@ label and its file's size. Every call reads anew; the operating system caches fi
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -15,9 +15,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from greg_cert.data.decode import decode_bytes, unreadable
-from greg_cert.data.encoded import Files, Rows, content_hash, worth_threads
+from greg_cert.data.encoded import BEGIN, Files, Rows, content_hash, worth_threads
 from greg_cert.data.geometry import conform
 from greg_cert.data.reject import data_error
+from greg_cert.data.scale import checked_pixels
 from greg_cert.data.threads import spread
 from greg_cert.data.types import Indices, selector, unit_range
 
@@ -75,9 +76,9 @@ class FileImages:
         image = decode_bytes(self._content(row), title, field=self.field)
         return conform(image[None], channels=channels, size=size, crop=self.crop)[0]
 
-    def _content(self, row: int) -> bytes:
+    def _content(self, row: int, most: int = -1) -> bytes:
         try:
-            return self.files.read(row)
+            return self.files.read(row, most)
         except Exception as error:  # zipfile raises its own
             raise unreadable(self.files.title(row), error, field=self.field) from error
 
@@ -100,13 +101,13 @@ class FileImages:
             self.classes,
         )
 
-    def digests(self, rows: Rows) -> list[bytes]:
-        """The content hashes of the files at these positions of the set."""
-        found = [b""] * len(rows)
+    def digests(self, rows: Rows, *, begin: bool = False) -> list[bytes]:
+        """The content hashes of the files at these positions of the set, or of their beginnings."""
+        found, most = [b""] * len(rows), BEGIN if begin else -1
 
         def fill(part: range) -> None:
             for at in part:
-                found[at] = content_hash(self._content(int(self.rows[rows[at]])))
+                found[at] = content_hash(self._content(int(self.rows[rows[at]]), most))
 
         spread(fill, len(rows))
         return found
@@ -133,9 +134,12 @@ class ArrayImages:
     Attributes:
         name: What tables and errors call the set.
         field: Path of the field it came from, for errors on reading.
-        array: (M, 1 or 3, H, W) memory-mapped; uint8, or floating point to be in [0, 1].
+        array: (M, 1 or 3, H, W) memory-mapped numbers.
         rows: (N,) which of its images.
         image_shape: Channels, height and width that images are brought to.
+        labels: (N,) int64, or None.
+        classes: Name of each class, or None.
+        white: The value in the array that stands for white; by default that of its type.
     """
 
     name: str
@@ -145,6 +149,7 @@ class ArrayImages:
     image_shape: tuple[int, int, int]
     labels: Tensor | None = None
     classes: tuple[str, ...] | None = None
+    white: float | None = None
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -153,11 +158,11 @@ class ArrayImages:
         """The images at `indices` (all when None), (B, C, H, W), uint8 or float32.
 
         Raises:
-            DataError: A value of a floating-point image is not in [0, 1].
+            DataError: A value is not in [0, white].
         """
         rows = self.rows if indices is None else self.rows[_positions(indices, len(self))]
         channels, size = self.image_shape[:2]
-        images = checked_pixels(self.array[rows], rows, field=self.field)
+        images = checked_pixels(self.array[rows], rows, field=self.field, white=self.white)
         return conform(images, channels=channels, size=size)
 
     def pixels(self, indices: Indices | None = None) -> Tensor:
@@ -166,8 +171,9 @@ class ArrayImages:
 
     def subset(self, indices: Indices) -> ArrayImages:
         """See `Images`; shares the file."""
-        rows = self.rows[_positions(indices, len(self))]
-        return ArrayImages(self.name, self.field, self.array, rows, self.image_shape)
+        at = _positions(indices, len(self))
+        labels = None if self.labels is None else self.labels[torch.from_numpy(at)]
+        return replace(self, rows=self.rows[at], labels=labels)
 
     def fingerprint(self) -> str:
         """SHA-256 over the array's shape and type, the rows, and at most 256 images, evenly spread.
@@ -175,36 +181,12 @@ class ArrayImages:
         A change of other images goes unseen.
         """
         layout = f"{self.array.shape} {self.array.dtype} {self.image_shape}"
+        if self.white not in (None, 255 if self.array.dtype == np.uint8 else 1):
+            layout += f" {self.white}"
         digest = hashlib.sha256(f"array {layout}".encode())
         digest.update(self.rows.tobytes())
         digest.update(np.ascontiguousarray(self.array[self.rows[_spread_out(len(self))]]).data)
         return digest.hexdigest()
-
-
-def checked_pixels(images: NDArray[np.generic], rows: Rows, *, field: str) -> Tensor:
-    """Images of an array as uint8, or as float32 once known to be finite and in [0, 1].
-
-    Args:
-        images: (B, C, H, W), uint8 or floating point.
-        rows: (B,) what errors number them by.
-        field: Path of the field that they came from.
-
-    Raises:
-        DataError: A value is not finite or not in [0, 1].
-    """
-    if images.dtype == np.uint8:
-        return torch.from_numpy(np.array(images, dtype=np.uint8, order="C"))
-    pixels = np.array(images, dtype=np.float32, order="C")
-    for start in range(0, len(pixels), 1024):
-        block = pixels[start : start + 1024]
-        wrong = ~((block >= 0) & (block <= 1))  # NaN compares false with both
-        if wrong.any():
-            at = np.argwhere(wrong)[0]
-            value = float(block[tuple(at)])
-            found = f"{value:g} in image {int(rows[start + at[0]])}"
-            hint = "Store grey levels as uint8, or divide them by 255" if value > 1 else ""
-            raise data_error(field, "finite values in [0, 1]", found, hint=hint)
-    return torch.from_numpy(pixels)
 
 
 def stays_on_disk(keep: str, values: int) -> bool:

@@ -135,6 +135,9 @@ class ArraySource(_Source):
         images: Key of the images in a `.npz`.
         labels: Key of the labels in a `.npz`; read only for in-distribution sets.
         layout: Order of the axes; "auto" takes the axis that is 1 or 3 for the channels.
+        scale: The stored value that stands for white, such as 1, 255 or 65535; every value lies
+            between 0 and it, and is divided by it. "auto" takes 255 for uint8 and 1 for floating
+            point, refuses other types, and says so where no pixel comes near it.
         keep: Where the images stay: in "memory", or (`.npy` only) on "disk", from where they are
             read as they are needed; "auto" leaves them there beyond 4 GiB.
     """
@@ -144,6 +147,7 @@ class ArraySource(_Source):
     images: str = "images"
     labels: str = "labels"
     layout: Literal["auto", "nhwc", "nchw", "nhw"] = "auto"
+    scale: Annotated[float, Field(gt=0)] | Literal["auto"] = "auto"
     keep: Keep = "auto"
 
     def _default_title(self) -> str:
@@ -277,9 +281,10 @@ class DataConfig(BaseModel):
         calibration: Fraction of `id` that sets the threshold.
         test: Fraction of `id` that is tested on; ignored when `id_test` is given.
         seed: Seed of the splits.
-        shared: What to do with images that a training set (`id`, `aux`) has in common with the test
-            set it must not know: "refuse", or "drop" them from training. How they are found is told
-            in `greg_cert.data.duplicates`.
+        shared: What to do with images that two sets have in common which must not: "refuse", or
+            "drop" them, from `id` what is also in `id_test` (or the split cut for it), from an OOD
+            set what is also in-distribution, from `aux` what is in any other. How they are found is
+            told in `greg_cert.data.duplicates`.
         mean: Per-channel mean that the model subtracts, in [0, 1] units; by default that of the
             train split (of 5,000 of its images where it stays on disk). Given together with `std`.
         std: Per-channel standard deviation that the model divides by; by default as `mean`.

@@ -11,6 +11,7 @@ from greg_cert.data.gather import pick
 from greg_cert.data.geometry import centre_square, conform
 from greg_cert.data.labels import limited_labels
 from greg_cert.data.noise import gaussian_noise, uniform_noise
+from greg_cert.data.scale import tell_if_dark
 from greg_cert.data.schema import (
     ArraySource,
     DigitsSource,
@@ -28,6 +29,7 @@ from greg_cert.data.schema import (
 from greg_cert.data.torchvision_sets import load_torchvision
 from greg_cert.data.types import Images, ImageSet
 
+_LOOKED_AT = 64  # images on disk
 DRAWN = {"aux": 10_000, "ood": 500}  # how many images are drawn where `n` is not given
 
 
@@ -48,6 +50,7 @@ def load_labelled(
         images = digits.subset(chosen.tolist())
         if digits.labels is not None:
             limited_labels(digits.labels, chosen, field=field)
+    _tell(images, source, field)
     return _conformed(images, channels, size)
 
 
@@ -81,11 +84,24 @@ def load_unlabelled(
         else:
             assert_never(source)
         images = _limited(images, source)
+    _tell(images, source, field)
     return _conformed(images, channels, size)
 
 
 def _limited(images: Images, source: Source) -> Images:
     return images.subset(pick(len(images), source.limit, source.seed).tolist())
+
+
+def _tell(images: Images, source: Source, field: str) -> None:
+    """Warn of files that may not hold what they seem to; of those on disk, a few are looked at."""
+    if isinstance(source, ArraySource) and source.scale == "auto":
+        field, remedy = f"{field}.images", "Set scale beside them to what does (1, 255, ...)"
+    elif isinstance(source, FolderSource):
+        field, remedy = f"{field}.path", "Are these labels or masks, saved as pictures?"
+    else:
+        return
+    few = None if isinstance(images, ImageSet) else pick(len(images), _LOOKED_AT, 0).tolist()
+    tell_if_dark(images.stored(few), field=field, remedy=remedy)
 
 
 def _conformed(images: Images, channels: int | None, size: int | None) -> Images:

@@ -7,8 +7,10 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from greg_cert.data.duplicates import Content, without_shared
 from greg_cert.data.load import moments
 from greg_cert.data.reject import data_error
+from greg_cert.data.scale import tell_if_dark
 from greg_cert.data.splits import stratified_split
 from greg_cert.data.types import DataSplits, ImageSet
 from greg_cert.errors import DataError
@@ -35,7 +37,8 @@ def splits_from_tensors(
         seed: of that share.
 
     Raises:
-        DataError: images of another shape, type or range, or labels that do not fit.
+        DataError: images of another shape, type or range, labels that do not fit, or an image that
+            two of the sets have in common (OOD sets among themselves may).
     """
     known = _set("train", *train)
     num_classes = int(_labels(known).max()) + 1
@@ -63,6 +66,9 @@ def splits_from_tensors(
             raise data_error(
                 images.name, f"labels below {num_classes}", str(int(images.labels.max()))
             )
+    for images in (known, put_aside, tested, *outliers.values()):
+        tell_if_dark(images.images, field=images.name, remedy="Pass floats in [0, 1] instead")
+    _check_disjoint({"test": tested, "calibration": put_aside, "train": fit}, outliers)
     mean, std = moments(fit, field="train")
     channels, height, width = known.image_shape
     if height != width:
@@ -80,6 +86,21 @@ def splits_from_tensors(
         std=std,
         indices={**parts, "test": torch.arange(len(tested))},
     )
+
+
+def _check_disjoint(known: Mapping[str, ImageSet], outliers: Mapping[str, ImageSet]) -> None:
+    apart: dict[str, Content] = {}
+    for name, images in known.items():
+        apart[name] = _apart(name, images, apart)
+    for name, images in outliers.items():
+        _apart(name, images, apart)
+
+
+def _apart(name: str, images: ImageSet, others: Mapping[str, Content]) -> Content:
+    content = Content(images)
+    for other, there in others.items():
+        without_shared(content, there, fields=(name, other), policy="never")
+    return content
 
 
 def _set(name: str, images: Tensor, labels: Tensor) -> ImageSet:

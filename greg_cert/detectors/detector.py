@@ -119,7 +119,8 @@ class Detector:
 
         Raises:
             UsageError: for labels that are missing where they are needed, out of range or not as
-                many as images, or options that do not fit the data.
+                many as images, options that do not fit the data, or features or logits that are
+                not finite.
         """
         if not self.requires_fit:
             return self
@@ -130,11 +131,12 @@ class Detector:
         """As `fit`, from what the network gives for the training data (`Penultimate.outputs_of`).
 
         Raises:
-            UsageError: as `fit`, or if the features are missing.
+            UsageError: as `fit`, or if the features are missing or not finite.
         """
         if not self.requires_fit:
             return self
         read = [self._read(train)]
+        self._check_finite(read[0])
         if self.info.labelled:
             read.append(_checked_labels(self.name, labels, train.logits))
         self._make(read)
@@ -168,10 +170,11 @@ class Detector:
         respect to the images, cannot.
 
         Raises:
-            UsageError: as a call, if the features are missing, or for ODIN.
+            UsageError: as a call, if the features are missing or not finite, or for ODIN.
         """
         self._check_fitted()
         values = self._read(outputs)
+        self._check_finite(values)
         if self._score is None:
             self._make([])
         assert self._score is not None
@@ -194,6 +197,15 @@ class Detector:
         if outputs.features is None:
             raise UsageError(f"detector {self.name}: expected outputs with features, but got none")
         return outputs.features
+
+    def _check_finite(self, values: Tensor) -> None:
+        fine = values.isfinite().all(1)
+        if not fine.all():
+            what = "features" if self.reads_features else "logits"
+            raise UsageError(
+                f"detector {self.name}: expected finite {what}, but got NaN or infinity for image "
+                f"{int((~fine).nonzero()[0])} of {len(values)}"
+            )
 
     def _outputs(self, images: Images | Tensor) -> Outputs:
         return self.network.outputs_of(images, features=self.reads_features)

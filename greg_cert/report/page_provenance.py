@@ -9,6 +9,7 @@ from typing import Any
 import yaml
 
 from greg_cert.certify_methods import PROOFS, STATUS
+from greg_cert.config.yaml_text import load_yaml
 from greg_cert.report.markup import Html, tag
 from greg_cert.report.methods import held_methods
 from greg_cert.report.results import Results
@@ -131,7 +132,7 @@ def _stage(stage: object) -> str:
 def _seeds(config: str | None, manifest: Mapping[str, Any]) -> str:
     """Every seed of the config by its place there; the manifest's own where there is no config."""
     try:
-        parsed = yaml.safe_load(config or "")
+        parsed = load_yaml(config or "")
     except yaml.YAMLError:
         parsed = None
     found = [f"{place} = {seed}" for place, seed in _places(parsed)]

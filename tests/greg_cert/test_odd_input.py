@@ -154,7 +154,8 @@ def test_names_are_no_markup() -> None:
 
     x, y = torch.rand(30, 1, 8, 8, generator=torch.Generator().manual_seed(0)), torch.arange(30) % 3
     model = nn.Sequential(nn.Flatten(), nn.Linear(64, 3))
-    found = Evaluator(model, splits_from_tensors((x, y), (x, y), {"[/o]": x}))
+    train, test = (x[:20], y[:20]), (x[20:], y[20:])
+    found = Evaluator(model, splits_from_tensors(train, test, {"[/o]": 1 - x}))
     row = Evaluated("[/b]", 0, "f", "[/t]", found.predictions, found.detection())
     mean = SeedMean("f", "[/t]", "energy", (0, 1), row.numbers(), row.numbers())
     console = Console(width=200)

@@ -234,8 +234,11 @@ def test_inputs_with_a_graph_and_in_half_precision_are_taken() -> None:
         ({"features": torch.zeros(10)}, r"features \(N, D\) .*but got \(10,\) and \(10,\)"),
         ({"scores": torch.zeros(9)}, r"scores \(N,\), but got \(10, 3\) and \(9,\)"),
         ({"scores": torch.zeros(10, 1)}, r"but got \(10, 3\) and \(10, 1\)"),
-        ({"scores": torch.full((10,), torch.nan)}, "finite features and scores"),
-        ({"features": torch.full((10, 3), torch.inf)}, "finite features and scores"),
+        (
+            {"scores": torch.full((10,), torch.nan)},
+            "^scores: expected finite .*but got nan in row 0",
+        ),
+        ({"features": torch.full((10, 3), torch.inf)}, "^features: expected finite .*got inf in"),
     ],
 )
 def test_sampling_refuses_values_by_name(change: dict[str, object], message: str) -> None:

@@ -20,7 +20,7 @@ import greg_cert.verify.job as job_module
 from greg_cert.data import load_data
 from greg_cert.errors import RunError, UsageError
 from greg_cert.picture_file import PICTURES, read_pictures
-from greg_cert.records import RunFolder
+from greg_cert.records import RunFolder, write_manifest
 from greg_cert.report import load_results, summary_table
 from greg_cert.verify import attack_radius
 from greg_cert.verify.certificates import Certificates
@@ -261,9 +261,13 @@ def test_other_settings_in_the_same_folder_are_refused_until_a_restart(
     # The same name, other weights.
     other = RunFolder(tmp_path / "slow")
     other.path.mkdir()
-    for file in ("config.yaml", "manifest.json"):
-        (other.path / file).write_bytes((pair[0].path / file).read_bytes())
+    other.config_file.write_bytes(pair[0].config_file.read_bytes())
     other.weights_file.write_bytes(pair[1].weights_file.read_bytes())
+    digests = {
+        **pair[1].manifest["digests"],
+        "config.yaml": pair[0].manifest["digests"]["config.yaml"],
+    }
+    write_manifest(other, {**pair[0].manifest, "digests": digests})
     with pytest.raises(RunError, match=r"runs\.slow\.weights was .* and is "):
         verify_runs([other], few, out)
     # What chooses rows may change, and --restart lifts the rest.

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from greg_cert.data import DataConfig, DataSplits, load_data
 from greg_cert.data.on_disk import ArrayImages
-from greg_cert.detectors import DETECTORS, Detector, Penultimate, build_detector
+from greg_cert.detectors import DETECTORS, Detector, Outputs, Penultimate, build_detector
 from greg_cert.errors import UsageError
 from greg_cert.inference import logits_of
 from greg_cert.metrics import auroc
@@ -244,3 +244,25 @@ def test_outputs_without_features_and_odin_without_images_are_refused(
         build_detector("ash", network).scores_of_outputs(outputs)
     with pytest.raises(UsageError, match="detector odin: expected images"):
         build_detector("odin", network).scores_of_outputs(outputs)
+
+
+@pytest.mark.parametrize("name", [n for n, info in DETECTORS.items() if info.needs != "gradients"])
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+def test_features_and_logits_that_are_not_finite(
+    name: str, value: float, splits: DataSplits, model: nn.Module
+) -> None:
+    """Fitted on, or scored: without a check KNN raises scikit-learn's error, others give NaN."""
+    network = Penultimate(model)
+    train, labels = network.outputs_of(splits.train), splits.train.labels
+    assert train.features is not None
+    bad = Outputs(train.logits.clone(), train.features.clone())
+    assert bad.features is not None
+    bad.logits[5, 2] = bad.features[5, 3] = value
+    line = rf"^detector {name}: expected finite (features|logits), .* for image 5 of {len(labels)}"
+    detector = build_detector(name, network)
+    if detector.requires_fit:
+        with pytest.raises(UsageError, match=line):
+            detector.fit_outputs(bad, labels)
+    detector.fit_outputs(train, labels)
+    with pytest.raises(UsageError, match=line):
+        detector.scores_of_outputs(bad)

@@ -54,7 +54,7 @@ def made(near: bool = True) -> DataSplits:
     names = {"close": images(20, 3), "off": images(30, 4, 0.2)}
     if not near:
         names = {"off": names["off"]}
-    return splits_from_tensors((x, labels), (x[:30], labels[:30]), names)
+    return splits_from_tensors((x[30:], labels[30:]), (x[:30], labels[:30]), names)
 
 
 def test_calibration_error_by_hand() -> None:
@@ -294,9 +294,10 @@ def test_families_of_one_title_keep_their_own_tables(tmp_path: Path) -> None:
 
 def test_sets_called_as_means_are(tmp_path: Path) -> None:
     x, y = images(60, 1), torch.arange(60) % 3
+    train = (images(60, 2), y)
     names = ("mean", "near OOD", "nearood")
     ood = {n: images(20, 10 + i, 1 - 0.3 * i) for i, n in enumerate(names)}
-    found = Evaluator(Fixed(), splits_from_tensors((x, y), (x, y), ood), groups={"mean": "near"})
+    found = Evaluator(Fixed(), splits_from_tensors(train, (x, y), ood), groups={"mean": "near"})
     detection = found.detection()
     values = [detection.sets[n]["auroc"] for n in names]
     assert len(set(values)) == 3
@@ -314,7 +315,7 @@ def test_sets_called_as_means_are(tmp_path: Path) -> None:
 
 def test_without_ood_sets_accuracy_is_written(tmp_path: Path) -> None:
     x, y = images(60, 1), torch.arange(60) % 3
-    found = Evaluator(Fixed(), splits_from_tensors((x, y), (x, y), {}))
+    found = Evaluator(Fixed(), splits_from_tensors((images(60, 2), y), (x, y), {}))
     rows = [Evaluated("r", s, "f", "t", found.predictions, found.detection()) for s in (0, 1)]
     means = over_seeds(rows)
     files = write_evaluation(tmp_path, rows, means, record_of(rows, means))
@@ -343,21 +344,55 @@ def test_rows_of_subjects(tmp_path: Path) -> None:
 
 def test_splits_from_tensors_are_checked() -> None:
     x, y = images(60, 1), torch.arange(60) % 3
-    splits = splits_from_tensors((x, y), (x, y), {"o": x})
+    test, outliers, aside = (images(60, seed) for seed in (2, 3, 4))
+    splits = splits_from_tensors((x, y), (test, y), {"o": outliers})
     assert len(splits.train) + len(splits.calibration) == 60
     assert splits.num_classes == 3
-    whole = splits_from_tensors((x, y), (x, y), {"o": x}, calibration=(x[:9], y[:9]))
+    kept = (aside[:9], y[:9])
+    whole = splits_from_tensors((x, y), (test, y), {"o": outliers}, calibration=kept)
     assert (len(whole.train), len(whole.calibration)) == (60, 9)
     for bad in (
-        lambda: splits_from_tensors((x * 2, y), (x, y), {}),
-        lambda: splits_from_tensors((x, y.float()), (x, y), {}),
-        lambda: splits_from_tensors((x, y), (x[..., :3], y), {}),
-        lambda: splits_from_tensors((x, y), (x, y + 1), {}),
-        lambda: splits_from_tensors((x[..., :3], y), (x[..., :3], y), {}),
-        lambda: splits_from_tensors((x, y), (x, y), {"o": images(3, 1)[0]}),
+        lambda: splits_from_tensors((x * 2, y), (test, y), {}),
+        lambda: splits_from_tensors((x, y.float()), (test, y), {}),
+        lambda: splits_from_tensors((x, y), (test[..., :3], y), {}),
+        lambda: splits_from_tensors((x, y), (test, y + 1), {}),
+        lambda: splits_from_tensors((x[..., :3], y), (test[..., :3], y), {}),
+        lambda: splits_from_tensors((x, y), (test, y), {"o": images(3, 1)[0]}),
     ):
         with pytest.raises(DataError):
             bad()
+
+
+def test_no_image_is_in_two_sets_of_tensors() -> None:
+    x, y = images(60, 1), torch.arange(60) % 3
+    test, outliers, aside = (images(60, seed) for seed in (2, 3, 4))
+    grey = (test[[5]] * 255).round().to(torch.uint8)  # the same to 256 levels, stored otherwise
+    calls: list[tuple[str, Any]] = [
+        (
+            "^calibration: .* also in test, but got 9 of 9",
+            lambda: splits_from_tensors((x, y), (x, y), {}),
+        ),
+        (
+            "^o: .* also in test, but got 1 of 1 ",
+            lambda: splits_from_tensors((x, y), (test, y), {"o": grey}),
+        ),
+        (
+            "^o: .* also in (train|calibration), but got",
+            lambda: splits_from_tensors((x, y), (test, y), {"n": outliers, "o": x.flip(0)}),
+        ),
+        (
+            "^calibration: .* also in test, but got 9 of 9 ",
+            lambda: splits_from_tensors((x, y), (test, y), {}, calibration=(test[:9], y[:9])),
+        ),
+        (
+            "^train: .* also in calibration, but got 9 of 60 of 'train' also in 'calibration'$",
+            lambda: splits_from_tensors((x, y), (test, y), {}, calibration=(x[:9], y[:9])),
+        ),
+    ]
+    for line, call in calls:
+        with pytest.raises(DataError, match=line):
+            call()
+    splits_from_tensors((x, y), (test, y), {"a": outliers, "b": outliers}, calibration=(aside, y))
 
 
 def test_a_module_needs_data() -> None:

@@ -1,0 +1,103 @@
+"""What stands for white in stored images, and images brought to that scale."""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from greg_cert.data.encoded import Rows
+from greg_cert.data.reject import data_error
+from greg_cert.errors import DataWarning
+
+_DARK = 1 / 8  # a set without a pixel above this share of white is worth a word
+_BLOCK = 1024
+
+
+def white_of(dtype: np.dtype[np.generic], scale: float | Literal["auto"], *, field: str) -> float:
+    """The stored value that stands for white, the 1 of [0, 1].
+
+    Args:
+        dtype: Of the stored images.
+        scale: That value, or "auto": 255 for uint8, 1 for floating point.
+        field: Path of the field that holds the images.
+
+    Raises:
+        DataError: The type holds no numbers, or "auto" cannot tell what its values mean.
+    """
+    if scale == "auto":
+        if dtype == np.uint8:
+            return 255.0
+        if dtype.kind == "f":
+            return 1.0
+        hint = "Set scale beside it to the value that stands for white, such as 1 or 65535"
+        expected = "uint8, or floating point in [0, 1]"
+        raise data_error(
+            field, expected, f"dtype {dtype}", hint=hint if dtype.kind in "bui" else ""
+        )
+    if dtype.kind not in "buif":
+        raise data_error(field, "real numbers", f"dtype {dtype}")
+    return scale
+
+
+def checked_pixels(
+    images: NDArray[np.generic], rows: Rows, *, field: str, white: float | None = None
+) -> Tensor:
+    """Stored images as uint8 grey levels where those hold them exactly, else float32 in [0, 1].
+
+    Args:
+        images: (B, C, H, W), numbers.
+        rows: (B,) what errors number them by.
+        field: Path of the field that they came from.
+        white: Of `white_of`; by default what "auto" gives.
+
+    Raises:
+        DataError: A value is not finite or not in [0, white].
+    """
+    white = white_of(images.dtype, "auto", field=field) if white is None else white
+    whole = images.dtype.kind in "bui"
+    if images.dtype == np.uint8 and white == 255:
+        return torch.from_numpy(np.array(images, dtype=np.uint8, order="C"))
+    grey = whole and white in (1, 255)
+    pixels = np.empty(images.shape, dtype=np.uint8 if grey else np.float32)
+    for start in range(0, len(images), _BLOCK):
+        block: NDArray[Any] = np.asarray(images[start : start + _BLOCK])
+        if not whole and white == 1:
+            block = block.astype(np.float32)
+        _check_range(block, rows[start : start + _BLOCK], white, field)
+        if grey:
+            block = block.astype(np.uint8) * np.uint8(255 / white)
+        elif white != 1:
+            block = block.astype(np.float64) / white
+        pixels[start : start + _BLOCK] = block
+    return torch.from_numpy(pixels)
+
+
+def _check_range(values: NDArray[Any], rows: Rows, white: float, field: str) -> None:
+    wrong = ~((values >= 0) & (values <= white))  # NaN compares false with both
+    if wrong.any():
+        at = np.argwhere(wrong)[0]
+        value = float(values[tuple(at)])
+        hint = ""
+        if value > white:
+            hint = "Store grey levels as uint8, or set scale to the value that stands for white"
+        found = f"{value:g} in image {int(rows[at[0]])}"
+        raise data_error(field, f"finite values in [0, {white:g}]", found, hint=hint)
+
+
+def tell_if_dark(stored: Tensor, *, field: str, remedy: str) -> None:
+    """Warn of images of which no pixel comes near white, as of masks of 0 and 1 in uint8.
+
+    Args:
+        stored: (N, C, H, W), uint8 or float32 in [0, 1].
+        field: What the warning calls them.
+        remedy: A sentence that says what to do where they are not meant to be dark.
+    """
+    largest, white = float(stored.max()), 255 if stored.dtype == torch.uint8 else 1
+    if 0 < largest <= _DARK * white:
+        told = f"{field}: no pixel is above {largest:.3g}, where {white} stands for white. {remedy}"
+        warnings.warn(told, DataWarning, stacklevel=2)
