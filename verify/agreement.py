@@ -10,6 +10,7 @@ from torch import Tensor
 from greg_cert.errors import UnsupportedModelError
 from greg_cert.verify.graph import Graph, forward_all
 from greg_cert.verify.norms import per_sample
+from greg_cert.verify.per_sample import check_rowwise
 from greg_cert.verify.rounding import score_rounding
 from greg_cert.verify.scorer import score_and_gradient
 
@@ -27,9 +28,9 @@ _QUOTIENT_SHARE, _QUOTIENT_ROUNDING = 1e-2, 1e-13
 def check_agreement(logits: Logits, graph: Graph | None, x: Tensor, where: str) -> None:
     """Refuse a model whose values or gradients at x are not those that everything else goes by.
 
-    With a graph, both have to be the graph's: values at x, gradients beside it, since at a kink
-    itself they are a convention. Without one, gradients have to be difference quotients of the
-    values: an attack goes by them.
+    Each row alone has to get what it gets in its batch. With a graph, both have to be the graph's:
+    values at x, gradients beside it, since at a kink itself they are a convention. Without one,
+    gradients have to be difference quotients of the values: an attack goes by them.
 
     Args:
         logits: the model in float64.
@@ -48,6 +49,7 @@ def check_agreement(logits: Logits, graph: Graph | None, x: Tensor, where: str) 
                 f"{tuple(theirs.shape)} for B = {len(x)}"
             )
         still = theirs if graph is None else forward_all(graph, x)[-1]
+    check_rowwise(logits, x, "the model")
     weights = _weights(theirs)
 
     def combined(points: Tensor) -> Tensor:

@@ -82,7 +82,8 @@ def attack_radius(
 
     Raises:
         UsageError: for a value out of range.
-        UnsupportedModelError: where the model's gradients are not those of its values.
+        UnsupportedModelError: for a function of the batch or of chance, or one whose gradients are
+            not those of its values.
     """
     x = check_inputs(inputs)
     margin = Margin(threshold, side)

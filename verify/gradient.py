@@ -28,7 +28,8 @@ def gradient_norm(model: nn.Module, inputs: Tensor, *, norm: float = 2.0) -> Ten
 
     Raises:
         UsageError: for another norm, or inputs that are empty or not finite.
-        UnsupportedModelError: where the model's gradients are not those of its values.
+        UnsupportedModelError: for a function of the batch or of chance, or one whose gradients are
+            not those of its values.
     """
     x = check_inputs(inputs)
     logits = logit_function(model)
