@@ -41,6 +41,7 @@ def check_agreement(logits: Logits, graph: Graph | None, x: Tensor, where: str) 
     Raises:
         UnsupportedModelError: says at which of them.
     """
+    check_rowwise(logits, x, "the model")
     with torch.no_grad():
         theirs = logits(x)
         if theirs.ndim != 2 or len(theirs) != len(x) or theirs.shape[1] == 0:
@@ -49,7 +50,6 @@ def check_agreement(logits: Logits, graph: Graph | None, x: Tensor, where: str) 
                 f"{tuple(theirs.shape)} for B = {len(x)}"
             )
         still = theirs if graph is None else forward_all(graph, x)[-1]
-    check_rowwise(logits, x, "the model")
     weights = _weights(theirs)
 
     def combined(points: Tensor) -> Tensor:

@@ -29,7 +29,7 @@ def refuse_batch_layers(model: nn.Module) -> None:
     That is BatchNorm of any kind that takes its statistics from the batch, and dropout that draws.
     """
     for name, module in model.named_modules():
-        if not type(module).forward.__module__.startswith("torch.nn."):
+        if not str(type(module).forward.__module__).startswith("torch.nn."):
             continue  # what a subclass makes of it is seen by its values alone
         label = f"layer {name or 'model'!r} ({type(module).__name__})"
         if isinstance(module, _BatchNorm):
@@ -68,7 +68,7 @@ def check_rowwise(value: Callable[[Tensor], Tensor], x: Tensor, what: str) -> No
     batch = _with_companions(x.detach())
     together, again = _value_and_gradient(value, batch), _value_and_gradient(value, batch)
     backwards = [part.flip(0) for part in _value_and_gradient(value, batch.flip(0))]
-    scales = [_TOLERANCE * part.abs().nan_to_num(0.0, 0.0, 0.0).max() for part in together]
+    scales = [_TOLERANCE * _largest(part.nan_to_num(0.0, 0.0, 0.0)) for part in together]
     for kind, one, other, allowed in zip(_KINDS, together, again, scales, strict=False):
         if not _same(one, other, allowed):
             raise UnsupportedModelError(
@@ -130,7 +130,7 @@ def _alone(value: Callable[[Tensor], Tensor], x: Tensor, what: str) -> list[Tens
         ) from error
 
 
-def _same(one: Tensor, other: Tensor, allowed: Tensor) -> bool:
+def _same(one: Tensor, other: Tensor, allowed: float) -> bool:
     if one.shape != other.shape:
         return False
     equal = (one == other) | (one.isnan() & other.isnan())
@@ -140,4 +140,8 @@ def _same(one: Tensor, other: Tensor, allowed: Tensor) -> bool:
 def _distance(one: Tensor, other: Tensor) -> float:
     if one.shape != other.shape:
         return float("inf")
-    return float((one - other).abs().nan_to_num(nan=float("inf")).max())
+    return _largest((one - other).nan_to_num(nan=float("inf")))
+
+
+def _largest(values: Tensor) -> float:
+    return float(values.abs().max()) if values.numel() else 0.0
