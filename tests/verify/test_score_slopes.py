@@ -64,7 +64,7 @@ def test_a_wrong_score_box_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
         return score_box.ScoreBox(box.low, box.high * 0.3, steepest=box.steepest * 0.3)  # type: ignore[operator]
 
     monkeypatch.setattr(
-        "greg_cert.verify.lipschitz.score_box", lambda score, *given: reversed_sign(*given)
+        "greg_cert.verify.lipschitz.bound.score_box", lambda score, *given: reversed_sign(*given)
     )
     with pytest.raises(AssertionError):
         test_no_slope_exceeds_any_form_of_the_bound("max_softmax", 2.0)
