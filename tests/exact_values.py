@@ -126,16 +126,16 @@ def cancelling(seed: int) -> tuple[nn.Module, Graph, Tensor]:
     return model, trace_model(model, (2,)), torch.rand(3, 2, generator=generator).double()
 
 
-def attack_exactly(seed: int, norm: float, side: str) -> int:
+def attack_exactly(seed: int, norm: float, side: str, engine: str = "native") -> int:
     """Compare bounds and radii with fractions at points exactly within; how many points."""
     model, graph, x = cancelling(seed)
     radii = torch.tensor([1e-7, 1e-3, 0.3], dtype=torch.float64)
     rows = torch.tensor([[1.0], [-1.0]], dtype=torch.float64).expand(3, -1, -1)
-    relaxation = make_engine("native", graph).relax(x, radii, norm)
-    low, (value, _) = relaxation.lower(rows), relaxation.linear(rows)
+    relaxation = make_engine(engine, graph).relax(x, radii, norm)
+    low, value = relaxation.lower(rows).detach(), relaxation.linear(rows)[0].detach()
     threshold = middle_threshold(model, x)
     result = certify(
-        model, x, threshold, side=side, norm=norm, engine="native", method="best",
+        model, x, threshold, side=side, norm=norm, engine=engine, method="best",
         tolerance=1e-12, rounds=40, attack=False,
     )  # fmt: skip
     proven = torch.maximum(result.radius_certified, result.radius_lipschitz)

@@ -28,9 +28,20 @@ def value_at_centre(slope: Tensor, offset: Tensor, size: Tensor, inputs: Tensor)
     if x.dtype != torch.float64:
         # float32 only drafts where to look; an allowance of its size would mislead the search.
         return value + offset
-    flat = flat.detach().abs()
-    scale = x.abs() @ flat[0].T if shared else (flat @ x.abs().unsqueeze(2)).squeeze(2)
-    return value + offset - ROUNDING * torch.finfo(x.dtype).eps * (scale + size)
+    return value + offset - rounding_at_centre(slope, size, inputs)
+
+
+def rounding_at_centre(slope: Tensor, size: Tensor, inputs: Tensor) -> Tensor:
+    """What a linear bound and its value at the centre may be off by in float64, (B, R).
+
+    Args:
+        slope: (B, R, ...), or (1, R, ...) where all samples share it.
+        size: (B, R) or (1, R) sum of the absolute terms of the offset.
+        inputs: (B, ...).
+    """
+    flat, x = slope.detach().flatten(2).abs(), inputs.flatten(1).abs()
+    scale = x @ flat[0].T if len(flat) == 1 else (flat @ x.unsqueeze(2)).squeeze(2)
+    return ROUNDING * torch.finfo(x.dtype).eps * (scale + size)
 
 
 def slope_norms(slope: Tensor, norm: float) -> Tensor:

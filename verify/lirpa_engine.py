@@ -20,14 +20,14 @@ from greg_cert.verify.graph import Graph, Smooth, forward_all
 from greg_cert.verify.interval import Interval
 from greg_cert.verify.linear_bound import slope_norms, value_at_centre
 from greg_cert.verify.lirpa_compat import load_auto_lirpa
+from greg_cert.verify.lirpa_rounding import node_rounding
 from greg_cert.verify.rebuild import RebuiltModule
-from greg_cert.verify.rounding import absolute_terms
+from greg_cert.verify.rounding import absolute_terms, interval_rounding
 from greg_cert.verify.smooth import SHAPES
 
 _LARGEST_BATCH = 128  # samples a call
 _CALL_ELEMENTS = 2**27  # of one coefficient tensor (neurons × widest layer × samples): 1 GiB
 _SAMPLE_ELEMENTS = 2**29
-_METHODS = {"crown": "CROWN", "crown-ibp": "CROWN-IBP"}
 
 
 class AutoLirpaEngine:
@@ -50,6 +50,7 @@ class AutoLirpaEngine:
             if "interm_bounds" in self._module.compute_bounds.__code__.co_varnames
             else "intermediate_layer_bounds"
         )
+        self._after: dict[int, str] = {}  # for each activation node its own name
         self._names = self._match_activations(probe)
 
     def relax(
@@ -63,6 +64,7 @@ class AutoLirpaEngine:
             )
         if method not in RELAXATIONS:
             raise UsageError(f"expected relaxation in {', '.join(RELAXATIONS)}, but got {method!r}")
+        inputs = inputs.contiguous()  # auto-LiRPA takes views of flat memory
         groups = []
         for radius in radii.unique().tolist():
             for members in (radii == radius).nonzero().squeeze(1).split(self._batch):
@@ -73,15 +75,45 @@ class AutoLirpaEngine:
     def _intermediate(
         self, x: Tensor, radius: float, norm: float, method: str
     ) -> dict[str, Interval]:
-        rows = torch.zeros(len(x), 1, self._graph.num_classes, dtype=x.dtype, device=x.device)
-        with torch.no_grad(), _surroundings():
-            self._module.compute_bounds(
-                x=(self._ball(x, radius, norm),), C=rows, method=_METHODS[method], bound_upper=False
-            )
-            return {
-                name: (self._module[name].lower.clone(), self._module[name].upper.clone())
-                for name in self._names.values()
-            }
+        """Bounds of what activations take in, layer by layer, each with its rounding allowed for.
+
+        Layer by layer, because lines about one box say nothing of values that lie beyond its ends.
+        """
+        known: dict[int, Interval] = {}
+        found: dict[str, Interval] = {}
+        radii = torch.full_like(x.flatten(1)[:, 0], radius)
+        with torch.no_grad():
+            for i, name in self._names.items():
+                if name in found:  # two activations may take in the same values
+                    known[i] = found[name]
+                    continue
+                low, high = self._bounds_of(i, self._ball(x, radius, norm), found, method)
+                source = self._graph.nodes[i].inputs[0]
+                # Where intervals settle a sign, its "CROWN" keeps their ends.
+                below = above = interval_rounding(self._graph, known, x, radii)[source]
+                if method == "crown":
+                    lower, upper = node_rounding(self._graph, known, source, x, radii)
+                    below, above = below + lower, above + upper
+                known[i] = found[name] = (low - below, high + above)
+        return found
+
+    def _bounds_of(
+        self, activation: int, ball: Any, before: Mapping[str, Interval], method: str
+    ) -> Interval:
+        """auto-LiRPA's own bounds of an activation's input, from those of the layers before."""
+        given: dict[str, Any] = {self._interval_name: dict(before)}
+        source = self._module[self._names[activation]]
+        with _surroundings():
+            if method == "crown-ibp":
+                given |= {"method": "IBP", "final_node_name": source.name}
+            else:
+                # Bounding the activation itself by no row at all leaves those of its input.
+                shape = self._graph.nodes[activation].shape
+                nothing = torch.zeros(len(ball), 1, *shape, dtype=ball.dtype, device=ball.device)
+                name = self._after[activation]
+                given |= {"method": "CROWN", "final_node_name": name, "C": nothing}
+            self._module.compute_bounds(x=(ball,), **given)
+        return source.lower, source.upper
 
     def bound_rows(self, group: _Group, norm: float, rows: Tensor) -> tuple[Tensor, Tensor]:
         """Lower bound at the centre and dual norm of the slope, (b, R) each."""
@@ -153,7 +185,7 @@ class AutoLirpaEngine:
                 ours = values[self._graph.nodes[i].inputs[0]]
                 if not torch.allclose(source.forward_value, ours, rtol=1e-8, atol=1e-8):
                     raise EngineError(f"auto-LiRPA's {source.name!r} is not the input of node {i}")
-                names[i] = source.name
+                names[i], self._after[i] = source.name, node.name
         return names
 
 

@@ -63,6 +63,13 @@ def absolute_terms(
         inputs: (B, ...) centres.
         radii: (B,).
     """
+    return _magnitudes(graph, preactivations, inputs, radii)[1]
+
+
+def _magnitudes(
+    graph: Graph, preactivations: Boxes, inputs: Tensor, radii: Tensor
+) -> tuple[dict[int, Tensor], dict[int, Tensor]]:
+    """The largest size of every node's value over whole balls, and the terms of affine nodes."""
     largest: dict[int, Tensor] = {0: inputs.abs() + radii.reshape(-1, *[1] * (inputs.ndim - 1))}
     terms: dict[int, Tensor] = {}
     for i, node in enumerate(graph.nodes[1:], start=1):
@@ -89,7 +96,44 @@ def absolute_terms(
                 largest[i] = torch.cat(operands, dim=1)
             case Flatten():
                 largest[i] = operands[0].flatten(1)
-    return terms
+    return largest, terms
+
+
+@torch.no_grad()
+def interval_rounding(
+    graph: Graph, preactivations: Boxes, inputs: Tensor, radii: Tensor
+) -> dict[int, Tensor]:
+    """What an interval of each node (B, *shape) may be off by where nobody rounds outwards.
+
+    Boxes of activations that are given have their rounding allowed for, and begin anew.
+
+    Args:
+        graph: a network without smooth activations.
+        preactivations: as in `absolute_terms`.
+        inputs: (B, ...) centres.
+        radii: (B,).
+    """
+    unit = torch.finfo(inputs.dtype).eps
+    largest, terms = _magnitudes(graph, preactivations, inputs, radii)
+    errors: dict[int, Tensor] = {0: unit * largest[0]}
+    for i, node in enumerate(graph.nodes[1:], start=1):
+        if i not in largest:
+            continue
+        carried = [errors[j] for j in node.inputs]
+        match node.op:
+            case Conv() as op:
+                errors[i] = op.apply(carried[0], op.weight.abs()) + sum_rounding(op) * terms[i]
+            case Linear() as op:
+                errors[i] = F.linear(carried[0], op.weight.abs()) + sum_rounding(op) * terms[i]
+            case Add():
+                errors[i] = carried[0] + carried[1] + unit * largest[i]
+            case Concat():
+                errors[i] = torch.cat(carried, dim=1)
+            case Flatten():
+                errors[i] = carried[0].flatten(1)
+            case _:
+                errors[i] = torch.zeros_like(carried[0])
+    return errors
 
 
 @torch.no_grad()

@@ -184,6 +184,13 @@ def test_no_bound_gives_way_where_digits_cancel(seeds: range) -> None:
     assert tried > 25 * len(seeds)
 
 
+@pytest.mark.parametrize("norm", NORMS)
+def test_no_bound_by_auto_lirpa_gives_way_where_digits_cancel(norm: float) -> None:
+    for seed in (1, 5, 26, 28):  # each has a box that ignored its rounding in one norm or both
+        with naming(f"cancelling {seed}"):
+            assert attack_exactly(seed, norm, "ood", "auto-lirpa") > 15
+
+
 # --- The suite can fail: each deliberately wrong bound is found by it ---------------------------
 
 
