@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor
 
-from greg_cert.verify.branch import Effort, prove_by_parts, void
+from greg_cert.verify.branch import Effort, prove_by_parts, split_nodes, void
 from greg_cert.verify.chord import chord_rows, separate_reach
 from greg_cert.verify.duality import (
     allowance,
@@ -46,6 +48,8 @@ class BallBounds:
         dtype = self._graph.dtype
         x, radii, goal = x.to(dtype), radii.to(dtype), goal.to(dtype)
         p = _normalised(p.to(dtype), goal)
+        if not split_nodes(self._graph):
+            effort = replace(effort, splits=0)
         with torch.no_grad():
             if (
                 (effort.cuts or effort.splits)

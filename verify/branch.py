@@ -41,7 +41,7 @@ class Effort:
     Attributes:
         mirror_steps: steps of mirror ascent on the weights p.
         cuts: how often the ball is cut down to where violations may still lie.
-        splits: how often what is left is split by the sign of a neuron.
+        splits: how often what is left is split by the sign of a neuron; 0 where none has signs.
         domains: of one sample that may be open at a time; with more it is given up.
     """
 
@@ -210,7 +210,7 @@ def _given_away(relaxation: NativeRelaxation, row: Tensor) -> Tensor:
     graph = relaxation.graph
     lines: dict[int, Lines] = {}
     leaves = []
-    for i in _split_nodes(graph):
+    for i in split_nodes(graph):
         op = graph.nodes[i].op
         assert isinstance(op, Activation)
         low, high, intercept = relax_activation(*relaxation.preactivations[i], op.negative_slope)
@@ -223,7 +223,7 @@ def _given_away(relaxation: NativeRelaxation, row: Tensor) -> Tensor:
         )
         found = torch.autograd.grad(offset.sum(), leaves, allow_unused=True, materialize_grads=True)
     costs = []
-    for i, intercept, negative in zip(_split_nodes(graph), leaves, found, strict=True):
+    for i, intercept, negative in zip(split_nodes(graph), leaves, found, strict=True):
         low, high = relaxation.preactivations[i]
         unknown = (low < 0) & (high > 0)
         width = torch.minimum(-low, high)
@@ -236,7 +236,7 @@ def _with_signs(relaxation: NativeRelaxation, neuron: Tensor, positive: Tensor) 
     """The relaxation with the sign of one neuron (D,) of each domain given."""
     bounds = dict(relaxation.preactivations)
     first = 0
-    for i in _split_nodes(relaxation.graph):
+    for i in split_nodes(relaxation.graph):
         low, high = (t.flatten(1).clone() for t in bounds[i])
         here = (neuron >= first) & (neuron < first + low.shape[1])
         for rows, end, clamp in ((here & positive, low, "min"), (here & ~positive, high, "max")):
@@ -249,7 +249,7 @@ def _with_signs(relaxation: NativeRelaxation, neuron: Tensor, positive: Tensor) 
     return replace(relaxation, preactivations=bounds, lines={})
 
 
-def _split_nodes(graph: Graph) -> list[int]:
+def split_nodes(graph: Graph) -> list[int]:
     """Activation nodes that are linear on either side of zero."""
     return [i for i in graph.activations if isinstance(graph.nodes[i].op, Activation)]
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import random
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -54,6 +55,68 @@ def test_no_radius_of_a_random_network_gives_way(first: int) -> None:
         )  # type: ignore[arg-type]
         radii += attack_certificates(network.model, x, threshold, side, norm, result)
     assert radii > 5
+
+
+class Unread(nn.Module):
+    """A linear model that computes a ReLU which nothing reads."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.head = nn.Linear(4, 3), nn.Linear(4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        torch.relu(self.first(x))
+        found: Tensor = self.head(x)
+        return found
+
+
+def _shifted(bias: float) -> nn.Module:
+    model = nn.Sequential(nn.Linear(4, 5), nn.ReLU(), nn.Linear(5, 3))
+    with torch.no_grad():
+        model[0].bias.fill_(bias)  # type: ignore[union-attr, operator]
+    return model
+
+
+def _constant() -> nn.Module:
+    model = nn.Sequential(nn.Linear(4, 5), nn.ReLU(), nn.Linear(5, 3))
+    with torch.no_grad():
+        model[2].weight.zero_()  # type: ignore[union-attr, operator]
+    return model
+
+
+NOTHING_TO_SPLIT: dict[str, Callable[[], nn.Module]] = {
+    "linear": lambda: nn.Linear(4, 3),
+    "linear of one logit": lambda: nn.Linear(4, 1),
+    "two linear layers": lambda: nn.Sequential(nn.Linear(4, 5), nn.Linear(5, 3)),
+    "convolution": lambda: nn.Sequential(nn.Conv2d(1, 3, 2), nn.Flatten()),
+    "gelu": lambda: nn.Sequential(nn.Linear(4, 5), nn.GELU(), nn.Linear(5, 3)),
+    "gelu of one logit": lambda: nn.Sequential(nn.Linear(4, 5), nn.GELU(), nn.Linear(5, 1)),
+    "dead": lambda: _shifted(-100.0),
+    "alive": lambda: _shifted(100.0),
+    "constant": _constant,
+    "unread": Unread,
+}
+
+
+@pytest.mark.parametrize("side", SIDES)
+@pytest.mark.parametrize("norm", NORMS)
+@pytest.mark.parametrize("name", NOTHING_TO_SPLIT)
+def test_where_no_sign_is_open_the_answer_is_that_without_splits(
+    name: str, norm: float, side: str
+) -> None:
+    torch.manual_seed(3)
+    shape = (1, 2, 2) if name == "convolution" else (4,)
+    model, x = NOTHING_TO_SPLIT[name]().double().eval(), points(shape, 3, seed=1)
+    threshold = middle_threshold(model, x)
+    if name in ("constant", "dead"):
+        threshold += 0.1 if side == "id" else -0.1
+    result = certify(
+        model, x, threshold, side=side, norm=norm, max_radius=0.5,
+        method=["crown", "branch", "crown-ibp", "alpha-crown", "lipschitz"], **QUICK,
+    )  # type: ignore[arg-type]  # fmt: skip
+    assert attack_certificates(model, x, threshold, side, norm, result) > 0
+    plain, split = result.other["radius_crown"], result.other["radius_branch"]
+    assert bool((split >= 0.98 * plain).all())
 
 
 def plane() -> tuple[nn.Module, Tensor, float]:
