@@ -20,6 +20,7 @@ from greg_cert.verify.norms import (
     steepest_direction,
     vector_norm,
 )
+from greg_cert.verify.per_sample import check_rowwise
 from greg_cert.verify.scorer import (
     Margin,
     ScoreFunction,
@@ -79,6 +80,7 @@ def attack_radius(
 
     Raises:
         UsageError: for a value out of range.
+        UnsupportedModelError: for a function of the batch, or of chance.
     """
     x = check_inputs(inputs)
     margin = Margin(threshold, side)
@@ -90,7 +92,9 @@ def attack_radius(
     if polish < 0:
         raise UsageError(f"expected polish >= 0, but got {polish}")
     plan = AttackPlan(margin, norm, seed, steps, rounds, restarts, clip, polish)
-    return smallest_attack(score_function(model, score), x, max_radius, plan, indices).radius
+    scores = score_function(model, score)
+    check_rowwise(scores, x, "the score")
+    return smallest_attack(scores, x, max_radius, plan, indices).radius
 
 
 @dataclass(frozen=True)

@@ -35,7 +35,8 @@ class Certificates:
             already (all radii 0); `undecided`, when nothing could be proven (radius 0).
         other: further columns (B,) by name, those of the methods asked for: `radius_crown` and
             `radius_alpha_crown` (proof), `radius_clever` (estimate), `radius_smoothing`
-            (probabilistic proof, about the smoothed detector).
+            (probabilistic proof, about the smoothed detector, whatever the status: 0 where
+            `smoothing_decision` is the wrong one for the side, NaN where it abstained).
 
     A column that was not asked for is NaN. No row is ever dropped.
     """

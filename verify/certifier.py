@@ -21,6 +21,7 @@ from greg_cert.verify.linear_radius import LinearRadius
 from greg_cert.verify.lipschitz_radius import LipschitzRadius
 from greg_cert.verify.norms import dual_norm
 from greg_cert.verify.options import CertifyOptions
+from greg_cert.verify.per_sample import check_rowwise
 from greg_cert.verify.scorer import (
     Margin,
     ScoreFunction,
@@ -28,8 +29,9 @@ from greg_cert.verify.scorer import (
     logit_function,
     score_and_gradient,
 )
-from greg_cert.verify.smoothing import smoothed_decisions
-from greg_cert.verify.smoothing_bounds import linf_radius
+from greg_cert.verify.smoothing import ACCEPTED as SMOOTHED_IN
+from greg_cert.verify.smoothing import REJECTED as SMOOTHED_OUT
+from greg_cert.verify.smoothing import Accept, smoothed_decisions
 
 
 class Certifier:
@@ -97,6 +99,7 @@ class Certifier:
 
     def __call__(self, x: Tensor, names: Tensor, labels: Tensor | None) -> Certificates:
         """Certificates of one batch."""
+        check_rowwise(self.logits, x, "the model")
         scores, gradient = score_and_gradient(self.score, x)
         with torch.no_grad():
             logits = self.logits(x)
@@ -144,7 +147,7 @@ class Certifier:
         if "clever" in self.methods:
             other |= self._clever(x, names, gap, wrong, attacked)
         if "smoothing" in self.methods:
-            other |= self._smoothing(x, names)
+            other |= self._smoothing(x, names, labels)
         status = np.where(
             wrong.cpu().numpy(),
             REJECTED,
@@ -243,17 +246,46 @@ class Certifier:
             "clever_fit_pvalue": found.fit_pvalue,
         }
 
-    def _smoothing(self, x: Tensor, names: Tensor) -> dict[str, Tensor | NDArray[np.generic]]:
-        """Decisions of the smoothed detector, with the radii in the norm asked for."""
-        gamma = self.margin.threshold
+    def _smoothing(
+        self, x: Tensor, names: Tensor, labels: Tensor | None
+    ) -> dict[str, Tensor | NDArray[np.generic]]:
+        """Decisions of the smoothed detector, and how far the right ones hold."""
+        noise = torch.randn(x.shape, generator=torch.Generator().manual_seed(0), dtype=x.dtype)
+        check_rowwise(self.logits, x + self.options.smoothing.sigma * noise.to(x), "the model")
+        found = [
+            smoothed_decisions(
+                self._accept(label),
+                x[rows],
+                self.options.smoothing,
+                indices=names[rows.cpu()],
+                norm=self.norm,
+                max_radius=self.max_radius,
+            )
+            for label, rows in _by_label(labels, x)
+        ]
+        order = torch.cat([rows for _, rows in _by_label(labels, x)]).argsort()
+        radius = torch.cat([f.radius for f in found])[order]
+        decision = np.concatenate([f.decision for f in found])[order.cpu().numpy()]
+        wrong = decision == (SMOOTHED_OUT if self.margin.side == "id" else SMOOTHED_IN)
+        # How long a decision stays wrong is no radius of this side.
+        radius = radius.masked_fill(torch.from_numpy(wrong).to(radius.device), 0.0)
+        return {"radius_smoothing": radius, "smoothing_decision": decision}
+
+    def _accept(self, label: Tensor | None) -> Accept:
+        """What is smoothed: acceptance, and the class too where labels are given. NaN: rejected."""
 
         def accept(noisy: Tensor) -> Tensor:
-            return self.score(noisy) <= gamma  # NaN: rejected
+            logits = self.logits(noisy.double())
+            accepted = self.value(logits) <= self.margin.threshold
+            if label is None:
+                return accepted
+            return accepted & self._is_correct(logits, label.expand(len(noisy)))
 
-        found = smoothed_decisions(
-            accept, x, self.options.smoothing, indices=names, max_radius=self.max_radius
-        )
-        radius = found.radius
-        if self.norm != 2.0:
-            radius = linf_radius(radius, x[0].numel())
-        return {"radius_smoothing": radius, "smoothing_decision": found.decision}
+        return accept
+
+
+def _by_label(labels: Tensor | None, x: Tensor) -> list[tuple[Tensor | None, Tensor]]:
+    """Each label, and the rows (R,) that have it; all rows where there are no labels."""
+    if labels is None:
+        return [(None, torch.arange(len(x), device=x.device))]
+    return [(label, (labels == label).nonzero().squeeze(1)) for label in labels.unique()]

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from greg_cert.errors import UsageError
 from greg_cert.verify.norms import check_norm, dual_norm
+from greg_cert.verify.per_sample import check_rowwise
 from greg_cert.verify.reverse_weibull import LEAST_SAMPLES, Array, fit_reverse_weibull
 from greg_cert.verify.scorer import ScoreFunction, check_inputs, score_and_gradient
 from greg_cert.verify.streams import (
@@ -116,12 +117,14 @@ def clever_estimate(
 
     Raises:
         UsageError: for a value out of range, or a gradient that is not finite.
+        UnsupportedModelError: for a score of the batch, or of chance.
     """
     options = options or CleverOptions()
     x = check_inputs(inputs)
     norm = check_norm(norm)
     radii = _radii(radius, len(x))
     names = sample_indices(indices, len(x))
+    check_rowwise(score, x[:1], "the score")  # few rows: memory is bounded by `chunk`
     samples = len(x) * options.batches * options.batch_size
     norms = torch.empty(samples, dtype=torch.float64)
     done = 0

@@ -5,6 +5,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from greg_cert.verify.norms import check_norm, dual_norm
+from greg_cert.verify.per_sample import check_rowwise
 from greg_cert.verify.scorer import check_inputs, score_and_gradient, score_function
 
 
@@ -24,9 +25,12 @@ def gradient_norm(model: nn.Module, inputs: Tensor, *, norm: float = 2.0) -> Ten
 
     Raises:
         UsageError: for another norm, or inputs that are empty or not finite.
+        UnsupportedModelError: for a function of the batch, or of chance.
     """
     x = check_inputs(inputs)
-    _, gradient = score_and_gradient(score_function(model), x)
+    score = score_function(model)
+    check_rowwise(score, x, "the score")
+    _, gradient = score_and_gradient(score, x)
     return dual_norm(gradient, check_norm(norm))
 
 

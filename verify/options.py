@@ -65,7 +65,7 @@ class CertifyOptions:
         batch: samples bounded at once.
         memory: budget in GiB of what a batch takes; chunks are made to fit. About 1 GiB where it
             is not given.
-        seed: of the attack, of CLEVER and of smoothing.
+        seed: of the attack; CLEVER and smoothing have their own, in their options.
         progress: called after every batch.
     """
 

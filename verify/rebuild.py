@@ -85,7 +85,8 @@ def _conv_module(op: Conv) -> nn.Conv2d:
         dtype=op.weight.dtype,
         device=op.weight.device,
     )
-    module.weight.data, module.bias.data = op.weight, op.bias  # type: ignore[union-attr]
+    module.weight.data = op.weight.contiguous()  # auto-LiRPA takes views of flat memory
+    module.bias.data = op.bias.contiguous()  # type: ignore[union-attr]
     return module
 
 
@@ -93,7 +94,7 @@ def _linear_module(op: Linear) -> nn.Linear:
     module = nn.Linear(
         op.weight.shape[1], op.weight.shape[0], dtype=op.weight.dtype, device=op.weight.device
     )
-    module.weight.data, module.bias.data = op.weight, op.bias
+    module.weight.data, module.bias.data = op.weight.contiguous(), op.bias.contiguous()
     return module
 
 

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from greg_cert.errors import UnsupportedModelError, UsageError
 from greg_cert.scores import score_of
+from greg_cert.verify.per_sample import refuse_batch_layers
 
 ScoreFunction = Callable[[Tensor], Tensor]
 """Inputs (B, ...) to scores (B,), differentiable."""
@@ -24,10 +25,11 @@ def logit_function(model: nn.Module) -> Callable[[Tensor], Tensor]:
     """The logits of a float64 copy of `model` in evaluation mode; `model` is not touched.
 
     Raises:
-        UnsupportedModelError: for a NaN or infinite weight.
+        UnsupportedModelError: for a NaN or infinite weight, or a layer that looks at the batch.
     """
     check_weights(model)
     twin = copy.deepcopy(model).double().eval().requires_grad_(False)
+    refuse_batch_layers(twin)
 
     def logits(x: Tensor) -> Tensor:
         found: Tensor = twin(x.clone())  # a model may begin in place
@@ -97,12 +99,13 @@ def check_weights(model: nn.Module) -> None:
 
 
 def check_inputs(inputs: Tensor) -> Tensor:
-    """`inputs` in float64.
+    """`inputs` in float64, contiguous whatever their layout.
 
     Raises:
         UsageError: unless it is a non-empty, finite floating batch; for images (B, C, H, W) also
             unless all pixels lie in [0, 1], give or take a rounding of 1e-6.
     """
+    inputs = inputs.detach()
     if inputs.ndim not in (2, 4) or len(inputs) == 0 or not inputs.is_floating_point():
         raise UsageError(
             "expected inputs (B, C, H, W) or (B, D) of a floating type with B >= 1, "
@@ -117,4 +120,4 @@ def check_inputs(inputs: Tensor) -> Tensor:
                 f"expected pixels in [0, 1], but got values from {low:g} to {high:g}; "
                 "normalisation belongs into the model"
             )
-    return inputs.detach().double()
+    return inputs.double().contiguous()  # one layout: the same answers for all

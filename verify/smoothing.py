@@ -24,9 +24,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from greg_cert.errors import UsageError
-from greg_cert.verify.norms import check_radius
+from greg_cert.verify.norms import check_norm, check_radius
 from greg_cert.verify.scorer import check_inputs
-from greg_cert.verify.smoothing_bounds import clopper_pearson_lower, smoothing_radius
+from greg_cert.verify.smoothing_bounds import (
+    clopper_pearson_lower,
+    linf_radius,
+    smoothing_radius,
+)
 from greg_cert.verify.smoothing_state import SampleCounts, SmoothingOptions, SmoothingState
 from greg_cert.verify.streams import ESTIMATION, SELECTION, rechunk, sample_indices, sample_stream
 
@@ -47,8 +51,9 @@ class SmoothedDecisions:
 
     Attributes:
         decision: (B,) strings. `accepted` or `rejected`; `abstained` where neither was proven.
-        radius: (B,) ℓ2 radius σ·Φ⁻¹(p_lower) in raw pixels: every input strictly nearer gets the
-            same smoothed decision. NaN where abstained, since nothing is claimed there.
+        radius: (B,) ℓ2 radius σ·Φ⁻¹(p_lower) in raw pixels, over √d where the norm is inf: every
+            input strictly nearer gets the same smoothed decision. NaN where abstained, since
+            nothing is claimed there.
         p_lower: (B,) lower confidence bound of the probability of the selected decision under
             noise; ≤ 1/2 where abstained.
         count: (B,) of the n draws, those with the selected decision.
@@ -72,11 +77,12 @@ def smoothed_decisions(
     options: SmoothingOptions | None = None,
     *,
     indices: Tensor | None = None,
+    norm: float = 2.0,
     max_radius: float | None = None,
     state: SmoothingState | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> SmoothedDecisions:
-    """Decide every input by the smoothed detector, with the ℓ2 radius in which that is stable.
+    """Decide every input by the smoothed detector, with the radius in which that is stable.
 
     True with probability ≥ 1 − alpha per sample, for the smoothed detector and not for the base
     detector. The first `n0` draws select a decision; `n` independent ones bound its probability.
@@ -88,11 +94,12 @@ def smoothed_decisions(
     Args:
         accept: the base detector, see `Accept`; it must be the same function throughout, and
             decides itself what a score that is not finite means.
-        inputs: (B, C, H, W) or (B, D) raw pixels in float32 or float64; `accept` gets the same
-            type. Noisy copies are not clipped.
+        inputs: (B, C, H, W) or (B, D) raw pixels; `accept` gets float64 for float64, and float32
+            for all else. Noisy copies are not clipped.
         options: see `SmoothingOptions`.
         indices: (B,) distinct integers that name the samples, by default their positions.
-        max_radius: larger radii are reported as this one.
+        norm: in which radii are measured, 2 or inf.
+        max_radius: larger radii, in that norm, are reported as this one.
         state: counts to continue from; kept up to date, also when `accept` raises.
         progress: called after every forward pass with the draws done and the draws wanted, when
             `state` is up to date and may be saved.
@@ -103,8 +110,9 @@ def smoothed_decisions(
     """
     options = options or SmoothingOptions()
     check_inputs(inputs)
-    if inputs.dtype not in (torch.float32, torch.float64):
-        raise UsageError(f"expected inputs in float32 or float64, but got {inputs.dtype}")
+    if inputs.dtype != torch.float64:  # noise would be rounded to the pixels' own steps
+        inputs = inputs.float()
+    norm = check_norm(norm)
     if max_radius is not None:
         check_radius("max_radius", max_radius)
     names = sample_indices(indices, len(inputs))
@@ -121,7 +129,13 @@ def smoothed_decisions(
             state.samples[name] = counts
             if progress is not None:
                 progress(done, total)
-    return _decide([state.samples[name] for name in names], options, max_radius, inputs.device)
+    found = _decide([state.samples[name] for name in names], options, inputs.device)
+    radius = found.radius
+    if norm != 2.0:
+        radius = linf_radius(radius, inputs[0].numel())
+    if max_radius is not None:
+        radius = radius.clamp(max=max_radius)  # NaN stays
+    return replace(found, radius=radius)
 
 
 def _count(
@@ -170,10 +184,7 @@ def _decisions(accept: Accept, copies: Tensor) -> Tensor:
 
 
 def _decide(
-    samples: list[SampleCounts],
-    options: SmoothingOptions,
-    max_radius: float | None,
-    device: torch.device,
+    samples: list[SampleCounts], options: SmoothingOptions, device: torch.device
 ) -> SmoothedDecisions:
     accepting = [2 * counts.selection.accepted > options.n0 for counts in samples]
     count = torch.tensor(
@@ -184,8 +195,6 @@ def _decide(
     )
     p_lower = clopper_pearson_lower(count, options.n, options.alpha)
     radius = smoothing_radius(p_lower, options.sigma)
-    if max_radius is not None:
-        radius = radius.clamp(max=max_radius)  # NaN stays
     decision = np.where(accepting, ACCEPTED, REJECTED)
     decision = np.where(radius.isnan().numpy(), ABSTAINED, decision)
     n = torch.full_like(count, options.n)

@@ -144,8 +144,8 @@ def _row(results: Results, rows: pd.DataFrame, r: dict[Any, Any], digits: int) -
 
 
 def _smoothed(r: dict[Any, Any], digits: int) -> str:
-    """Decision of the smoothed detector, and how far it holds; no radius where it abstained."""
+    """Decision of the smoothed detector, and how far it holds; no radius where it has none."""
     radius = float(r[SMOOTHING])
-    if math.isnan(radius):
+    if math.isnan(radius) or radius == 0:
         return wording.one_line(str(r[DECISION]))
     return f"{r[DECISION]} to {wording.radius(radius, digits, None)}"

@@ -12,9 +12,10 @@ import pytest
 import torch
 from problems import points
 from scipy import optimize, stats
-from torch import Tensor
+from torch import Tensor, nn
 
 from greg_cert.errors import UsageError
+from greg_cert.verify import Certificates, certify
 from greg_cert.verify.smoothing import (
     ABSTAINED,
     ACCEPTED,
@@ -337,11 +338,85 @@ def test_other_bad_arguments_are_named() -> None:
         smoothed_decisions(halfspace, x, FAST, indices=torch.tensor([3, 3]))
     with pytest.raises(UsageError, match="expected finite inputs"):
         smoothed_decisions(halfspace, x * math.nan, FAST)
-    with pytest.raises(UsageError, match="expected inputs in float32 or float64"):
-        smoothed_decisions(halfspace, x.bfloat16(), FAST)
+    with pytest.raises(UsageError, match="expected norm 2 or inf, but got 1"):
+        smoothed_decisions(halfspace, x, FAST, norm=1)
     with pytest.raises(UsageError, match="expected max_radius > 0"):
         smoothed_decisions(halfspace, x, FAST, max_radius=0.0)
     with pytest.raises(UsageError, match="expected counts from 0 to n = 3"):
         clopper_pearson_lower(torch.tensor([4]), 3, 0.1)
     with pytest.raises(UsageError, match=r"expected 0 < alpha < 1, but got 1\.5"):
         clopper_pearson_lower(torch.tensor([2]), 3, 1.5)
+
+
+def test_a_cap_holds_in_the_norm_asked_for() -> None:
+    x = torch.zeros(1, 1, 8, 8)
+    far = smoothed_decisions(lambda y: y.flatten(1)[:, 0] < 9, x, FAST)
+    r = float(far.radius[0])
+    for cap, expected in ((8 / 255, 8 / 255), (1.0, r / 8), (r, r / 8), (None, r / 8)):
+        found = smoothed_decisions(
+            lambda y: y.flatten(1)[:, 0] < 9, x, FAST, norm=math.inf, max_radius=cap
+        )
+        assert float(found.radius[0]) == pytest.approx(expected, rel=1e-12)
+
+
+class Ramp(nn.Module):
+    """Two logits whose energy score is their common value, −w·x, so that γ cuts a half-space."""
+
+    def __init__(self, classes: float = 0.0) -> None:
+        super().__init__()
+        self.head = nn.Linear(2, 2).double()
+        with torch.no_grad():
+            self.head.weight.copy_(torch.stack([W, W]))
+            self.head.bias.copy_(torch.tensor([0.0, -classes]))
+
+    def forward(self, x: Tensor) -> Tensor:
+        found: Tensor = self.head(x)
+        return found
+
+
+def smooth(model: nn.Module, x: Tensor, threshold: float, **options: object) -> Certificates:
+    return certify(model, x, threshold, method="smoothing", smoothing=FAST, attack=False, **options)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("norm", [2.0, math.inf])
+@pytest.mark.parametrize("side", ["id", "ood"])
+def test_a_wrong_decision_has_no_radius_on_either_side(side: str, norm: float) -> None:
+    # S = −W·x − log 2, so points on the far side of γ are accepted.
+    x = at(0.8, -0.8, 0.0)
+    found = smooth(Ramp(), x, -math.log(2), side=side, norm=norm)
+    right = REJECTED if side == "ood" else ACCEPTED
+    radius = found.other["radius_smoothing"]
+    assert found.other["smoothing_decision"].tolist() == [REJECTED, ACCEPTED, ABSTAINED]
+    for decision, r in zip([REJECTED, ACCEPTED], radius.tolist(), strict=False):
+        assert (r > 0.3 / math.sqrt(2)) if decision == right else (r == 0)
+    assert radius[2].isnan()
+    wrong = found.status == "rejected"
+    assert bool((radius[torch.from_numpy(wrong)].nan_to_num(0.0) == 0).all())
+
+
+def test_the_cap_of_certify_is_in_its_norm() -> None:
+    found = smooth(Ramp(), at(-2.0), -math.log(2), norm=math.inf, max_radius=0.3)
+    assert found.other["radius_smoothing"].tolist() == [0.3]  # not 0.3/√2
+
+
+def test_labels_are_part_of_what_is_smoothed() -> None:
+    # Class 0 is ahead by 0.1 everywhere: with label 1 nothing is right, with label 0 acceptance is.
+    x, gamma = at(-0.8, -0.8, 0.8), -math.log(2)
+    labels = torch.tensor([1, 0, 0])
+    found = smooth(Ramp(0.1), x, gamma, labels=labels)
+    plain = smooth(Ramp(0.1), x, gamma)
+    assert plain.other["smoothing_decision"].tolist() == [ACCEPTED, ACCEPTED, REJECTED]
+    assert found.other["smoothing_decision"].tolist() == [REJECTED, ACCEPTED, REJECTED]
+    radius, free = found.other["radius_smoothing"], plain.other["radius_smoothing"]
+    assert radius[[0, 2]].tolist() == [0.0, 0.0]
+    assert float(radius[1]) == float(free[1]) > 0  # the same draws, in whatever group they are
+    assert found.status.tolist() == ["rejected", "undecided", "rejected"]
+
+
+def test_half_precision_pixels_get_noise_of_full_precision() -> None:
+    seen: list[Tensor] = []
+    x = at(0.2, -0.1).half()
+    for kind in (torch.half, torch.bfloat16):
+        result = smoothed_decisions(recorder(seen), x.to(kind), FAST)
+        same(result, smoothed_decisions(halfspace, x.to(kind).float(), FAST))
+    assert {s.dtype for s in seen} == {torch.float32}
