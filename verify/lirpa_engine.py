@@ -89,10 +89,11 @@ class AutoLirpaEngine:
                     continue
                 low, high = self._bounds_of(i, self._ball(x, radius, norm), found, method)
                 source = self._graph.nodes[i].inputs[0]
+                # Where intervals settle a sign, its "CROWN" keeps their ends.
+                below = above = interval_rounding(self._graph, known, x, radii)[source]
                 if method == "crown":
-                    below, above = node_rounding(self._graph, known, source, x, radii)
-                else:
-                    below = above = interval_rounding(self._graph, known, x, radii)[source]
+                    lower, upper = node_rounding(self._graph, known, source, x, radii)
+                    below, above = below + lower, above + upper
                 known[i] = found[name] = (low - below, high + above)
         return found
 

@@ -88,9 +88,7 @@ NOTHING_TO_SPLIT: dict[str, Callable[[], nn.Module]] = {
     "linear": lambda: nn.Linear(4, 3),
     "linear of one logit": lambda: nn.Linear(4, 1),
     "two linear layers": lambda: nn.Sequential(nn.Linear(4, 5), nn.Linear(5, 3)),
-    "convolution": lambda: nn.Sequential(
-        nn.Unflatten(1, (1, 2, 2)), nn.Conv2d(1, 3, 2), nn.Flatten()
-    ),
+    "convolution": lambda: nn.Sequential(nn.Conv2d(1, 3, 2), nn.Flatten()),
     "gelu": lambda: nn.Sequential(nn.Linear(4, 5), nn.GELU(), nn.Linear(5, 3)),
     "gelu of one logit": lambda: nn.Sequential(nn.Linear(4, 5), nn.GELU(), nn.Linear(5, 1)),
     "dead": lambda: _shifted(-100.0),
@@ -107,7 +105,8 @@ def test_where_no_sign_is_open_the_answer_is_that_without_splits(
     name: str, norm: float, side: str
 ) -> None:
     torch.manual_seed(3)
-    model, x = NOTHING_TO_SPLIT[name]().double().eval(), points((4,), 3, seed=1)
+    shape = (1, 2, 2) if name == "convolution" else (4,)
+    model, x = NOTHING_TO_SPLIT[name]().double().eval(), points(shape, 3, seed=1)
     threshold = middle_threshold(model, x)
     if name in ("constant", "dead"):
         threshold += 0.1 if side == "id" else -0.1

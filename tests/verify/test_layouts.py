@@ -26,8 +26,9 @@ SHORT = {"rounds": 3, "cut_rounds": 1, "split_rounds": 1, "attack_steps": 2, "at
 def net() -> nn.Module:
     torch.manual_seed(0)
     return nn.Sequential(
-        nn.Conv2d(3, 4, 3, stride=2, padding=1), nn.ReLU(), nn.AvgPool2d(2),
-        nn.Flatten(), nn.Linear(4, 6), nn.LeakyReLU(0.1), nn.Linear(6, 3),
+        nn.Conv2d(3, 4, 3, padding=1), nn.ReLU(), nn.Conv2d(4, 4, 3, stride=2, padding=1, groups=2),
+        nn.ReLU(), nn.AvgPool2d(2), nn.Flatten(), nn.Linear(4, 6), nn.LeakyReLU(0.1),
+        nn.Linear(6, 3),
     ).eval()  # fmt: skip
 
 
