@@ -21,12 +21,13 @@ STATUS = {
     "crown-ibp": PROOF,
     "alpha-crown": PROOF,
     "branch": PROOF,
+    "sdp-crown": PROOF,
     "smoothing": PROBABILISTIC,
     "attack": UPPER,
 }
 """Every method's status; only a proof feeds `radius_certified`."""
 
-LINEAR = ("crown", "crown-ibp", "alpha-crown", "branch")
+LINEAR = ("crown", "crown-ibp", "alpha-crown", "branch", "sdp-crown")
 PROOFS = (*LINEAR, "lipschitz")
 METHODS = (*PROOFS, "best", "clever", "smoothing")
 _BEST = ("crown", "lipschitz")

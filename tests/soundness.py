@@ -18,8 +18,18 @@ from problems import climb, in_ball
 from torch import Tensor, nn
 
 from greg_cert.verify import Certificates, lipschitz_bound
-from greg_cert.verify.engine import make_engine
-from greg_cert.verify.graph import Activation, Add, Concat, Conv, Graph, Linear, Op, forward_all
+from greg_cert.verify.engine import Engine, make_engine
+from greg_cert.verify.graph import (
+    Activation,
+    Add,
+    Concat,
+    Conv,
+    Graph,
+    Linear,
+    Op,
+    Smooth,
+    forward_all,
+)
 
 ROUNDING = 1e-13  # of the sum of absolute terms: a few hundred units in the last place
 _TARGETS = 2  # neurons a layer, and rows, that are climbed against one by one
@@ -63,6 +73,8 @@ def magnitudes(graph: Graph, inputs: Tensor) -> list[Tensor]:
                 return F.linear(operands[0], op.weight.abs(), op.bias.abs())
             case Activation():
                 return operands[0]
+            case Smooth():
+                return operands[0] + 1
             case Add():
                 return operands[0] + operands[1]
             case Concat():
@@ -77,10 +89,16 @@ def magnitudes(graph: Graph, inputs: Tensor) -> list[Tensor]:
 
 
 def attack_relaxation(
-    graph: Graph, engine: str, x: Tensor, radii: Tensor, norm: float, method: str = "crown"
+    graph: Graph,
+    engine: str | Engine,
+    x: Tensor,
+    radii: Tensor,
+    norm: float,
+    method: str = "crown",
 ) -> int:
     """Attack pre-activation boxes, bounds of logit rows and linear bounds; how many bounds."""
-    relaxation = make_engine(engine, graph).relax(x, radii, norm, method)
+    made = make_engine(engine, graph) if isinstance(engine, str) else engine
+    relaxation = made.relax(x, radii, norm, method)
     generator = torch.Generator().manual_seed(7)
     rows = _rows(graph.num_classes, generator).expand(len(x), -1, -1)
     low = relaxation.lower(rows).detach()

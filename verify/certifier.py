@@ -24,6 +24,7 @@ from greg_cert.verify.lipschitz_radius import LipschitzRadius
 from greg_cert.verify.norms import dual_norm
 from greg_cert.verify.options import CertifyOptions
 from greg_cert.verify.per_sample import check_rowwise
+from greg_cert.verify.radius.sdp_crown import SdpCrownRadius
 from greg_cert.verify.scorer import (
     Margin,
     ScoreFunction,
@@ -54,7 +55,7 @@ class Certifier:
         self.methods, self.options = methods, options
         self.logits, self.graph = logit_function(model), graph
         self.value = score_of(options.score)
-        self.linear: dict[str, LinearRadius] = {}
+        self.linear: dict[str, LinearRadius | SdpCrownRadius] = {}
         self.lipschitz: LipschitzRadius | None = None
         if graph is None:
             return
@@ -66,7 +67,16 @@ class Certifier:
                 "no signs of neurons"
             )
         for method in LINEAR:
-            if method in methods:
+            if method == "sdp-crown" and method in methods:
+                if prover.name != "native":
+                    raise EngineError(
+                        f"expected engine 'native' for the method sdp-crown, but got {engine!r}, "
+                        "whose bounds are other ones"
+                    )
+                self.linear[method] = SdpCrownRadius(
+                    graph, draft, norm, max_radius, options.ladder(method), options.coupled
+                )
+            elif method in methods:
                 relaxation = "crown" if method == "branch" else method
                 ladder = options.ladder(method)
                 self.linear[method] = LinearRadius(

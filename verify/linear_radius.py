@@ -66,16 +66,17 @@ class LinearRadius:
         max_radius: float,
         ladder: Ladder,
         memory: int | None = None,
+        scouts: Callable[[Graph, int | None], Engine] = NativeEngine,
     ) -> None:
         self._max_radius, self._ladder = max_radius, ladder
         if not isinstance(engine, NativeEngine):
             self._ladder = replace(ladder, cuts=0, splits=0)
         self._prover = BallBounds(graph, engine, norm, method)
         # What the search finds is only where to look, so it may use the faster type and engine.
-        self._scout = BallBounds(draft, NativeEngine(draft, memory), norm, method)
-        self._careful_scout = BallBounds(graph, NativeEngine(graph, memory), norm, method)
+        self._scout = BallBounds(draft, scouts(draft, memory), norm, method)
+        self._careful_scout = BallBounds(graph, scouts(graph, memory), norm, method)
         self._vanguard: BallBounds | None = None
-        if method != "crown-ibp" and _is_large(graph):
+        if method not in ("crown-ibp", "sdp-crown") and _is_large(graph):
             self._vanguard = BallBounds(draft, NativeEngine(draft, memory), norm, "crown-ibp")
 
     def __call__(

@@ -12,6 +12,7 @@ from greg_cert.errors import UsageError
 from greg_cert.scores import SCORES
 from greg_cert.verify.clever import CleverOptions
 from greg_cert.verify.linear_radius import Ladder
+from greg_cert.verify.radius.coupled import CoupledEffort
 from greg_cert.verify.smoothing_state import SmoothingOptions
 
 Progress = Callable[[int, int], None]
@@ -60,6 +61,7 @@ class CertifyOptions:
         attack_steps: gradient steps of one PGD run.
         attack_restarts: random restarts of the attack.
         attack_polish: steps along the boundary at its end.
+        coupled: how long the method `sdp-crown` searches.
         clever: of the method `clever`.
         smoothing: of the method `smoothing`.
         batch: samples bounded at once.
@@ -87,6 +89,7 @@ class CertifyOptions:
     attack_steps: int = 30
     attack_restarts: int = 2
     attack_polish: int = 20
+    coupled: CoupledEffort = field(default_factory=CoupledEffort)
     clever: CleverOptions = field(default_factory=CleverOptions)
     smoothing: SmoothingOptions = field(default_factory=SmoothingOptions)
     batch: int = 128

@@ -7,7 +7,7 @@ the result says nothing of their size, so it is measured by itself.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -149,7 +149,22 @@ def score_rounding(graph: Graph, x: Tensor) -> Tensor:
     """
     unit = torch.finfo(x.dtype).eps
     values = forward_all(graph, x)
-    errors = [torch.zeros_like(x)]
+    error = forward_errors(graph, values)[-1]
+    # logsumexp moves by no more than its arguments, and rounds its own few operations.
+    largest = values[-1].abs().amax(1)
+    return 2 * error.amax(1) + (graph.num_classes + 8) * unit * (1 + largest)
+
+
+@torch.no_grad()
+def forward_errors(graph: Graph, values: Sequence[Tensor]) -> list[Tensor]:
+    """What rounding may have changed of every node's value, (B, *shape) each.
+
+    Args:
+        graph: the network.
+        values: of every node, as `forward_all` gives them.
+    """
+    unit = torch.finfo(values[0].dtype).eps
+    errors = [torch.zeros_like(values[0])]
     for node, value in zip(graph.nodes[1:], values[1:], strict=True):
         carried = [errors[j] for j in node.inputs]
         source = values[node.inputs[0]]
@@ -174,6 +189,4 @@ def score_rounding(graph: Graph, x: Tensor) -> Tensor:
             case _:
                 error = carried[0]
         errors.append(error + unit * value.abs())
-    # logsumexp moves by no more than its arguments, and rounds its own few operations.
-    largest = values[-1].abs().amax(1)
-    return 2 * errors[-1].amax(1) + (graph.num_classes + 8) * unit * (1 + largest)
+    return errors

@@ -11,6 +11,7 @@ from greg_cert.errors import UsageError
 from greg_cert.scores import SCORES
 from greg_cert.verify.agreement import check_agreement
 from greg_cert.verify.attack import AttackPlan, within_ball
+from greg_cert.verify.bounds.coupled_engine import CoupledEngine
 from greg_cert.verify.chord import upper_value
 from greg_cert.verify.duality import first_weights, improve_weights, lower_value
 from greg_cert.verify.engine import Engine, finite_bounds, make_engine
@@ -57,7 +58,7 @@ def score_bound(
         norm: 2 or inf.
         score: one of `greg_cert.scores.SCORES`.
         engine: `auto`, `native` or `auto-lirpa`.
-        method: `crown`, `crown-ibp` or, native alone, `alpha-crown`.
+        method: `crown`, `crown-ibp`, `sdp-crown` (norm 2) or, native alone, `alpha-crown`.
         memory: budget in GiB.
 
     Returns:
@@ -77,7 +78,9 @@ def score_bound(
     budget = None if memory is None else int(memory * 2**30)
     graph = trace_model(model, tuple(x.shape[1:]))
     check_agreement(logit_function(model), graph, x, "the samples")
-    made = make_engine(engine, graph, budget)
+    made: Engine = (
+        CoupledEngine(graph) if method == "sdp-crown" else make_engine(engine, graph, budget)
+    )
     batch = fitting_batch(graph, _BATCH, budget, graph.num_classes)
 
     def part(rows: slice) -> Tensor:

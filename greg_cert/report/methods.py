@@ -43,6 +43,7 @@ METHODS = (
     Method("radius_crown_ibp", "CROWN-IBP", "proof"),
     Method("radius_alpha_crown", "\u03b1-CROWN", "proof"),
     Method("radius_branch", "Branched", "proof"),
+    Method("radius_sdp_crown", "SDP-CROWN", "proof"),
     Method(CLEVER, "CLEVER", "estimate"),
 )
 

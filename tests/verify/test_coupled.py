@@ -1,0 +1,508 @@
+"""Coupled bounds over ℓ2 balls: sound for any multipliers, no looser than λ = 0, found broken.
+
+What is proven must hold for every choice of slopes, multipliers and shares, so they are drawn at
+random here as well as searched; boxes, balls and prices are attacked by themselves.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+import pytest
+import torch
+from problems import SMALL, affine, build, climb, energy_of, exact_cases, points
+from random_networks import random_network
+from smooth_networks import NETWORKS as SMOOTH
+from smooth_networks import build_smooth
+from soundness import ROUNDING, attack_certificates, attack_relaxation, ball_points, magnitudes
+from torch import Tensor, nn
+
+from greg_cert.errors import EngineError, UsageError
+from greg_cert.verify import certify, score_bound
+from greg_cert.verify.bounds import ball_boxes as boxes_module
+from greg_cert.verify.bounds import charges as charges_module
+from greg_cert.verify.bounds import coupled
+from greg_cert.verify.bounds.ascent import Ascent
+from greg_cert.verify.bounds.ball_boxes import Moved, ball_boxes, layer_norms
+from greg_cert.verify.bounds.charges import Prices, ProvenPrices, largest_eigenvalue
+from greg_cert.verify.bounds.coupled import Variables, bisect_balls, bound_rows, first_variables
+from greg_cert.verify.bounds.coupled_engine import CoupledEngine
+from greg_cert.verify.goals import decision_goals
+from greg_cert.verify.graph import Conv, Graph, Linear, forward_all
+from greg_cert.verify.native_relaxation import NativeRelaxation
+from greg_cert.verify.radius import coupled as radius_module
+from greg_cert.verify.radius.coupled import CoupledEffort, CoupledRadius, charged_activations
+from greg_cert.verify.region import Region
+from greg_cert.verify.rounding import absolute_terms
+from greg_cert.verify.trace import trace_model
+
+RADII = (0.02, 0.2, 1.0)
+QUICK = {"coupled": CoupledEffort(5, 8), "rounds": 6, "attack_restarts": 1}
+SMOOTHED = tuple(f"smooth {name}" for name in SMOOTH)
+CERTIFIED = ("mlp", "conv_batchnorm", "residual", "pre_activation", "concatenation", "leaky")
+CERTIFIED += (
+    "average_pools",
+    "max_pool_2",
+    "relu_first",
+    "smooth gelu",
+    "smooth mixed",
+    "random 5",
+)
+NETWORKS = (*SMALL, *SMOOTHED, "random 1", "random 2", "random 5", "random 8")
+
+
+def network(name: str) -> tuple[nn.Module, tuple[int, ...]]:
+    if name.startswith("random"):
+        model, shape = random_network(int(name.split()[1]))
+    elif name.startswith("smooth"):
+        model, shape = build_smooth(name.split()[1])
+    else:
+        model, shape = build(name)
+    return model.double().eval(), shape
+
+
+def setting(name: str, count: int = 3) -> tuple[nn.Module, Graph, Tensor, Tensor]:
+    """Model, graph, centres and radii."""
+    model, shape = network(name)
+    x = points(shape, count, seed=4)
+    return model, trace_model(model, shape), x, torch.tensor(RADII[:count], dtype=x.dtype)
+
+
+def simplex_row(graph: Graph, count: int) -> Tensor:
+    """One probability row a sample, (B, 1, K)."""
+    generator = torch.Generator().manual_seed(graph.num_classes)
+    p = torch.rand(count, 1, graph.num_classes, generator=generator, dtype=torch.float64)
+    return p / p.sum(2, keepdim=True)
+
+
+def random_variables(graph: Graph, moved: Sequence[Moved], rows: Tensor, seed: int) -> Variables:
+    """Any slopes, charges, shares and balls, some of them missing."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def normal(like: Tensor, scale: float = 1.0) -> Tensor:
+        return scale * torch.randn(like.shape, generator=generator, dtype=torch.float64)
+
+    found = first_variables(graph, moved, rows.shape[1])
+    found = {key: value + normal(value, 0.4) for key, value in found.items()}
+    for i in graph.activations:
+        like = moved[i].centre.unsqueeze(1)
+        if ("lower", i) not in found:
+            continue
+        if seed % 3:
+            found["charge", i] = normal(like, 1.5) - 1.0
+        if seed % 3 != 1:
+            found["ball", i] = normal(rows[:, :, 0]) - 1.0
+    for i, node in enumerate(graph.nodes):
+        if isinstance(node.op, (Conv, Linear)) and seed % 2:
+            found["share", i] = normal(moved[node.inputs[0]].centre.unsqueeze(1), 0.7)
+    return found
+
+
+def searched_variables(
+    graph: Graph, moved: Sequence[Moved], rows: Tensor, x: Tensor, radii: Tensor, kind: str
+) -> Variables:
+    """Multipliers that make the bound tight, so that a broken part shows: balls, or charges."""
+    found = first_variables(graph, moved, 1)
+    for i, mu in bisect_balls(graph, moved, rows, found).items():
+        like = moved[i].centre.unsqueeze(1)
+        if kind == "balls":
+            found["ball", i] = mu
+        else:
+            found["charge", i] = mu.reshape(-1, 1, *[1] * (like.ndim - 2)).expand_as(like).clone()
+    price = Prices()
+
+    def lowest(variables: Variables) -> Tensor:
+        bound = bound_rows(graph, moved, rows, variables, price)
+        value, slope = coupled.value_and_slope(bound, x)
+        at = radii.unsqueeze(1)
+        return value - at * slope - bound.curvature * at**2 / 2
+
+    ascent = Ascent(found)
+    ascent.climb(lowest, [1.0] * 80)
+    return ascent.variables
+
+
+def proven(
+    graph: Graph, x: Tensor, radii: Tensor, rows: Tensor, seed: int | str
+) -> coupled.RowBound:
+    moved = ball_boxes(graph, layer_norms(graph), x, radii)
+    boxes = {i: moved[graph.nodes[i].inputs[0]].box for i in graph.activations}
+    terms = absolute_terms(graph, boxes, x, radii)
+    if isinstance(seed, str):
+        variables = searched_variables(graph, moved, rows, x, radii, seed)
+    else:
+        variables = random_variables(graph, moved, rows, seed)
+    return bound_rows(graph, moved, rows, variables, ProvenPrices(), terms)
+
+
+def crossings(graph: Graph, x: Tensor, radii: Tensor, rows: Tensor, seed: int | str) -> int:
+    """At how many points of the balls rows·f lies below its bound."""
+    bound = proven(graph, x, radii, rows, seed)
+
+    def excess(y: Tensor) -> Tensor:
+        """Bound less value (B,), with the rounding of both allowed for."""
+        logits = forward_all(graph, y)[-1]
+        value = torch.einsum("brk,bk->br", rows, logits)
+        change = (y - x).flatten(1)
+        linear = bound.offset + torch.einsum("brd,bd->br", bound.slope.flatten(2), y.flatten(1))
+        squared = change.square().sum(1, keepdim=True)
+        slack = 1e-12 * (1 + bound.size + bound.curvature * squared) + bound.lost
+        slack = slack + ROUNDING * magnitudes(graph, y)[-1].amax(1, keepdim=True)
+        return (linear - bound.curvature / 2 * squared - slack - value).squeeze(1)
+
+    tried = [*ball_points(x, radii, 2.0), climb(excess, x, radii, 2.0, steps=12)]
+    return sum(int((excess(y) > 0).sum()) for y in tried)
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_boxes_and_balls_hold_every_value(name: str) -> None:
+    _, graph, x, radii = setting(name)
+    moved = ball_boxes(graph, layer_norms(graph), x, radii)
+    tried = ball_points(x, radii, 2.0)
+
+    def towards(i: int, sign: float) -> Tensor:
+        return climb(lambda y: sign * forward_all(graph, y)[i].flatten(1).sum(1), x, radii, 2.0, 4)
+
+    ends = [towards(i, sign) for i in graph.activations[:3] for sign in (1.0, -1.0)]
+    for y in (*tried, *ends):
+        sizes = magnitudes(graph, y)
+        for found, value, size in zip(moved, forward_all(graph, y), sizes, strict=True):
+            slack = ROUNDING * (1 + size)
+            assert bool((value >= found.box[0] - slack).all())
+            assert bool((value <= found.box[1] + slack).all())
+            change = (value - found.centre).flatten(1).norm(dim=1)
+            assert bool((change <= found.reach + slack.flatten(1).norm(dim=1)).all())
+
+
+def test_boxes_know_what_intervals_do_not() -> None:
+    """A row of n equal weights: an ℓ2 ball moves it by √n of what an ℓ∞ ball would."""
+    model = nn.Sequential(nn.Linear(100, 1), nn.ReLU(), nn.Linear(1, 2)).double()
+    with torch.no_grad():
+        model[0].weight.fill_(1.0)
+    graph = trace_model(model, (100,))
+    moved = ball_boxes(graph, layer_norms(graph), points((100,), 1), torch.ones(1).double())
+    low, high = moved[1].box
+    assert float(high - low) == pytest.approx(2 * math.sqrt(100), rel=1e-6)
+
+
+@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("name", NETWORKS)
+def test_any_multipliers_are_sound(name: str, seed: int) -> None:
+    _, graph, x, radii = setting(name)
+    assert crossings(graph, x, radii, simplex_row(graph, len(x)), seed) == 0
+
+
+@pytest.mark.parametrize("kind", ["balls", "charges"])
+@pytest.mark.parametrize(
+    "name", ["mlp", "conv", "leaky", "residual", "concatenation", "smooth gelu"]
+)
+def test_searched_multipliers_are_sound(name: str, kind: str) -> None:
+    _, graph, x, radii = setting(name)
+    assert crossings(graph, x, radii, simplex_row(graph, len(x)), kind) == 0
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_without_multipliers_it_is_crown_on_the_same_boxes(name: str) -> None:
+    _, graph, x, radii = setting(name)
+    rows = simplex_row(graph, len(x))
+    moved = ball_boxes(graph, layer_norms(graph), x, radii)
+    start = first_variables(graph, moved, 1)
+    bound = bound_rows(graph, moved, rows, start, Prices())
+    ours, slope = coupled.value_and_slope(bound, x)
+    boxes = {i: moved[graph.nodes[i].inputs[0]].box for i in graph.activations}
+    empty = torch.zeros(len(x), dtype=torch.bool)
+    crown = NativeRelaxation(graph, Region(x, radii, 2.0), boxes, empty, None)
+    theirs, steep = crown.linear(rows)
+    assert torch.allclose(slope, steep, rtol=1e-9, atol=1e-12)
+    assert torch.allclose(ours, theirs, rtol=1e-9, atol=1e-9)
+    # The best ball multiplier of each layer can only gain on it.
+    balls = {("ball", i): mu for i, mu in bisect_balls(graph, moved, rows, start).items()}
+    with_balls = bound_rows(graph, moved, rows, {**start, **balls}, Prices())
+    better, same = coupled.value_and_slope(with_balls, x)
+    assert torch.allclose(same, slope)
+    assert bool((better >= ours - 1e-9 * (1 + ours.abs())).all())
+
+
+def test_the_best_ball_is_the_best_on_a_grid() -> None:
+    _, graph, x, radii = setting("mlp")
+    rows = simplex_row(graph, len(x))
+    moved = ball_boxes(graph, layer_norms(graph), x, radii)
+    start = first_variables(graph, moved, 1)
+    balls = {("ball", i): mu for i, mu in bisect_balls(graph, moved, rows, start).items()}
+    best = bound_rows(graph, moved, rows, {**start, **balls}, Prices()).offset
+    for factor in (0.01, 0.5, 0.9, 1.1, 2.0, 100.0):
+        for key in balls:
+            moved_one = {**balls, key: balls[key] + math.log(factor)}
+            other = bound_rows(graph, moved, rows, {**start, **moved_one}, Prices()).offset
+            assert bool((other <= best + 1e-9 * (1 + best.abs())).all())
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_the_engine_holds_for_all_rows(name: str) -> None:
+    _, graph, x, radii = setting(name)
+    assert attack_relaxation(graph, CoupledEngine(graph, steps=3), x, radii, 2.0) > 0
+
+
+# Prices.
+
+
+@pytest.mark.parametrize(
+    "op",
+    [
+        Linear(torch.randn(7, 5).double(), torch.zeros(7).double()),
+        Linear(torch.randn(4, 9).double(), torch.zeros(4).double()),
+        Conv(torch.randn(3, 2, 3, 3).double(), torch.zeros(3).double(), (2, 6, 5), (2, 1), (1, 0)),
+        Conv(torch.randn(4, 1, 2, 2).double(), torch.zeros(4).double(), (2, 5, 5), groups=2),
+        Conv(torch.randn(1, 2, 2, 2).double(), torch.zeros(1).double(), (2, 4, 4), dilation=(2, 1)),
+    ],
+    ids=["tall", "wide", "conv", "groups", "dilated"],
+)
+def test_prices_are_above_the_largest_eigenvalue_and_near_it(op: Conv | Linear) -> None:
+    generator = torch.Generator().manual_seed(1)
+    if isinstance(op, Conv):
+        shape = op.input_shape
+        eye = torch.eye(math.prod(shape), dtype=torch.float64)
+        dense = op.apply(eye.reshape(-1, *shape), op.weight).flatten(1).T
+        out = op.output_shape
+    else:
+        shape, out, dense = (op.weight.shape[1],), (op.weight.shape[0],), op.weight
+    rows = torch.rand(out, generator=generator, dtype=torch.float64)
+    columns = torch.rand(shape, generator=generator, dtype=torch.float64)
+    columns.view(-1)[0] = 0.0
+    matrix = rows.flatten().unsqueeze(1) * dense * columns.flatten()
+    truth = float(torch.linalg.matrix_norm(matrix, 2)) ** 2
+    found = float(largest_eigenvalue(op, rows, columns))
+    assert truth <= found <= truth * (1 + 1e-3)
+    search = Prices()
+    for _ in range(40):
+        below = search(0, op, (rows**2)[None, None], columns[None], None)
+    assert 0.9 * truth <= float(below) <= truth * (1 + 1e-9)
+
+
+def test_prices_of_nothing_and_of_what_is_too_large() -> None:
+    op = Linear(torch.zeros(2, 3).double(), torch.zeros(2).double())
+    assert float(largest_eigenvalue(op, torch.ones(2).double(), torch.ones(3).double())) == 0.0
+    large = Conv(torch.ones(8, 8, 1, 1).double(), torch.zeros(8).double(), (8, 30, 30))
+    ones = torch.ones(8, 30, 30).double()
+    assert math.isinf(float(largest_eigenvalue(large, ones, ones)))
+    infinite = Linear(torch.full((2, 3), math.inf).double(), torch.zeros(2).double())
+    assert math.isinf(float(largest_eigenvalue(infinite, ones[0, 0, :2], ones[0, 0, :3])))
+
+
+def test_a_layer_that_is_too_large_to_be_priced_keeps_its_ball(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    _, graph, _, _ = setting("conv")
+    assert charged_activations(graph) == set(graph.activations)
+    monkeypatch.setattr(radius_module, "LARGEST_GRAM", 30)
+    few = charged_activations(graph)
+    assert few < set(graph.activations)
+    model, x, gamma = certified_setting("conv")
+    found = certify(model, x, gamma, method="sdp-crown", max_radius=2.0, **QUICK)
+    assert (found.radius_certified > 0).any()
+    attack_certificates(model, x, gamma, "id", 2.0, found)
+
+
+# Certificates.
+
+
+def certified_setting(name: str, side: str = "id") -> tuple[nn.Module, Tensor, float]:
+    model, shape = network(name)
+    x = points(shape, 5, seed=31)
+    scores = energy_of(model, x).sort().values
+    return model, x, float((scores[2] + scores[3]) / 2)
+
+
+@pytest.mark.parametrize("side", ["id", "ood"])
+@pytest.mark.parametrize("name", CERTIFIED)
+def test_certificates_hold(name: str, side: str) -> None:
+    model, x, gamma = certified_setting(name)
+    found = certify(model, x, gamma, side=side, method="sdp-crown", max_radius=2.0, **QUICK)
+    assert torch.equal(found.radius_certified, torch.as_tensor(found.other["radius_sdp_crown"]))
+    attack_certificates(model, x, gamma, side, 2.0, found)
+
+
+@pytest.mark.parametrize("score", ["max_logit", "max_softmax", "absent_class"])
+@pytest.mark.parametrize("side", ["id", "ood"])
+def test_certificates_of_every_score_hold(score: str, side: str) -> None:
+    from greg_cert.verify.scorer import score_function
+
+    model, x, _ = certified_setting("conv")
+    value = score_function(model, score)
+    scores = value(x).detach()
+    gamma = float(scores.median()) + 1e-6
+    found = certify(
+        model, x, gamma, side=side, score=score, method="sdp-crown", max_radius=2.0, **QUICK
+    )
+    assert (found.radius_certified > 0).any()
+    assert (found.radius_certified <= found.radius_attack).all()
+    sign = 1.0 if side == "id" else -1.0
+    rows = found.radius_certified > 0
+    radius = found.radius_certified[rows] * (1 - 1e-9)
+    worst = value(climb(lambda y: sign * value(y), x[rows], radius, 2.0)).detach()
+    assert bool((worst <= gamma).all()) if side == "id" else bool((worst > gamma).all())
+
+
+def test_certificates_of_the_class_hold() -> None:
+    model, x, gamma = certified_setting("mlp")
+    labels = model(x).argmax(1)
+    found = certify(model, x, gamma, labels=labels, method="sdp-crown", max_radius=2.0, **QUICK)
+    alone = certify(model, x, gamma, method="sdp-crown", max_radius=2.0, **QUICK)
+    assert (found.radius_certified <= alone.radius_certified + 1e-9).all()
+    rows = found.radius_certified > 0
+    assert rows.any()
+    assert (found.radius_certified <= found.radius_attack).all()
+
+
+@pytest.mark.parametrize("case", sorted(exact_cases()))
+def test_affine_radii_are_exact(case: str) -> None:
+    exact = exact_cases()[case]
+    truth = exact.radius("id", 2.0)
+    found = certify(
+        exact.model, exact.inputs, exact.threshold, method="sdp-crown", max_radius=5.0,
+        coupled=CoupledEffort(30, 10), rounds=30, tolerance=1e-9,
+    )  # fmt: skip
+    assert (found.radius_certified <= truth.clamp(max=5.0) * (1 + 1e-9)).all()
+    if case.startswith("affine"):
+        assert torch.allclose(found.radius_certified, truth.clamp(max=5.0), rtol=2e-2, atol=1e-6)
+
+
+def test_it_proves_more_than_crown_where_many_neurons_share_a_ball() -> None:
+    generator = torch.Generator().manual_seed(0)
+    model = nn.Sequential(
+        nn.Linear(60, 60), nn.ReLU(), nn.Linear(60, 60), nn.ReLU(), nn.Linear(60, 4)
+    ).double()
+    with torch.no_grad():
+        for p in model.parameters():
+            noise = torch.randn(p.shape, generator=generator, dtype=torch.float64)
+            p.copy_(noise * (1.4 / p.shape[-1]) ** 0.5 if p.ndim > 1 else 0.1 * noise)
+    x = points((60,), 4)
+    gamma = float(energy_of(model, x).max()) + 0.5
+    found = certify(model, x, gamma, method="crown,sdp-crown", max_radius=4.0, cuts=0)
+    crown, ours = (torch.as_tensor(found.other[f"radius_{m}"]) for m in ("crown", "sdp_crown"))
+    assert (ours > 1.3 * crown).all()
+    assert (ours <= found.radius_attack).all()
+
+
+def test_score_bounds_hold_and_are_tighter_than_crown_ibp() -> None:
+    model, shape = network("conv")
+    x = points(shape, 4)
+    for side, sign in (("id", 1.0), ("ood", -1.0)):
+        bound = score_bound(model, x, 0.3, side=side, method="sdp-crown")
+
+        def towards(y: Tensor, sign: float = sign) -> Tensor:
+            return -sign * model(y).logsumexp(1)
+
+        worst = climb(towards, x, torch.full((4,), 0.3), 2.0)
+        assert bool((sign * energy_of(model, worst) <= sign * bound).all())
+        loose = score_bound(model, x, 0.3, side=side, method="crown-ibp")
+        assert bool((sign * bound <= sign * loose + 1e-9).all())
+
+
+def test_linf_and_other_engines_are_refused_with_a_reason() -> None:
+    model, x, gamma = certified_setting("mlp")
+    with pytest.raises(UsageError, match=r"norm 2 for the method sdp-crown.*inf.*all neurons"):
+        certify(model, x, gamma, method="sdp-crown", norm=math.inf)
+    with pytest.raises(UsageError, match="norm 2"):
+        score_bound(model, x, 0.1, method="sdp-crown", norm=math.inf)
+    with pytest.raises(EngineError, match="engine 'native' for the method sdp-crown"):
+        certify(model, x, gamma, method="sdp-crown", engine="auto-lirpa")
+
+
+def test_a_row_does_not_depend_on_its_batch() -> None:
+    model, x, gamma = certified_setting("residual")
+    together = certify(model, x, gamma, method="sdp-crown", attack=False, **QUICK)
+    for i in range(len(x)):
+        alone = certify(model, x[i : i + 1], gamma, method="sdp-crown", attack=False, **QUICK)
+        assert alone.radius_certified == pytest.approx(together.radius_certified[i : i + 1], 1e-2)
+
+
+# Each part, broken, is found.
+
+
+def broken_balls(share: float) -> Callable[..., list[Moved]]:
+    return lambda *a, **k: [
+        replace(m, ball=share * m.ball, mask=share * m.mask)
+        for m in boxes_module.ball_boxes(*a, **k)
+    ]
+
+
+def broken_boxes(*args: object, **kwargs: object) -> list[Moved]:
+    found = boxes_module.ball_boxes(*args, **kwargs)  # type: ignore[arg-type]
+    return [
+        replace(m, box=tuple(m.centre + 0.5 * (end - m.centre) for end in m.box)) for m in found
+    ]
+
+
+def broken_centres(*args: object, **kwargs: object) -> list[Moved]:
+    found = boxes_module.ball_boxes(*args, **kwargs)  # type: ignore[arg-type]
+    return [replace(m, centre=m.box[1]) for m in found]
+
+
+class Cheap(charges_module.ProvenPrices):
+    def __call__(self, *args: object) -> Tensor:
+        return 0.2 * super().__call__(*args)  # type: ignore[arg-type]
+
+
+BROKEN = {
+    "balls": ("ball_boxes", broken_balls(0.3)),
+    "boxes": ("ball_boxes", broken_boxes),
+    "centres": ("ball_boxes", broken_centres),
+    "prices": ("ProvenPrices", Cheap),
+}
+
+
+@pytest.mark.parametrize("part", BROKEN)
+def test_a_broken_part_is_found(part: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    name, wrong = BROKEN[part]
+    monkeypatch.setitem(globals(), name, wrong)
+    found = 0
+    for case in ("mlp", "conv", "leaky"):
+        _, graph, x, radii = setting(case)
+        rows = simplex_row(graph, len(x))
+        found += sum(crossings(graph, x, radii, rows, kind) for kind in ("balls", "charges"))
+    assert found > 0
+
+
+def test_norms_from_below_are_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(boxes_module, "operator_norm", lambda op: 0.1)
+    failed = 0
+    for name in ("mlp", "conv"):
+        try:
+            test_boxes_and_balls_hold_every_value(name)
+        except AssertionError:
+            failed += 1
+    assert failed
+
+
+def test_a_wrong_minimum_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The minimum over one side of zero alone is too high."""
+    honest = coupled._minimiser
+
+    def one_sided(*args: object) -> Tensor:
+        t = honest(*args)  # type: ignore[arg-type]
+        return torch.maximum(t, torch.minimum(torch.zeros_like(t), args[5]))  # type: ignore[call-overload]
+
+    monkeypatch.setattr(coupled, "_minimiser", one_sided)
+    _, graph, x, radii = setting("mlp")
+    assert sum(crossings(graph, x, radii, simplex_row(graph, 3), s) for s in range(6)) > 0
+
+
+def test_the_radius_refuses_goals_of_several_rows_only_by_its_caller() -> None:
+    """`CoupledRadius` is for goals that one row decides, which the method sees to."""
+    model, x, gamma = certified_setting("mlp")
+    graph = trace_model(model, (5,))
+    goal = decision_goals("energy", "id", gamma, model(x).detach())[0]
+    radius = CoupledRadius(graph, graph.to(torch.float32), 2.0, CoupledEffort(3, 4))
+    guess = torch.full((len(x),), math.nan, dtype=x.dtype)
+    found = radius(x, model(x).detach(), goal, guess)
+    assert found.isfinite().all()
+    assert (found[energy_of(model, x) > gamma] == 0).all()
+
+
+def test_flat_networks_and_single_logits() -> None:
+    w, b = torch.zeros(2, 4).double(), torch.tensor([1.0, 0.0]).double()
+    found = certify(affine(w, b), points((4,), 2), 0.0, method="sdp-crown", max_radius=3.0)
+    assert torch.allclose(found.radius_certified, torch.full((2,), 3.0).double())

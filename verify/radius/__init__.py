@@ -1,0 +1,1 @@
+"""Radii that are proven, one way of proving a file."""

@@ -1,0 +1,321 @@
+"""Radii by coupled bounds: the ball, the multipliers and the row are searched together.
+
+A ball of radius ε proves r(ε) = min{ε, q(ε)}, with q where the bound made for that ball ends. While
+the multipliers improve, ε moves towards q, so that both end where they meet. The search runs in
+float32 with prices from below; one pass in float64 with proven prices gives the radius.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from greg_cert.verify.bounds.ascent import Ascent
+from greg_cert.verify.bounds.ball_boxes import Moved, ball_boxes, layer_norms
+from greg_cert.verify.bounds.charges import LARGEST_GRAM, Prices, ProvenPrices
+from greg_cert.verify.bounds.coupled import (
+    RowBound,
+    Variables,
+    bisect_balls,
+    bound_rows,
+    first_variables,
+    value_and_slope,
+)
+from greg_cert.verify.duality import allowance, entropy, lower_rows
+from greg_cert.verify.goals import Goal
+from greg_cert.verify.graph import NONLINEAR, Conv, Graph, Linear
+from greg_cert.verify.rounding import absolute_terms
+
+WEIGHTS = ("weights", -1)
+"""Key of the logarithms of the row's weights among the variables, (B, 1, K)."""
+
+_GUESS = 0.4  # of the first-order radius, where the search begins
+_LEAST_STEP, _LARGEST_STEP = 0.5, 1.5  # of ε from one round to the next
+_DONE = 0.01  # of ε, by which neither ε nor q still moves
+_RETREATS = (1.0, 0.97, 0.9, 0.75)  # of the ball, where a proof falls short of the search
+_SHORT = 0.97
+
+
+@dataclass(frozen=True)
+class CoupledEffort:
+    """How long the search goes on.
+
+    Attributes:
+        rounds: balls tried.
+        steps: gradient steps on each.
+    """
+
+    rounds: int = 12
+    steps: int = 20
+
+
+class CoupledRadius:
+    """Proven ℓ2 radii of one graph by coupled bounds, for goals that one row decides."""
+
+    def __init__(
+        self, graph: Graph, draft: Graph, max_radius: float, effort: CoupledEffort
+    ) -> None:
+        self._graph, self._draft = graph, draft
+        self._max_radius, self._effort = max_radius, effort
+        self._norms = layer_norms(graph)
+        self._charged = charged_activations(graph)
+
+    def __call__(
+        self,
+        x: Tensor,
+        logits: Tensor,
+        goal: Goal,
+        first_order: Tensor,
+        known: Tensor | None = None,
+    ) -> Tensor:
+        """Radii (B,) within which `goal` is proven to hold.
+
+        Args:
+            x: (B, ...) centres, float64.
+            logits: (B, K) there.
+            goal: what to prove; it has to stay above its level, and be one log-sum-exp or maximum.
+            first_order: (B,) a guess of the radius.
+            known: (B,) radii proven before, where to begin.
+        """
+        guess = first_order * _GUESS
+        if known is not None:
+            guess = torch.maximum(guess, known)
+        usable = guess.isfinite() & (guess > 0)
+        ball = torch.where(usable, guess, self._max_radius / 8).clamp(max=self._max_radius)
+        search = _Search(self._draft, self._norms, self._charged, x, logits, goal)
+        ball = search.run(ball, self._max_radius, self._effort)
+        radii = torch.zeros_like(ball)
+        open_ = (search.reached > 0).nonzero().squeeze(1)
+        for share in _RETREATS:
+            if len(open_) == 0:
+                break
+            tried = ball[open_] * share
+            variables = {k: v[open_] for k, v in search.found.items()}
+            found = self._prove(x[open_], tried, goal.of(open_), variables)
+            radii[open_] = torch.maximum(radii[open_], torch.minimum(found, tried))
+            open_ = open_[radii[open_] < _SHORT * ball[open_] * share]
+        return radii
+
+    @torch.no_grad()
+    def _prove(self, x: Tensor, radii: Tensor, goal: Goal, found: Variables) -> Tensor:
+        """Reach (B,) of the bound that these variables give, in float64."""
+        variables = {key: values.double() for key, values in found.items()}
+        moved = ball_boxes(self._graph, self._norms, x, radii)
+        boxes = {i: moved[self._graph.nodes[i].inputs[0]].box for i in self._graph.activations}
+        terms = absolute_terms(self._graph, boxes, x, radii)
+        rows, constant = lower_rows(goal, _weights(variables[WEIGHTS], goal))
+        bound = bound_rows(self._graph, moved, rows, variables, ProvenPrices(), terms)
+        value, slope = value_and_slope(bound, x)
+        gap = value + constant - allowance(value, goal)
+        sure = torch.stack([_finite(m) for m in moved]).all(0)
+        reach = torch.where(sure, _reach(gap, slope, bound.curvature).squeeze(1), 0.0)
+        return torch.where(goal.level == -torch.inf, torch.inf, reach)
+
+
+class _Search:
+    """The state of a search: variables and prices of a batch, in float32."""
+
+    def __init__(
+        self,
+        graph: Graph,
+        norms: dict[int, float],
+        charged: frozenset[int],
+        x: Tensor,
+        logits: Tensor,
+        goal: Goal,
+    ) -> None:
+        self._graph, self._norms, self._charged = graph, norms, charged
+        self._x, self._goal = x.to(graph.dtype), goal.to(graph.dtype)
+        self._logits = logits.to(graph.dtype)
+        self.reached = torch.zeros_like(x.flatten(1)[:, 0])
+        self._prices = Prices()
+        self.ascent = Ascent({})
+        self.paid: Variables = {}  # what layers were thought to cost
+
+    def run(self, ball: Tensor, max_radius: float, effort: CoupledEffort) -> Tensor:
+        """The balls (B,) to be proven, after `effort`."""
+        ball = ball.clone()
+        self.ascent = Ascent(self._begin(ball))
+        everyone = torch.arange(len(ball), device=ball.device)
+        members, prices = everyone, self._prices
+        for turn in range(effort.rounds):
+            last = turn == effort.rounds - 1
+            share = 1.0 - 0.9 * turn / max(effort.rounds - 1, 1)
+            ascent = self.ascent if len(members) == len(ball) else self.ascent.of(members)
+            reach = self._climb(members, ball[members], ascent, prices, effort.steps, share, last)
+            if ascent is not self.ascent:
+                self.ascent.put(members, ascent)
+            tried = ball[members]
+            still = (reach / tried - 1).abs() < _DONE
+            for i, tau in prices.last.items():
+                key = ("price", i)
+                if key not in self.paid:
+                    self.paid[key] = torch.ones(len(ball), *tau.shape[1:]).to(tau)
+                self.paid[key][members] = tau
+            before = self.reached[members]
+            self.reached[members] = reach
+            step = (reach / tried).clamp_min(0.0).sqrt().clamp(_LEAST_STEP, _LARGEST_STEP)
+            if not last:
+                ball[members] = (tried * step).clamp(max=max_radius)
+            capped = (tried >= max_radius) & (reach >= max_radius)
+            settled = still & ((reach - before).abs() < _DONE * tried)
+            going = ~(capped | settled)
+            if not going.any() or last:
+                break
+            if not going.all():
+                members, prices = members[going], prices.of(going)
+        return ball
+
+    @property
+    def found(self) -> Variables:
+        """The variables, with what the search took for the prices."""
+        return {**self.ascent.variables, **self.paid}
+
+    def _begin(self, ball: Tensor) -> Variables:
+        """CROWN's slopes, softmax weights, and charges from the best balls, added up downwards."""
+        moved = self._boxes(self._x, ball)
+        goal = self._goal
+        weights = goal.shifted(self._logits)
+        weights = weights.log_softmax(2) if goal.soft else (8 * weights).log_softmax(2)
+        rows, _ = lower_rows(goal, _weights(weights, goal))
+        variables = first_variables(self._graph, moved, 1)
+        balls = bisect_balls(self._graph, moved, rows, variables)
+        if not self._charged:
+            return {**variables, **{("ball", i): mu for i, mu in balls.items()}, WEIGHTS: weights}
+        for i, node in enumerate(self._graph.nodes):
+            if isinstance(node.op, (Conv, Linear)) and not _reads_input(self._graph, i):
+                source = moved[node.inputs[0]].centre
+                variables["share", i] = torch.zeros_like(source).unsqueeze(1)
+        add_charges(self._graph, self._norms, self._charged, moved, balls, variables)
+        variables[WEIGHTS] = weights
+        return variables
+
+    def _boxes(self, x: Tensor, ball: Tensor) -> list[Moved]:
+        return ball_boxes(self._graph, self._norms, x, ball.to(x.dtype))
+
+    def _climb(
+        self,
+        members: Tensor,
+        ball: Tensor,
+        ascent: Ascent,
+        prices: Prices,
+        steps: int,
+        share: float,
+        settle: bool,
+    ) -> Tensor:
+        """Reach (B,) after some steps on balls of one radius each."""
+        x, goal = self._x[members], self._goal.of(members)
+        radii = ball.to(x.dtype)
+        moved = self._boxes(x, ball)
+
+        def gap_and_bound(variables: Variables) -> tuple[Tensor, Tensor, RowBound]:
+            p = _weights(variables[WEIGHTS], goal)
+            rows, constant = goal.rows(p), -goal.level.unsqueeze(1)
+            if goal.soft:
+                constant = constant + entropy(p)
+            bound = bound_rows(self._graph, moved, rows, variables, prices)
+            value, slope = value_and_slope(bound, x)
+            return value + constant, slope, bound
+
+        def objective(variables: Variables) -> Tensor:
+            gap, slope, bound = gap_and_bound(variables)
+            with torch.no_grad():
+                at = _reach(gap, slope, bound.curvature)
+                at = torch.minimum(torch.maximum(at, radii.unsqueeze(1) / 2), radii.unsqueeze(1))
+            return gap - at * slope - at**2 / 2 * bound.curvature
+
+        rates = [share * (1.0 - 0.9 * k / steps if settle else 1.0) for k in range(steps)]
+        ascent.climb(objective, rates)
+        with torch.no_grad():
+            gap, slope, bound = gap_and_bound(ascent.variables)
+            return _reach(gap, slope, bound.curvature).squeeze(1).double()
+
+
+def charged_activations(graph: Graph) -> frozenset[int]:
+    """Activations whose charge can be proven: the affine layers that it passes next are small."""
+    found = set()
+    for i in graph.activations:
+        stack, small = [graph.nodes[i].inputs[0]], True
+        while stack and small:
+            node = graph.nodes[j := stack.pop()]
+            if isinstance(node.op, (Conv, Linear)) and not _is_diagonal(node.op):
+                sizes = (math.prod(graph.nodes[node.inputs[0]].shape), math.prod(node.shape))
+                small = min(sizes) <= LARGEST_GRAM
+            if j and not isinstance(node.op, NONLINEAR):
+                stack += node.inputs
+        if small:
+            found.add(i)
+    return frozenset(found)
+
+
+@torch.no_grad()
+def add_charges(
+    graph: Graph,
+    norms: dict[int, float],
+    charged: frozenset[int],
+    moved: list[Moved],
+    balls: dict[int, Tensor],
+    variables: Variables,
+) -> None:
+    """First charges, in place: each activation's own best ball, and all that is passed to it."""
+    passed: dict[int, Tensor] = {}  # one number (B, 1) a node, for all its elements
+
+    def give(node: int, charge: Tensor) -> None:
+        passed[node] = passed[node] + charge if node in passed else charge
+
+    for i in range(len(graph.nodes) - 1, 0, -1):
+        node, charge = graph.nodes[i], passed.pop(i, None)
+        if i in balls:
+            total = balls[i].exp() if charge is None else balls[i].exp() + charge
+            shape = moved[i].centre.shape
+            if i not in charged:
+                variables["ball", i] = total.log()
+                continue
+            log = total.log().reshape(len(total), 1, *[1] * (len(shape) - 1))
+            variables["charge", i] = log.repeat(1, 1, *shape[1:])
+            give(node.inputs[0], total)
+        elif charge is not None:
+            if isinstance(node.op, (Conv, Linear)):
+                charge = charge * norms[i] ** 2
+            for j in node.inputs:
+                give(j, charge * len(node.inputs))
+
+
+def _is_diagonal(op: Conv | Linear) -> bool:
+    return isinstance(op, Conv) and op.is_diagonal
+
+
+def _reads_input(graph: Graph, i: int) -> bool:
+    """Whether only affine steps lie between an affine layer and the input, or it is diagonal."""
+    op = graph.nodes[i].op
+    if isinstance(op, (Conv, Linear)) and _is_diagonal(op):
+        return True
+    stack = list(graph.nodes[i].inputs)
+    while stack:
+        j = stack.pop()
+        if isinstance(graph.nodes[j].op, NONLINEAR):
+            return False
+        stack += graph.nodes[j].inputs
+    return True
+
+
+def _weights(logarithms: Tensor, goal: Goal) -> Tensor:
+    """Weights p (B, 1, K) on the simplex of the goal's members."""
+    return torch.where(goal.members, logarithms, -torch.inf).softmax(2)
+
+
+def _reach(gap: Tensor, slope: Tensor, curvature: Tensor) -> Tensor:
+    """The largest r with slope·r + ½·curvature·r² ≤ gap; 0 where the gap is not positive."""
+    gap = gap.clamp_min(0.0)
+    # Written so that nothing cancels; a flat bound reaches anywhere.
+    root = (slope**2 + 2 * curvature * gap).sqrt()
+    found = torch.where(gap > 0, 2 * gap / (slope + root), 0.0)
+    return found.nan_to_num(nan=0.0, posinf=torch.finfo(gap.dtype).max)
+
+
+def _finite(moved: Moved) -> Tensor:
+    low, high = moved.box
+    return (low.isfinite() & high.isfinite()).flatten(1).all(1)

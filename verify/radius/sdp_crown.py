@@ -1,0 +1,59 @@
+"""The method `sdp-crown`: one multiplier a layer, then one a neuron where one row decides."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from greg_cert.errors import UsageError
+from greg_cert.verify.bounds.coupled_engine import LINF, CoupledEngine
+from greg_cert.verify.goals import Goal
+from greg_cert.verify.graph import Graph
+from greg_cert.verify.linear_radius import Ladder, LinearRadius
+from greg_cert.verify.radius.coupled import CoupledEffort, CoupledRadius
+
+
+class SdpCrownRadius:
+    """Proven ℓ2 radii of one graph by coupled bounds.
+
+    Raises:
+        UsageError: for another norm than 2.
+    """
+
+    def __init__(
+        self,
+        graph: Graph,
+        draft: Graph,
+        norm: float,
+        max_radius: float,
+        ladder: Ladder,
+        effort: CoupledEffort,
+    ) -> None:
+        if norm != 2.0:
+            raise UsageError(LINF)
+        self._balls = LinearRadius(
+            graph,
+            draft,
+            CoupledEngine(graph),
+            "sdp-crown",
+            norm,
+            max_radius,
+            ladder,
+            scouts=CoupledEngine,
+        )
+        self._neurons = CoupledRadius(graph, draft, max_radius, effort)
+
+    def __call__(
+        self,
+        x: Tensor,
+        logits: Tensor,
+        goal: Goal,
+        first_order: Tensor,
+        known: Tensor | None = None,
+    ) -> Tensor:
+        """Radii (B,) within which `goal` is proven to hold; arguments as of `LinearRadius`."""
+        radii = self._balls(x, logits, goal, first_order, known)
+        if goal.above and goal.shift.shape[1] == 1:
+            start = radii if known is None else torch.maximum(radii, known)
+            radii = torch.maximum(radii, self._neurons(x, logits, goal, first_order, start))
+        return radii
