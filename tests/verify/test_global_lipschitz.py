@@ -195,7 +195,7 @@ def test_linear_branches_are_one_operator(kind: str, norm: float) -> None:
     sizes = []
     for x in 2 * points((2, 6, 6), 20, seed=7) - 1:
         jacobian = torch.func.jacrev(block)(x[None])  # type: ignore[no-untyped-call]
-        rows = jacobian.reshape(72, 72)
+        rows = jacobian.reshape(72, 72).detach()
         sizes.append(
             torch.linalg.matrix_norm(rows, ord=2) if norm == 2.0 else rows.abs().sum(1).amax()
         )
