@@ -87,28 +87,29 @@ def global_constant(graph: Graph, score: str, norm: float) -> float:
 @torch.no_grad()
 def node_constants(graph: Graph, norm: float = 2.0) -> list[float]:
     """For every node a proven Lipschitz constant in the input, ℓ_norm to ℓ_norm, everywhere."""
-    pieces, constants = affine_pieces(graph), [1.0]
-    for node, made_of in zip(graph.nodes[1:], pieces[1:], strict=True):
+    constants = [1.0]
+    for node, made_of in zip(graph.nodes[1:], affine_pieces(graph)[1:], strict=True):
         before = [constants[j] for j in node.inputs]
+        whole = None if made_of is None else together(made_of.maps)
+        direct = math.inf
+        if made_of is not None and whole is not None:
+            direct = _product(constants[made_of.source], operator_norm(whole, norm))
         match node.op:
             case Conv() | Linear() as op:
-                found = _product(before[0], operator_norm(op, norm))
+                # Together with a scale before it a layer is no more than the product of the two.
+                found = (
+                    direct if whole is not None else _product(before[0], operator_norm(op, norm))
+                )
             case Activation() | Smooth() as op:
                 found = _product(before[0], steepest_slope(op))
             case Add():
-                found = sum(before)
+                found = min(sum(before), direct)
             case Concat():
                 found = max(before) if norm == math.inf else math.hypot(*before)
             case Flatten():
                 found = before[0]
             case _:
                 raise AssertionError(f"unexpected operation {node.op}")
-        alone = made_of is None or (len(made_of.maps) == 1 and (made_of.source,) == node.inputs)
-        if made_of is not None and not alone:
-            whole = together(made_of.maps)
-            if whole is not None:
-                direct = _product(constants[made_of.source], operator_norm(whole, norm))
-                found = min(found, direct)
         constants.append(found * (1 + _SLACK))
     return constants
 
