@@ -1,6 +1,6 @@
 """How tight and how fast certificates of the bundled digits are, and whether attacks break any.
 
-Run: python benchmarks/verify.py RUNS/energy RUNS/greg+ [--parts radii,speed,lipschitz,estimates]
+Run: python benchmarks/verify.py RUNS/energy RUNS/greg+ [--parts radii,speed,global,…]
      python benchmarks/verify.py RUNS/energy RUNS/greg+ --violations 10000 [--processes 2]
 The two run folders are of configs/digits_energy.yaml and configs/digits_gregplus.yaml; one that is
 missing is trained first. Times are CPU seconds of this process on one thread, so that other
@@ -27,11 +27,18 @@ from verify_violations import print_violations, violations
 from greg_cert.config import load_config
 from greg_cert.data import DataSplits, load_data
 from greg_cert.evaluation import evaluate_model
-from greg_cert.models import Classifier
+from greg_cert.inference import evaluation_copy
+from greg_cert.models import Classifier, build_model
 from greg_cert.records import RunFolder, environment
+from greg_cert.scores import energy
 from greg_cert.subjects import common_data
 from greg_cert.train import fit
-from greg_cert.verify import attack_radius, certify
+from greg_cert.verify import (
+    attack_radius,
+    certify,
+    global_lipschitz_bound,
+    global_lipschitz_radius,
+)
 from greg_cert.verify.clever import CleverOptions, clever_estimate
 from greg_cert.verify.lirpa_compat import load_auto_lirpa
 from greg_cert.verify.lirpa_engine import _surroundings
@@ -41,7 +48,7 @@ from greg_cert.verify.selection import choose_samples
 from greg_cert.verify.trace import trace_model
 
 CONFIGS = ("digits_energy.yaml", "digits_gregplus.yaml")
-PARTS = ("radii", "speed", "lipschitz", "estimates")
+PARTS = ("radii", "speed", "lipschitz", "global", "estimates")
 MAX_RADIUS, TOLERANCE = 1.0, 0.01  # of certify: the most, and when a sample is done
 STEPS, RESTARTS, POLISH = 60, 5, 60  # of the attack
 
@@ -202,6 +209,42 @@ def lipschitz(subject: Subject) -> dict[str, Any]:
     return rows
 
 
+def everywhere(count: int, rounds: int) -> dict[str, Any]:
+    """CPU seconds of radii by the global constant, and of scoring alike, on 32×32 images."""
+    rows = {}
+    for name, n in (("cnn_small", count), ("wrn16_2", max(1, count // 20))):
+        torch.manual_seed(0)
+        statistics = {"mean": [0.5] * 3, "std": [0.25] * 3}
+        model = build_model(name, num_classes=10, in_channels=3, image_size=32, **statistics).eval()
+        images = torch.rand(n, 3, 32, 32)
+        begun = time.process_time()
+        constant = global_lipschitz_bound(model, (3, 32, 32))
+        norms = time.process_time() - begun
+        for dtype in (torch.float64, torch.float32):
+            twin, x, seconds = evaluation_copy(model, dtype), images.to(dtype), []
+            with torch.no_grad():
+                threshold = float(energy(twin(x[:128])).median()) + 1.0
+            for _ in range(rounds + 1):
+                begun = time.process_time()
+                with torch.no_grad():
+                    for part in x.split(128):
+                        energy(twin(part))
+                scored = time.process_time()
+                found = global_lipschitz_radius(model, x, threshold, dtype=dtype)
+                seconds.append((scored - begun, time.process_time() - scored))
+            scoring, radius = torch.tensor(seconds[1:]).unbind(1)  # the first round warms up
+            rows[f"{name}, {str(dtype).removeprefix('torch.')}"] = {
+                "images": n,
+                "score_s": float(scoring.median()),
+                "radii_s": float(radius.median()),
+                "ratio": float((radius / scoring).median()),
+                "norms_s": norms,  # once for a set of weights
+                "constant": constant,
+                "median": float(found.median()),
+            }
+    return rows
+
+
 def estimates(subject: Subject, seed: int) -> dict[str, Any]:
     """How often estimates of the radius exceed an attack, among samples with one."""
     known = subject.attack.isfinite()
@@ -243,6 +286,7 @@ def main() -> None:
     parser.add_argument("--samples", type=int, help="test samples; all by default")
     parser.add_argument("--alpha-samples", type=int, default=32)
     parser.add_argument("--baseline-samples", type=int, default=24)
+    parser.add_argument("--images", type=int, default=10_000, help="of the part `global`")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--violations", type=int, help="attack as many certificates instead")
     parser.add_argument("--processes", type=int, default=2, help="of --violations")
@@ -254,7 +298,7 @@ def main() -> None:
         parser.error(f"--parts: expected some of {','.join(PARTS)}, but got {','.join(unknown)}")
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
-    runs = open_runs(options.runs)
+    runs = [] if parts == ["global"] else open_runs(options.runs)
     device = platform.processor() or platform.machine()
     about = environment(f"cpu ({device}), one thread a process")
     print(", ".join(f"{k} {v}" for k, v in about["versions"].items()))
@@ -269,7 +313,10 @@ def main() -> None:
         )
         print_violations(result["violations"])
     else:
-        for run in runs:
+        if "global" in parts:
+            result["global"] = everywhere(options.images, options.rounds)
+            show("global constant, untrained, CPU s", result["global"])
+        for run in runs if parts != ["global"] else []:
             attacked = parts != ["speed"]
             subject = prepare(run, options.samples, options.seed, attacked)
             print(f"\n{subject.name}: {subject.tested} test samples, {len(subject.x)} accepted")

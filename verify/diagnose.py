@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import nn
@@ -14,6 +14,7 @@ from greg_cert.certify_methods import LINEAR, STATUS
 from greg_cert.errors import EngineError, UnsupportedModelError
 from greg_cert.verify.engine import make_engine
 from greg_cert.verify.graph import Activation, Conv, Graph, Linear, Smooth
+from greg_cert.verify.lipschitz import global_constant, norm_from_below, operator_norm
 from greg_cert.verify.memory import sample_bytes
 from greg_cert.verify.trace import trace_model
 
@@ -30,6 +31,8 @@ class Layer:
         reads: names of the layers that it reads.
         shape: of its output, without the batch.
         engines: by engine, whether it takes the layer: `yes`, or why not.
+        norm: proven upper bound of the ℓ2 operator norm; None where the layer is not affine.
+        norm_from_below: what power iteration reaches, which is no bound.
     """
 
     name: str
@@ -37,6 +40,8 @@ class Layer:
     reads: tuple[str, ...]
     shape: tuple[int, ...]
     engines: Mapping[str, str]
+    norm: float | None = None
+    norm_from_below: float | None = None
 
 
 @dataclass(frozen=True)
@@ -51,6 +56,7 @@ class Diagnosis:
         neurons: of all activations.
         bytes_a_sample: about what one sample takes.
         seconds_a_ball: what one CROWN relaxation of one sample took here; NaN where none was made.
+        lipschitz: proven ℓ2 Lipschitz constant of the energy over all inputs; NaN without a graph.
     """
 
     layers: tuple[Layer, ...]
@@ -60,6 +66,7 @@ class Diagnosis:
     neurons: int = 0
     bytes_a_sample: int = 0
     seconds_a_ball: float = math.nan
+    lipschitz: float = math.nan
 
     @property
     def provable(self) -> bool:
@@ -84,6 +91,7 @@ def diagnose(model: nn.Module, input_shape: tuple[int, ...]) -> Diagnosis:
         neurons=sum(math.prod(graph.nodes[i].shape) for i in graph.activations),
         bytes_a_sample=sample_bytes(graph, graph.num_classes),
         seconds_a_ball=_seconds(graph),
+        lipschitz=global_constant(graph, "energy", 2.0),
     )
 
 
@@ -91,9 +99,12 @@ def _layer(graph: Graph, i: int) -> Layer:
     node = graph.nodes[i]
     reads = tuple(graph.nodes[j].name for j in node.inputs)
     lirpa = "no: a smooth activation" if isinstance(node.op, Smooth) else "yes"
-    return Layer(
-        node.name, _kind(node.op), reads, node.shape, {"native": "yes", "auto-lirpa": lirpa}
-    )
+    engines = {"native": "yes", "auto-lirpa": lirpa}
+    layer = Layer(node.name, _kind(node.op), reads, node.shape, engines)
+    if isinstance(node.op, (Conv, Linear)):
+        below = norm_from_below(node.op)
+        return replace(layer, norm=operator_norm(node.op), norm_from_below=below)
+    return layer
 
 
 def _kind(op: object) -> str:

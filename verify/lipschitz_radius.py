@@ -1,4 +1,4 @@
-"""Radii from proven Lipschitz constants: the paper's ε*, and its integral along the way."""
+"""Radii from proven Lipschitz constants: the global one, then the paper's ε*, and its integral."""
 
 from __future__ import annotations
 
@@ -8,27 +8,17 @@ from torch import Tensor
 from greg_cert.verify.engine import Engine
 from greg_cert.verify.graph import Graph
 from greg_cert.verify.lipschitz import LipschitzBound
+from greg_cert.verify.lipschitz.forward_error import ForwardError
+from greg_cert.verify.lipschitz.global_bound import global_constant
+from greg_cert.verify.lipschitz.global_radius import first_order_reach, gap_left, score_error
 from greg_cert.verify.native_engine import NativeEngine
 from greg_cert.verify.rounding import score_rounding
 from greg_cert.verify.search import RadiusSearch, Reach
 
-_SLACK = 1e-9
 _GUESS = 0.25  # of the first-order radius, where the ladder begins
 _STEPS = 8  # of the integral
+_OWN_ORDER = 4.0
 _BEYOND = 1.6  # times ε*, where the integral ends
-
-
-def first_order_reach(constant: Tensor, gap: Tensor, rounding: Tensor) -> Tensor:
-    """Distance (B,) within which a score of slope ≤ `constant` cannot use up `gap`, (B,) each.
-
-    `rounding` (B,) bounds the rounding of the gap.
-    """
-    left = _left(gap, rounding)
-    return torch.where(left > 0, left / constant, torch.zeros_like(gap)).nan_to_num(nan=0.0)
-
-
-def _left(gap: Tensor, rounding: Tensor) -> Tensor:
-    return gap - _SLACK * (1 + gap.abs()) - rounding
 
 
 class LipschitzRadius:
@@ -56,16 +46,26 @@ class LipschitzRadius:
         self._prover = (graph, engine, LipschitzBound(graph, score))
         self._scout = (draft, NativeEngine(draft, memory), LipschitzBound(draft, score))
         self._careful = (graph, NativeEngine(graph, memory), self._prover[2])
+        self._everywhere = global_constant(graph, score, norm)
+        self._forward = ForwardError(graph)
 
     def __call__(self, x: Tensor, gap: Tensor, first_order: Tensor) -> tuple[Tensor, Tensor]:
-        """Radii (B,) and the L_S (B,) over the balls that gave them; NaN where there is none.
+        """Radii (B,) and the L_S (B,) that gave them; NaN where there is none.
+
+        (γ − S)/L̄ by the constant of the whole space comes first, at any depth; then balls are tried
+        from there on with a constant of their own.
 
         Args:
             x: (B, ...) centres, float64.
             gap: (B,) distance of the score to the threshold, > 0 or 0.
             first_order: (B,) a guess of the radius.
         """
+        # Either bounds it, by absolute terms or, as at depth, by norms; the model sums in an order
+        # of its own, of which the second knows nothing.
         rounding = score_rounding(self._graph, x)
+        rounding = rounding.fmin(_OWN_ORDER * score_error(self._graph, *self._forward(x)))
+        sure = first_order_reach(self._everywhere, gap, rounding).clamp(max=self._max_radius)
+        left = sure < self._max_radius
 
         def scouted(bounds: _Bounds) -> Reach:
             def reach(members: Tensor, radii: Tensor, turn: int) -> Tensor:
@@ -74,22 +74,25 @@ class LipschitzRadius:
 
             return reach
 
-        search = RadiusSearch(first_order * _GUESS, self._max_radius)
-        search.climb(scouted(self._scout), self._rounds, self._tolerance)
-        lost = search.best == 0
+        guess = (first_order * _GUESS).maximum(sure)
+        search = RadiusSearch(guess, self._max_radius)
+        search.climb(scouted(self._scout), self._rounds, self._tolerance, left)
+        lost = (search.best == 0) & left
         if lost.any():
-            careful = RadiusSearch(first_order * _GUESS, self._max_radius)
+            careful = RadiusSearch(guess, self._max_radius)
             careful.climb(scouted(self._careful), self._rounds, self._tolerance, lost)
             search.take(careful, lost)
-        radii, constant = torch.zeros_like(gap), torch.full_like(gap, torch.nan)
+        radii = sure.clone()
+        constant = torch.full_like(gap, self._everywhere).masked_fill(sure == 0, torch.nan)
         members = (search.best > 0).nonzero().squeeze(1)
         if len(members):
             ball = search.best_at[members]
-            constant[members] = self._constant(self._prover, x[members], ball)
-            far = first_order_reach(constant[members], gap[members], rounding[members])
-            radii[members] = torch.minimum(ball, far)
+            slope = self._constant(self._prover, x[members], ball)
+            reach = first_order_reach(slope, gap[members], rounding[members]).minimum(ball)
+            further = (reach > sure[members]).nonzero().squeeze(1)
+            radii[members[further]], constant[members[further]] = reach[further], slope[further]
         if self._integrate and len(members):
-            self._integrated(x, _left(gap, rounding), radii, constant, members)
+            self._integrated(x, gap_left(gap, rounding), radii, constant, members)
         return radii, constant
 
     def _integrated(
@@ -123,7 +126,8 @@ class LipschitzRadius:
         x, radii = x.to(graph.dtype), radii.to(graph.dtype)
         with torch.no_grad():
             relaxation = engine.relax(x, radii, self._norm, self._relaxation)
-            return lipschitz(relaxation, x, self._norm, self._form).double()
+            found = lipschitz(relaxation, x, self._norm, self._form).double()
+        return found.clamp(max=self._everywhere)
 
 
 _Bounds = tuple[Graph, Engine, LipschitzBound]

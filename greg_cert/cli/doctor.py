@@ -23,8 +23,9 @@ def doctor(
 ) -> None:
     """Show how a run's model looks to the verifier, layer by layer, before hours are spent.
 
-    Says which engine takes each layer, which method runs on which engine, and about what a sample
-    costs. A layer that cannot be bounded soundly is named, and the exit code is 2.
+    Says which engine takes each layer, which method runs on which engine, about what a sample
+    costs, and how steep the layers and the score are at most. A layer that cannot be bounded
+    soundly is named, and the exit code is 2.
 
     Example: greg-cert doctor runs/greg+
     """
@@ -41,6 +42,7 @@ def doctor(
     screen.record({"schema": 1, "run": run, **asdict(found)})
     if found.layers:
         screen.out(_layers(found, f"{folder.config.title}: {folder.config.network}"))
+        screen.out(_norms(found))
     for name, state in found.engines.items():
         screen.plain(f"engine {name}: {state}")
     for name, by in found.methods.items():
@@ -54,6 +56,10 @@ def doctor(
         f"{activations} activation layers, {found.neurons} neurons; one sample takes about "
         f"{found.bytes_a_sample / 2**20:.1f} MiB besides coefficients, and one ball of it took "
         f"{found.seconds_a_ball:.2g} s here (a radius takes some 10 to 30 balls)"
+    )
+    screen.plain(
+        f"the energy is nowhere steeper than {found.lipschitz:.4g} (proven): a radius is at least "
+        "its distance to the threshold divided by that"
     )
     screen.plain("every layer can be bounded soundly")
 
@@ -73,4 +79,18 @@ def _layers(found: Any, title: str) -> Any:
             layer.engines["native"],
             layer.engines["auto-lirpa"],
         )
+    return table
+
+
+def _norms(found: Any) -> Any:
+    from rich.table import Table
+
+    table = Table(title="operator norms, and the Lipschitz constant of the energy")
+    table.add_column("layer")
+    for column in ("at most (proven)", "power iteration"):
+        table.add_column(column, justify="right")
+    for layer in found.layers:
+        if layer.norm is not None:
+            table.add_row(layer.name, f"{layer.norm:.5g}", f"{layer.norm_from_below:.5g}")
+    table.add_row("the whole", f"{found.lipschitz:.5g}", "")
     return table

@@ -11,9 +11,11 @@ from torch import nn
 
 from greg_cert.certify_methods import LINEAR, STATUS
 from greg_cert.errors import EngineError, UnsupportedModelError
-from greg_cert.verify import certify
+from greg_cert.verify import certify, global_lipschitz_bound
 from greg_cert.verify.diagnose import diagnose
 from greg_cert.verify.engine import make_engine
+from greg_cert.verify.graph import Conv, Linear
+from greg_cert.verify.lipschitz import operator_norm
 from greg_cert.verify.trace import trace_model
 
 
@@ -34,6 +36,13 @@ def test_a_relu_network_is_taken_by_both_engines_and_all_methods(name: str) -> N
     assert [layer.shape for layer in found.layers] == [n.shape for n in graph.nodes]
     assert found.neurons == sum(math.prod(graph.nodes[i].shape) for i in graph.activations)
     assert found.seconds_a_ball > 0
+    assert found.lipschitz == global_lipschitz_bound(model, shape)
+    affine = [isinstance(n.op, (Conv, Linear)) for n in graph.nodes]
+    assert [layer.norm is not None for layer in found.layers] == affine
+    for layer, node in zip(found.layers, graph.nodes, strict=True):
+        if isinstance(node.op, (Conv, Linear)):
+            assert layer.norm == operator_norm(node.op)
+            assert layer.norm_from_below == pytest.approx(layer.norm, rel=5e-3)
     assert found.methods["alpha-crown"] == "native (proof)"
     for method in ("crown", "crown-ibp", "lipschitz"):
         assert found.methods[method] == "native, auto-lirpa (proof)"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -170,8 +171,7 @@ def test_the_factor_of_a_grid(degree: int, points_a_degree: int) -> None:
 @pytest.mark.parametrize("name", ["stride", "groups", "1x1", "linear, wide"])
 def test_scales(name: str, scale: float) -> None:
     op = LAYERS[name]
-    scaled = type(op)(**{**vars(op), "weight": op.weight * scale})
-    scaled.__dict__.pop("matrix", None)
+    scaled = replace(op, weight=op.weight * scale)
     assert operator_norm(scaled) == pytest.approx(scale * operator_norm(op), rel=1e-9)
     assert operator_norm(scaled) >= scale * truth(op) * (1 - ROUNDING)
 
@@ -229,11 +229,11 @@ def test_norms_are_kept_by_weights_and_settings(
         {"weight": op.weight * 1.001}, {"weight": op.weight.transpose(2, 3).contiguous()},
     ]  # fmt: skip
     for changes in others:
-        operator_norm(Conv(**{**vars(op), **changes}))
+        operator_norm(replace(op, **changes))
     operator_norm(op, math.inf)
     assert len(calls) == 2 + len(others)
     monkeypatch.setattr(operator_norms, "_KEPT", 3)
-    operator_norm(Conv(**{**vars(op), "weight": 2 * op.weight}))
+    operator_norm(replace(op, weight=2 * op.weight))
     assert len(operator_norms._found) == 3
 
 

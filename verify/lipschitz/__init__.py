@@ -7,13 +7,23 @@ from greg_cert.verify.lipschitz.bound import (
     logit_bounds,
     separators,
 )
+from greg_cert.verify.lipschitz.global_bound import (
+    global_constant,
+    global_lipschitz_bound,
+    node_constants,
+)
+from greg_cert.verify.lipschitz.global_radius import global_lipschitz_radius
 from greg_cert.verify.lipschitz.operator_norms import norm_from_below, operator_norm, row_norms
 
 __all__ = [
     "FORMS",
     "LipschitzBound",
+    "global_constant",
+    "global_lipschitz_bound",
+    "global_lipschitz_radius",
     "lipschitz_bound",
     "logit_bounds",
+    "node_constants",
     "norm_from_below",
     "operator_norm",
     "row_norms",

@@ -13,6 +13,7 @@ from greg_cert.verify.adjoint_interval import adjoint_boxes
 from greg_cert.verify.agreement import check_agreement
 from greg_cert.verify.engine import Relaxation, finite_bounds, make_engine
 from greg_cert.verify.graph import Graph, Linear, Smooth
+from greg_cert.verify.lipschitz.global_bound import global_constant
 from greg_cert.verify.local_lipschitz import NodeSlopes
 from greg_cert.verify.norms import check_norm, check_radius, dual_norm
 from greg_cert.verify.score_box import score_box
@@ -40,7 +41,8 @@ def lipschitz_bound(
     """Upper bound L of ‖∇S‖* over the whole ball about each input, so |S(x′)−S(x)| ≤ L‖x′−x‖.
 
     The smallest, over all nodes that every path passes, of (interval bound of the score's gradient
-    at the node) × (masked operator norms from the input to the node).
+    at the node) × (masked operator norms from the input to the node), and never above what holds
+    everywhere (`global_lipschitz_bound`).
 
     Args:
         model: raw images (B, C, H, W) to logits (B, K); evaluated in float64, eval mode.
@@ -74,10 +76,11 @@ def lipschitz_bound(
     graph = trace_model(model, tuple(x.shape[1:]))
     check_agreement(logit_function(model), graph, x, "the samples")
     made, bound = make_engine(engine, graph), LipschitzBound(graph, score)
-    columns = []
+    everywhere, columns = global_constant(graph, score, norm), []
     for value in values:
         radii = torch.full((len(x),), float(value), dtype=x.dtype, device=x.device)
-        columns.append(bound(made.relax(x, radii, norm, method), x, norm, form))
+        found = bound(made.relax(x, radii, norm, method), x, norm, form)
+        columns.append(found.clamp(max=everywhere))
     if not several:
         return columns[0]
     found = torch.stack(columns, 1)  # (B, R)

@@ -20,7 +20,7 @@ LARGEST_GRAM = 2**24  # entries, of all groups together: a side of 4096
 
 _UNDERFLOW = 1e-280  # of a whole factorisation of numbers near 1
 _STEPS = 40  # of the iteration that finds λ
-_SHARES = (1e-6, 1e-4, 1e-3, 4e-3)  # above the estimate, tried in turn
+_SHARES = (1e-8, 1e-5, 1e-3, 4e-3)  # above the estimate, tried in turn
 _ELEMENTS = 2**22  # of the vectors that a layer is applied to at once
 
 

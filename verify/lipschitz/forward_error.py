@@ -1,0 +1,143 @@
+"""What logits may be off by when a network is run in floating point, measured in ℓ2.
+
+|W||x| is what a layer's sums may lose a share of (see `greg_cert.verify.rounding`), and what it is
+given wrong already it multiplies by ‖W‖₂: so errors grow as the Lipschitz constant does, not as a
+product of absolute weights, which at depth, and in float32, is beyond any margin.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+
+import torch
+from torch import Tensor
+
+from greg_cert.errors import UsageError
+from greg_cert.verify.graph import (
+    Activation,
+    Add,
+    Concat,
+    Conv,
+    Flatten,
+    Graph,
+    Linear,
+    Smooth,
+    apply_op,
+)
+from greg_cert.verify.lipschitz.global_bound import steepest_slope
+from greg_cert.verify.lipschitz.layers import absolute_bound, as_convolution
+from greg_cert.verify.lipschitz.operator_norms import operator_norm
+from greg_cert.verify.smooth import ALLOWANCE
+
+_NORM_ROUNDING = 1.01  # of a norm of up to 2^26 numbers, summed in float32
+
+
+class ForwardError:
+    """Runs a graph and bounds how far its logits are from those of exact arithmetic.
+
+    Args:
+        graph: in float64, whose weights are the exact ones.
+        dtype: what it is run in. float32 is for the CPU alone, whose sums are plain: convolutions
+            by transforms, as GPUs may choose them, have no such bound.
+    """
+
+    def __init__(self, graph: Graph, dtype: torch.dtype = torch.float64) -> None:
+        if dtype not in (torch.float32, torch.float64):
+            raise UsageError(f"expected dtype float64 or float32, but got {dtype}")
+        if dtype == torch.float32:
+            precision = torch.get_float32_matmul_precision()
+            if graph.device.type != "cpu" or precision != "highest":
+                raise UsageError(
+                    "expected float32 on the CPU in the matmul precision 'highest', whose rounding "
+                    f"can be bounded, but got {precision!r} on {graph.device.type}; use float64"
+                )
+        self.graph, self._dtype = graph, dtype
+        self._run = graph if dtype == graph.dtype else graph.to(dtype)
+        self._last_reads = Counter(j for node in graph.nodes for j in node.inputs)
+        self._layers = {
+            i: _layer(node.op, dtype)
+            for i, node in enumerate(graph.nodes)
+            if isinstance(node.op, (Conv, Linear))
+        }
+
+    @torch.no_grad()
+    def __call__(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Logits (B, K) in float64, and what each of them is off by at most, (B,).
+
+        Args:
+            x: (B, *input_shape), float64 or the type that the graph is run in.
+        """
+        eps = torch.finfo(self._dtype).eps
+        start = x.to(self._dtype)
+        values = {0: start}
+        sizes = {0: _norm(start)}
+        errors = {0: (0.0 if x.dtype == self._dtype else eps) * sizes[0]}
+        reads = self._last_reads.copy()
+        last = len(self.graph.nodes) - 1
+        for i, node in enumerate(self._run.nodes[1:], start=1):
+            operands = [values[j] for j in node.inputs]
+            value = apply_op(node.op, operands)
+            carried = [errors[j] for j in node.inputs]
+            sizes[i] = size = (
+                sizes[node.inputs[0]] if isinstance(node.op, Flatten) else _norm(value)
+            )
+            match node.op:
+                case Conv() | Linear():
+                    layer = self._layers[i]
+                    before = sizes[node.inputs[0]]
+                    if i == last and isinstance(node.op, Linear):
+                        found = layer.of_rows(carried[0], before)
+                    else:
+                        found = layer.of_all(carried[0], before)
+                case Activation():
+                    found = carried[0] + eps * size
+                case Smooth() as op:
+                    share = ALLOWANCE * eps / torch.finfo(torch.float64).eps
+                    own = share * (math.sqrt(value[0].numel()) + size)
+                    found = carried[0] * steepest_slope(op) + own
+                case Add():
+                    found = carried[0] + carried[1] + eps * size
+                case Concat():
+                    found = torch.stack(carried).norm(dim=0)
+                case _:
+                    found = carried[0]
+            values[i], errors[i] = value, found * (1 + 1e-12)
+            for j in node.inputs:
+                reads[j] -= 1
+                if reads[j] == 0:
+                    del values[j]
+        return values[last].double(), errors[last].nan_to_num(nan=math.inf)
+
+
+class _Layer:
+    """What one affine layer adds to an error, by the ℓ2 norm of its operand."""
+
+    def __init__(self, norm: float, longest: float, share: float, absolute: float) -> None:
+        self._norm, self._longest, self._share, self._absolute = norm, longest, share, absolute
+        self.bias_all = self.bias_one = 0.0
+
+    def of_all(self, carried: Tensor, size: Tensor) -> Tensor:
+        """ℓ2 error (B,) of the outputs."""
+        return self._norm * carried + self._share * (self._absolute * size + self.bias_all)
+
+    def of_rows(self, carried: Tensor, size: Tensor) -> Tensor:
+        """Error (B,) of the output that is furthest off."""
+        return self._longest * carried + self._share * (self._longest * size + self.bias_one)
+
+
+def _layer(op: Conv | Linear, dtype: torch.dtype) -> _Layer:
+    conv, info = as_convolution(op), torch.finfo(dtype)
+    longest = float(conv.weight.flatten(1).norm(dim=1).amax()) * (1 + 1e-9)
+    terms = conv.weight[0].numel() + 4  # products, additions, and the rounding of the weights
+    layer = _Layer(operator_norm(op), longest, terms * info.eps, absolute_bound(conv))
+    outputs = math.prod(conv.output_shape)
+    tiny = outputs * info.tiny / info.eps  # for products that underflow
+    layer.bias_all = float(op.bias.double().norm()) * math.sqrt(outputs / len(op.bias)) + tiny
+    layer.bias_one = float(op.bias.double().abs().amax()) + tiny
+    return layer
+
+
+def _norm(value: Tensor) -> Tensor:
+    size: Tensor = torch.linalg.vector_norm(value.flatten(1), dim=1)
+    return size.double() * _NORM_ROUNDING

@@ -1,0 +1,155 @@
+"""A proven Lipschitz constant of the score over all inputs, from norms alone.
+
+Every node is L-Lipschitz in the input: a layer multiplies L by its operator norm, an activation by
+the largest |σ'|, a sum adds, a concatenation takes the root of the sum of squares (for ℓ∞ the
+largest); see `pieces` for what is taken together. At the top −∇S is a convex combination of the
+rows w_i of the head (energy, largest logit), of w_i − w_absent (absent class), and for the largest
+softmax probability s = p_k it is s·Σ_j p_j(w_k − w_j), of length ≤ s(1 − s)·max‖w_i − w_j‖ and
+s(1 − s) ≤ ¼. A maximum of functions, as at ties, is no steeper than they are.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from greg_cert.errors import UsageError
+from greg_cert.scores import SCORES
+from greg_cert.verify.graph import Activation, Add, Concat, Conv, Flatten, Graph, Linear, Smooth
+from greg_cert.verify.lipschitz.layers import UNIT
+from greg_cert.verify.lipschitz.operator_norms import operator_norm
+from greg_cert.verify.lipschitz.pieces import affine_pieces, together
+from greg_cert.verify.norms import check_norm, dual_norm
+from greg_cert.verify.smooth import crosses_jump, slope_range
+from greg_cert.verify.trace import trace_model
+
+_SLACK = 1e-12  # of products and sums of the norms themselves
+_LARGEST_PAIRS = 1024  # classes, up to which differences of all pairs are measured
+_FAR = 1e300
+
+
+@torch.inference_mode(False)
+def global_lipschitz_bound(
+    model: nn.Module, input_shape: tuple[int, ...], *, norm: float = 2.0, score: str = "energy"
+) -> float:
+    """L̄ ≥ sup ‖∇S‖* over all inputs, so |S(x′) − S(x)| ≤ L̄·‖x′ − x‖ everywhere.
+
+    Costs the operator norms of the layers, once for a set of weights; at any depth.
+
+    Args:
+        model: raw images (B, C, H, W) to logits (B, K); evaluated in float64, eval mode.
+        input_shape: of one input, (C, H, W) or (D,).
+        norm: of perturbations, 2 or inf; the gradient is measured in its dual.
+        score: one of `greg_cert.scores.SCORES`.
+
+    Returns:
+        In score units per pixel unit; inf where a function of the network has a jump (torch's
+        softplus) or numbers overflow.
+
+    Raises:
+        UsageError: for a value out of range.
+        UnsupportedModelError: for a layer that cannot be bounded soundly.
+    """
+    check_norm(norm)
+    return global_constant(trace_model(model, input_shape), score, norm)
+
+
+@torch.no_grad()
+def global_constant(graph: Graph, score: str, norm: float) -> float:
+    """`global_lipschitz_bound` of a graph."""
+    constants = node_constants(graph, norm)
+    best, i = math.inf, len(graph.nodes) - 1
+    rows = torch.eye(graph.num_classes, dtype=torch.float64, device=graph.device)
+    absolute, terms = rows, 0
+    # The head is as long as the last affine layers let it go back.
+    while True:
+        lost = terms * UNIT * dual_norm(absolute, norm)
+        best = min(best, _product(_steepest_score(score, rows, lost, norm), constants[i]))
+        op = graph.nodes[i].op
+        if not isinstance(op, (Conv, Linear, Flatten)):
+            return best * (1 + _SLACK)
+        i = graph.nodes[i].inputs[0]
+        if isinstance(op, Flatten):
+            shape = (-1, *graph.nodes[i].shape)
+            rows, absolute = rows.reshape(shape), absolute.reshape(shape)
+        elif isinstance(op, Linear):
+            weight = op.weight.double()
+            rows, absolute = rows @ weight, absolute @ weight.abs()
+            terms += 2 * (len(weight) + 2)
+        else:
+            weight = op.weight.double()
+            rows, absolute = op.adjoint(rows, weight), op.adjoint(absolute, weight.abs())
+            terms += 2 * (weight[:, 0].numel() + 2)
+
+
+@torch.no_grad()
+def node_constants(graph: Graph, norm: float = 2.0) -> list[float]:
+    """For every node a proven Lipschitz constant in the input, ℓ_norm to ℓ_norm, everywhere."""
+    constants = [1.0]
+    for node, made_of in zip(graph.nodes[1:], affine_pieces(graph)[1:], strict=True):
+        before = [constants[j] for j in node.inputs]
+        whole = None if made_of is None else together(made_of.maps)
+        direct = math.inf
+        if made_of is not None and whole is not None:
+            direct = _product(constants[made_of.source], operator_norm(whole, norm))
+        match node.op:
+            case Conv() | Linear() as op:
+                # Together with a scale before it a layer is no more than the product of the two.
+                found = (
+                    direct if whole is not None else _product(before[0], operator_norm(op, norm))
+                )
+            case Activation() | Smooth() as op:
+                found = _product(before[0], steepest_slope(op))
+            case Add():
+                found = min(sum(before), direct)
+            case Concat():
+                found = max(before) if norm == math.inf else math.hypot(*before)
+            case Flatten():
+                found = before[0]
+            case _:
+                raise AssertionError(f"unexpected operation {node.op}")
+        constants.append(found * (1 + _SLACK))
+    return constants
+
+
+def steepest_slope(op: Activation | Smooth) -> float:
+    """Largest |σ'| over the whole line, at most this; inf for a function that jumps."""
+    if isinstance(op, Activation):
+        return max(1.0, abs(op.negative_slope))
+    low = torch.tensor([-_FAR], dtype=torch.float64)
+    if crosses_jump(op.kind, low, -low).any():
+        return math.inf
+    smallest, largest = slope_range(op.kind, low, -low)
+    return max(abs(float(smallest)), abs(float(largest)))
+
+
+def _product(one: float, other: float) -> float:
+    found = one * other
+    return math.inf if math.isnan(found) else found
+
+
+def _steepest_score(score: str, rows: Tensor, lost: Tensor, norm: float) -> float:
+    """Bound of ‖∇S‖* for logits of these rows (K, ...), each off by `lost` (K,) at most."""
+    if score not in SCORES:
+        raise UsageError(f"expected score in {', '.join(SCORES)}, but got {score!r}")
+
+    def longest(vectors: Tensor, off: Tensor) -> float:
+        if len(vectors) == 0:
+            return 0.0
+        terms = 2 * (vectors[0].numel() + 8) * UNIT
+        return float((dual_norm(vectors, norm) + off).amax()) * (1 + terms)
+
+    if score in ("energy", "max_logit"):
+        return longest(rows, lost)
+    if score == "absent_class":
+        if len(rows) < 2:
+            raise UsageError(
+                f"expected K >= 2 logits for the score absent_class, but got {len(rows)}"
+            )
+        return longest(rows[:-1] - rows[-1], lost[:-1] + lost[-1])
+    if len(rows) > _LARGEST_PAIRS:
+        return longest(rows, lost) / 2
+    pairs = (longest(rows[:i] - rows[i], lost[:i] + lost[i]) for i in range(len(rows)))
+    return max(pairs) / 4
