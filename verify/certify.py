@@ -48,7 +48,8 @@ def certify(
         method: one, or several in a list or separated by commas; `radius_certified` is the largest
             of the proofs among them. `crown`: linear bounds with CROWN bounds of the layers
             between; `crown-ibp`: with interval ones; `alpha-crown`: with slopes that are optimised;
-            `branch`: CROWN, with balls split by the signs of neurons, slow and the tightest;
+            `branch`: CROWN, with balls split by the signs of neurons, slow and tight;
+            `sdp-crown`: bounds that know an ℓ2 ball, the tightest at image size;
             `lipschitz`: the paper's ε* with a proven L_S; `best` alone: crown and lipschitz.
             `smoothing` is a probabilistic proof about another, smoothed detector, and
             `clever` an estimate: they have columns of their own and prove nothing here.

@@ -139,7 +139,11 @@ def _methods(engines: Mapping[str, str], why: str) -> dict[str, str]:
     found = {}
     for method, status in STATUS.items():
         able = ready
-        if method in ("alpha-crown", "branch"):  # what auto-LiRPA has not, or not on this torch
+        if method in (
+            "alpha-crown",
+            "branch",
+            "sdp-crown",
+        ):  # what auto-LiRPA has not, or not on this torch
             able = [name for name in ready if name == "native"]
         bounded = method in (*LINEAR, "lipschitz")
         by = (", ".join(able) or f"no: {why}") if bounded else "any model"

@@ -39,8 +39,8 @@ def verify(
     method: Annotated[
         str | None,
         typer.Option(
-            help="crown, crown-ibp, alpha-crown, branch, lipschitz or best (proofs), smoothing "
-            "(probabilistic proof), clever (estimate); or several: crown,lipschitz,clever."
+            help="crown, crown-ibp, alpha-crown, branch, sdp-crown, lipschitz or best (proofs), "
+            "smoothing (probabilistic proof), clever (estimate); or several: crown,clever."
         ),
     ] = None,
     engine: Annotated[str | None, typer.Option(help="auto, auto-lirpa or native.")] = None,
