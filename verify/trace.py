@@ -18,7 +18,7 @@ from greg_cert.errors import UnsupportedModelError, UsageError
 from greg_cert.inference import evaluation_copy
 from greg_cert.verify.agreement import check_agreement
 from greg_cert.verify.build import GraphBuilder
-from greg_cert.verify.graph import Graph
+from greg_cert.verify.graph import Conv, Graph, Linear
 from greg_cert.verify.operations import LEAVES, Call, Context
 from greg_cert.verify.scorer import check_weights
 from greg_cert.verify.structure import check_model, check_traceable, says_what_it_does
@@ -73,6 +73,14 @@ def trace_model(model: nn.Module, input_shape: tuple[int, ...]) -> Graph:
     probe = torch.rand(_PROBES, *input_shape, generator=generator, dtype=torch.float64).to(device)
     with torch.no_grad():
         graph = _Translation(traced, probe).run()
+    for node in graph.nodes:
+        if isinstance(node.op, (Conv, Linear)) and not (
+            node.op.weight.isfinite().all() and node.op.bias.isfinite().all()
+        ):
+            raise UnsupportedModelError(
+                f"layer {node.name!r} scales by what is not finite: it divides by zero, or its "
+                "weights leave float64"
+            )
     # Outside [0, 1] too, because balls are not clipped.
     x = torch.randn(5, *input_shape, generator=generator, dtype=torch.float64).to(device)
     for inputs in (x, x.sigmoid()):

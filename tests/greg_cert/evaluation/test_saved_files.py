@@ -38,10 +38,11 @@ PARTS = {
 
 def made() -> DataSplits:
     generator = torch.Generator().manual_seed(0)
-    x = torch.rand(60, 1, 4, 4, generator=generator)
-    labels = torch.arange(60) % 3
-    x[torch.arange(60), 0, 0, labels] = 1.0
-    return splits_from_tensors((x, labels), (x[:30], labels[:30]), {"off": 0.2 * x[30:].flip(-1)})
+    x = torch.rand(90, 1, 4, 4, generator=generator)
+    labels = torch.arange(90) % 3
+    x[torch.arange(90), 0, 0, labels] = 1.0
+    train, test = (x[:60], labels[:60]), (x[60:], labels[60:])
+    return splits_from_tensors(train, test, {"off": 0.2 * x[30:60].flip(-1)})
 
 
 def model() -> nn.Module:
