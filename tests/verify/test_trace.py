@@ -133,7 +133,7 @@ def test_layer_settings(layer: nn.Module) -> None:
     [
         lambda x: F.max_pool2d(F.leaky_relu(x, 0.2), 2).flatten(1),
         lambda x: F.avg_pool2d(x, 2, stride=1, padding=1).reshape(x.size(0), -1),
-        lambda x: F.adaptive_avg_pool2d(x, (1, 1)).squeeze(3).squeeze(2),
+        lambda x: F.adaptive_avg_pool2d(x, (1, 1)).squeeze((2, 3)),
         lambda x: torch.flatten(F.dropout(x, 0.5, training=False), 1),
         lambda x: x.mean(dim=(-1, -2)),
         lambda x: torch.mean(x, [2, 3], keepdim=True).view(x.shape[0], -1),
