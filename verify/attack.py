@@ -97,7 +97,9 @@ def attack_radius(
     plan = AttackPlan(margin, norm, seed, steps, rounds, restarts, clip, polish)
     logits, level = logit_function(model), score_of(score)
     check_agreement(logits, None, x, "the samples")
-    return smallest_attack(lambda x: level(logits(x)), x, max_radius, plan, indices).radius
+    found = smallest_attack(lambda x: level(logits(x)), x, max_radius, plan, indices)
+    check_agreement(logits, None, x + found.delta, "the end of an attack")
+    return found.radius
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ from greg_cert.config import VerifyConfig
 from greg_cert.errors import UsageError
 from greg_cert.evaluation.decision import Decision
 from greg_cert.scores import score_of
+from greg_cert.verify.agreement import check_agreement
 from greg_cert.verify.asked import asked
 from greg_cert.verify.attack import AttackPlan, AttackResult, smallest_attack
 from greg_cert.verify.certificates import Certificates
@@ -110,6 +111,7 @@ def judge(
             )
             plan = AttackPlan(Margin(decision.threshold, side), settings.norm_value, settings.seed)
             attack = smallest_attack(score, x[part], settings.max_radius, plan, part)
+            check_agreement(logits, None, x[part] + attack.delta, "the end of an attack")
             certificates = certificates.against(attack.radius)
             certificates.warn()
             found = _verdicts(logits, score, x[part], side, decision, certificates, attack)

@@ -35,8 +35,8 @@ WEIGHTS = ("weights", -1)
 _GUESS = 0.4  # of the first-order radius, where the search begins
 _LEAST_STEP, _LARGEST_STEP = 0.5, 1.5  # of ε from one round to the next
 _DONE = 0.01  # of ε, by which neither ε nor q still moves
-_RETREATS = (1.0, 0.97, 0.9, 0.75)  # of the ball, where a proof falls short of the search
-_SHORT = 0.97
+_SHARES = (0.97, 0.85, 0.65)  # of the ball that are proven, the next where one falls short
+_SHORT = 0.9
 
 
 @dataclass(frozen=True)
@@ -89,7 +89,7 @@ class CoupledRadius:
         ball = search.run(ball, self._max_radius, self._effort)
         radii = torch.zeros_like(ball)
         open_ = (search.reached > 0).nonzero().squeeze(1)
-        for share in _RETREATS:
+        for share in _SHARES:
             if len(open_) == 0:
                 break
             tried = ball[open_] * share
