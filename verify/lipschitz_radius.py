@@ -7,7 +7,7 @@ from torch import Tensor
 
 from greg_cert.verify.engine import Engine
 from greg_cert.verify.graph import Graph
-from greg_cert.verify.lipschitz import LipschitzBound
+from greg_cert.verify.lipschitz import LipschitzBound, check_form
 from greg_cert.verify.lipschitz.forward_error import ForwardError
 from greg_cert.verify.lipschitz.global_bound import global_constant
 from greg_cert.verify.lipschitz.global_radius import first_order_reach, gap_left, score_error
@@ -41,7 +41,7 @@ class LipschitzRadius:
         memory: int | None = None,
     ) -> None:
         self._graph, self._norm, self._max_radius = graph, norm, max_radius
-        self._relaxation, self._form, self._integrate = relaxation, form, integrate
+        self._relaxation, self._form, self._integrate = relaxation, check_form(form), integrate
         self._rounds, self._tolerance = rounds, tolerance
         self._prover = (graph, engine, LipschitzBound(graph, score))
         self._scout = (draft, NativeEngine(draft, memory), LipschitzBound(draft, score))

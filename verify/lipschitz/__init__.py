@@ -3,6 +3,7 @@
 from greg_cert.verify.lipschitz.bound import (
     FORMS,
     LipschitzBound,
+    check_form,
     lipschitz_bound,
     logit_bounds,
     separators,
@@ -18,6 +19,7 @@ from greg_cert.verify.lipschitz.operator_norms import norm_from_below, operator_
 __all__ = [
     "FORMS",
     "LipschitzBound",
+    "check_form",
     "global_constant",
     "global_lipschitz_bound",
     "global_lipschitz_radius",

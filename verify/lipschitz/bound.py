@@ -104,8 +104,7 @@ class LipschitzBound:
         self, relaxation: Relaxation, inputs: Tensor, norm: float, form: str = "hybrid"
     ) -> Tensor:
         """(B,) bounds over the balls for which `relaxation` was made about `inputs`."""
-        if form not in FORMS:
-            raise UsageError(f"expected form in {', '.join(FORMS)}, but got {form!r}")
+        check_form(form)
         graph, bounds = self._graph, relaxation.preactivations
         top = score_box(self._score, *logit_bounds(relaxation, inputs, graph.num_classes))
         slopes = self._slopes(bounds, inputs, norm)
@@ -136,6 +135,13 @@ class LipschitzBound:
             if isinstance(op, Smooth):
                 found = found | crosses_jump(op.kind, low, high).flatten(1).any(1)
         return found
+
+
+def check_form(form: str) -> str:
+    """A form of the bound as given, else `UsageError`."""
+    if form not in FORMS:
+        raise UsageError(f"expected form in {', '.join(FORMS)}, but got {form!r}")
+    return form
 
 
 def logit_bounds(relaxation: Relaxation, inputs: Tensor, num_classes: int) -> tuple[Tensor, Tensor]:

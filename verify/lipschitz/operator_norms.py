@@ -36,10 +36,10 @@ _found: dict[bytes, float] = {}
 def operator_norm(op: Conv | Linear, norm: float = 2.0) -> float:
     """‖W‖ of a layer from ℓ_norm to ℓ_norm, at most this; deterministic, kept by the weights.
 
-    For ℓ∞ exact. For ℓ2 within 0.3 % where windows do not overlap (1×1, kernel = stride, linear
-    layers), and where the smaller of inputs and outputs of a group is at most 4096 (the Gram
-    matrices of all distinct groups together at most `gram.LARGEST_GRAM` entries); elsewhere near it
-    on maps much larger than the kernel.
+    For ℓ∞ exact. For ℓ2 within 0.3 % where the smaller of inputs and outputs is at most 4096 (the
+    Gram matrices of all distinct groups have at most `gram.LARGEST_GRAM` entries together); where
+    windows do not overlap (1×1, kernel = stride, linear layers) those of one window count.
+    Elsewhere near it on maps much larger than the kernel, or √(‖W‖₁‖W‖∞) for huge linear layers.
 
     Args:
         op: a layer of the graph, of any floating type.
