@@ -22,6 +22,7 @@ LARGEST_GRAM = 4096
 """Rows of the largest Gram matrix that is factorised."""
 
 _MARGINS = (1e-4, 1e-3, 1e-2, 1e-1)  # over the estimate from below, tried in turn
+_FIRST_STEPS = 10  # of power iteration, from nowhere
 _DENSE, _NEAR = 32, 1e-5  # sizes up to which all eigenvalues are found, and how near else
 _CHUNK = 2**24  # elements of unit vectors at a time
 
@@ -41,14 +42,19 @@ def transposed(op: Conv | Linear, v: Tensor) -> Tensor:
 
 
 class Prices:
-    """τ by power iteration, one step a call, each from where the last one ended.
+    """τ by power iteration, each call from where the last one ended.
 
     A lower bound of the true price: for the search alone.
+
+    Attributes:
+        steps: of a call.
+        last: by node what the last call gave.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, steps: int = 1) -> None:
+        self.steps = steps
+        self.last: dict[int, Tensor] = {}
         self._vectors: dict[int, Tensor] = {}
-        self.last: dict[int, Tensor] = {}  # by node, as it was at the last call
 
     def __call__(
         self, node: int, op: Conv | Linear, charge: Tensor, mask: Tensor, share: Tensor | None
@@ -64,13 +70,13 @@ class Prices:
         """
         scale = mask.unsqueeze(1)
         scale = scale if share is None else scale * torch.rsqrt(share)
-        steps = 1
+        steps = self.steps
         v = self._vectors.get(node)
         if v is None or v.shape[:2] != charge.shape[:2]:
             generator = torch.Generator().manual_seed(node)
             noise = torch.rand(mask.shape[1:], generator=generator, dtype=torch.float64)
             v = (0.5 + noise).to(mask).expand(*charge.shape[:2], *mask.shape[1:])
-            steps = 10
+            steps = max(steps, _FIRST_STEPS)
         with torch.no_grad():
             for _ in range(steps):
                 v = _unit(scale * transposed(op, charge * applied(op, scale * v)))
@@ -81,9 +87,18 @@ class Prices:
 
     def of(self, members: Tensor) -> Prices:
         """The same for some samples."""
-        found = Prices()
+        found = Prices(self.steps)
         found._vectors = {n: v[members] for n, v in self._vectors.items()}
         return found
+
+    def put(self, members: Tensor, other: Prices) -> None:
+        """Take over where some samples stand in another."""
+        for mine, theirs in ((self._vectors, other._vectors), (self.last, other.last)):
+            for node, values in theirs.items():
+                if node not in mine:  # the first time all samples are there
+                    mine[node] = values
+                elif mine[node] is not values:
+                    mine[node][members] = values
 
 
 class ProvenPrices:

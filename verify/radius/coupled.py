@@ -34,7 +34,8 @@ WEIGHTS = ("weights", -1)
 
 _GUESS = 0.4  # of the first-order radius, where the search begins
 _LEAST_STEP, _LARGEST_STEP = 0.5, 1.5  # of ε from one round to the next
-_DONE = 0.01  # of ε, by which neither ε nor q still moves
+_DONE = 0.003  # of ε, by which neither ε nor q still moves
+_SETTLING = 30  # steps of power iteration, once, at the end
 _SHARES = (0.97, 0.85, 0.65)  # of the ball that are proven, the next where one falls short
 _SHORT = 0.9
 
@@ -133,46 +134,44 @@ class _Search:
         self.reached = torch.zeros_like(x.flatten(1)[:, 0])
         self._prices = Prices()
         self.ascent = Ascent({})
-        self.paid: Variables = {}  # what layers were thought to cost
 
     def run(self, ball: Tensor, max_radius: float, effort: CoupledEffort) -> Tensor:
         """The balls (B,) to be proven, after `effort`."""
         ball = ball.clone()
         self.ascent = Ascent(self._begin(ball))
-        everyone = torch.arange(len(ball), device=ball.device)
-        members, prices = everyone, self._prices
+        members = torch.arange(len(ball), device=ball.device)
         for turn in range(effort.rounds):
             last = turn == effort.rounds - 1
             share = 1.0 - 0.9 * turn / max(effort.rounds - 1, 1)
-            ascent = self.ascent if len(members) == len(ball) else self.ascent.of(members)
-            reach = self._climb(members, ball[members], ascent, prices, effort.steps, share, last)
-            if ascent is not self.ascent:
-                self.ascent.put(members, ascent)
-            tried = ball[members]
-            still = (reach / tried - 1).abs() < _DONE
-            for i, tau in prices.last.items():
-                key = ("price", i)
-                if key not in self.paid:
-                    self.paid[key] = torch.ones(len(ball), *tau.shape[1:]).to(tau)
-                self.paid[key][members] = tau
-            before = self.reached[members]
+            rates = [share * (1.0 - 0.9 * k / effort.steps if last else 1.0)
+                     for k in range(effort.steps)]  # fmt: skip
+            tried, before = ball[members], self.reached[members]
+            reach = self._climb(members, tried, rates)
             self.reached[members] = reach
             step = (reach / tried).clamp_min(0.0).sqrt().clamp(_LEAST_STEP, _LARGEST_STEP)
-            if not last:
-                ball[members] = (tried * step).clamp(max=max_radius)
+            ball[members] = (tried * step).clamp(max=max_radius)
             capped = (tried >= max_radius) & (reach >= max_radius)
-            settled = still & ((reach - before).abs() < _DONE * tried)
-            going = ~(capped | settled)
-            if not going.any() or last:
+            still = ((reach / tried - 1).abs() < _DONE) & ((reach - before).abs() < _DONE * tried)
+            members = members[~(capped | still)]
+            if len(members) == 0:
                 break
-            if not going.all():
-                members, prices = members[going], prices.of(going)
-        return ball
+        return self._settled(ball)
+
+    def _settled(self, ball: Tensor) -> Tensor:
+        """The balls, drawn back to where the bound ends once prices are taken more exactly."""
+        everyone = torch.arange(len(ball), device=ball.device)
+        prices = self._prices.of(everyone)
+        prices.steps = _SETTLING
+        with torch.no_grad():
+            gap, slope, bound = self._gap(everyone, self._boxes(self._x, ball), self.found, prices)
+            reach = _reach(gap, slope, bound.curvature).squeeze(1).double()
+        return torch.where(reach < ball, (ball * reach).sqrt(), ball)
 
     @property
     def found(self) -> Variables:
         """The variables, with what the search took for the prices."""
-        return {**self.ascent.variables, **self.paid}
+        prices: Variables = {("price", i): tau for i, tau in self._prices.last.items()}
+        return {**self.ascent.variables, **prices}
 
     def _begin(self, ball: Tensor) -> Variables:
         """CROWN's slopes, softmax weights, and charges from the best balls, added up downwards."""
@@ -196,42 +195,40 @@ class _Search:
     def _boxes(self, x: Tensor, ball: Tensor) -> list[Moved]:
         return ball_boxes(self._graph, self._norms, x, ball.to(x.dtype))
 
-    def _climb(
-        self,
-        members: Tensor,
-        ball: Tensor,
-        ascent: Ascent,
-        prices: Prices,
-        steps: int,
-        share: float,
-        settle: bool,
-    ) -> Tensor:
-        """Reach (B,) after some steps on balls of one radius each."""
-        x, goal = self._x[members], self._goal.of(members)
-        radii = ball.to(x.dtype)
-        moved = self._boxes(x, ball)
-
-        def gap_and_bound(variables: Variables) -> tuple[Tensor, Tensor, RowBound]:
-            p = _weights(variables[WEIGHTS], goal)
-            rows, constant = goal.rows(p), -goal.level.unsqueeze(1)
-            if goal.soft:
-                constant = constant + entropy(p)
-            bound = bound_rows(self._graph, moved, rows, variables, prices)
-            value, slope = value_and_slope(bound, x)
-            return value + constant, slope, bound
+    def _climb(self, members: Tensor, ball: Tensor, rates: list[float]) -> Tensor:
+        """Reach (B,) after a step of each of these rates, on balls of one radius each."""
+        everyone = len(members) == len(self._x)
+        ascent = self.ascent if everyone else self.ascent.of(members)
+        prices = self._prices if everyone else self._prices.of(members)
+        moved, radii = self._boxes(self._x[members], ball), ball.to(self._x.dtype).unsqueeze(1)
 
         def objective(variables: Variables) -> Tensor:
-            gap, slope, bound = gap_and_bound(variables)
+            gap, slope, bound = self._gap(members, moved, variables, prices)
             with torch.no_grad():
                 at = _reach(gap, slope, bound.curvature)
-                at = torch.minimum(torch.maximum(at, radii.unsqueeze(1) / 2), radii.unsqueeze(1))
+                at = torch.minimum(torch.maximum(at, radii / 2), radii)
             return gap - at * slope - at**2 / 2 * bound.curvature
 
-        rates = [share * (1.0 - 0.9 * k / steps if settle else 1.0) for k in range(steps)]
         ascent.climb(objective, rates)
         with torch.no_grad():
-            gap, slope, bound = gap_and_bound(ascent.variables)
-            return _reach(gap, slope, bound.curvature).squeeze(1).double()
+            gap, slope, bound = self._gap(members, moved, ascent.variables, prices)
+        if not everyone:
+            self.ascent.put(members, ascent)
+            self._prices.put(members, prices)
+        return _reach(gap, slope, bound.curvature).squeeze(1).double()
+
+    def _gap(
+        self, members: Tensor, moved: list[Moved], variables: Variables, prices: Prices
+    ) -> tuple[Tensor, Tensor, RowBound]:
+        """Margin (B, 1) at the centres by the bound, the norm of its slope, and the bound."""
+        goal = self._goal.of(members)
+        p = _weights(variables[WEIGHTS], goal)
+        rows, constant = goal.rows(p), -goal.level.unsqueeze(1)
+        if goal.soft:
+            constant = constant + entropy(p)
+        bound = bound_rows(self._graph, moved, rows, variables, prices)
+        value, slope = value_and_slope(bound, self._x[members])
+        return value + constant, slope, bound
 
 
 def charged_activations(graph: Graph) -> frozenset[int]:
