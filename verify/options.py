@@ -18,6 +18,8 @@ from greg_cert.verify.smoothing_state import SmoothingOptions
 Progress = Callable[[int, int], None]
 """Called with (samples done, samples in all)."""
 
+_COARSE = 0.02  # tolerance of a search that only leads to another
+
 _LEAST: Mapping[str, float] = {
     "rounds": 1,
     "mirror_steps": 0,
@@ -108,6 +110,8 @@ class CertifyOptions:
 
     def ladder(self, method: str) -> Ladder:
         """How linear bounds are searched by a method."""
+        if method == "sdp-crown":  # where its own search begins, or goals whose rows are fixed
+            return Ladder(self.rounds, max(self.tolerance, _COARSE), 0, 0, 0)
         branches = method == "branch"
         return Ladder(
             self.rounds,

@@ -443,7 +443,7 @@ def broken_centres(*args: object, **kwargs: object) -> list[Moved]:
 
 class Cheap(charges_module.ProvenPrices):
     def __call__(self, *args: object) -> Tensor:
-        return 0.2 * super().__call__(*args)  # type: ignore[arg-type]
+        return 0.02 * super().__call__(*args)  # type: ignore[arg-type]
 
 
 BROKEN = {

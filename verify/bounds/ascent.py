@@ -9,9 +9,9 @@ from torch import Tensor
 
 from greg_cert.verify.bounds.coupled import Variables
 
-_FIRST, _SECOND = 0.7, 0.97  # Adam's two means; a long memory overshoots
-_RATES = {"lower": 0.07, "upper": 0.07, "weights": 0.07}
-_RATE = 0.07  # of logarithms
+_FIRST, _SECOND = 0.7, 0.99  # Adam's two means; a longer memory overshoots
+_RATES = {"lower": 0.05, "upper": 0.05, "weights": 0.05}
+_RATE = 0.05  # of logarithms
 
 
 class Ascent:

@@ -11,6 +11,8 @@ some ‖E‖₂ ≤ γ_{n+1}·trace A.
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import scipy.sparse.linalg
 import torch
@@ -127,25 +129,23 @@ def largest_eigenvalue(op: Conv | Linear, rows: Tensor, columns: Tensor) -> Tens
         columns: (*input shape) nonnegative.
     """
     gram = _gram(op, rows, columns)
-    if gram is None or not gram.isfinite().all():
+    if gram is None:
         return rows.new_tensor(torch.inf)
-    size = len(gram)
-    diagonal = gram.diagonal()
-    trace = float(diagonal.sum())
-    if trace == 0.0:
-        return rows.new_tensor(0.0)
-    estimate = max(_from_below(gram), float(diagonal.max()))
+    size, trace = len(gram), float(gram.diagonal().sum())
+    if trace == 0.0 or not math.isfinite(trace):
+        return rows.new_tensor(trace if trace == 0.0 else torch.inf)
+    estimate = max(_from_below(gram), float(gram.diagonal().max()))
     eps = torch.finfo(gram.dtype).eps
     # What building the matrix and factorising it may have rounded off.
     terms = op.weight[0].numel() + op.weight[:, 0].numel()
     lost = (4 * terms + size + 8) * eps
+    shifted, level = gram.neg_(), 0.0
     for margin in _MARGINS:
+        shifted.diagonal().add_(estimate * (1 + margin) - level)
         level = estimate * (1 + margin)
-        shifted = -gram
-        shifted.diagonal().add_(level)
-        _, info = torch.linalg.cholesky_ex(shifted)
+        _, info = torch.linalg.cholesky_ex(shifted)  # of the lower triangle; NaN fails
         if int(info) == 0:
-            return rows.new_tensor(level + lost * (size * level + trace) + lost * trace)
+            return rows.new_tensor(level + lost * (size * level + 2 * trace))
     return rows.new_tensor(trace * (1 + lost * size))
 
 
@@ -158,18 +158,18 @@ def _gram(op: Conv | Linear, rows: Tensor, columns: Tensor) -> Tensor | None:
         matrix = rows.unsqueeze(1) * op.weight * columns
         return matrix.T @ matrix if n <= m else matrix @ matrix.T
     size, shape = (n, columns.shape) if n <= m else (m, rows.shape)
-    parts = []
-    for unit in torch.eye(size, dtype=rows.dtype, device=rows.device).split(
-        max(1, _CHUNK // max(n, m))
-    ):
+    gram = rows.new_empty(size, size)
+    chunk = max(1, _CHUNK // max(n, m))
+    for start in range(0, size, chunk):
+        unit = rows.new_zeros(min(chunk, size - start), size)
+        unit.diagonal(start).fill_(1.0)
         v = unit.reshape(1, -1, *shape)
         if n <= m:
             v = columns * transposed(op, rows**2 * applied(op, columns * v))
         else:
             v = rows * applied(op, columns**2 * transposed(op, rows * v))
-        parts.append(v.flatten(2)[0])
-    gram = torch.cat(parts)
-    return (gram + gram.T) / 2
+        gram[start : start + chunk] = v.flatten(2)[0]
+    return gram
 
 
 def _from_below(gram: Tensor) -> float:
@@ -178,7 +178,10 @@ def _from_below(gram: Tensor) -> float:
         return float(torch.linalg.eigvalsh(gram)[-1])
     start = np.linspace(0.5, 1.5, len(gram))
     matrix = gram.cpu().numpy()
-    found = scipy.sparse.linalg.eigsh(matrix, 1, v0=start, tol=_NEAR, return_eigenvectors=False)
+    try:
+        found = scipy.sparse.linalg.eigsh(matrix, 1, v0=start, tol=_NEAR, return_eigenvectors=False)
+    except scipy.sparse.linalg.ArpackError:  # then the diagonal is what is left
+        return 0.0
     return float(found[0])
 
 

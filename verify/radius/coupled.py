@@ -27,6 +27,7 @@ from greg_cert.verify.bounds.coupled import (
 from greg_cert.verify.duality import allowance, entropy, lower_rows
 from greg_cert.verify.goals import Goal
 from greg_cert.verify.graph import NONLINEAR, Conv, Graph, Linear
+from greg_cert.verify.native_engine import NativeEngine
 from greg_cert.verify.rounding import absolute_terms
 
 WEIGHTS = ("weights", -1)
@@ -35,6 +36,7 @@ WEIGHTS = ("weights", -1)
 _GUESS = 0.4  # of the first-order radius, where the search begins
 _LEAST_STEP, _LARGEST_STEP = 0.5, 1.5  # of ε from one round to the next
 _DONE = 0.003  # of ε, by which neither ε nor q still moves
+_CROWN = 2**20  # neurons × values of the widest node, up to which CROWN bounds neurons too
 _SETTLING = 30  # steps of power iteration, once, at the end
 _SHARES = (0.97, 0.85, 0.65)  # of the ball that are proven, the next where one falls short
 _SHORT = 0.9
@@ -61,8 +63,8 @@ class CoupledRadius:
     ) -> None:
         self._graph, self._draft = graph, draft
         self._max_radius, self._effort = max_radius, effort
-        self._norms = layer_norms(graph)
-        self._charged = charged_activations(graph)
+        self._boxes, self._charged = Boxes(graph), charged_activations(graph)
+        self._scouts = Boxes(draft, self._boxes.norms)
 
     def __call__(
         self,
@@ -86,14 +88,15 @@ class CoupledRadius:
             guess = torch.maximum(guess, known)
         usable = guess.isfinite() & (guess > 0)
         ball = torch.where(usable, guess, self._max_radius / 8).clamp(max=self._max_radius)
-        search = _Search(self._draft, self._norms, self._charged, x, logits, goal)
+        search = _Search(self._draft, self._scouts, self._charged, x, logits, goal)
         ball = search.run(ball, self._max_radius, self._effort)
         radii = torch.zeros_like(ball)
         open_ = (search.reached > 0).nonzero().squeeze(1)
         for share in _SHARES:
             if len(open_) == 0:
                 break
-            tried = ball[open_] * share
+            # A bound that reaches far beyond its ball needs no room.
+            tried = torch.minimum(ball, share * torch.maximum(ball, search.reached))[open_]
             variables = {k: v[open_] for k, v in search.found.items()}
             found = self._prove(x[open_], tried, goal.of(open_), variables)
             radii[open_] = torch.maximum(radii[open_], torch.minimum(found, tried))
@@ -104,7 +107,7 @@ class CoupledRadius:
     def _prove(self, x: Tensor, radii: Tensor, goal: Goal, found: Variables) -> Tensor:
         """Reach (B,) of the bound that these variables give, in float64."""
         variables = {key: values.double() for key, values in found.items()}
-        moved = ball_boxes(self._graph, self._norms, x, radii)
+        moved = self._boxes(x, radii)
         boxes = {i: moved[self._graph.nodes[i].inputs[0]].box for i in self._graph.activations}
         terms = absolute_terms(self._graph, boxes, x, radii)
         rows, constant = lower_rows(goal, _weights(variables[WEIGHTS], goal))
@@ -122,13 +125,13 @@ class _Search:
     def __init__(
         self,
         graph: Graph,
-        norms: dict[int, float],
+        boxes: Boxes,
         charged: frozenset[int],
         x: Tensor,
         logits: Tensor,
         goal: Goal,
     ) -> None:
-        self._graph, self._norms, self._charged = graph, norms, charged
+        self._graph, self._boxes, self._charged = graph, boxes, charged
         self._x, self._goal = x.to(graph.dtype), goal.to(graph.dtype)
         self._logits = logits.to(graph.dtype)
         self.reached = torch.zeros_like(x.flatten(1)[:, 0])
@@ -165,6 +168,7 @@ class _Search:
         with torch.no_grad():
             gap, slope, bound = self._gap(everyone, self._boxes(self._x, ball), self.found, prices)
             reach = _reach(gap, slope, bound.curvature).squeeze(1).double()
+        self.reached = reach
         return torch.where(reach < ball, (ball * reach).sqrt(), ball)
 
     @property
@@ -188,12 +192,10 @@ class _Search:
             if isinstance(node.op, (Conv, Linear)) and not _reads_input(self._graph, i):
                 source = moved[node.inputs[0]].centre
                 variables["share", i] = torch.zeros_like(source).unsqueeze(1)
-        add_charges(self._graph, self._norms, self._charged, moved, balls, variables)
+        norms = self._boxes.norms
+        add_charges(self._graph, norms, self._charged, moved, balls, variables)
         variables[WEIGHTS] = weights
         return variables
-
-    def _boxes(self, x: Tensor, ball: Tensor) -> list[Moved]:
-        return ball_boxes(self._graph, self._norms, x, ball.to(x.dtype))
 
     def _climb(self, members: Tensor, ball: Tensor, rates: list[float]) -> Tensor:
         """Reach (B,) after a step of each of these rates, on balls of one radius each."""
@@ -229,6 +231,25 @@ class _Search:
         bound = bound_rows(self._graph, moved, rows, variables, prices)
         value, slope = value_and_slope(bound, self._x[members])
         return value + constant, slope, bound
+
+
+class Boxes:
+    """How far every node may move over balls, with CROWN's own boxes where they cost little."""
+
+    def __init__(self, graph: Graph, norms: dict[int, float] | None = None) -> None:
+        self.norms = layer_norms(graph) if norms is None else norms
+        self._graph = graph
+        neurons = sum(math.prod(graph.nodes[i].shape) for i in graph.activations)
+        widest = max(math.prod(node.shape) for node in graph.nodes)
+        self._crown = NativeEngine(graph) if neurons * widest <= _CROWN else None
+
+    def __call__(self, x: Tensor, radii: Tensor) -> list[Moved]:
+        """One `Moved` a node, for balls of `radii` (B,) about x (B, ...)."""
+        radii = radii.to(x.dtype)
+        known = None
+        if self._crown is not None:
+            known = self._crown.relax(x, radii, 2.0).preactivations
+        return ball_boxes(self._graph, self.norms, x, radii, known)
 
 
 def charged_activations(graph: Graph) -> frozenset[int]:
