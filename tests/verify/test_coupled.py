@@ -50,12 +50,25 @@ CERTIFIED += (
     "smooth mixed",
     "random 5",
 )
-NETWORKS = (*SMALL, *SMOOTHED, "random 1", "random 2", "random 5", "random 8")
+NETWORKS = (*SMALL, *SMOOTHED, "random 1", "random 2", "random 5", "random 8", "surely negative")
 
 
 def network(name: str) -> tuple[nn.Module, tuple[int, ...]]:
     if name.startswith("random"):
         model, shape = random_network(int(name.split()[1]))
+    elif name == "surely negative":
+        generator = torch.Generator().manual_seed(3)
+        model, shape = (
+            nn.Sequential(
+                nn.Linear(6, 8), nn.LeakyReLU(0.1), nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 3)
+            ),
+            (6,),
+        )
+        with torch.no_grad():
+            for p in model.parameters():
+                p.copy_(torch.randn(p.shape, generator=generator) * (1.0 if p.ndim > 1 else 0.1))
+            model[0].bias.fill_(-30.0)  # type: ignore[operator, union-attr]
+            model[2].bias.copy_(-model[2].weight @ model[1](model[0].bias))  # type: ignore[operator, union-attr]
     elif name.startswith("smooth"):
         model, shape = build_smooth(name.split()[1])
     else:
@@ -196,7 +209,7 @@ def test_any_multipliers_are_sound(name: str, seed: int) -> None:
 
 @pytest.mark.parametrize("kind", ["balls", "charges"])
 @pytest.mark.parametrize(
-    "name", ["mlp", "conv", "leaky", "residual", "concatenation", "smooth gelu"]
+    "name", ["mlp", "conv", "leaky", "residual", "surely negative", "smooth gelu"]
 )
 def test_searched_multipliers_are_sound(name: str, kind: str) -> None:
     _, graph, x, radii = setting(name)
@@ -506,3 +519,25 @@ def test_flat_networks_and_single_logits() -> None:
     w, b = torch.zeros(2, 4).double(), torch.tensor([1.0, 0.0]).double()
     found = certify(affine(w, b), points((4,), 2), 0.0, method="sdp-crown", max_radius=3.0)
     assert torch.allclose(found.radius_certified, torch.full((2,), 3.0).double())
+
+
+@pytest.mark.parametrize("shared", [False, True])
+def test_what_a_layer_passes_on_covers_its_charge_for_every_change(shared: bool) -> None:
+    """Also where a neuron is less steep than 1, or steeper: a charge is on changes as they are."""
+    generator = torch.Generator().manual_seed(2)
+    op = Linear(torch.randn(6, 9, generator=generator).double(), torch.zeros(6).double())
+    mask = torch.tensor([0.0, 0.1, 0.3, 1.0, 1.13, 1.0, 0.1, 0.0, 1.0]).double().unsqueeze(0)
+    charge = torch.rand(1, 1, 6, generator=generator, dtype=torch.float64)
+    zero = torch.zeros_like(mask)
+    moved = Moved(zero, zero, (zero, zero), torch.ones(1).double(), mask)
+    variables: Variables = {}
+    if shared:
+        variables["share", 0] = torch.randn(1, 1, 9, generator=generator).double()
+    passed, _ = coupled._passed(0, op, charge, moved, variables, ProvenPrices())
+    moves = torch.randn(500, 9, generator=generator).double() * (mask > 0)
+    weighted = charge[0, 0].sqrt().unsqueeze(1) * op.weight * (mask[0] > 0)
+    moves = torch.cat([moves, torch.linalg.svd(weighted).Vh[:3] * (mask > 0)])
+    spent = (charge[0] * (moves @ op.weight.T) ** 2).sum(1)
+    paid = (passed[0] * moves**2).sum(1)
+    assert bool((spent <= paid * (1 + 1e-12)).all())
+    assert bool((passed[0, 0][mask[0] == 0] == 0).all())

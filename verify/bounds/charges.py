@@ -1,8 +1,9 @@
 """What quadratic charges on a layer's output cost its input: diag(D) is at most τ·diag(S).
 
-For an affine layer z = W·u + b, Δzᵀ diag(D) Δz ≤ τ·Δuᵀ diag(S) Δu for every change Δu = diag(m)·v
-whenever τ ≥ ‖D^½ W diag(m) S^-½‖₂². The search takes τ from power iteration, which is from below;
-a proof takes a Cholesky factorisation of τ·I − M that runs to its end, M the smaller Gram matrix.
+For an affine layer z = W·u + b, Δzᵀ diag(D) Δz ≤ τ·Δuᵀ diag(S) Δu for every change Δu that is zero
+where m is, whenever τ ≥ ‖D^½ W diag(m) S^-½‖₂², m of 0 and 1. The search takes τ from power
+iteration, which is from below; a proof takes a Cholesky factorisation of τ·I − M that runs to its
+end, M the smaller Gram matrix.
 
 Source: for the rounding of the factorisation, Rump, "Verification of positive definiteness",
 BIT Numerical Mathematics 46, 2006: if it runs to its end on A, then A + E is positive definite for
@@ -67,7 +68,7 @@ class Prices:
             node: index of the layer, under which its vector is kept.
             op: the layer.
             charge: (B, R, *output shape) D ≥ 0.
-            mask: (B, *input shape) m.
+            mask: (B, *input shape) m: 1 for what may move, else 0.
             share: (B, R, *input shape) S > 0; None for ones.
         """
         scale = mask.unsqueeze(1)

@@ -32,14 +32,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from greg_cert.verify.bounds.ball_boxes import Moved
-from greg_cert.verify.bounds.charges import transposed
+from greg_cert.verify.bounds.charges import Prices, transposed
 from greg_cert.verify.crown import relax_activation
 from greg_cert.verify.graph import Activation, Add, Concat, Conv, Flatten, Graph, Linear, Smooth
 from greg_cert.verify.linear_bound import ROUNDING, slope_norms
 from greg_cert.verify.relax_smooth import relax_smooth
 
 Price = Callable[[int, Conv | Linear, Tensor, Tensor, Tensor | None], Tensor]
-"""(node, layer, D (B, R, …), mask (B, …), S (B, R, …) or None) to τ (B, R)."""
+"""(node, layer, D (B, R, …), what moves at all (B, …), S (B, R, …) or None) to τ (B, R)."""
 
 Variables = dict[tuple[str, int], Tensor]
 """What is searched, by kind and node: `lower` and `upper` slopes of an activation, `charge` log λ
@@ -92,6 +92,7 @@ def bound_rows(
     variables: Variables,
     price: Price,
     terms: Mapping[int, Tensor] | None = None,
+    balls: dict[int, Tensor] | None = None,
 ) -> RowBound:
     """The bound of rows (B, R, K) of the logits for these variables; differentiable in all of them.
 
@@ -104,6 +105,7 @@ def bound_rows(
         price: τ of a layer.
         terms: for each affine node the absolute terms that it sums, as in `absolute_terms`; None
             where nobody asks for the rounding, as in float32.
+        balls: to be filled with the best log μ (B, R) of each activation by itself.
     """
     batch, count = rows.shape[:2]
     zero = rows.new_zeros(batch, count)
@@ -142,6 +144,8 @@ def bound_rows(
                     *(i, negative_slope, a, charge, moved[node.inputs[0]], variables, times),
                     rounding=terms is not None,
                 )
+                if balls is not None:
+                    balls[i] = _best_ball(a, g, moved[node.inputs[0]], negative_slope)
                 offset = offset + gain
                 if rounding is not None:
                     size, lost = size + rounding[0], lost + rounding[1]
@@ -197,9 +201,10 @@ def _passed(
         return _up(charge * op.weight.reshape(-1, 1, 1) ** 2), None
     log_share = variables.get(("share", i))
     share = None if log_share is None else log_share.exp()
-    tau = _up(price(i, op, charge, source.mask, share))
-    shaped = tau.reshape(*tau.shape, *[1] * (source.mask.ndim - 1))
-    alive = (source.mask > 0).to(charge.dtype).unsqueeze(1)
+    # What cannot move is left out; how steep the rest is does not matter to their changes.
+    alive = (source.mask > 0).to(charge.dtype)
+    tau = _up(price(i, op, charge, alive, share))
+    shaped, alive = tau.reshape(*tau.shape, *[1] * (alive.ndim - 1)), alive.unsqueeze(1)
     return shaped * (alive if share is None else alive * share), tau
 
 
@@ -311,42 +316,13 @@ def _minimiser(
 def bisect_balls(
     graph: Graph, moved: Sequence[Moved], rows: Tensor, variables: Variables
 ) -> dict[int, Tensor]:
-    """For CROWN's slopes the best μ (B, R) of each activation, and no charges carried on.
+    """For given slopes the best log μ (B, R) of each activation, where no charges are carried on.
 
     The bound is concave in each μ, with derivative ½ Σ Δz² at the minimiser less ½ ρ².
     """
     found: dict[int, Tensor] = {}
-    slopes: dict[int, Tensor] = {len(graph.nodes) - 1: rows}
-
-    def give(node: int, slope: Tensor) -> None:
-        slopes[node] = slopes[node] + slope if node in slopes else slope
-
-    for i in range(len(graph.nodes) - 1, 0, -1):
-        if i not in slopes:
-            continue
-        a, node = slopes.pop(i), graph.nodes[i]
-        match node.op:
-            case Conv() | Linear():
-                give(node.inputs[0], transposed(node.op, a))
-            case Activation(slope):
-                source = moved[node.inputs[0]]
-                g = a * torch.where(a > 0, variables["lower", i], variables["upper", i])
-                found[i] = _best_ball(a, g, source, slope)
-                give(node.inputs[0], g)
-            case Smooth(kind):
-                below, _, above, _ = (
-                    t.unsqueeze(1) for t in relax_smooth(kind, *moved[node.inputs[0]].box)
-                )
-                give(node.inputs[0], a.clamp(min=0.0) * below + a.clamp(max=0.0) * above)
-            case Add():
-                for j in node.inputs:
-                    give(j, a)
-            case Concat():
-                sizes = [graph.nodes[j].shape[0] for j in node.inputs]
-                for j, part in zip(node.inputs, a.split(sizes, dim=2), strict=True):
-                    give(j, part)
-            case Flatten():
-                give(node.inputs[0], a.unflatten(2, graph.nodes[node.inputs[0]].shape))
+    slopes = {key: values for key, values in variables.items() if key[0] in ("lower", "upper")}
+    bound_rows(graph, moved, rows, slopes, Prices(), balls=found)
     return found
 
 
