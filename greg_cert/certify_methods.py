@@ -31,6 +31,10 @@ LINEAR = ("crown", "crown-ibp", "alpha-crown", "branch", "sdp-crown")
 PROOFS = (*LINEAR, "lipschitz")
 METHODS = (*PROOFS, "best", "clever", "smoothing")
 _BEST = ("crown", "lipschitz")
+L2_ONLY = (
+    "expected norm 2 for the method sdp-crown, but got inf: it rests on what an l2 ball cannot do, "
+    "move all neurons at once; an linf ball nearly can"
+)
 
 
 def chosen_methods(asked: str | Sequence[str]) -> tuple[str, ...]:

@@ -13,7 +13,7 @@ from pydantic import (
     model_validator,
 )
 
-from greg_cert.certify_methods import METHODS, chosen_methods
+from greg_cert.certify_methods import L2_ONLY, METHODS, chosen_methods
 from greg_cert.errors import UsageError
 from greg_cert.section import Section
 
@@ -86,6 +86,12 @@ class VerifyConfig(Section):
     def _correct_is_about_labels(self) -> Self:
         if self.correct and self.side == "ood":
             raise ValueError("expected side id or both beside correct, but got ood")
+        return self
+
+    @model_validator(mode="after")
+    def _balls_are_round(self) -> Self:
+        if "sdp-crown" in chosen_methods(self.method) and self.norm != "2":
+            raise ValueError(L2_ONLY)
         return self
 
     @property

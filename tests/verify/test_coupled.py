@@ -541,3 +541,11 @@ def test_what_a_layer_passes_on_covers_its_charge_for_every_change(shared: bool)
     paid = (passed[0] * moves**2).sum(1)
     assert bool((spent <= paid * (1 + 1e-12)).all())
     assert bool((passed[0, 0][mask[0] == 0] == 0).all())
+
+
+def test_a_configuration_that_asks_for_it_in_linf_is_refused() -> None:
+    from greg_cert.config import VerifyConfig
+
+    assert VerifyConfig(method="sdp-crown", norm="2").norm_value == 2.0
+    with pytest.raises(ValueError, match="norm 2 for the method sdp-crown"):
+        VerifyConfig(method=("crown", "sdp-crown"), norm="inf")

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
+from greg_cert.certify_methods import L2_ONLY
 from greg_cert.errors import UsageError
 from greg_cert.verify.bounds.ascent import Ascent
 from greg_cert.verify.bounds.ball_boxes import Moved, ball_boxes, layer_norms
@@ -111,13 +112,7 @@ class CoupledEngine:
             UsageError: for another norm than 2.
         """
         if norm != 2.0:
-            raise UsageError(LINF)
+            raise UsageError(L2_ONLY)
         with torch.no_grad():
             moved = ball_boxes(self._graph, self._norms, inputs, radii)
         return CoupledRelaxation(self._graph, moved, inputs, radii, self._steps)
-
-
-LINF = (
-    "expected norm 2 for the method sdp-crown, but got inf: it rests on what an l2 ball cannot do, "
-    "move all neurons at once; an linf ball nearly can"
-)

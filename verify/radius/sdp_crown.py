@@ -5,8 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from greg_cert.certify_methods import L2_ONLY
 from greg_cert.errors import UsageError
-from greg_cert.verify.bounds.coupled_engine import LINF, CoupledEngine
+from greg_cert.verify.bounds.coupled_engine import CoupledEngine
 from greg_cert.verify.goals import Goal
 from greg_cert.verify.graph import Graph
 from greg_cert.verify.linear_radius import Ladder, LinearRadius
@@ -30,7 +31,7 @@ class SdpCrownRadius:
         effort: CoupledEffort,
     ) -> None:
         if norm != 2.0:
-            raise UsageError(LINF)
+            raise UsageError(L2_ONLY)
         self._balls = LinearRadius(
             graph,
             draft,
