@@ -75,17 +75,16 @@ class Certificates:
         Args:
             attacked: (B,) distance at which an attack succeeded; inf or NaN where none did.
         """
-        claims = [getattr(self, name, self.other.get(name)) for name in CLAIMS]
-        claimed = torch.stack([c for c in claims if isinstance(c, Tensor)]).nan_to_num(nan=0.0)
-        claimed = claimed.amax(0)
-        broken = (claimed > 0) & (attacked <= claimed)
-        if not broken.any():
-            return self
-        left = {
-            name: torch.where(broken, 0.0, values)
+        claims = {
+            name: values
             for name in CLAIMS
             if isinstance(values := getattr(self, name, self.other.get(name)), Tensor)
         }
+        claimed = torch.stack(list(claims.values())).nan_to_num(nan=0.0).amax(0)
+        broken = (claimed > 0) & (attacked <= claimed)
+        if not broken.any():
+            return self
+        left = {name: torch.where(broken, 0.0, values) for name, values in claims.items()}
         return replace(
             self,
             radius_attack=self.radius_attack.fmin(attacked),

@@ -28,7 +28,8 @@ from greg_cert.verify.graph import (
     forward_all,
 )
 from greg_cert.verify.interval import Interval, activation_derivative, forward_interval
-from greg_cert.verify.lipschitz.operator_norms import operator_norm
+from greg_cert.verify.lipschitz.operator_norms import operator_norm, row_norms
+from greg_cert.verify.norms import per_sample
 from greg_cert.verify.rounding import forward_errors
 from greg_cert.verify.smooth import crosses_jump, slope_range
 
@@ -110,7 +111,8 @@ def ball_boxes(
         interval = forward_interval(node.op, [p.box for p in parents])
         reach, mask = _ball_of(node.op, parents, norms.get(i), centre)
         if isinstance(node.op, (Conv, Linear)):
-            half = _rows(node.op, parents[0], centre) * (1 + _SLACK) + error
+            length = row_norms(node.op, parents[0].mask)
+            half = per_sample(parents[0].ball, length) * length * (1 + _SLACK) + error
             interval = _meet(interval, (centre - half, centre + half))
         found = Moved(centre, error, interval, reach * (1 + _SLACK), mask)
         if isinstance(node.op, Smooth):
@@ -156,16 +158,6 @@ def _ball_of(
 
 def _steepest(box: Interval, slope: float) -> Tensor:
     return activation_derivative(*box, slope)[1]
-
-
-def _rows(op: Conv | Linear, parent: Moved, like: Tensor) -> Tensor:
-    """ρ·‖row·diag(mask)‖₂ of every neuron, (B, *shape)."""
-    squared = parent.mask**2
-    if isinstance(op, Conv):
-        total = op.apply(squared, op.weight**2)
-    else:
-        total = squared @ (op.weight**2).T
-    return parent.ball.reshape(-1, *[1] * (like.ndim - 1)) * total.clamp_min(0.0).sqrt()
 
 
 def _meet(one: Interval, other: Interval) -> Interval:

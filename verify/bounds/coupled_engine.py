@@ -93,15 +93,17 @@ class CoupledEngine:
 
     Args:
         graph: the network.
-        memory: not needed; neurons have no backward passes of their own.
+        norms: of its layers, as by `layer_norms`, where they are known.
         steps: of the slopes, for each set of rows; 0 for CROWN's.
     """
 
     name = "coupled"
 
-    def __init__(self, graph: Graph, memory: int | None = None, steps: int = _STEPS) -> None:
+    def __init__(
+        self, graph: Graph, norms: Mapping[int, float] | None = None, steps: int = _STEPS
+    ) -> None:
         self._graph, self._steps = graph, steps
-        self._norms = layer_norms(graph)
+        self._norms = layer_norms(graph) if norms is None else norms
 
     def relax(
         self, inputs: Tensor, radii: Tensor, norm: float, method: str = "sdp-crown"

@@ -132,4 +132,4 @@ def row_norms(op: Conv | Linear, mask: Tensor) -> Tensor:
     squared, masks = op.weight**2, mask**2
     found = op.apply(masks, squared) if isinstance(op, Conv) else F.linear(masks, squared)
     terms = (op.weight[0].numel() + 8) * torch.finfo(op.weight.dtype).eps
-    return found.sqrt() * (1 + terms)
+    return found.clamp_min(0.0).sqrt() * (1 + terms)  # a fast convolution may round below zero

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from greg_cert.certify_methods import L2_ONLY
 from greg_cert.errors import UsageError
+from greg_cert.verify.bounds.ball_boxes import layer_norms
 from greg_cert.verify.bounds.coupled_engine import CoupledEngine
 from greg_cert.verify.goals import Goal
 from greg_cert.verify.graph import Graph
@@ -32,15 +33,16 @@ class SdpCrownRadius:
     ) -> None:
         if norm != 2.0:
             raise UsageError(L2_ONLY)
+        norms = layer_norms(graph)  # those of the draft would be found anew, and only scout
         self._balls = LinearRadius(
             graph,
             draft,
-            CoupledEngine(graph),
+            CoupledEngine(graph, norms),
             "sdp-crown",
             norm,
             max_radius,
             ladder,
-            scouts=CoupledEngine,
+            scouts=lambda graph, memory: CoupledEngine(graph, norms),
         )
         self._neurons = CoupledRadius(graph, draft, max_radius, effort)
 
