@@ -10,8 +10,8 @@ from torch import Tensor
 from greg_cert.verify.bounds.coupled import Variables
 
 _FIRST, _SECOND = 0.7, 0.99  # Adam's two means; a longer memory overshoots
-_RATES = {"lower": 0.05, "upper": 0.05, "weights": 0.05}
-_RATE = 0.05  # of logarithms
+_RATES = {"weights": 0.05}
+_RATE = 0.15  # of slopes and of logarithms
 
 
 class Ascent:

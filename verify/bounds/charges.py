@@ -14,20 +14,18 @@ from __future__ import annotations
 
 import math
 
-import numpy as np
-import scipy.sparse.linalg
 import torch
 from torch import Tensor
 
 from greg_cert.verify.graph import Conv, Linear
+from greg_cert.verify.lipschitz.band import Band, gram_band, is_positive
+from greg_cert.verify.lipschitz.krylov import largest_eigenvalue_estimate
+from greg_cert.verify.lipschitz.layers import as_convolution
 
-LARGEST_GRAM = 4096
-"""Rows of the largest Gram matrix that is factorised."""
-
-_MARGINS = (1e-4, 1e-3, 1e-2, 1e-1)  # over the estimate from below, tried in turn
-_FIRST_STEPS = 10  # of power iteration, from nowhere
-_DENSE, _NEAR = 32, 1e-5  # sizes up to which all eigenvalues are found, and how near else
-_CHUNK = 2**24  # elements of unit vectors at a time
+_STEPS = 30  # of the iteration that finds where a proof begins
+_MARGINS = (3e-4, 3e-3, 3e-2)  # over the estimate from below, tried in turn
+_FIRST_STEPS = 6  # of power iteration, from nowhere
+_VECTORS, _SMOOTHING = 4, 0.015  # of the block, and relative to the largest Ritz value
 
 
 def applied(op: Conv | Linear, v: Tensor) -> Tensor:
@@ -45,13 +43,16 @@ def transposed(op: Conv | Linear, v: Tensor) -> Tensor:
 
 
 class Prices:
-    """τ by power iteration, each call from where the last one ended.
+    """τ by block power iteration, each call from where the last one ended.
 
-    A lower bound of the true price: for the search alone.
+    Where a search ends, the largest eigenvalues are nearly equal: the derivative of the largest
+    alone jumps from one to another at each step, and the search with it. Therefore the mean of the
+    block's Ritz values, weighted by their softmax, which is smooth. It is below the true price: for
+    the search alone.
 
     Attributes:
         steps: of a call.
-        last: by node what the last call gave.
+        last: by node the largest Ritz value of the last call.
     """
 
     def __init__(self, steps: int = 1) -> None:
@@ -75,18 +76,31 @@ class Prices:
         scale = scale if share is None else scale * torch.rsqrt(share)
         steps = self.steps
         v = self._vectors.get(node)
-        if v is None or v.shape[:2] != charge.shape[:2]:
-            generator = torch.Generator().manual_seed(node)
-            noise = torch.rand(mask.shape[1:], generator=generator, dtype=torch.float64)
-            v = (0.5 + noise).to(mask).expand(*charge.shape[:2], *mask.shape[1:])
+        if v is None:
+            v = self._first(node, charge.shape[:2], mask)
             steps = max(steps, _FIRST_STEPS)
         with torch.no_grad():
+            # Any scale serves here, and float32 has no room for the squares of small charges.
+            largest = charge.flatten(2).amax(2).clamp_min(torch.finfo(charge.dtype).tiny)
+            weight = (charge / _shaped(largest, charge)).unsqueeze(2)
             for _ in range(steps):
-                v = _unit(scale * transposed(op, charge * applied(op, scale * v)))
+                v = _orthonormal(_mapped(op, weight, scale, v))
+            values, v = _ritz(_applied(op, scale, v), weight, v)
             self._vectors[node] = v
-        tau = (charge * applied(op, scale * v) ** 2).flatten(2).sum(2)
-        self.last[node] = tau.detach()
-        return tau
+            self.last[node] = largest * values.amax(2)
+            width = _SMOOTHING * values.amax(2, keepdim=True)
+            part = (values / width.clamp_min(torch.finfo(width.dtype).tiny)).softmax(2)
+        each = (charge.unsqueeze(2) * _applied(op, scale, v) ** 2).flatten(3).sum(3)
+        return (part * each).sum(2)
+
+    def _first(self, node: int, rows: torch.Size, mask: Tensor) -> Tensor:
+        """Where the iteration begins, (B, R, V, *input shape); the same for all samples."""
+        shape = mask.shape[1:]
+        generator = torch.Generator().manual_seed(node)
+        noise = torch.rand(_VECTORS, *shape, generator=generator, dtype=torch.float64)
+        noise[1:] -= 0.5
+        noise = noise[: shape.numel()]
+        return noise.to(mask).expand(*rows, *noise.shape)
 
     def of(self, members: Tensor) -> Prices:
         """The same for some samples."""
@@ -129,64 +143,58 @@ def largest_eigenvalue(op: Conv | Linear, rows: Tensor, columns: Tensor) -> Tens
         rows: (*output shape) nonnegative.
         columns: (*input shape) nonnegative.
     """
-    gram = _gram(op, rows, columns)
-    if gram is None:
+    conv = as_convolution(op)
+    rows, columns = rows.reshape(conv.output_shape), columns.reshape(conv.input_shape)
+    band = Band.of(conv)
+    if not band.fits:
         return rows.new_tensor(torch.inf)
-    size, trace = len(gram), float(gram.diagonal().sum())
+    gram = gram_band(conv, band, rows, columns)
+    diagonal = gram[:, 0]
+    size, trace = len(gram), float(diagonal.sum())
     if trace == 0.0 or not math.isfinite(trace):
         return rows.new_tensor(trace if trace == 0.0 else torch.inf)
-    estimate = max(_from_below(gram), float(gram.diagonal().max()))
+
+    def apply(v: Tensor) -> Tensor:
+        scaled = columns * v.reshape(1, *conv.input_shape)
+        return (columns * conv.adjoint(rows**2 * conv.apply(scaled, conv.weight))).flatten(1)
+
+    below = largest_eigenvalue_estimate(apply, columns.numel(), rows, batch=1, steps=_STEPS)
+    estimate = max(float(below), float(diagonal.max()))
     eps = torch.finfo(gram.dtype).eps
     # What building the matrix and factorising it may have rounded off.
     terms = op.weight[0].numel() + op.weight[:, 0].numel()
     lost = (4 * terms + size + 8) * eps
-    shifted, level = gram.neg_(), 0.0
     for margin in _MARGINS:
-        shifted.diagonal().add_(estimate * (1 + margin) - level)
         level = estimate * (1 + margin)
-        _, info = torch.linalg.cholesky_ex(shifted)  # of the lower triangle; NaN fails
-        if int(info) == 0:
+        if is_positive(gram, level):
             return rows.new_tensor(level + lost * (size * level + 2 * trace))
     return rows.new_tensor(trace * (1 + lost * size))
 
 
-def _gram(op: Conv | Linear, rows: Tensor, columns: Tensor) -> Tensor | None:
-    """The smaller of the two Gram matrices of diag(rows)·W·diag(columns), or None if too large."""
-    n, m = columns.numel(), rows.numel()
-    if min(n, m) > LARGEST_GRAM:
-        return None
-    if isinstance(op, Linear):
-        matrix = rows.unsqueeze(1) * op.weight * columns
-        return matrix.T @ matrix if n <= m else matrix @ matrix.T
-    size, shape = (n, columns.shape) if n <= m else (m, rows.shape)
-    gram = rows.new_empty(size, size)
-    chunk = max(1, _CHUNK // max(n, m))
-    for start in range(0, size, chunk):
-        unit = rows.new_zeros(min(chunk, size - start), size)
-        unit.diagonal(start).fill_(1.0)
-        v = unit.reshape(1, -1, *shape)
-        if n <= m:
-            v = columns * transposed(op, rows**2 * applied(op, columns * v))
-        else:
-            v = rows * applied(op, columns**2 * transposed(op, rows * v))
-        gram[start : start + chunk] = v.flatten(2)[0]
-    return gram
+def _shaped(numbers: Tensor, like: Tensor) -> Tensor:
+    """(B, R) as (B, R, 1, …), to go with `like`."""
+    return numbers.reshape(*numbers.shape, *[1] * (like.ndim - numbers.ndim))
 
 
-def _from_below(gram: Tensor) -> float:
-    """Nearly the largest eigenvalue, by a few Lanczos steps."""
-    if len(gram) <= _DENSE:
-        return float(torch.linalg.eigvalsh(gram)[-1])
-    start = np.linspace(0.5, 1.5, len(gram))
-    matrix = gram.cpu().numpy()
-    try:
-        found = scipy.sparse.linalg.eigsh(matrix, 1, v0=start, tol=_NEAR, return_eigenvectors=False)
-    except scipy.sparse.linalg.ArpackError:  # then the diagonal is what is left
-        return 0.0
-    return float(found[0])
+def _applied(op: Conv | Linear, scale: Tensor, v: Tensor) -> Tensor:
+    """W·diag(scale)·v of blocks v (B, R, V, *input shape)."""
+    return torch.unflatten(applied(op, (scale.unsqueeze(2) * v).flatten(1, 2)), 1, v.shape[1:3])
 
 
-def _unit(v: Tensor) -> Tensor:
-    length = torch.linalg.vector_norm(v.flatten(2), dim=2).clamp_min(torch.finfo(v.dtype).tiny)
-    unit: Tensor = v / length.reshape(*v.shape[:2], *[1] * (v.ndim - 2))
-    return unit
+def _mapped(op: Conv | Linear, weight: Tensor, scale: Tensor, v: Tensor) -> Tensor:
+    """The Gram matrix, times blocks v (B, R, V, *input shape)."""
+    back = transposed(op, (weight * _applied(op, scale, v)).flatten(1, 2))
+    return scale.unsqueeze(2) * torch.unflatten(back, 1, v.shape[1:3])
+
+
+def _orthonormal(v: Tensor) -> Tensor:
+    q = torch.linalg.qr(v.flatten(3).transpose(2, 3).nan_to_num())[0]
+    return q.transpose(2, 3).reshape(v.shape)
+
+
+def _ritz(y: Tensor, weight: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+    """Ritz values (B, R, V) at least 0 and vectors of orthonormal v, whose images are y."""
+    y = y.flatten(3)
+    gram = ((weight.flatten(3) * y) @ y.transpose(2, 3)).nan_to_num()
+    values, turn = torch.linalg.eigh(gram)
+    return values.clamp_min(0.0), (turn.transpose(2, 3) @ v.flatten(3)).reshape(v.shape)

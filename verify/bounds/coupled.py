@@ -93,6 +93,7 @@ def bound_rows(
     price: Price,
     terms: Mapping[int, Tensor] | None = None,
     balls: dict[int, Tensor] | None = None,
+    least: float = 0.0,
 ) -> RowBound:
     """The bound of rows (B, R, K) of the logits for these variables; differentiable in all of them.
 
@@ -106,6 +107,7 @@ def bound_rows(
         terms: for each affine node the absolute terms that it sums, as in `absolute_terms`; None
             where nobody asks for the rounding, as in float32.
         balls: to be filled with the best log μ (B, R) of each activation by itself.
+        least: as of `bisect_balls`.
     """
     batch, count = rows.shape[:2]
     zero = rows.new_zeros(batch, count)
@@ -145,7 +147,7 @@ def bound_rows(
                     rounding=terms is not None,
                 )
                 if balls is not None:
-                    balls[i] = _best_ball(a, g, moved[node.inputs[0]], negative_slope)
+                    balls[i] = _best_ball(a, g, moved[node.inputs[0]], negative_slope, least)
                 offset = offset + gain
                 if rounding is not None:
                     size, lost = size + rounding[0], lost + rounding[1]
@@ -314,19 +316,30 @@ def _minimiser(
 
 @torch.no_grad()
 def bisect_balls(
-    graph: Graph, moved: Sequence[Moved], rows: Tensor, variables: Variables
+    graph: Graph,
+    moved: Sequence[Moved],
+    rows: Tensor,
+    variables: Variables,
+    least: float = _LEAST,
 ) -> dict[int, Tensor]:
     """For given slopes the best log μ (B, R) of each activation, where no charges are carried on.
 
     The bound is concave in each μ, with derivative ½ Σ Δz² at the minimiser less ½ ρ².
+
+    Args:
+        graph: the network.
+        moved: of every node.
+        rows: (B, R, K) of the logits.
+        variables: the slopes.
+        least: share of the largest μ that may be of use, below which none is looked for.
     """
     found: dict[int, Tensor] = {}
     slopes = {key: values for key, values in variables.items() if key[0] in ("lower", "upper")}
-    bound_rows(graph, moved, rows, slopes, Prices(), balls=found)
+    bound_rows(graph, moved, rows, slopes, Prices(), balls=found, least=least)
     return found
 
 
-def _best_ball(a: Tensor, g: Tensor, source: Moved, slope: float) -> Tensor:
+def _best_ball(a: Tensor, g: Tensor, source: Moved, slope: float, least: float) -> Tensor:
     z = source.centre.unsqueeze(1)
     low, high = (t.unsqueeze(1) for t in source.box)
     radius = source.reach.unsqueeze(1)
@@ -334,7 +347,7 @@ def _best_ball(a: Tensor, g: Tensor, source: Moved, slope: float) -> Tensor:
     # At this μ no neuron's pull takes it further than the ball in all.
     pull = torch.maximum((g - a).abs(), (g - slope * a).abs()).flatten(2).norm(dim=2)
     top = pull / radius.clamp_min(torch.finfo(a.dtype).tiny)
-    lower = (top * _LEAST).clamp_min(1e-30).log()
+    lower = (top * least).clamp_min(1e-30).log()
     upper = top.clamp_min(1e-29).log()
     for _ in range(_BISECTIONS):
         middle = (lower + upper) / 2

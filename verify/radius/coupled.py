@@ -15,7 +15,7 @@ from torch import Tensor
 
 from greg_cert.verify.bounds.ascent import Ascent
 from greg_cert.verify.bounds.ball_boxes import Moved, ball_boxes, layer_norms
-from greg_cert.verify.bounds.charges import LARGEST_GRAM, Prices, ProvenPrices
+from greg_cert.verify.bounds.charges import Prices, ProvenPrices
 from greg_cert.verify.bounds.coupled import (
     RowBound,
     Variables,
@@ -27,6 +27,8 @@ from greg_cert.verify.bounds.coupled import (
 from greg_cert.verify.duality import allowance, entropy, lower_rows
 from greg_cert.verify.goals import Goal
 from greg_cert.verify.graph import NONLINEAR, Conv, Graph, Linear
+from greg_cert.verify.lipschitz.band import Band
+from greg_cert.verify.lipschitz.layers import as_convolution
 from greg_cert.verify.native_engine import NativeEngine
 from greg_cert.verify.rounding import absolute_terms
 
@@ -35,6 +37,7 @@ WEIGHTS = ("weights", -1)
 
 _GUESS = 0.4  # of the first-order radius, where the search begins
 _LEAST_STEP, _LARGEST_STEP = 0.5, 1.5  # of ε from one round to the next
+_FIRST_CHARGE = 0.1  # of the largest multiplier of a ball that may be of use
 _DONE = 0.003  # of ε, by which neither ε nor q still moves
 _CROWN = 2**20  # neurons × values of the widest node, up to which CROWN bounds neurons too
 _SETTLING = 30  # steps of power iteration, once, at the end
@@ -185,7 +188,7 @@ class _Search:
         weights = weights.log_softmax(2) if goal.soft else (8 * weights).log_softmax(2)
         rows, _ = lower_rows(goal, _weights(weights, goal))
         variables = first_variables(self._graph, moved, 1)
-        balls = bisect_balls(self._graph, moved, rows, variables)
+        balls = bisect_balls(self._graph, moved, rows, variables, _FIRST_CHARGE)
         if not self._charged:
             return {**variables, **{("ball", i): mu for i, mu in balls.items()}, WEIGHTS: weights}
         for i, node in enumerate(self._graph.nodes):
@@ -260,8 +263,7 @@ def charged_activations(graph: Graph) -> frozenset[int]:
         while stack and small:
             node = graph.nodes[j := stack.pop()]
             if isinstance(node.op, (Conv, Linear)) and not _is_diagonal(node.op):
-                sizes = (math.prod(graph.nodes[node.inputs[0]].shape), math.prod(node.shape))
-                small = min(sizes) <= LARGEST_GRAM
+                small = Band.of(as_convolution(node.op)).fits
             if j and not isinstance(node.op, NONLINEAR):
                 stack += node.inputs
         if small:
