@@ -11,7 +11,7 @@ from greg_cert.verify.bounds.coupled import Variables
 
 _FIRST, _SECOND = 0.7, 0.99  # Adam's two means; a longer memory overshoots
 _RATES = {"weights": 0.05}
-_RATE = 0.15  # of slopes and of logarithms
+_RATE = 0.1  # of slopes and of logarithms
 
 
 class Ascent:

@@ -154,7 +154,7 @@ class _Search:
             tried, before = ball[members], self.reached[members]
             reach = self._climb(members, tried, rates)
             self.reached[members] = reach
-            step = (reach / tried).clamp_min(0.0).sqrt().clamp(_LEAST_STEP, _LARGEST_STEP)
+            step = (reach / tried).clamp(_LEAST_STEP, _LARGEST_STEP)
             ball[members] = (tried * step).clamp(max=max_radius)
             capped = (tried >= max_radius) & (reach >= max_radius)
             still = ((reach / tried - 1).abs() < _DONE) & ((reach - before).abs() < _DONE * tried)
