@@ -15,6 +15,7 @@ from greg_cert.errors import EngineError, UnsupportedModelError
 from greg_cert.verify.engine import make_engine
 from greg_cert.verify.graph import Activation, Conv, Graph, Linear, Smooth
 from greg_cert.verify.lipschitz import global_constant, norm_from_below, operator_norm
+from greg_cert.verify.max_pool import MaxPool
 from greg_cert.verify.memory import sample_bytes
 from greg_cert.verify.trace import trace_model
 
@@ -98,7 +99,11 @@ def diagnose(model: nn.Module, input_shape: tuple[int, ...]) -> Diagnosis:
 def _layer(graph: Graph, i: int) -> Layer:
     node = graph.nodes[i]
     reads = tuple(graph.nodes[j].name for j in node.inputs)
-    lirpa = "no: a smooth activation" if isinstance(node.op, Smooth) else "yes"
+    lirpa = "yes"
+    if isinstance(node.op, Smooth):
+        lirpa = "no: a smooth activation"
+    elif isinstance(node.op, MaxPool):
+        lirpa = "no: windows overlap or reach over the border"
     engines = {"native": "yes", "auto-lirpa": lirpa}
     layer = Layer(node.name, _kind(node.op), reads, node.shape, engines)
     if isinstance(node.op, (Conv, Linear)):
@@ -121,6 +126,8 @@ def _kind(op: object) -> str:
             return f"LeakyReLU {slope:g}"
         case Smooth(kind):
             return f"smooth {kind}"
+        case MaxPool():
+            return f"max pool {op.kernel[0]}x{op.kernel[1]}, {op.overlap} windows a pixel"
         case _:
             return type(op).__name__.lower()
 
