@@ -45,6 +45,7 @@ class Context:
     batch: int
     values: dict[fx.Node, Any] = field(default_factory=dict)
     index: dict[fx.Node, int] = field(default_factory=dict)  # canonical node, if not a constant
+    whole_pools: bool = False  # whether max pools that could be trees of ReLU are not
 
 
 @dataclass(frozen=True)
@@ -220,8 +221,8 @@ def _max_pool(c: Call) -> int:
     dilation = _pair(c.attribute(4, "dilation", 1))
     ceil_mode = bool(c.attribute(5, "ceil_mode", False))
     op = MaxPool(c.builder.shape(i), kernel, stride, padding, dilation, ceil_mode)
-    apart = stride == kernel and dilation == (1, 1)
-    if (apart and bool(op.real.all())) or op.size == 1:
+    apart = stride == kernel and dilation == (1, 1) and bool(op.real.all())
+    if (apart and not c.context.whole_pools) or op.size == 1:
         return c.builder.max_pool(c.name, i, kernel, stride)
     return c.builder.pool_windows(c.name, i, op)
 

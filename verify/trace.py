@@ -36,12 +36,15 @@ class _Tracer(fx.Tracer):
         return super().is_leaf_module(m, module_qualified_name)
 
 
-def trace_model(model: nn.Module, input_shape: tuple[int, ...]) -> Graph:
+def trace_model(
+    model: nn.Module, input_shape: tuple[int, ...], *, whole_pools: bool = False
+) -> Graph:
     """The canonical float64 graph of a classifier in evaluation mode.
 
     Args:
         model: raw images (B, *input_shape) to logits (B, K); left as it was found.
         input_shape: shape of one input, (C, H, W) or (D,).
+        whole_pools: make every max pool one node; else those of kernel = stride are trees of ReLU.
 
     Returns:
         A graph on the CPU or the model's device, checked to equal the model on random inputs.
@@ -72,7 +75,7 @@ def trace_model(model: nn.Module, input_shape: tuple[int, ...]) -> Graph:
     generator = torch.Generator().manual_seed(0)
     probe = torch.rand(_PROBES, *input_shape, generator=generator, dtype=torch.float64).to(device)
     with torch.no_grad():
-        graph = _Translation(traced, probe).run()
+        graph = _Translation(traced, probe, whole_pools).run()
     for node in graph.nodes:
         if isinstance(node.op, (Conv, Linear)) and not (
             node.op.weight.isfinite().all() and node.op.bias.isfinite().all()
@@ -88,13 +91,26 @@ def trace_model(model: nn.Module, input_shape: tuple[int, ...]) -> Graph:
     return graph
 
 
+def with_whole_pools(model: nn.Module, graph: Graph) -> Graph:
+    """The graph of `model` with every max pool as one node.
+
+    CROWN's boxes of all neurons make more of trees of ReLU; bounds over balls, which lose a factor
+    a level of such a tree, make more of lines around whole windows.
+    """
+    names = [node.name for node in graph.nodes]
+    if len(set(names)) == len(names):  # a tree is several nodes of one layer
+        return graph
+    return trace_model(model, graph.input_shape, whole_pools=True)
+
+
 class _Translation:
     """Walks the fx graph once, running it on a probe and building the canonical graph beside it."""
 
-    def __init__(self, traced: fx.GraphModule, probe: Tensor) -> None:
+    def __init__(self, traced: fx.GraphModule, probe: Tensor, whole_pools: bool) -> None:
         self.traced = traced
         self.probe = probe
-        self.context = Context(GraphBuilder(tuple(probe.shape[1:])), len(probe))
+        builder = GraphBuilder(tuple(probe.shape[1:]))
+        self.context = Context(builder, len(probe), whole_pools=whole_pools)
         self.versions: dict[fx.Node, int] = {}
 
     def run(self) -> Graph:

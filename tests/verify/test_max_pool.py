@@ -14,12 +14,13 @@ from soundness import (
     attack_certificates,
     attack_lipschitz,
     attack_relaxation,
+    ball_points,
     middle_threshold,
 )
 from torch import Tensor, nn
 
 from greg_cert.errors import EngineError
-from greg_cert.verify import certify, global_lipschitz_bound
+from greg_cert.verify import certify, global_lipschitz_bound, score_bound
 from greg_cert.verify.bounds.ball_boxes import ball_boxes, layer_norms
 from greg_cert.verify.bounds.charges import Prices
 from greg_cert.verify.bounds.coupled import bound_rows, first_variables, value_and_slope
@@ -30,7 +31,7 @@ from greg_cert.verify.max_pool import MaxPool, share_range
 from greg_cert.verify.radius.coupled import CoupledEffort
 from greg_cert.verify.relax_pool import relax_pool
 from greg_cert.verify.rounding import forward_errors
-from greg_cert.verify.trace import trace_model
+from greg_cert.verify.trace import trace_model, with_whole_pools
 
 SHAPE = (2, 6, 6)
 POOLS = {
@@ -306,3 +307,25 @@ def test_pools_that_do_not_overlap_stay_trees() -> None:
     for layer in (nn.MaxPool2d(2), nn.MaxPool2d(3, ceil_mode=True), nn.MaxPool2d(1, 2)):
         graph = trace_model(nn.Sequential(layer, nn.Flatten()), SHAPE)
         assert not any(isinstance(node.op, MaxPool) for node in graph.nodes)
+
+
+def test_coupled_bounds_take_every_pool_whole() -> None:
+    model = nn.Sequential(nn.Conv2d(2, 3, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten(),
+                          nn.Linear(27, 3))  # fmt: skip
+    model = randomise(model, torch.Generator().manual_seed(2)).double().eval()
+    tree, x = trace_model(model, SHAPE), points(SHAPE, 3)
+    whole = with_whole_pools(model, tree)
+    assert sum(isinstance(node.op, MaxPool) for node in whole.nodes) == 1
+    assert torch.allclose(forward_all(whole, x)[-1], model(x))
+    assert with_whole_pools(model, whole) is whole  # no layer of several nodes is left
+    # A tree loses a factor a level of what the ball moves; the bound on the score says so.
+    radii = torch.full((3,), 0.2, dtype=torch.float64)
+    far = [ball_boxes(g, layer_norms(g), x, radii)[-1].reach for g in (whole, tree)]
+    assert bool((far[0] < far[1]).all())
+    threshold = middle_threshold(model, x)
+    result = certify(model, x, threshold, method="sdp-crown", max_radius=2.0, **QUICK)
+    assert attack_certificates(model, x, threshold, "id", 2.0, result) > 0
+    for side, sign in (("id", 1.0), ("ood", -1.0)):
+        bound = score_bound(model, x, 0.2, side=side, method="sdp-crown")
+        for y in ball_points(x, radii, 2.0):
+            assert bool((sign * -torch.logsumexp(model(y), 1) <= sign * bound).all())
