@@ -20,6 +20,7 @@ from greg_cert.verify.activation_calls import (
 )
 from greg_cert.verify.build import GraphBuilder
 from greg_cert.verify.max_pool import MaxPool
+from greg_cert.verify.ways_on import way_on
 
 LEAVES: tuple[type[nn.Module], ...] = (
     nn.Conv2d,
@@ -77,7 +78,8 @@ class Call:
             type(self.target).__name__ if module else getattr(self.target, "__name__", self.target)
         )
         return UnsupportedModelError(
-            f"layer {self.name!r} ({kind}) cannot be bounded soundly: {why}. Supported: Conv2d, "
+            f"layer {self.name!r} ({kind}) cannot be bounded soundly: {why}. A way on: "
+            f"{way_on(kind)}. Supported: Conv2d, "
             f"Linear, BatchNorm, {ACTIVATION_NAMES}, addition, channel concatenation, average "
             "pools, MaxPool2d, Flatten, Dropout and per-channel constants"
         )

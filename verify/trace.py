@@ -8,6 +8,7 @@ forward into a zero-padded convolution, because that would change the border.
 
 from __future__ import annotations
 
+import math
 import operator
 from typing import Any
 
@@ -24,6 +25,7 @@ from greg_cert.verify.scorer import check_weights
 from greg_cert.verify.structure import check_model, check_traceable, says_what_it_does
 
 _SMALLEST = 1e-100  # far beyond float32, and products of three still fit into float64
+_LARGE = 10**8  # products of one input, beyond which few random points are tried
 _PROBES = 3  # batch of the tracing input; not 1, so that a flattened batch axis cannot pass unseen
 
 
@@ -84,8 +86,10 @@ def trace_model(
                 f"layer {node.name!r} scales by what is not finite: it divides by zero, or its "
                 "weights leave float64"
             )
-    # Outside [0, 1] too, because balls are not clipped.
-    x = torch.randn(5, *input_shape, generator=generator, dtype=torch.float64).to(device)
+    # Outside [0, 1] too, because balls are not clipped. A large network takes seconds a point, and
+    # is compared again at the samples themselves.
+    count = 5 if multiplications(graph) <= _LARGE else 2
+    x = torch.randn(count, *input_shape, generator=generator, dtype=torch.float64).to(device)
     for inputs in (x, x.sigmoid()):
         check_agreement(lambda x: twin(x.clone()), graph, inputs, "random inputs")
     return graph
@@ -101,6 +105,15 @@ def with_whole_pools(model: nn.Module, graph: Graph) -> Graph:
     if len(set(names)) == len(names):  # a tree is several nodes of one layer
         return graph
     return trace_model(model, graph.input_shape, whole_pools=True)
+
+
+def multiplications(graph: Graph) -> int:
+    """Products that one input takes."""
+    return sum(
+        node.op.weight.numel() * math.prod(node.shape[1:])
+        for node in graph.nodes
+        if isinstance(node.op, (Conv, Linear))
+    )
 
 
 class _Translation:
