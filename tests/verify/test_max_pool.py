@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from problems import points, randomise
+from problems import climb, points, randomise
 from soundness import (
     attack_certificates,
     attack_lipschitz,
@@ -21,9 +21,15 @@ from torch import Tensor, nn
 
 from greg_cert.errors import EngineError
 from greg_cert.verify import certify, global_lipschitz_bound, score_bound
+from greg_cert.verify.bounds.ascent import Ascent
 from greg_cert.verify.bounds.ball_boxes import ball_boxes, layer_norms
 from greg_cert.verify.bounds.charges import Prices
-from greg_cert.verify.bounds.coupled import bound_rows, first_variables, value_and_slope
+from greg_cert.verify.bounds.coupled import (
+    Variables,
+    bound_rows,
+    first_variables,
+    value_and_slope,
+)
 from greg_cert.verify.bounds.coupled_engine import CoupledEngine
 from greg_cert.verify.engine import Engine, make_engine
 from greg_cert.verify.graph import Graph, forward_all
@@ -79,6 +85,15 @@ def _stem() -> nn.Module:
 
 NETWORKS = {
     "torchvision": _stem,
+    "charged": lambda: nn.Sequential(
+        nn.Conv2d(2, 3, 3, padding=1),
+        nn.ReLU(),
+        nn.MaxPool2d(3, 1, 1),
+        nn.Conv2d(3, 4, 3, 2),
+        nn.ReLU(),
+        nn.Flatten(),
+        nn.Linear(16, 3),
+    ),
     "signed": lambda: nn.Sequential(
         nn.Conv2d(2, 3, 3, padding=1),
         nn.MaxPool2d(3, 2, 1),
@@ -251,28 +266,37 @@ def test_balls_hold_what_layers_move(name: str) -> None:
             assert bool((needed <= found.ball * (1 + 1e-9) + 1e-9).all())
 
 
-def test_charges_pass_a_pool_to_every_window_s_members() -> None:
-    """Random charges behind a pool prove what holds, and one of a single pixel is paid by all."""
-    graph = trace_model(network("torchvision"), SHAPE)
-    x, radii = points(SHAPE, 2), torch.tensor([0.1, 0.6], dtype=torch.float64)
-    norms = layer_norms(graph)
-    moved = ball_boxes(graph, norms, x, radii)
+def test_charges_pass_a_pool_to_every_member_of_a_window() -> None:
+    """Charges that a search likes prove what attacks cannot break: were they lost, it would."""
+    graph = trace_model(network("charged"), SHAPE)
+    x, radii = points(SHAPE, 2), torch.tensor([0.4, 1.2], dtype=torch.float64)
+    moved = ball_boxes(graph, layer_norms(graph), x, radii)
     rows = torch.randn(2, 3, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     found = first_variables(graph, moved, 3)
     for i in graph.activations:
         if ("lower", i) in found:
-            like = moved[i].centre.unsqueeze(1).expand(-1, 3, *moved[i].centre.shape[1:])
-            found["charge", i] = torch.zeros_like(like) + i / 4
-    bound = bound_rows(graph, moved, rows, found, Prices(30))
-    value, slope = value_and_slope(bound, x)
-    low = value - radii.unsqueeze(1) * slope - bound.curvature * radii.unsqueeze(1) ** 2 / 2
-    assert bool(bound.curvature.gt(0).all())
-    generator = torch.Generator().manual_seed(0)
-    for _ in range(200):
-        move = torch.randn(x.shape, generator=generator, dtype=torch.float64)
-        move = move / move.flatten(1).norm(dim=1).reshape(-1, 1, 1, 1) * radii.reshape(-1, 1, 1, 1)
-        logits = forward_all(graph, x + move)[-1]
-        assert bool((torch.einsum("brk,bk->br", rows, logits) >= low - 1e-9).all())
+            like = moved[i].centre.unsqueeze(1)
+            found["charge", i] = torch.zeros(2, 3, *like.shape[2:], dtype=like.dtype)
+
+    def lowest(variables: Variables) -> Tensor:
+        bound = bound_rows(graph, moved, rows, variables, Prices(30))
+        value, slope = value_and_slope(bound, x)
+        at = radii.unsqueeze(1)
+        return value - at * slope - bound.curvature * at**2 / 2
+
+    ascent = Ascent(found)
+    before = lowest(found)
+    ascent.climb(lowest, [1.0] * 60)
+    low = lowest(ascent.variables).detach()
+    assert bool((low > before).all())
+    copies = [x.repeat(3, 1, 1, 1), radii.repeat(3)]
+    ends = climb(
+        lambda y: -torch.einsum("brk,rbk->rb", rows, forward_all(graph, y)[-1].unflatten(0, (3, 2)))
+        .flatten(),
+        *copies, 2.0, steps=30,
+    )  # fmt: skip
+    reached = torch.einsum("brk,rbk->br", rows, forward_all(graph, ends)[-1].unflatten(0, (3, 2)))
+    assert bool((reached >= low - 1e-9).all())
 
 
 @pytest.mark.parametrize(
