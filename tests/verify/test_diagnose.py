@@ -97,7 +97,7 @@ def test_durations(seconds: float, said: str) -> None:
     ("layer", "change"),
     [
         (nn.LayerNorm([2, 4, 4]), "BatchNorm2d"),
-        (nn.Mish(), "SiLU or GELU"),
+        (nn.Hardswish(), "SiLU"),
         (nn.Identity(), ""),
     ],
 )
