@@ -30,6 +30,7 @@ from greg_cert.verify.graph import (
     Smooth,
     forward_all,
 )
+from greg_cert.verify.max_pool import MaxPool
 
 ROUNDING = 1e-13  # of the sum of absolute terms: a few hundred units in the last place
 _TARGETS = 2  # neurons a layer, and rows, that are climbed against one by one
@@ -75,6 +76,8 @@ def magnitudes(graph: Graph, inputs: Tensor) -> list[Tensor]:
                 return operands[0]
             case Smooth():
                 return operands[0] + 1
+            case MaxPool():
+                return op.apply(operands[0])
             case Add():
                 return operands[0] + operands[1]
             case Concat():

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from greg_cert.verify.graph import Activation, Add, Concat, Conv, Flatten, Graph, Linear, Op, Smooth
 from greg_cert.verify.interval import Interval, activation_derivative
+from greg_cert.verify.max_pool import MaxPool, share_range
 from greg_cert.verify.rounding import sum_rounding
 from greg_cert.verify.score_box import ScoreBox
 from greg_cert.verify.smooth import slope_range
@@ -73,6 +74,16 @@ def _back(
             slopes = slope_range(kind, *bounds)
             products = torch.stack([end * slope for end in box for slope in slopes])
             return [(products.amin(0), products.amax(0))]
+        case MaxPool():
+            assert bounds is not None
+            least, most = share_range(op, *bounds)
+            ends = [
+                op.spread(_scaled(end.unsqueeze(-3), least, most, sign).unbind(-3))
+                for end, sign in ((low, -1), (high, 1))
+            ]
+            outward = torch.maximum(-low, high).clamp_min(0.0).expand(op.size, *low.shape)
+            lost = op.overlap * torch.finfo(low.dtype).eps * op.spread(outward)
+            return [(ends[0] - lost, ends[1] + lost)]
         case Add():
             return [box, box]
         case Concat():

@@ -24,6 +24,7 @@ from greg_cert.verify.graph import (
     Op,
     Smooth,
 )
+from greg_cert.verify.max_pool import MaxPool
 
 _LARGEST_DIAGONAL = 8192  # a per-channel step on vectors becomes a dense matrix
 
@@ -151,15 +152,19 @@ class GraphBuilder:
         )
         return self.conv(name, i, weight, None, stride, padding, groups=len(weight))
 
-    def max_pool(self, name: str, i: int, kernel: tuple[int, int]) -> int:
-        """Append a max pool with stride = kernel, as a tree of max(a, b) = b + ReLU(a − b)."""
+    def pool_windows(self, name: str, i: int, op: MaxPool) -> int:
+        """Append a max pool of any windows, as one operation."""
+        return self._append(name, op, (i,), op.output_shape)
+
+    def max_pool(self, name: str, i: int, kernel: tuple[int, int], stride: tuple[int, int]) -> int:
+        """Append a max pool without padding, as a tree of max(a, b) = b + ReLU(a − b)."""
         channels = self.shape(i)[0]
         taps = torch.eye(kernel[0] * kernel[1], dtype=torch.float64, device=self._device())
         taps = taps.reshape(-1, 1, *kernel)
 
         def select(tap: Tensor) -> int:
             weight = tap.expand(channels, 1, *kernel).clone()
-            return self.conv(name, i, weight, None, kernel, (0, 0), groups=channels)
+            return self.conv(name, i, weight, None, stride, (0, 0), groups=channels)
 
         # The first round takes differences of pixels directly; it needs no negated copies.
         level = []

@@ -35,6 +35,7 @@ from greg_cert.verify.scorer import (
 from greg_cert.verify.smoothing import ACCEPTED as SMOOTHED_IN
 from greg_cert.verify.smoothing import REJECTED as SMOOTHED_OUT
 from greg_cert.verify.smoothing import Accept, smoothed_decisions
+from greg_cert.verify.trace import with_whole_pools
 
 
 class Certifier:
@@ -55,6 +56,7 @@ class Certifier:
         self.methods, self.options = methods, options
         self.logits, self.graph = logit_function(model), graph
         self.value = score_of(options.score)
+        self.graphs: tuple[Graph | None, ...] = (graph,)
         self.linear: dict[str, LinearRadius | SdpCrownRadius] = {}
         self.lipschitz: LipschitzRadius | None = None
         if graph is None:
@@ -73,8 +75,15 @@ class Certifier:
                         f"expected engine 'native' for the method sdp-crown, but got {engine!r}, "
                         "whose bounds are other ones"
                     )
+                whole = with_whole_pools(model, graph)
+                self.graphs = (graph,) if whole is graph else (graph, whole)
                 self.linear[method] = SdpCrownRadius(
-                    graph, draft, norm, max_radius, options.ladder(method), options.coupled
+                    whole,
+                    draft if whole is graph else whole.to(torch.float32),
+                    norm,
+                    max_radius,
+                    options.ladder(method),
+                    options.coupled,
                 )
             elif method in methods:
                 relaxation = "crown" if method == "branch" else method
@@ -111,7 +120,8 @@ class Certifier:
 
     def __call__(self, x: Tensor, names: Tensor, labels: Tensor | None) -> Certificates:
         """Certificates of one batch; those that an attack contradicts have no radius."""
-        check_agreement(self.logits, self.graph, x, "the samples")
+        for graph in self.graphs:
+            check_agreement(self.logits, graph, x, "the samples")
         scores, gradient = score_and_gradient(self.score, x)
         with torch.no_grad():
             logits = self.logits(x)
@@ -128,7 +138,8 @@ class Certifier:
         if self.options.attack:
             nearest = self.nearest_attack(x, names, labels, wrong)
             attacked = nearest.radius
-            check_agreement(self.logits, self.graph, x + nearest.delta, "the end of an attack")
+            for graph in self.graphs:
+                check_agreement(self.logits, graph, x + nearest.delta, "the end of an attack")
 
         radii: dict[str, Tensor] = {}
         constant = unknown.clone()

@@ -14,10 +14,12 @@ from torch import Tensor
 
 from greg_cert.verify.graph import Activation, Add, Concat, Conv, Flatten, Graph, Linear, Smooth
 from greg_cert.verify.interval import Interval
+from greg_cert.verify.max_pool import MaxPool
+from greg_cert.verify.relax_pool import relax_pool
 from greg_cert.verify.relax_smooth import relax_smooth
 
 Lines = tuple[Tensor, ...]
-"""What `relax_activation`, or `relax_smooth`, gives for one node: slopes and intercepts, (B, …)."""
+"""What `relax_activation`, `relax_smooth` or `relax_pool` gives for one node, each (B, …)."""
 
 
 def backward_rows(
@@ -108,6 +110,13 @@ def backward_rows(
                     size = size + (part.detach().abs() @ line.abs()).squeeze(2)
                 below = positive * slope_low.unsqueeze(1)
                 give(node.inputs[0], torch.addcmul(below, negative, slope_high.unsqueeze(1)))
+            case MaxPool():
+                low, high = preactivations[i]
+                below_shares, above_shares, line, own = _lines_of(i, node.op, low, high, lines)
+                negative = a.clamp(max=0.0)
+                offset = offset + (negative.flatten(2) @ line.flatten(1).unsqueeze(2)).squeeze(2)
+                size = size + _weighted(a, own)
+                give(node.inputs[0], through_windows(node.op, a, below_shares, above_shares))
             case Add():
                 for j in node.inputs:
                     give(j, a)
@@ -126,18 +135,38 @@ def backward_rows(
 
 
 def _lines_of(
-    i: int, op: Activation | Smooth, low: Tensor, high: Tensor, store: dict[int, Lines] | None
+    i: int,
+    op: Activation | Smooth | MaxPool,
+    low: Tensor,
+    high: Tensor,
+    store: dict[int, Lines] | None,
 ) -> Lines:
     """Lines around activation node i on [low, high], from the store where it has them."""
     if store is not None and i in store:
         return store[i]
     if isinstance(op, Smooth):
         found: Lines = relax_smooth(op.kind, low, high)
+    elif isinstance(op, MaxPool):
+        found = relax_pool(op, low, high)
     else:
         found = relax_activation(low, high, op.negative_slope)
     if store is not None:
         store[i] = found
     return found
+
+
+def through_windows(op: MaxPool, a: Tensor, below: Tensor, above: Tensor) -> Tensor:
+    """a⁺·below + a⁻·above, added up where windows read, (B, R, *output) -> (B, R, *input shape).
+
+    Args:
+        op: the pool.
+        a: (B, R, *output shape).
+        below: (B, C, k, H′, W′) weights of members, with `above` as `relax_pool` gives them.
+        above: see `below`.
+    """
+    positive, negative = a.clamp(min=0.0), a.clamp(max=0.0)
+    pairs = zip(below.unsqueeze(1).unbind(-3), above.unsqueeze(1).unbind(-3), strict=True)
+    return op.spread(torch.addcmul(positive * low, negative, high) for low, high in pairs)
 
 
 def _weighted(a: Tensor, terms: Tensor) -> Tensor:

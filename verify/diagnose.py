@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 
-import torch
 from torch import nn
 
 from greg_cert.certify_methods import LINEAR, STATUS
@@ -15,10 +14,14 @@ from greg_cert.errors import EngineError, UnsupportedModelError
 from greg_cert.verify.engine import make_engine
 from greg_cert.verify.graph import Activation, Conv, Graph, Linear, Smooth
 from greg_cert.verify.lipschitz import global_constant, norm_from_below, operator_norm
+from greg_cert.verify.lipschitz.costs import iteration_operations, norm_operations
+from greg_cert.verify.max_pool import MaxPool
 from greg_cert.verify.memory import sample_bytes
 from greg_cert.verify.trace import trace_model
+from greg_cert.verify.trials import Samples, Trial, made_up, tried_methods
 
-_PROBE_RADIUS = 0.05
+_NORMS_SHARE = 0.5  # of the time, that norms may take
+_SPEED = 3e9  # operations a second, before any were timed
 
 
 @dataclass(frozen=True)
@@ -31,7 +34,8 @@ class Layer:
         reads: names of the layers that it reads.
         shape: of its output, without the batch.
         engines: by engine, whether it takes the layer: `yes`, or why not.
-        norm: proven upper bound of the ℓ2 operator norm; None where the layer is not affine.
+        norm: proven upper bound of the ℓ2 operator norm; None where the layer is not affine, or
+            the time did not suffice.
         norm_from_below: what power iteration reaches, which is no bound.
     """
 
@@ -55,8 +59,11 @@ class Diagnosis:
         methods: by method which engines run it, or why none does.
         neurons: of all activations.
         bytes_a_sample: about what one sample takes.
-        seconds_a_ball: what one CROWN relaxation of one sample took here; NaN where none was made.
-        lipschitz: proven ℓ2 Lipschitz constant of the energy over all inputs; NaN without a graph.
+        lipschitz: proven ℓ2 Lipschitz constant of the energy over all inputs; NaN without a graph,
+            or where norms are missing.
+        norms_left: about how many seconds the norms would take that are missing, once a model.
+        trials: what each method costs and how far it reached.
+        unfinished: whether more is to come, as of `diagnosed`.
     """
 
     layers: tuple[Layer, ...]
@@ -65,8 +72,10 @@ class Diagnosis:
     methods: Mapping[str, str]
     neurons: int = 0
     bytes_a_sample: int = 0
-    seconds_a_ball: float = math.nan
     lipschitz: float = math.nan
+    norms_left: float = 0.0
+    trials: tuple[Trial, ...] = ()
+    unfinished: bool = False
 
     @property
     def provable(self) -> bool:
@@ -74,37 +83,95 @@ class Diagnosis:
         return self.refusal is None and "ready" in self.engines.values()
 
 
-def diagnose(model: nn.Module, input_shape: tuple[int, ...]) -> Diagnosis:
-    """See `Diagnosis`; the model is run on made-up inputs (B, *input_shape) in [0, 1]."""
+def diagnose(
+    model: nn.Module,
+    input_shape: tuple[int, ...],
+    *,
+    samples: Samples | None = None,
+    seconds: float = math.inf,
+) -> Diagnosis:
+    """See `Diagnosis`; `diagnosed` says it piece by piece, with the same arguments."""
+    *_, found = diagnosed(model, input_shape, samples=samples, seconds=seconds)
+    return found
+
+
+def diagnosed(
+    model: nn.Module,
+    input_shape: tuple[int, ...],
+    *,
+    samples: Samples | None = None,
+    seconds: float = math.inf,
+) -> Iterator[Diagnosis]:
+    """What is known so far, again and again: layers and engines, then norms, then each method.
+
+    Args:
+        model: raw images (B, *input_shape) in [0, 1] to logits.
+        input_shape: of one input.
+        samples: on which methods are tried; made up where there are none.
+        seconds: in which to answer, about: what is not expected to fit is left out, and says so.
+    """
+    deadline = time.monotonic() + seconds
     try:
         graph = trace_model(model, input_shape)
     except UnsupportedModelError as error:
         why = "a layer cannot be bounded"
         engines = dict.fromkeys(("native", "auto-lirpa"), f"no: {why}")
-        return Diagnosis((), str(error), engines, _methods(engines, why))
+        yield Diagnosis((), str(error), engines, _methods(engines, why))
+        return
     engines = {name: _engine(name, graph) for name in ("native", "auto-lirpa")}
-    return Diagnosis(
+    found = Diagnosis(
         layers=tuple(_layer(graph, i) for i in range(len(graph.nodes))),
         refusal=None,
         engines=engines,
         methods=_methods(engines, "no engine is ready"),
         neurons=sum(math.prod(graph.nodes[i].shape) for i in graph.activations),
         bytes_a_sample=sample_bytes(graph, graph.num_classes),
-        seconds_a_ball=_seconds(graph),
-        lipschitz=global_constant(graph, "energy", 2.0),
+        unfinished=True,
     )
+    yield found
+    found = _with_norms(found, graph, deadline)
+    yield found
+    samples = made_up(model, input_shape) if samples is None else samples
+    tried = tried_methods(model, graph, samples, found.lipschitz, found.norms_left, deadline)
+    for trial in tried:
+        found = replace(found, trials=(*found.trials, trial))
+        yield found
+    yield replace(found, unfinished=False)
+
+
+def _with_norms(found: Diagnosis, graph: Graph, deadline: float) -> Diagnosis:
+    """The diagnosis with the norms that can be proven in the time, the cheapest first."""
+    until = time.monotonic() + _NORMS_SHARE * (deadline - time.monotonic())
+    speed, layers, left = _SPEED, list(found.layers), 0.0
+    ops = [(i, op) for i, n in enumerate(graph.nodes) if isinstance(op := n.op, (Conv, Linear))]
+    for i, op in sorted(ops, key=lambda pair: norm_operations(pair[1])):
+        work = norm_operations(op)
+        start = time.monotonic()
+        if start + work / speed > until:
+            left += work / speed
+            continue
+        norm = operator_norm(op)
+        spent = time.monotonic() - start
+        if spent > 0.1:  # less says nothing of the speed
+            speed = work / spent
+        below = None
+        if time.monotonic() + iteration_operations(op) / speed < until:
+            below = norm_from_below(op)
+        layers[i] = replace(layers[i], norm=norm, norm_from_below=below)
+    whole = math.nan if left else global_constant(graph, "energy", 2.0)
+    return replace(found, layers=tuple(layers), lipschitz=whole, norms_left=left)
 
 
 def _layer(graph: Graph, i: int) -> Layer:
     node = graph.nodes[i]
     reads = tuple(graph.nodes[j].name for j in node.inputs)
-    lirpa = "no: a smooth activation" if isinstance(node.op, Smooth) else "yes"
+    lirpa = "yes"
+    if isinstance(node.op, Smooth):
+        lirpa = "no: a smooth activation"
+    elif isinstance(node.op, MaxPool):
+        lirpa = "no: windows overlap or reach over the border"
     engines = {"native": "yes", "auto-lirpa": lirpa}
-    layer = Layer(node.name, _kind(node.op), reads, node.shape, engines)
-    if isinstance(node.op, (Conv, Linear)):
-        below = norm_from_below(node.op)
-        return replace(layer, norm=operator_norm(node.op), norm_from_below=below)
-    return layer
+    return Layer(node.name, _kind(node.op), reads, node.shape, engines)
 
 
 def _kind(op: object) -> str:
@@ -121,6 +188,8 @@ def _kind(op: object) -> str:
             return f"LeakyReLU {slope:g}"
         case Smooth(kind):
             return f"smooth {kind}"
+        case MaxPool():
+            return f"max pool {op.kernel[0]}x{op.kernel[1]}, {op.overlap} windows a pixel"
         case _:
             return type(op).__name__.lower()
 
@@ -149,13 +218,3 @@ def _methods(engines: Mapping[str, str], why: str) -> dict[str, str]:
         by = (", ".join(able) or f"no: {why}") if bounded else "any model"
         found[method] = f"{by} ({status})"
     return found
-
-
-def _seconds(graph: Graph) -> float:
-    engine = make_engine("native", graph)
-    x = torch.full((1, *graph.input_shape), 0.5, dtype=graph.dtype, device=graph.device)
-    radii = torch.full_like(x.flatten(1)[:, 0], _PROBE_RADIUS)
-    engine.relax(x, radii, 2.0)  # the first one prepares what all others share
-    start = time.perf_counter()
-    engine.relax(x, radii, 2.0)
-    return time.perf_counter() - start

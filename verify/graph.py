@@ -1,9 +1,9 @@
 """A classifier as a small typed graph of affine operations and activations, in canonical form.
 
 Everything that bounds walks this graph. Its operations are few, so that each bound is written
-once: affine layers (convolution, linear), ReLU/LeakyReLU, smooth activations, addition, channel
-concatenation and flattening. `greg_cert.verify.trace` brings a model into this form and refuses
-what does not fit.
+once: affine layers (convolution, linear), ReLU/LeakyReLU, smooth activations, max pools, addition,
+channel concatenation and flattening. `greg_cert.verify.trace` brings a model into this form and
+refuses what does not fit.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from greg_cert.verify.max_pool import MaxPool
 from greg_cert.verify.smooth import SHAPES
 
 LARGEST_MATRIX = 2**18  # elements; a layer is written out as a matrix up to this size
@@ -111,7 +112,7 @@ class Smooth:
     kind: str
 
 
-NONLINEAR = (Activation, Smooth)  # the operations that need bounds of their inputs
+NONLINEAR = (Activation, Smooth, MaxPool)  # the operations that need bounds of their inputs
 
 
 @dataclass(frozen=True)
@@ -129,7 +130,7 @@ class Flatten:
     """All axes but the batch, flattened in row-major order."""
 
 
-Op = Input | Conv | Linear | Activation | Smooth | Add | Concat | Flatten
+Op = Input | Conv | Linear | Activation | Smooth | MaxPool | Add | Concat | Flatten
 
 
 @dataclass(frozen=True)
@@ -177,7 +178,7 @@ class Graph:
 
     @property
     def activations(self) -> tuple[int, ...]:
-        """Indices of the activation nodes, in topological order."""
+        """Indices of the activation nodes, max pools among them, in topological order."""
         return tuple(i for i, n in enumerate(self.nodes) if isinstance(n.op, NONLINEAR))
 
     def to(self, dtype: torch.dtype) -> Graph:
@@ -210,6 +211,8 @@ def apply_op(op: Op, operands: Sequence[Tensor]) -> Tensor:
             return F.leaky_relu(operands[0], op.negative_slope)
         case Smooth(kind):
             return SHAPES[kind].torch_function(operands[0])
+        case MaxPool():
+            return op.apply(operands[0])
         case Add():
             return operands[0] + operands[1]
         case Concat():

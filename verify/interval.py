@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from greg_cert.verify.graph import Activation, Add, Concat, Conv, Flatten, Linear, Op, Smooth
+from greg_cert.verify.max_pool import MaxPool
 from greg_cert.verify.rounding import sum_rounding
 from greg_cert.verify.smooth import value_range
 
@@ -36,6 +37,8 @@ def forward_interval(op: Op, operands: Sequence[Interval]) -> Interval:
             return F.leaky_relu(low, op.negative_slope), F.leaky_relu(high, op.negative_slope)
         case Smooth(kind):
             return value_range(kind, low, high)
+        case MaxPool():
+            return op.apply(low), op.apply(high)
         case Add():
             return low + operands[1][0], high + operands[1][1]
         case Concat():

@@ -21,6 +21,7 @@ from greg_cert.verify.interval import Interval
 from greg_cert.verify.linear_bound import slope_norms, value_at_centre
 from greg_cert.verify.lirpa_compat import load_auto_lirpa
 from greg_cert.verify.lirpa_rounding import node_rounding
+from greg_cert.verify.max_pool import MaxPool
 from greg_cert.verify.rebuild import RebuiltModule
 from greg_cert.verify.rounding import absolute_terms, interval_rounding
 from greg_cert.verify.smooth import SHAPES
@@ -36,7 +37,7 @@ class AutoLirpaEngine:
     name = "auto-lirpa"
 
     def __init__(self, graph: Graph) -> None:
-        _refuse_smooth(graph)
+        _refuse_unsound(graph)
         self._lirpa = load_auto_lirpa()
         self._graph = graph
         self._batch = _batch_size(graph)
@@ -234,12 +235,17 @@ class LirpaRelaxation:
         return torch.cat(parts)[order]
 
 
-def _refuse_smooth(graph: Graph) -> None:
+def _refuse_unsound(graph: Graph) -> None:
     for node in graph.nodes:
         if isinstance(node.op, Smooth):
             raise EngineError(
                 f"layer {node.name!r} ({SHAPES[node.op.kind].name}): engine 'auto-lirpa' is given "
                 "piecewise-linear networks only; engine 'native' takes it"
+            )
+        if isinstance(node.op, MaxPool):
+            raise EngineError(
+                f"layer {node.name!r} (MaxPool2d): engine 'auto-lirpa' takes max pools of kernel = "
+                "stride without padding only; engine 'native' takes it"
             )
 
 

@@ -20,6 +20,7 @@ from greg_cert.verify.graph import (
     Smooth,
 )
 from greg_cert.verify.interval import Interval, activation_derivative
+from greg_cert.verify.max_pool import MaxPool
 from greg_cert.verify.operator_norm import MaskedNorm
 from greg_cert.verify.smooth import slope_range
 
@@ -70,6 +71,10 @@ class NodeSlopes:
                         before = slopes[self._graph.nodes[source].inputs[0]]
                         constant = self._through(source, before, root, norm)
                     slopes.append(Slope(constant, root))
+                case MaxPool() as op:
+                    # A row is one of a window's, of a mask no larger than the window's largest.
+                    constant = parents[0].constant * op.lipschitz(norm)
+                    slopes.append(Slope(constant, op.apply(parents[0].mask)))
                 case Add():
                     total = sum((_whole(p) for p in parents), torch.zeros_like(parents[0].constant))
                     slopes.append(Slope(total, like.new_ones(len(like), *node.shape)))

@@ -12,9 +12,10 @@ from greg_cert.errors import UsageError
 from greg_cert.verify.affine_rows import AffineRows
 from greg_cert.verify.alpha import best_slopes
 from greg_cert.verify.crown import Lines, backward_rows, neuron_rows
-from greg_cert.verify.graph import NONLINEAR, Conv, Graph, Linear, Smooth
+from greg_cert.verify.graph import NONLINEAR, Activation, Concat, Conv, Flatten, Graph, Linear
 from greg_cert.verify.interval import Interval, forward_interval
 from greg_cert.verify.linear_bound import value_at_centre
+from greg_cert.verify.max_pool import MaxPool
 from greg_cert.verify.native_relaxation import NativeRelaxation
 from greg_cert.verify.region import Region
 from greg_cert.verify.rounding import absolute_terms
@@ -121,7 +122,8 @@ class NativeEngine:
                 interval = intervals[source]
                 if i in found:  # an outer bound; nodes before this one hold those of this region
                     interval = _meet(interval, found[i])
-                if method != "crown-ibp" or source in self._affine:
+                settled = isinstance(node.op, MaxPool) and _of_activations(self._graph, source)
+                if not settled and (method != "crown-ibp" or source in self._affine):
                     interval = self._tighten(
                         source,
                         interval,
@@ -130,7 +132,7 @@ class NativeEngine:
                         region,
                         method,
                         constraint,
-                        _is_loose_if_wide if isinstance(node.op, Smooth) else _is_loose_at_zero,
+                        _is_loose_at_zero if isinstance(node.op, Activation) else _is_loose_if_wide,
                     )
                 intervals[source], contradiction = _ordered(interval)
                 found[i] = intervals[source]
@@ -293,5 +295,13 @@ def _is_loose_at_zero(low: Tensor, high: Tensor) -> Tensor:
 
 
 def _is_loose_if_wide(low: Tensor, high: Tensor) -> Tensor:
-    """Where a tighter interval changes a smooth activation's lines."""
+    """Where a tighter interval changes a smooth activation's lines, or a max pool's."""
     return low < high
+
+
+def _of_activations(graph: Graph, i: int) -> bool:
+    """Whether a node holds activations, whose boxes a backward pass leaves as they are."""
+    node = graph.nodes[i]
+    if isinstance(node.op, (Concat, Flatten)):
+        return all(_of_activations(graph, j) for j in node.inputs)
+    return isinstance(node.op, NONLINEAR)

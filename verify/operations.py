@@ -19,6 +19,8 @@ from greg_cert.verify.activation_calls import (
     ACTIVATION_NAMES,
 )
 from greg_cert.verify.build import GraphBuilder
+from greg_cert.verify.max_pool import MaxPool
+from greg_cert.verify.ways_on import way_on
 
 LEAVES: tuple[type[nn.Module], ...] = (
     nn.Conv2d,
@@ -44,6 +46,7 @@ class Context:
     batch: int
     values: dict[fx.Node, Any] = field(default_factory=dict)
     index: dict[fx.Node, int] = field(default_factory=dict)  # canonical node, if not a constant
+    whole_pools: bool = False  # whether max pools that could be trees of ReLU are not
 
 
 @dataclass(frozen=True)
@@ -75,9 +78,10 @@ class Call:
             type(self.target).__name__ if module else getattr(self.target, "__name__", self.target)
         )
         return UnsupportedModelError(
-            f"layer {self.name!r} ({kind}) cannot be bounded soundly: {why}. Supported: Conv2d, "
+            f"layer {self.name!r} ({kind}) cannot be bounded soundly: {why}. A way on: "
+            f"{way_on(kind)}. Supported: Conv2d, "
             f"Linear, BatchNorm, {ACTIVATION_NAMES}, addition, channel concatenation, average "
-            "pools, MaxPool2d with kernel = stride, Flatten, Dropout and per-channel constants"
+            "pools, MaxPool2d, Flatten, Dropout and per-channel constants"
         )
 
     def operand(self, position: int = 0) -> int:
@@ -213,15 +217,16 @@ def _mean(c: Call) -> int:
 
 
 def _max_pool(c: Call) -> int:
-    kernel = _pair(c.attribute(1, "kernel_size"))
+    i, kernel = c.operand(), _pair(c.attribute(1, "kernel_size"))
     stride = _pair(c.attribute(2, "stride") or kernel)
-    if stride != kernel or any(_pair(c.attribute(3, "padding", 0))):
-        raise c.refuse(
-            f"kernel {kernel} and stride {stride} differ, or it pads: its windows overlap"
-        )
-    if _pair(c.attribute(4, "dilation", 1)) != (1, 1) or c.attribute(5, "ceil_mode", False):
-        raise c.refuse("dilation or ceil_mode is set")
-    return c.builder.max_pool(c.name, c.operand(), kernel)
+    padding = _pair(c.attribute(3, "padding", 0))
+    dilation = _pair(c.attribute(4, "dilation", 1))
+    ceil_mode = bool(c.attribute(5, "ceil_mode", False))
+    op = MaxPool(c.builder.shape(i), kernel, stride, padding, dilation, ceil_mode)
+    apart = stride == kernel and dilation == (1, 1) and bool(op.real.all())
+    if (apart and not c.context.whole_pools) or op.size == 1:
+        return c.builder.max_pool(c.name, i, kernel, stride)
+    return c.builder.pool_windows(c.name, i, op)
 
 
 def _concatenate(c: Call) -> int:

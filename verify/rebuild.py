@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from greg_cert.verify.graph import Activation, Add, Concat, Conv, Flatten, Graph, Linear, Smooth
+from greg_cert.verify.max_pool import MaxPool
 from greg_cert.verify.smooth import SHAPES
 
 
@@ -49,6 +50,8 @@ class RebuiltModule(nn.Module):
                     out = F.leaky_relu(operands[0], slope)
                 case Smooth(kind):
                     out = SHAPES[kind].torch_function(operands[0])
+                case MaxPool() as op:
+                    out = op.apply(operands[0])
                 case Add():
                     out = operands[0] + operands[1]
                 case Concat():

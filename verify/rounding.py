@@ -24,6 +24,7 @@ from greg_cert.verify.graph import (
     Smooth,
     forward_all,
 )
+from greg_cert.verify.max_pool import MaxPool
 from greg_cert.verify.smooth import ALLOWANCE, crosses_jump, jump, value_range
 
 _STEEPEST_SMOOTH = 1.13  # no smooth activation here is steeper (GELU, 1.129)
@@ -90,6 +91,11 @@ def _magnitudes(
                 if i in preactivations:
                     ends = value_range(kind, *preactivations[i])
                     largest[i] = torch.maximum(ends[0].abs(), ends[1].abs())
+            case MaxPool() as op:
+                if i in preactivations:
+                    low, high = preactivations[i]
+                    inside = torch.maximum(low.abs(), high.abs())
+                    largest[i] = op.apply(torch.minimum(operands[0], inside))
             case Add():
                 largest[i] = operands[0] + operands[1]
             case Concat():
@@ -125,6 +131,8 @@ def interval_rounding(
                 errors[i] = op.apply(carried[0], op.weight.abs()) + sum_rounding(op) * terms[i]
             case Linear() as op:
                 errors[i] = F.linear(carried[0], op.weight.abs()) + sum_rounding(op) * terms[i]
+            case MaxPool() as op:
+                errors[i] = op.apply(carried[0])
             case Add():
                 errors[i] = carried[0] + carried[1] + unit * largest[i]
             case Concat():
@@ -180,6 +188,8 @@ def forward_errors(graph: Graph, values: Sequence[Tensor]) -> list[Tensor]:
                 error = carried[0] * _STEEPEST_SMOOTH + ALLOWANCE * (1 + value.abs())
                 low, high = source - carried[0], source + carried[0]
                 error = torch.where(crosses_jump(kind, low, high), error + jump(kind, high), error)
+            case MaxPool() as op:
+                error = op.apply(carried[0])
             case Add():
                 error = carried[0] + carried[1]
             case Concat():

@@ -76,7 +76,7 @@ def score_bound(
     if score not in SCORES:
         raise UsageError(f"expected score in {', '.join(SCORES)}, but got {score!r}")
     budget = None if memory is None else int(memory * 2**30)
-    graph = trace_model(model, tuple(x.shape[1:]))
+    graph = trace_model(model, tuple(x.shape[1:]), whole_pools=method == "sdp-crown")
     check_agreement(logit_function(model), graph, x, "the samples")
     made: Engine = (
         CoupledEngine(graph) if method == "sdp-crown" else make_engine(engine, graph, budget)

@@ -8,6 +8,7 @@ forward into a zero-padded convolution, because that would change the border.
 
 from __future__ import annotations
 
+import math
 import operator
 from typing import Any
 
@@ -24,6 +25,7 @@ from greg_cert.verify.scorer import check_weights
 from greg_cert.verify.structure import check_model, check_traceable, says_what_it_does
 
 _SMALLEST = 1e-100  # far beyond float32, and products of three still fit into float64
+_LARGE = 10**8  # products of one input, beyond which few random points are tried
 _PROBES = 3  # batch of the tracing input; not 1, so that a flattened batch axis cannot pass unseen
 
 
@@ -36,12 +38,15 @@ class _Tracer(fx.Tracer):
         return super().is_leaf_module(m, module_qualified_name)
 
 
-def trace_model(model: nn.Module, input_shape: tuple[int, ...]) -> Graph:
+def trace_model(
+    model: nn.Module, input_shape: tuple[int, ...], *, whole_pools: bool = False
+) -> Graph:
     """The canonical float64 graph of a classifier in evaluation mode.
 
     Args:
         model: raw images (B, *input_shape) to logits (B, K); left as it was found.
         input_shape: shape of one input, (C, H, W) or (D,).
+        whole_pools: make every max pool one node; else those of kernel = stride are trees of ReLU.
 
     Returns:
         A graph on the CPU or the model's device, checked to equal the model on random inputs.
@@ -72,7 +77,7 @@ def trace_model(model: nn.Module, input_shape: tuple[int, ...]) -> Graph:
     generator = torch.Generator().manual_seed(0)
     probe = torch.rand(_PROBES, *input_shape, generator=generator, dtype=torch.float64).to(device)
     with torch.no_grad():
-        graph = _Translation(traced, probe).run()
+        graph = _Translation(traced, probe, whole_pools).run()
     for node in graph.nodes:
         if isinstance(node.op, (Conv, Linear)) and not (
             node.op.weight.isfinite().all() and node.op.bias.isfinite().all()
@@ -81,20 +86,44 @@ def trace_model(model: nn.Module, input_shape: tuple[int, ...]) -> Graph:
                 f"layer {node.name!r} scales by what is not finite: it divides by zero, or its "
                 "weights leave float64"
             )
-    # Outside [0, 1] too, because balls are not clipped.
-    x = torch.randn(5, *input_shape, generator=generator, dtype=torch.float64).to(device)
+    # Outside [0, 1] too, because balls are not clipped. A large network takes seconds a point, and
+    # is compared again at the samples themselves.
+    count = 5 if multiplications(graph) <= _LARGE else 2
+    x = torch.randn(count, *input_shape, generator=generator, dtype=torch.float64).to(device)
     for inputs in (x, x.sigmoid()):
         check_agreement(lambda x: twin(x.clone()), graph, inputs, "random inputs")
     return graph
 
 
+def with_whole_pools(model: nn.Module, graph: Graph) -> Graph:
+    """The graph of `model` with every max pool as one node.
+
+    CROWN's boxes of all neurons make more of trees of ReLU; bounds over balls, which lose a factor
+    a level of such a tree, make more of lines around whole windows.
+    """
+    names = [node.name for node in graph.nodes]
+    if len(set(names)) == len(names):  # a tree is several nodes of one layer
+        return graph
+    return trace_model(model, graph.input_shape, whole_pools=True)
+
+
+def multiplications(graph: Graph) -> int:
+    """Products that one input takes."""
+    return sum(
+        node.op.weight.numel() * math.prod(node.shape[1:])
+        for node in graph.nodes
+        if isinstance(node.op, (Conv, Linear))
+    )
+
+
 class _Translation:
     """Walks the fx graph once, running it on a probe and building the canonical graph beside it."""
 
-    def __init__(self, traced: fx.GraphModule, probe: Tensor) -> None:
+    def __init__(self, traced: fx.GraphModule, probe: Tensor, whole_pools: bool) -> None:
         self.traced = traced
         self.probe = probe
-        self.context = Context(GraphBuilder(tuple(probe.shape[1:])), len(probe))
+        builder = GraphBuilder(tuple(probe.shape[1:]))
+        self.context = Context(builder, len(probe), whole_pools=whole_pools)
         self.versions: dict[fx.Node, int] = {}
 
     def run(self) -> Graph:

@@ -113,6 +113,10 @@ def test_rebuilt_module_begins_with_an_affine_layer() -> None:
         nn.AdaptiveAvgPool2d((3, None)),
         nn.MaxPool2d((1, 2)),
         nn.MaxPool2d(4),  # does not divide 6: the rest is dropped
+        nn.MaxPool2d(4, ceil_mode=True),  # or else makes a smaller window
+        nn.MaxPool2d(3, 2, 1),
+        nn.MaxPool2d((2, 3), (1, 2), (0, 1), dilation=(2, 1)),
+        nn.MaxPool2d(1, 2),
         nn.Conv2d(2, 2, 3, padding="valid"),
         nn.Conv2d(2, 4, (1, 3), padding="same", groups=2),
         nn.Dropout2d(0.5),
@@ -168,9 +172,8 @@ class Function(nn.Module):
     [
         (nn.Softmax(dim=1), "'1' (Softmax)"),
         (nn.Mish(), "'1' (Mish)"),
-        (nn.MaxPool2d(3, 2), "'1' (MaxPool2d)"),
-        (nn.MaxPool2d(2, 2, padding=1), "'1' (MaxPool2d)"),
-        (nn.MaxPool2d(4, ceil_mode=True), "'1' (MaxPool2d)"),
+        (nn.MaxPool2d(3, 2, return_indices=True), "'1' (MaxPool2d)"),
+        (nn.AdaptiveMaxPool2d(4), "'1' (AdaptiveMaxPool2d)"),
         (nn.AvgPool2d(3, 2, ceil_mode=True), "'1' (AvgPool2d)"),
         (nn.AvgPool2d(3, 2, 1, count_include_pad=False), "'1' (AvgPool2d)"),
         (nn.AdaptiveAvgPool2d(4), "'1' (AdaptiveAvgPool2d)"),

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from greg_cert.verify.graph import (
+    NONLINEAR,
     Activation,
     Add,
     Concat,
@@ -29,6 +30,7 @@ from greg_cert.verify.graph import (
 )
 from greg_cert.verify.interval import Interval, activation_derivative, forward_interval
 from greg_cert.verify.lipschitz.operator_norms import operator_norm, row_norms
+from greg_cert.verify.max_pool import MaxPool
 from greg_cert.verify.norms import per_sample
 from greg_cert.verify.rounding import forward_errors
 from greg_cert.verify.smooth import crosses_jump, slope_range
@@ -104,7 +106,7 @@ def ball_boxes(
     for i, node in enumerate(graph.nodes[1:], start=1):
         centre = values[i]
         error = torch.zeros_like(centre) if errors is None else errors[i]
-        if isinstance(node.op, (Activation, Smooth)):
+        if isinstance(node.op, NONLINEAR):
             source = _met(moved[node.inputs[0]], None if known is None else known.get(i))
             moved[node.inputs[0]] = source
         parents = [moved[j] for j in node.inputs]
@@ -124,7 +126,7 @@ def ball_boxes(
                     ball=torch.where(jumps, far, found.ball),
                     mask=torch.where(jumps.reshape(-1, *[1] * (mask.ndim - 1)), 1.0, mask),
                 )
-        elif not isinstance(node.op, (Activation, Concat, Flatten)):
+        elif not isinstance(node.op, (Activation, MaxPool, Concat, Flatten)):
             found = found.whole()  # without a mask that would be lost
         moved.append(found)
     return moved
@@ -144,6 +146,8 @@ def _ball_of(
         case Smooth(kind):
             smallest, largest = slope_range(kind, *first.box)
             return first.reach, torch.maximum(smallest.abs(), largest.abs())
+        case MaxPool():
+            return first.ball * op.lipschitz(2.0), op.apply(first.mask)
         case Add():
             total = torch.stack([p.reach for p in parents]).sum(0)
             return total, torch.ones_like(like)

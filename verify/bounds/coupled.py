@@ -33,9 +33,11 @@ from torch import Tensor
 
 from greg_cert.verify.bounds.ball_boxes import Moved
 from greg_cert.verify.bounds.charges import Prices, transposed
-from greg_cert.verify.crown import relax_activation
+from greg_cert.verify.crown import relax_activation, through_windows
 from greg_cert.verify.graph import Activation, Add, Concat, Conv, Flatten, Graph, Linear, Smooth
 from greg_cert.verify.linear_bound import ROUNDING, slope_norms
+from greg_cert.verify.max_pool import MaxPool, share_range
+from greg_cert.verify.relax_pool import relax_pool
 from greg_cert.verify.relax_smooth import relax_smooth
 
 Price = Callable[[int, Conv | Linear, Tensor, Tensor, Tensor | None], Tensor]
@@ -162,6 +164,15 @@ def bound_rows(
                 if charge is not None:  # |Δσ| ≤ steepest·|Δz|
                     charge = _up(charge * moved[i].mask.unsqueeze(1) ** 2)
                 give(node.inputs[0], positive * below + negative * above, charge, times)
+            case MaxPool() as op:
+                box = moved[node.inputs[0]].box
+                below, above, line, absolute = relax_pool(op, *box)
+                offset = offset + _sum(a.clamp(max=0.0), line)
+                size = size + _sum(a.abs(), absolute)
+                if charge is not None:  # Δ² of an output is at most that of some live member
+                    live = share_range(op, *box)[1].unsqueeze(1)
+                    charge = _up(op.spread((charge.unsqueeze(-3) * live).unbind(-3)))
+                give(node.inputs[0], through_windows(op, a, below, above), charge, times)
             case Add():
                 for j in node.inputs:  # (a + b)² ≤ 2a² + 2b²
                     give(j, a, None if charge is None else len(node.inputs) * charge, times)

@@ -28,6 +28,7 @@ from greg_cert.verify.graph import (
 from greg_cert.verify.lipschitz.global_bound import steepest_slope
 from greg_cert.verify.lipschitz.layers import absolute_bound, as_convolution
 from greg_cert.verify.lipschitz.operator_norms import operator_norm
+from greg_cert.verify.max_pool import MaxPool
 from greg_cert.verify.smooth import ALLOWANCE
 
 _NORM_ROUNDING = 1.01  # of a norm of up to 2^26 numbers, summed in float32
@@ -97,6 +98,8 @@ class ForwardError:
                     share = ALLOWANCE * eps / torch.finfo(torch.float64).eps
                     own = share * (math.sqrt(value[0].numel()) + size)
                     found = carried[0] * steepest_slope(op) + own
+                case MaxPool() as op:
+                    found = carried[0] * op.lipschitz(2.0)
                 case Add():
                     found = carried[0] + carried[1] + eps * size
                 case Concat():

@@ -1,7 +1,8 @@
 """A proven Lipschitz constant of the score over all inputs, from norms alone.
 
 Every node is L-Lipschitz in the input: a layer multiplies L by its operator norm, an activation by
-the largest |σ'|, a sum adds, a concatenation takes the root of the sum of squares (for ℓ∞ the
+the largest |σ'|, a max pool by the root of the number of windows that a pixel is in, a sum adds, a
+concatenation takes the root of the sum of squares (for ℓ∞ a pool is 1, a concatenation the
 largest); see `pieces` for what is taken together. At the top −∇S is a convex combination of the
 rows w_i of the head (energy, largest logit), of w_i − w_absent (absent class), and for the largest
 softmax probability s = p_k it is s·Σ_j p_j(w_k − w_j), of length ≤ s(1 − s)·max‖w_i − w_j‖ and
@@ -21,6 +22,7 @@ from greg_cert.verify.graph import Activation, Add, Concat, Conv, Flatten, Graph
 from greg_cert.verify.lipschitz.layers import UNIT
 from greg_cert.verify.lipschitz.operator_norms import operator_norm
 from greg_cert.verify.lipschitz.pieces import affine_pieces, together
+from greg_cert.verify.max_pool import MaxPool
 from greg_cert.verify.norms import check_norm, dual_norm
 from greg_cert.verify.smooth import crosses_jump, slope_range
 from greg_cert.verify.trace import trace_model
@@ -102,6 +104,8 @@ def node_constants(graph: Graph, norm: float = 2.0) -> list[float]:
                 )
             case Activation() | Smooth() as op:
                 found = _product(before[0], steepest_slope(op))
+            case MaxPool() as op:
+                found = _product(before[0], op.lipschitz(norm))
             case Add():
                 found = min(sum(before), direct)
             case Concat():

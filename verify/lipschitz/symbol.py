@@ -33,17 +33,34 @@ _ELEMENTS = 2**22  # of the matrices at a time
 def symbol_norm(op: Conv) -> float:
     """‖W‖₂ of a layer with weights of size about 1, at most this; inf where none is affordable."""
     taps = polyphase(distinct_groups(op))  # (groups, O, C, q_h, q_w)
+    grid = _grid(taps)
+    return math.inf if grid is None else grid_norm(taps, grid)
+
+
+def symbol_operations(op: Conv) -> float:
+    """About how many operations `symbol_norm` takes."""
+    taps = polyphase(distinct_groups(op))
+    grid = _grid(taps)
+    return 0.0 if grid is None else _each(taps) * (grid[0] // 2 + 1) * grid[1]
+
+
+def _grid(taps: Tensor) -> tuple[int, int] | None:
+    """The finest grid that is affordable, if any is."""
     degrees = (taps.shape[3] - 1, taps.shape[4] - 1)
-    size, other = sorted(taps.shape[1:3])
-    if size**2 > LARGEST_GRAM:
-        return math.inf
-    each = 2.0 * size**2 * other + size**3 / 3 + 80 * size**2
-    each *= len(taps) * (4 if any(degrees) else 1)  # complex
+    if min(taps.shape[1:3]) ** 2 > LARGEST_GRAM:
+        return None
     for fineness in _FINENESS:
-        grid = tuple(max(1, fineness * d) for d in degrees)
-        if each * (grid[0] // 2 + 1) * grid[1] <= _BUDGET or not any(degrees):
-            return grid_norm(taps, grid)
-    return math.inf
+        grid = (max(1, fineness * degrees[0]), max(1, fineness * degrees[1]))
+        if _each(taps) * (grid[0] // 2 + 1) * grid[1] <= _BUDGET or not any(degrees):
+            return grid
+    return None
+
+
+def _each(taps: Tensor) -> float:
+    """Operations at one point of a grid."""
+    size, other = sorted(taps.shape[1:3])
+    each = 2.0 * size**2 * other + size**3 / 3 + 80 * size**2
+    return each * len(taps) * (4 if max(taps.shape[3:]) > 1 else 1)  # complex
 
 
 def polyphase(op: Conv) -> Tensor:

@@ -26,9 +26,10 @@ from greg_cert.verify.bounds.coupled import (
 )
 from greg_cert.verify.duality import allowance, entropy, lower_rows
 from greg_cert.verify.goals import Goal
-from greg_cert.verify.graph import NONLINEAR, Conv, Graph, Linear
+from greg_cert.verify.graph import NONLINEAR, Activation, Conv, Graph, Linear
 from greg_cert.verify.lipschitz.band import Band
 from greg_cert.verify.lipschitz.layers import as_convolution
+from greg_cert.verify.max_pool import MaxPool
 from greg_cert.verify.native_engine import NativeEngine
 from greg_cert.verify.rounding import absolute_terms
 
@@ -264,7 +265,7 @@ def charged_activations(graph: Graph) -> frozenset[int]:
             node = graph.nodes[j := stack.pop()]
             if isinstance(node.op, (Conv, Linear)) and not _is_diagonal(node.op):
                 small = Band.of(as_convolution(node.op)).fits
-            if j and not isinstance(node.op, NONLINEAR):
+            if j and not isinstance(node.op, Activation):  # other nodes hand on what they are given
                 stack += node.inputs
         if small:
             found.add(i)
@@ -300,6 +301,8 @@ def add_charges(
         elif charge is not None:
             if isinstance(node.op, (Conv, Linear)):
                 charge = charge * norms[i] ** 2
+            elif isinstance(node.op, MaxPool):
+                charge = charge * node.op.overlap
             for j in node.inputs:
                 give(j, charge * len(node.inputs))
 

@@ -1,0 +1,30 @@
+"""About what the norm of a layer takes to prove, told before it is begun."""
+
+from __future__ import annotations
+
+import math
+
+from greg_cert.verify.graph import Conv, Linear
+from greg_cert.verify.lipschitz.gram import LARGEST_GRAM, gram_entries
+from greg_cert.verify.lipschitz.layers import as_convolution
+from greg_cert.verify.lipschitz.symbol import symbol_operations
+
+_ITERATION = 360.0  # applications of a layer or its adjoint, of the estimate from below
+
+
+def iteration_operations(op: Conv | Linear) -> float:
+    """Of `norm_from_below`, about, in additions and multiplications."""
+    return _ITERATION * _applied(as_convolution(op))
+
+
+def norm_operations(op: Conv | Linear) -> float:
+    """Of `operator_norm`, about, in additions and multiplications."""
+    conv = as_convolution(op)
+    if gram_entries(conv) > LARGEST_GRAM:
+        return symbol_operations(conv)
+    side = math.sqrt(gram_entries(conv))
+    return 2.0 * side * _applied(conv) + side**3
+
+
+def _applied(op: Conv) -> float:
+    return 2.0 * op.weight.numel() * math.prod(op.output_shape[1:])
