@@ -44,6 +44,7 @@ METHODS = (
     Method("radius_alpha_crown", "\u03b1-CROWN", "proof"),
     Method("radius_branch", "Branched", "proof"),
     Method("radius_sdp_crown", "SDP-CROWN", "proof"),
+    Method("radius_best", "Best", "proof"),
     Method(CLEVER, "CLEVER", "estimate"),
 )
 
