@@ -139,7 +139,7 @@ def test_an_unsound_certificate_is_counted_as_a_violation(
     broken = rows[rows["status"] == "contradicted"]
     assert len(broken) == done.violations == run.summary["status"]["contradicted"]
     assert (broken["radius_certified"] == 0).all()
-    assert (broken["radius_crown"] == 0).all()
+    assert (broken["radius_best"] == 0).all()
     assert (broken["radius_lipschitz"] == 0).all()
     assert (broken["radius_attack"] <= broken["radius_refuted"]).all()
     assert broken["violation"].all()

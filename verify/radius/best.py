@@ -130,14 +130,25 @@ class BestEffort:
 
 
 class BestRadius:
-    """Proven radii by the stages of a ladder, in the order of their prices."""
+    """Proven radii by the stages of a ladder, in the order of their prices.
+
+    Args:
+        stages: each behind the one that it builds on.
+        effort: when a sample stops.
+        max_radius: radii are capped here.
+    """
 
     def __init__(self, stages: Sequence[Stage], effort: BestEffort, max_radius: float) -> None:
         self.stages, self._effort, self._max_radius = tuple(stages), effort, max_radius
 
     def order(self, rows: int) -> list[Stage]:
-        """The stages for goals of so many rows, the cheapest first."""
-        return sorted(self.stages, key=lambda stage: stage.price.of(rows))
+        """The stages for goals of so many rows, the cheapest first, each behind what it needs."""
+
+        def rank(stage: Stage) -> float:
+            before = 0.0 if stage.after is None else rank(stage.after)
+            return max(before, stage.price.of(rows))
+
+        return sorted(self.stages, key=rank)  # which leaves equals as they are
 
     def __call__(
         self,
@@ -177,7 +188,9 @@ class BestRadius:
             enough: (B,) radii at which a sample stops.
         """
         radii = torch.zeros_like(first_order) if known is None else known.clone()
-        method = np.full(len(radii), NO_METHOD, dtype=object) if by is None else by.astype(object)
+        method = np.full(len(radii), NO_METHOD, dtype=object)
+        if by is not None:
+            method = np.where(radii.cpu().numpy() > 0, by, method)
         stopped = np.full(len(radii), EXHAUSTED, dtype=object)
         going = torch.ones_like(radii, dtype=torch.bool)
         spent = torch.zeros_like(radii)
@@ -218,7 +231,7 @@ class BestRadius:
             floor = _NEAR * start if stage.after is None else start
             found = stage.prove(
                 x[members], logits[members], goal.of(members), first_order[members], floor
-            )
+            ).clamp(max=self._max_radius)
             if self._effort.seconds is None:
                 spent[members] += price
             else:

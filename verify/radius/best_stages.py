@@ -20,7 +20,7 @@ from greg_cert.verify.radius.coupled import CoupledRadius
 
 _COARSE = 0.04  # tolerance of a search that cuts follow
 _ROUND_STEPS = 8  # gradient steps of one ball with one multiplier a layer
-_SPLITS = ((8, 64, 2), (8, 64, 4), (12, 256, 4), (16, 1024, 4))  # splits, open parts, balls
+_SPLITS = ((8, 16, 2), (8, 64, 4), (12, 256, 4), (16, 1024, 4))  # splits, open parts, balls
 
 
 def best_radius(
@@ -95,8 +95,7 @@ def _linear(
                 domains=domains,
                 split_rounds=rounds,
             )
-            shared = domains // _SPLITS[0][1]  # how many more parts may be open
-            price = prices.parts(graph, rounds, splits * shared)
+            price = prices.parts(graph, rounds, domains)
             found.append(last := stage("branch", ladder, price, last))
     return found
 

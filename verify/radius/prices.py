@@ -16,7 +16,7 @@ from greg_cert.verify.graph import NONLINEAR, Graph
 
 _ROW = 0.4  # passes of a row that is walked back through the whole network, among many others
 _STEP = 15.0  # passes of one gradient step of a coupled bound, for each row of the logits
-_PART = 2.0  # relaxations that a split amounts to: its parts share bounds, and most are closed soon
+_PART = 1.0  # relaxations for each part that may be open: parts share bounds, most are closed soon
 
 
 @dataclass(frozen=True)
@@ -51,9 +51,9 @@ def balls(graph: Graph, rounds: int) -> Price:
     return Price(rounds * one.fixed, rounds * one.a_row)
 
 
-def parts(graph: Graph, rounds: int, splits: int) -> Price:
-    """Of `rounds` balls that are split so often."""
-    return balls(graph, math.ceil(_PART * rounds * splits))
+def parts(graph: Graph, rounds: int, domains: int) -> Price:
+    """Of `rounds` balls that are split into so many parts."""
+    return balls(graph, math.ceil(_PART * rounds * domains))
 
 
 def steps(count: int) -> Price:
