@@ -207,7 +207,7 @@ def calls(radius: BestRadius) -> dict[str, list[list[int]]]:
 
 def test_the_cheapest_comes_first_and_a_budget_ends_the_rest(ladder: Ladder) -> None:
     rungs = (("dear", 70, 3.0, None), ("cheap", 10, 1.0, None), ("middle", 30, 2.0, None))
-    radius = ladder(*rungs, budget=50)
+    radius = ladder(*rungs, budget=75)  # each by itself would fit
     assert [stage.method for stage in radius.order(1)] == ["cheap", "middle", "dear"]
     assert climb(radius) == ([2.0] * 3, ["middle"] * 3, ["budget"] * 3)
     assert calls(radius) == {"dear": [], "cheap": [[0, 1, 2]], "middle": [[0, 1, 2]]}
