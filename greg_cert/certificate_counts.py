@@ -15,6 +15,7 @@ from greg_cert.certified_metrics import (
     certified_fpr,
     guaranteed_auroc,
 )
+from greg_cert.certify_methods import RADIUS_METHOD, STOPPED_BY
 
 STATUSES = ("certified", "rejected", "undecided", "contradicted")
 
@@ -35,6 +36,7 @@ def id_side(rows: pd.DataFrame) -> dict[str, Any]:
         "lipschitz_radius": _spread(rows["radius_lipschitz"]),
         "gradient_norm": _spread(rows["gradient_norm"]),
         "violations": int(rows["violation"].sum()),
+        **_of_best(rows),
     }
 
 
@@ -46,6 +48,7 @@ def ood_side(rows: pd.DataFrame) -> dict[str, Any]:
         "certified_radius": _spread(rows["radius_certified"]),
         "attack_radius": _found(rows["radius_attack"]),
         "violations": int(rows["violation"].sum()),
+        **_of_best(rows),
     }
 
 
@@ -86,6 +89,15 @@ def _of(rows: pd.DataFrame, name: str) -> np.ndarray:
 
 def _statuses(rows: pd.DataFrame) -> dict[str, int]:
     return {s: int((rows["status"] == s).sum()) for s in STATUSES}
+
+
+def _of_best(rows: pd.DataFrame) -> dict[str, Any]:
+    """How often each method gave the radius, and each reason ended the search, by `best`."""
+    return {
+        name: {str(value): int(count) for value, count in rows[name].value_counts().items()}
+        for name in (RADIUS_METHOD, STOPPED_BY)
+        if name in rows and rows[name].notna().any()
+    }
 
 
 def _found(radii: pd.Series[float]) -> dict[str, Any]:

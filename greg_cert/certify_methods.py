@@ -22,15 +22,24 @@ STATUS = {
     "alpha-crown": PROOF,
     "branch": PROOF,
     "sdp-crown": PROOF,
+    "best": PROOF,
     "smoothing": PROBABILISTIC,
     "attack": UPPER,
 }
 """Every method's status; only a proof feeds `radius_certified`."""
 
 LINEAR = ("crown", "crown-ibp", "alpha-crown", "branch", "sdp-crown")
-PROOFS = (*LINEAR, "lipschitz")
-METHODS = (*PROOFS, "best", "clever", "smoothing")
-_BEST = ("crown", "lipschitz")
+PROOFS = (*LINEAR, "lipschitz", "best")
+METHODS = (*PROOFS, "clever", "smoothing")
+NO_METHOD = "none"
+"""What is said of a radius of 0: no method gave it."""
+
+RADIUS_METHOD, STOPPED_BY = "radius_method", "stopped_by"
+"""Columns of the method `best`: which method gave the certified radius, and what stopped it."""
+
+STOPS = ("share", "max_radius", "budget", "seconds", "exhausted", "rejected")
+"""What may have stopped a sample: a radius near enough to the attack's, or as large as is looked
+for; its budget or its seconds; nothing left to try; a clean sample that is on the wrong side."""
 L2_ONLY = (
     "expected norm 2 for the method sdp-crown, but got inf: it rests on what an l2 ball cannot do, "
     "move all neurons at once; an linf ball nearly can"
@@ -40,9 +49,6 @@ L2_ONLY = (
 def chosen_methods(asked: str | Sequence[str]) -> tuple[str, ...]:
     """The methods in a name, a comma-separated list or a sequence, each once.
 
-    `best` alone stands for crown and lipschitz; beside proofs it is what `radius_certified` is
-    anyway, the largest of them, and adds nothing.
-
     Raises:
         UsageError: for an unknown name, or where all are estimates.
     """
@@ -51,12 +57,10 @@ def chosen_methods(asked: str | Sequence[str]) -> tuple[str, ...]:
     for name in names:
         if name not in METHODS and name not in ("gradient", "attack"):
             raise UsageError(f"expected method in {', '.join(METHODS)}, but got {name!r}")
-    if "best" in names and not any(name in PROOFS for name in names):
-        names += _BEST
     found = tuple(name for name in STATUS if name in names)
     if not any(STATUS[name] in (PROOF, PROBABILISTIC) for name in found):
         raise UsageError(
-            f"expected a method that proves ({', '.join(PROOFS)}, best or smoothing), but got "
+            f"expected a method that proves ({', '.join(PROOFS)} or smoothing), but got "
             f"{', '.join(map(repr, names)) or 'none'}; an estimate certifies nothing"
         )
     return found

@@ -135,7 +135,7 @@ def attack_exactly(seed: int, norm: float, side: str, engine: str = "native") ->
     low, value = relaxation.lower(rows).detach(), relaxation.linear(rows)[0].detach()
     threshold = middle_threshold(model, x)
     result = certify(
-        model, x, threshold, side=side, norm=norm, engine=engine, method="best",
+        model, x, threshold, side=side, norm=norm, engine=engine, method="crown,lipschitz",
         tolerance=1e-12, rounds=40, attack=False,
     )  # fmt: skip
     proven = torch.maximum(result.radius_certified, result.radius_lipschitz)

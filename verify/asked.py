@@ -17,6 +17,9 @@ def asked(settings: VerifyConfig) -> dict[str, Any]:
         "method": settings.method,
         "engine": settings.engine,
         "cuts": settings.cuts,
+        "until_share": settings.until_share,
+        "budget": settings.budget,
+        "seconds_per_sample": settings.seconds_per_sample,
         "memory": settings.memory,
         "seed": settings.seed,
         "smoothing": SmoothingOptions(

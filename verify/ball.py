@@ -54,7 +54,7 @@ class BallBounds:
             if (
                 (effort.cuts or effort.splits)
                 and isinstance(self._engine, NativeEngine)
-                and _can_cut(goal)
+                and can_cut(goal)
             ):
                 reach, p = self._by_parts(
                     self._engine, Region(x, radii, self._norm), goal, p, effort
@@ -87,7 +87,7 @@ class BallBounds:
         return reach, kept
 
 
-def _can_cut(goal: Goal) -> bool:
+def can_cut(goal: Goal) -> bool:
     """Whether one linear row decides the goal."""
     return goal.shift.shape[1] == 1 and (goal.above or goal.soft)
 

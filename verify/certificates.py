@@ -48,7 +48,9 @@ class Certificates:
             already (all radii 0); `undecided`, when nothing could be proven (radius 0);
             `contradicted`, when an attack succeeded inside a proven radius: none is left then.
         other: further columns (B,) by name, those of the methods asked for: `radius_crown` and
-            `radius_alpha_crown` (proof), `radius_clever` (estimate), `radius_smoothing`
+            `radius_alpha_crown` (proof), `radius_best` (proof) with `radius_method` and
+            `stopped_by`, the method that gave it and what stopped the search,
+            `radius_clever` (estimate), `radius_smoothing`
             (probabilistic proof, about the smoothed detector, whatever the status: 0 where
             `smoothing_decision` is the wrong one for the side, NaN where it abstained).
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from greg_cert.certify_methods import LINEAR, column_of
+from greg_cert.certify_methods import LINEAR, NO_METHOD, RADIUS_METHOD, STOPPED_BY, column_of
 from greg_cert.errors import EngineError, UsageError
 from greg_cert.scores import score_of
 from greg_cert.verify.agreement import check_agreement
@@ -24,6 +26,8 @@ from greg_cert.verify.lipschitz_radius import LipschitzRadius
 from greg_cert.verify.norms import dual_norm
 from greg_cert.verify.options import CertifyOptions
 from greg_cert.verify.per_sample import check_rowwise
+from greg_cert.verify.radius.best import BestRadius, Climb
+from greg_cert.verify.radius.best_stages import best_radius
 from greg_cert.verify.radius.sdp_crown import SdpCrownRadius
 from greg_cert.verify.scorer import (
     Margin,
@@ -59,6 +63,7 @@ class Certifier:
         self.graphs: tuple[Graph | None, ...] = (graph,)
         self.linear: dict[str, LinearRadius | SdpCrownRadius] = {}
         self.lipschitz: LipschitzRadius | None = None
+        self.best: BestRadius | None = None
         if graph is None:
             return
         memory = options.memory_bytes
@@ -91,7 +96,10 @@ class Certifier:
                 self.linear[method] = LinearRadius(
                     graph, draft, prover, relaxation, norm, max_radius, ladder, memory
                 )
-        if options.lipschitz or "lipschitz" in methods:
+        if "best" in methods:
+            self.best = best_radius(graph, draft, prover, norm, max_radius, options)
+        if options.lipschitz or {"lipschitz", "best"} & {*methods}:
+            whole = "lipschitz" in methods or "best" not in methods
             self.lipschitz = LipschitzRadius(
                 graph,
                 draft,
@@ -100,8 +108,9 @@ class Certifier:
                 norm,
                 max_radius,
                 form=options.lipschitz_form,
-                integrate=options.lipschitz_integrated,
-                rounds=options.rounds,
+                # As a rung of `best` the constant of the whole space has to do.
+                integrate=options.lipschitz_integrated and whole,
+                rounds=options.rounds if whole else 0,
                 tolerance=options.tolerance,
                 memory=memory,
             )
@@ -144,8 +153,13 @@ class Certifier:
         radii: dict[str, Tensor] = {}
         constant = unknown.clone()
         right = (~wrong).nonzero().squeeze(1)
-        if self.linear or self.lipschitz:
-            classes = self._class_radius(x, logits, labels, right, first_order)
+        enough = (
+            torch.full_like(gap, torch.inf) if self.best is None else self.best.enough(attacked)
+        )
+        if self.linear or self.lipschitz or self.best:
+            in_class = self._in_class(x, logits, labels, right, first_order, enough)
+            limit = torch.full_like(gap, self.max_radius)
+            classes = limit if in_class is None else in_class.radii
         for method, prove in self.linear.items():
             radii[method] = torch.zeros_like(gap)
             if len(right):
@@ -162,13 +176,19 @@ class Certifier:
             if len(right):
                 found, constant[right] = self.lipschitz(x[right], gap[right], first_order[right])
                 radii["lipschitz"][right] = torch.minimum(found, classes[right])
+        told: dict[str, NDArray[np.str_]] = {}
+        if self.best is not None:
+            climb = self._climb(self.best, x, logits, first_order, right, radii, in_class, enough)
+            radii["best"] = climb.radii
+            told = {RADIUS_METHOD: climb.method, STOPPED_BY: climb.stopped}
         proven = torch.zeros_like(gap)
         for method in self.methods:
             if method in radii:
                 proven = torch.maximum(proven, radii[method])
         other: dict[str, Tensor | NDArray[np.generic]] = {
-            column_of(m): radii[m] for m in self.linear
+            column_of(m): radii[m] for m in radii if m != "lipschitz"
         }
+        other |= told
         if "clever" in self.methods:
             other |= self._clever(x, names, gap, wrong, attacked)
         if "smoothing" in self.methods:
@@ -205,29 +225,62 @@ class Certifier:
         """Whether no other class has as large a logit, (B,)."""
         return class_margin(logits, labels, self.options.score) < 0
 
-    def _class_radius(
+    def _in_class(
         self,
         x: Tensor,
         logits: Tensor,
         labels: Tensor | None,
         right: Tensor,
         first_order: Tensor,
-    ) -> Tensor:
-        """Radii (B,) within which the class stays right; no limit where that is not asked for."""
-        radius = torch.full_like(first_order, self.max_radius)
-        if labels is None or len(right) == 0:
-            return radius
+        enough: Tensor,
+    ) -> Climb | None:
+        """Radii (B,) within which the class stays right; None where that is not asked for."""
+        if labels is None:
+            return None
+        found = Climb.not_begun(torch.zeros_like(first_order))
+        if len(right) == 0:
+            return found
+        goal = decision_goals(
+            self.options.score, "id", self.margin.threshold, logits[right], labels[right]
+        )[1]
+        given = (x[right], logits[right], goal, first_order[right])
+        if self.best is not None:
+            return found.put(right, self.best.climb(*given, enough=enough[right]))
         prove = next(iter(self.linear.values()), None)
         if prove is None:
             raise UsageError(
-                f"expected one of the methods {', '.join(LINEAR)} beside labels, but got "
-                f"{', '.join(self.methods)}"
+                f"expected one of the methods {', '.join((*LINEAR, 'best'))} beside labels, but "
+                f"got {', '.join(self.methods)}"
             )
-        goals = decision_goals(
-            self.options.score, "id", self.margin.threshold, logits[right], labels[right]
-        )
-        radius[right] = prove(x[right], logits[right], goals[1], first_order[right])
-        return radius
+        found.radii[right] = prove(*given)
+        return found
+
+    def _climb(
+        self,
+        best: BestRadius,
+        x: Tensor,
+        logits: Tensor,
+        first_order: Tensor,
+        right: Tensor,
+        radii: Mapping[str, Tensor],
+        in_class: Climb | None,
+        enough: Tensor,
+    ) -> Climb:
+        """Radii (B,) by `best`, from those that other methods proved; none beyond the class's."""
+        found = Climb.not_begun(torch.zeros_like(first_order))
+        if len(right) == 0:
+            return found
+        goal = decision_goals(
+            self.options.score, self.margin.side, self.margin.threshold, logits[right]
+        )[0]
+        names = np.array([NO_METHOD, *radii])
+        known, by = torch.stack([found.radii, *radii.values()])[:, right].max(0)
+        given = (x[right], logits[right], goal, first_order[right], known, names[by.cpu().numpy()])
+        if in_class is None:
+            return found.put(right, best.climb(*given, enough[right]))
+        limit = in_class.of(right)
+        climb = best.climb(*given, torch.minimum(enough[right], limit.radii))
+        return found.put(right, climb.within(limit))
 
     def nearest_attack(
         self, x: Tensor, names: Tensor, labels: Tensor | None, wrong: Tensor

@@ -50,7 +50,8 @@ def certify(
             between; `crown-ibp`: with interval ones; `alpha-crown`: with slopes that are optimised;
             `branch`: CROWN, with balls split by the signs of neurons, slow and tight;
             `sdp-crown`: bounds that know an ℓ2 ball, the tightest at image size;
-            `lipschitz`: the paper's ε* with a proven L_S; `best` alone: crown and lipschitz.
+            `lipschitz`: the paper's ε* with a proven L_S; `best`: a ladder of these, the cheapest
+            first, until `until_share`, `budget` or `seconds_per_sample` ends it.
             `smoothing` is a probabilistic proof about another, smoothed detector, and
             `clever` an estimate: they have columns of their own and prove nothing here.
         engine: whose bounds prove the radii: `native`, `auto-lirpa`, or `auto`, which is native.

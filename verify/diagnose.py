@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 
 from torch import nn
 
-from greg_cert.certify_methods import LINEAR, STATUS
+from greg_cert.certify_methods import PROOFS, STATUS
 from greg_cert.errors import EngineError, UnsupportedModelError
 from greg_cert.verify.engine import make_engine
 from greg_cert.verify.graph import Activation, Conv, Graph, Linear, Smooth
@@ -214,7 +214,7 @@ def _methods(engines: Mapping[str, str], why: str) -> dict[str, str]:
             "sdp-crown",
         ):  # what auto-LiRPA has not, or not on this torch
             able = [name for name in ready if name == "native"]
-        bounded = method in (*LINEAR, "lipschitz")
+        bounded = method in PROOFS
         by = (", ".join(able) or f"no: {why}") if bounded else "any model"
         found[method] = f"{by} ({status})"
     return found

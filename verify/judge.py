@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from greg_cert.certify_methods import PROOFS, chosen_methods
+from greg_cert.certify_methods import PROOFS, RADIUS_METHOD, STOPPED_BY, chosen_methods
 from greg_cert.config import VerifyConfig
 from greg_cert.errors import UsageError
 from greg_cert.evaluation.decision import Decision
@@ -39,6 +39,8 @@ class Verdict:
         radius_certified: within it the decision (accepted, or rejected) is proven not to change; 0
             where nothing was proven, or an attack contradicts it.
         radius_refuted: what was proven where an attack contradicts it; else NaN.
+        radius_method: the proof that gave the certified radius, where `best` was asked for.
+        stopped_by: what stopped that search; None as `radius_method`.
         radius_attack: distance of `attacked`; inf where no attack was found.
         attacked: (C, H, W) nearest image found on which the decision is the other one, in float64,
             perhaps outside [0, 1]; None where none was found.
@@ -55,6 +57,8 @@ class Verdict:
     status: str
     radius_certified: float
     radius_refuted: float
+    radius_method: str | None
+    stopped_by: str | None
     radius_attack: float
     attacked: Tensor | None
     attacked_label: int | None
@@ -81,9 +85,10 @@ def judge(
         UsageError: a method that proves nothing of the model itself.
         UnsupportedModelError: a layer that cannot be bounded soundly.
     """
-    if not set(chosen_methods(settings.method)) & set(PROOFS):
+    methods = chosen_methods(settings.method)
+    if not set(methods) & set(PROOFS):
         raise UsageError(
-            f"--method: expected one of {', '.join(PROOFS)} or best, but got {settings.method!r}, "
+            f"--method: expected one of {', '.join(PROOFS)}, but got {settings.method!r}, "
             "which is about another function than the model that is asked here"
         )
     x = check_inputs(images)
@@ -106,7 +111,7 @@ def judge(
                 side=side,
                 score=decision.score,
                 indices=part,
-                attack=False,
+                attack="best" in methods,  # which stops at a share of it
                 **asked(settings),
             )
             plan = AttackPlan(Margin(decision.threshold, side), settings.norm_value, settings.seed)
@@ -149,6 +154,8 @@ def _verdicts(
                 status=str(found.status[i]),
                 radius_certified=float(found.radius_certified[i]),
                 radius_refuted=float(found.radius_refuted[i]),
+                radius_method=_text(found, RADIUS_METHOD, i),
+                stopped_by=_text(found, STOPPED_BY, i),
                 radius_attack=float(attack.radius[i]),
                 attacked=moved[i].cpu() if hit else None,
                 attacked_label=int(moved_to[i]) if hit else None,
@@ -156,3 +163,7 @@ def _verdicts(
             )
         )
     return verdicts
+
+
+def _text(found: Certificates, column: str, row: int) -> str | None:
+    return str(found.other[column][row]) if column in found.other else None

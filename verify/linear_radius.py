@@ -19,6 +19,7 @@ from greg_cert.verify.native_engine import NativeEngine
 from greg_cert.verify.search import RadiusSearch, Reach
 
 _GUESS = 0.5  # of the first-order radius, where the ladder begins
+_NEAR = 0.25  # of that, below which a radius known before is no place to begin
 _COARSE = 0.04  # tolerance of the ladder where cuts follow
 _CUT_GROWTH = 1.1
 _LARGE = 2**22  # neurons of a layer × values of the widest
@@ -41,6 +42,7 @@ class Ladder:
         splits: of each ball after that, by signs; 0 for none.
         domains: of one sample that may be open at a time.
         split_rounds: balls tried with splits.
+        onwards: whether radii known before are not proven again, only larger ones.
     """
 
     rounds: int
@@ -51,6 +53,7 @@ class Ladder:
     splits: int = 0
     domains: int = 64
     split_rounds: int = 4
+    onwards: bool = False
 
 
 class LinearRadius:
@@ -95,6 +98,9 @@ class LinearRadius:
             goal: what to prove.
             first_order: (B,) a guess of the radius.
             known: (B,) radii proven before, where to begin.
+
+        Returns:
+            (B,); of a ladder that goes `onwards`, 0 where nothing larger than `known` was found.
         """
         weights = first_weights(goal, logits)
         ladder = self._ladder
@@ -113,15 +119,18 @@ class LinearRadius:
             )
 
         guess = first_order * _GUESS
+        begun = torch.zeros_like(guess, dtype=torch.bool)  # where the radius known is a beginning
         if known is not None:
-            guess = torch.where(known > 0, known, guess)
-        elif self._vanguard is not None:
+            begun = known > (_NEAR * guess if ladder.onwards else 0)
+            guess = torch.where(begun, known, guess)
+        if self._vanguard is not None and (known is None or ladder.onwards):
             # Where most signs are unknown CROWN is dear, and in vain: come from below.
             first = RadiusSearch(guess, self._max_radius)
-            first.climb(scouted(self._vanguard, Effort()), ladder.rounds, _ROUGH)
+            first.climb(scouted(self._vanguard, Effort()), ladder.rounds, _ROUGH, ~begun)
             guess = torch.where(first.best > 0, _ABOVE * first.best, guess)
         plain = Effort(ladder.mirror_steps)
-        search = RadiusSearch(guess, self._max_radius)
+        floor = known if ladder.onwards else None
+        search = RadiusSearch(guess, self._max_radius, floor)
         tolerance = max(ladder.tolerance, _COARSE) if ladder.cuts else ladder.tolerance
         search.climb(scouted(self._scout, plain), ladder.rounds, tolerance)
         lost = search.best == 0
@@ -148,7 +157,7 @@ class LinearRadius:
         effort = Effort(
             ladder.mirror_steps if ladder.cuts else 0, ladder.cuts, ladder.splits, ladder.domains
         )
-        members = (search.best > 0).nonzero().squeeze(1)
+        members = search.best_at.isfinite().nonzero().squeeze(1)
         ball = search.best_at.clone()
         for _ in range(3):
             if len(members) == 0:

@@ -12,6 +12,7 @@ from greg_cert.errors import UsageError
 from greg_cert.scores import SCORES
 from greg_cert.verify.clever import CleverOptions
 from greg_cert.verify.linear_radius import Ladder
+from greg_cert.verify.radius.best import BUDGET, UNTIL_SHARE, BestEffort
 from greg_cert.verify.radius.coupled import CoupledEffort
 from greg_cert.verify.smoothing_state import SmoothingOptions
 
@@ -64,6 +65,12 @@ class CertifyOptions:
         attack_restarts: random restarts of the attack.
         attack_polish: steps along the boundary at its end.
         coupled: how long the method `sdp-crown` searches.
+        until_share: of the method `best`: a sample stops where its radius is this share of the
+            attack's, where attacks are made.
+        budget: of the method `best`: passes of a sample, forward and back, as
+            `radius/prices` counts them; None for no end.
+        seconds_per_sample: of the method `best`, in place of the budget: on the clock, so that no
+            two calls need prove the same.
         clever: of the method `clever`.
         smoothing: of the method `smoothing`.
         batch: samples bounded at once.
@@ -92,6 +99,9 @@ class CertifyOptions:
     attack_restarts: int = 2
     attack_polish: int = 20
     coupled: CoupledEffort = field(default_factory=CoupledEffort)
+    until_share: float = UNTIL_SHARE
+    budget: int | None = BUDGET
+    seconds_per_sample: float | None = None
     clever: CleverOptions = field(default_factory=CleverOptions)
     smoothing: SmoothingOptions = field(default_factory=SmoothingOptions)
     batch: int = 128
@@ -107,6 +117,12 @@ class CertifyOptions:
             raise UsageError(f"expected score in {', '.join(SCORES)}, but got {self.score!r}")
         if self.memory is not None and not (self.memory > 0 and math.isfinite(self.memory)):
             raise UsageError(f"expected memory > 0 GiB and finite, but got {self.memory}")
+        _ = self.best  # which looks at its own
+
+    @property
+    def best(self) -> BestEffort:
+        """When the method `best` stops."""
+        return BestEffort(self.until_share, self.budget, self.seconds_per_sample)
 
     def ladder(self, method: str) -> Ladder:
         """How linear bounds are searched by a method."""

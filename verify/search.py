@@ -25,14 +25,17 @@ class RadiusSearch:
     Args:
         guess: (B,) where to begin, > 0; not finite means anywhere.
         max_radius: no ball is larger.
+        known: (B,) radii that are proven already: only larger ones are looked for.
     """
 
-    def __init__(self, guess: Tensor, max_radius: float) -> None:
+    def __init__(self, guess: Tensor, max_radius: float, known: Tensor | None = None) -> None:
         self.max_radius = max_radius
         usable = guess.isfinite() & (guess > 0)
         self._guess = torch.where(usable, guess, max_radius / 8).clamp(max=max_radius)
-        self.best = torch.zeros_like(guess)
-        self.best_at = torch.full_like(guess, torch.nan)  # the ε that gave the best radius
+        self.best = torch.zeros_like(guess) if known is None else known.clone()
+        self.best_at = torch.full_like(
+            guess, torch.nan
+        )  # the ε that gave it, where it was found here
         self._low = torch.zeros_like(guess)  # largest ε whose whole ball was proven
         self._high = torch.full_like(guess, torch.inf)  # smallest ε whose ball was not
         self._ceiling = torch.full_like(guess, torch.inf)  # q there: the optimum is no further
@@ -92,7 +95,7 @@ class RadiusSearch:
         # q falls while ε grows, so the crossing q = ε lies above q(high) and below q(low).
         low, high = torch.maximum(self._low, self.best)[members], self._high[members]
         top = torch.minimum(high, self._ceiling[members]).maximum(low)
-        untried = (low == 0) & high.isinf()
+        untried = (self._low[members] == 0) & high.isinf()
         between = torch.where(low > 0, (low * top).sqrt(), high / 4)
         radius = torch.where(high.isinf(), self._growth * low, between)
         radius = torch.where(untried, self._guess[members], radius).clamp(max=self.max_radius)

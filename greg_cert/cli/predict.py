@@ -32,7 +32,10 @@ def predict(
     ] = None,
     norm: Annotated[str | None, typer.Option(help="Norm of radii: 2 or inf.")] = None,
     max_radius: Annotated[float | None, typer.Option(help="Radii are capped here.")] = None,
-    method: Annotated[str | None, typer.Option(help="As of verify: crown, branch, ...")] = None,
+    method: Annotated[str | None, typer.Option(help="As of verify: best, branch, ...")] = None,
+    until_share: Annotated[float | None, typer.Option(help="As of verify.")] = None,
+    budget: Annotated[int | None, typer.Option(help="As of verify.", min=0)] = None,
+    seconds_per_sample: Annotated[float | None, typer.Option(help="As of verify.")] = None,
     tpr: Annotated[
         float | None, typer.Option(help="Share of the calibration split to accept.")
     ] = None,
@@ -60,7 +63,14 @@ def predict(
 
     subject = open_subject(run)
     settings = verify_settings(
-        subject.config.verify, norm=norm, max_radius=max_radius, method=method, tpr=tpr
+        subject.config.verify,
+        norm=norm,
+        max_radius=max_radius,
+        method=method,
+        tpr=tpr,
+        until_share=until_share,
+        budget=budget,
+        seconds_per_sample=seconds_per_sample,
     )
     model = subject.load_model()  # which sees to what the manifest must tell
     sizes = subject.manifest["model"]
@@ -178,7 +188,8 @@ def lines(path: Path, v: Verdict, decision: Decision, settings: Any) -> list[str
     word, sign = ("accepted", "<=") if v.accepted else ("rejected", ">")
     held = f"stays {word} within {norm} radius"
     if v.radius_certified > 0:
-        proven = f"{held} {rounded_down(v.radius_certified)} (proof)"
+        by = "" if v.radius_method is None else f" by {v.radius_method}"
+        proven = f"{held} {rounded_down(v.radius_certified)} (proof{by})"
     elif math.isnan(v.radius_refuted):
         proven = f"{held}: nothing proven"
     else:
@@ -226,5 +237,7 @@ def _record(path: Path, v: Verdict, decision: Decision, saved: dict[str, Path]) 
         "gradient_norm": v.gradient_norm,
         "status": v.status,
         "radius_certified": v.radius_certified,
+        "radius_method": v.radius_method,
+        "stopped_by": v.stopped_by,
         "attack": attacked,
     }

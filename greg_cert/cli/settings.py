@@ -13,7 +13,8 @@ def verify_settings(configured: VerifyConfig, **given: Any) -> VerifyConfig:
 
     Args:
         configured: the run's own.
-        **given: options by field name; None where an option was not given, and 0 for all samples.
+        **given: options by field name; None where an option was not given, and 0 for all samples
+            or for a budget without end.
 
     Raises:
         UsageError: for a value out of range; names the option.
@@ -25,7 +26,11 @@ def verify_settings(configured: VerifyConfig, **given: Any) -> VerifyConfig:
 
     values = configured.model_dump()
     values.update({k: v for k, v in given.items() if v is not None})
-    for name in ("samples", "ood_samples"):
+    if given.get("budget") is not None and given.get("seconds_per_sample") is not None:
+        raise UsageError("expected --budget or --seconds-per-sample, but got both")
+    if given.get("budget") is not None:
+        values["seconds_per_sample"] = None
+    for name in ("samples", "ood_samples", "budget"):
         if given.get(name) == 0:
             values[name] = None
     try:

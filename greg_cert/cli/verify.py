@@ -39,8 +39,9 @@ def verify(
     method: Annotated[
         str | None,
         typer.Option(
-            help="crown, crown-ibp, alpha-crown, branch, sdp-crown, lipschitz or best (proofs), "
-            "smoothing (probabilistic proof), clever (estimate); or several: crown,clever."
+            help="best (a ladder of the other proofs, the cheapest first), crown, crown-ibp, "
+            "alpha-crown, branch, sdp-crown, lipschitz (proofs), smoothing (probabilistic proof), "
+            "clever (estimate); or several: best,clever."
         ),
     ] = None,
     engine: Annotated[str | None, typer.Option(help="auto, auto-lirpa or native.")] = None,
@@ -62,6 +63,18 @@ def verify(
     ] = None,
     cuts: Annotated[
         int | None, typer.Option(help="How often a ball is cut down to where violations may lie.")
+    ] = None,
+    until_share: Annotated[
+        float | None,
+        typer.Option(help="Of best: stop at this share of the attack's radius, 0 to 1."),
+    ] = None,
+    budget: Annotated[
+        int | None,
+        typer.Option(help="Of best: passes of a sample through the network; 0 for no end.", min=0),
+    ] = None,
+    seconds_per_sample: Annotated[
+        float | None,
+        typer.Option(help="Of best, in place of the budget: by the clock, not reproducible."),
     ] = None,
     auc_radii: Annotated[
         str | None, typer.Option(help="Radii of GAUC and AAUC, side ood or both: 0.05,0.1.")
@@ -135,6 +148,9 @@ def verify(
         memory=memory,
         batch=batch,
         cuts=cuts,
+        until_share=until_share,
+        budget=budget,
+        seconds_per_sample=seconds_per_sample,
         auc_radii=None if auc_radii is None else auc_radii.split(","),
         smoothing_sigma=sigma,
         smoothing_n=smoothing_n,

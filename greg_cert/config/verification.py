@@ -37,6 +37,12 @@ class VerifyConfig(Section):
         memory: GiB that bounds may use; None for no limit.
         correct: Whether an ID certificate is about "accepted and classified as its label".
         cuts: As in `greg_cert.verify.certify`.
+        until_share: Of the method `best`: a sample stops where its certified radius is this share
+            of its attack's.
+        budget: Of the method `best`: passes of a sample through the network, forward and back, as
+            counted from its size; None for no end.
+        seconds_per_sample: Of the method `best`, in place of the budget. Rows then depend on the
+            machine and its load.
         auc_radii: Radii at which the least scores of OOD samples are bounded and attacked, for
             GAUC and AAUC; side `ood` or `both`.
         smoothing_sigma: Noise of the method `smoothing`, in raw pixels.
@@ -48,7 +54,7 @@ class VerifyConfig(Section):
     norm: Literal["2", "inf"] = "2"
     max_radius: PositiveFloat = 1.0
     tpr: Annotated[float, Field(gt=0, le=1)] = 0.95
-    method: str | tuple[str, ...] = "crown"
+    method: str | tuple[str, ...] = "best"
     engine: Literal["auto", "auto-lirpa", "native"] = "auto"
     seed: NonNegativeInt = 0
     side: Literal["id", "ood", "both"] = "id"
@@ -57,6 +63,9 @@ class VerifyConfig(Section):
     memory: PositiveFloat | None = None
     correct: bool = False
     cuts: NonNegativeInt = 3
+    until_share: Annotated[float, Field(gt=0, le=1)] = 0.95
+    budget: PositiveInt | None = 5000
+    seconds_per_sample: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
     auc_radii: tuple[PositiveFloat, ...] = ()
     smoothing_sigma: PositiveFloat = 0.25
     smoothing_n: PositiveInt = 10_000

@@ -24,14 +24,30 @@ def runs_sheet(results: Results, rows: list[Row], comparisons: list[Comparison])
         lambda row: (row.run,),
         caption=caption(results.summary, rows),
         remarks=[
-            line
-            for chosen in (
-                [c for c in comparisons if c.main],
-                [c for c in comparisons if c.dataset is None and not c.main],
-            )
-            for line in comparison_lines(chosen)
+            *ladder_lines(results.summary),
+            *(
+                line
+                for chosen in (
+                    [c for c in comparisons if c.main],
+                    [c for c in comparisons if c.dataset is None and not c.main],
+                )
+                for line in comparison_lines(chosen)
+            ),
         ],
     )
+
+
+def ladder_lines(summary: Summary) -> list[str]:
+    """For each run that the method `best` proved: which methods gave radii, and what ended it."""
+
+    def counts(found: dict[str, int]) -> str:
+        return ", ".join(f"{name} {n}" for name, n in sorted(found.items(), key=lambda c: -c[1]))
+
+    return [
+        f"{run}: radii by {counts(record.radius_method)}; stopped by {counts(record.stopped_by)}."
+        for run, record in summary.runs.items()
+        if record.radius_method and record.stopped_by
+    ]
 
 
 def table_columns(summary: Summary, rows: list[Row]) -> list[Column[Row]]:

@@ -7,9 +7,12 @@ from typing import Any
 import pandas as pd
 
 from greg_cert.certificate_counts import id_side, ood_side, robust
+from greg_cert.certify_methods import RADIUS_METHOD, STOPPED_BY
 
-_OF_ROWS = {"samples", "status", "violations", "gradient_norm", "ood_side", "robust"} | {
-    f"{name}_radius" for name in ("certified", "attack", "gradient", "lipschitz")
+_OF_ROWS = {
+    *("samples", "status", "violations", "gradient_norm", "ood_side", "robust"),
+    *(RADIUS_METHOD, STOPPED_BY),
+    *(f"{name}_radius" for name in ("certified", "attack", "gradient", "lipschitz")),
 }
 _OF_RUN = {
     *("method", "score", "id_accuracy", "threshold", "fpr95", "fpr95_ood_recall", "auroc"),

@@ -14,7 +14,15 @@ import numpy as np
 import pandas as pd
 from pandas.api.types import is_bool_dtype, is_numeric_dtype
 
-from greg_cert.certify_methods import STATUS, column_of
+from greg_cert.certify_methods import (
+    NO_METHOD,
+    PROOFS,
+    RADIUS_METHOD,
+    STATUS,
+    STOPPED_BY,
+    STOPS,
+    column_of,
+)
 from greg_cert.errors import RunError
 
 CLEVER, PVALUE = "radius_clever", "clever_fit_pvalue"
@@ -44,6 +52,7 @@ METHODS = (
     Method("radius_alpha_crown", "\u03b1-CROWN", "proof"),
     Method("radius_branch", "Branched", "proof"),
     Method("radius_sdp_crown", "SDP-CROWN", "proof"),
+    Method("radius_best", "Best", "proof"),
     Method(CLEVER, "CLEVER", "estimate"),
 )
 
@@ -76,6 +85,9 @@ def check_methods(path: Path, frame: pd.DataFrame) -> None:
     """
     for method in methods_of(frame):
         _check_radius(path, frame, method.column, proof=method.status == "proof")
+    for column, words in ((RADIUS_METHOD, (*PROOFS, NO_METHOD)), (STOPPED_BY, STOPS)):
+        if asked(frame, column):
+            _check_words(path, frame, column, words)
     if asked(frame, PVALUE):
         values = _numbers(path, frame, PVALUE)
         wrong = (values < 0) | (values > 1)
@@ -101,6 +113,19 @@ def _check_radius(path: Path, frame: pd.DataFrame, column: str, *, proof: bool) 
         row = int(np.flatnonzero(wrong)[0])
         raise RunError(
             f"{path}: column {column}: expected {kind}, but got {values[row]} in row {row}"
+        )
+
+
+def _check_words(path: Path, frame: pd.DataFrame, column: str, words: tuple[str, ...]) -> None:
+    """One of `words` in each row, or none in all of a run, whose method has no such column."""
+    found = frame[column]
+    whole = found.isna().groupby(frame["run"]).transform("all")
+    wrong = ~whole & ~found.isin(words)
+    if wrong.any():
+        row = int(np.flatnonzero(wrong)[0])
+        raise RunError(
+            f"{path}: column {column}: expected one of {', '.join(words)}, but got "
+            f"{found.iloc[row]!r} in row {row}"
         )
 
 

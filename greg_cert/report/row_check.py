@@ -10,10 +10,10 @@ import numpy as np
 import pandas as pd
 from pandas.api.types import is_integer_dtype
 
-from greg_cert.certify_methods import PROOFS, column_of
+from greg_cert.certify_methods import NO_METHOD, PROOFS, RADIUS_METHOD, STOPPED_BY, column_of
 from greg_cert.errors import RunError
 from greg_cert.report.frame_file import PROVEN, RADII, REFUTED
-from greg_cert.report.methods import METHODS
+from greg_cert.report.methods import METHODS, asked
 from greg_cert.report.summary_file import Summary
 
 _ALL = tuple(dict.fromkeys([*RADII, *(method.column for method in METHODS)]))
@@ -94,11 +94,20 @@ def _radii(
     if (limit := summary.max_radius) is not None:
         for name in claims:
             yield _Rule(name, numbers[name] > limit * (1 + SLACK), f"at most max_radius {limit:g}")
-    asked = [column_of(method) for method in summary.methods if method in PROOFS]
-    if asked and all(name in numbers for name in asked):
-        largest = np.max([np.nan_to_num(numbers[name]) for name in asked], axis=0)
+    proofs = [column_of(method) for method in summary.methods if method in PROOFS]
+    if proofs and all(name in numbers for name in proofs):
+        largest = np.max([np.nan_to_num(numbers[name]) for name in proofs], axis=0)
         off = ~refuted & ~np.isclose(certified, largest, rtol=SLACK, atol=0)
-        yield _Rule("radius_certified", off, f"the largest of {', '.join(asked)}")
+        yield _Rule("radius_certified", off, f"the largest of {', '.join(proofs)}")
+    if asked(frame, RADIUS_METHOD):
+        ran = frame[RADIUS_METHOD].notna().to_numpy(dtype=bool)  # another run's method may differ
+        without = (frame[RADIUS_METHOD] == NO_METHOD).to_numpy(dtype=bool)
+        words = f"{NO_METHOD} for a certified radius of 0, and a method for another"
+        yield _Rule(RADIUS_METHOD, ~refuted & (without != (certified == 0)) & ran, words)
+    if asked(frame, STOPPED_BY):
+        ran = frame[STOPPED_BY].notna().to_numpy(dtype=bool)
+        out = (frame[STOPPED_BY] == "rejected").to_numpy(dtype=bool)
+        yield _Rule(STOPPED_BY, (out != rejected) & ran, "rejected for status rejected alone")
     proven = np.max([np.nan_to_num(numbers[name]) for name in PROVEN if name in numbers], axis=0)
     inside = proven > attack * (1 + SLACK)
     silent = (inside | refuted) & ~frame["violation"].to_numpy(dtype=bool)

@@ -24,6 +24,7 @@ from pydantic import (
 )
 
 from greg_cert.certificate_counts import STATUSES
+from greg_cert.certify_methods import NO_METHOD, PROOFS, STOPPED_BY, STOPS
 from greg_cert.digests import check_seal, tell_unchecked
 from greg_cert.errors import RunError
 
@@ -60,6 +61,8 @@ class _Counted(_Record):
     samples: int = Field(ge=1)
     violations: Count
     status: dict[str, Count] | None = None
+    radius_method: dict[str, Count] | None = None
+    stopped_by: dict[str, Count] | None = None
 
     @field_validator("status")
     @classmethod
@@ -68,6 +71,19 @@ class _Counted(_Record):
     ) -> dict[str, int] | None:
         if unknown := [name for name in value or () if name not in STATUSES]:
             raise ValueError(f"expected {', '.join(STATUSES)}, but got {unknown[0]!r}")
+        samples = info.data.get("samples")
+        if value is not None and samples not in (None, sum(value.values())):
+            raise ValueError(f"expected {samples} in all, as samples, but got {value}")
+        return value
+
+    @field_validator("radius_method", "stopped_by")
+    @classmethod
+    def _one_word_a_sample(
+        cls, value: dict[str, int] | None, info: ValidationInfo
+    ) -> dict[str, int] | None:
+        known = STOPS if info.field_name == STOPPED_BY else (*PROOFS, NO_METHOD)
+        if unknown := [name for name in value or () if name not in known]:
+            raise ValueError(f"expected {', '.join(known)}, but got {unknown[0]!r}")
         samples = info.data.get("samples")
         if value is not None and samples not in (None, sum(value.values())):
             raise ValueError(f"expected {samples} in all, as samples, but got {value}")

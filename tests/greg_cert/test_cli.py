@@ -115,6 +115,12 @@ def test_evaluate_and_doctor_answer(trained: Path) -> None:
         (["verify", "runs/plain", "--norm", "1"], ["--norm", "'1'"]),
         (["verify", "runs/plain", "--max-radius", "-1"], ["--max-radius", "-1"]),
         (["verify", "runs/plain", "--method", "gradient"], ["--method", "'gradient'"]),
+        (["verify", "runs/plain", "--until-share", "1.5"], ["--until-share", "1.5"]),
+        (["verify", "runs/plain", "--seconds-per-sample", "0"], ["--seconds-per-sample", "0"]),
+        (
+            ["verify", "runs/plain", "--budget", "9", "--seconds-per-sample", "1"],
+            ["--budget or --seconds-per-sample", "got both"],
+        ),
         (["report", "runs"], ["runs/summary.json"]),
         (["demo", "--out", "."], ["--out"]),
         (["doctor", "runs/nothing"], ["runs/nothing"]),

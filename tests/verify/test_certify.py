@@ -78,8 +78,8 @@ def check_no_violation(
 def test_no_attack_within_a_certified_radius(name: str, norm: float, side: str) -> None:
     model, x, threshold = setting(name)
     result = certify(
-        model, x, threshold, side=side, norm=norm, max_radius=2.0, method="best", engine="native",
-        attack_steps=15, attack_restarts=1,
+        model, x, threshold, side=side, norm=norm, max_radius=2.0, method="crown,lipschitz",
+        engine="native", attack_steps=15, attack_restarts=1,
     )  # fmt: skip
     check_no_violation(model, x, threshold, side, norm, result)
     score = energy_of(model, x)
@@ -112,7 +112,7 @@ def test_no_attack_within_a_radius_by_auto_lirpa(method: str, side: str) -> None
 @pytest.mark.parametrize("norm", NORMS)
 def test_no_attack_where_a_preactivation_is_always_zero(norm: float) -> None:
     x = torch.tensor([[0.45, 0.45]], dtype=torch.float64)
-    result = certify(Cancelling(), x, 0.5, norm=norm, method="best", engine="native")
+    result = certify(Cancelling(), x, 0.5, norm=norm, method="crown,lipschitz", engine="native")
     check_no_violation(Cancelling(), x, 0.5, "id", norm, result)
 
 
@@ -138,7 +138,7 @@ def test_affine_radii_are_exact(case: str, norm: float, side: str, engine: str) 
     truth = exact.radius(side, norm)
     result = certify(
         exact.model, exact.inputs, exact.threshold, side=side, norm=norm, max_radius=5.0,
-        method="best", engine=engine, tolerance=1e-9, rounds=30,
+        method="crown,lipschitz", engine=engine, tolerance=1e-9, rounds=30,
     )  # fmt: skip
     assert float(truth.max()) > 0.05
     assert float(truth.max()) < 5.0
@@ -175,7 +175,7 @@ def test_a_sample_on_the_threshold(side: str) -> None:
     # S = γ exactly: accepted, so there is nothing to prove for ID, and OOD counts as rejected.
     model = affine(torch.tensor([[1.0, 2.0]]), torch.tensor([0.0]))
     x = torch.tensor([[0.5, 0.25]], dtype=torch.float64)
-    result = certify(model, x, -1.0, side=side, method="best")
+    result = certify(model, x, -1.0, side=side, method="crown,lipschitz")
     assert result.radius_certified.item() == 0.0
     assert result.radius_lipschitz.item() == 0.0
     assert result.status.tolist() == ["undecided" if side == "id" else "rejected"]
@@ -186,7 +186,7 @@ def test_constant_scores() -> None:
     score = float(energy_of(model, points((3,), 1))[0])
     x = points((3,), 4)
     for side, threshold in (("id", score + 0.1), ("ood", score - 0.1)):
-        result = certify(model, x, threshold, side=side, method="best", max_radius=3.0)
+        result = certify(model, x, threshold, side=side, method="crown,lipschitz", max_radius=3.0)
         for column in RADII:  # the search stops within its tolerance of the cap
             assert bool((getattr(result, column) >= 0.98 * 3.0).all()), column
         assert bool(result.radius_attack.isinf().all())
@@ -195,7 +195,7 @@ def test_constant_scores() -> None:
 @pytest.mark.parametrize("name", ["conv", "residual"])
 def test_rows_do_not_depend_on_each_other(name: str) -> None:
     model, x, threshold = setting(name, 7)
-    options = {"method": "best", "engine": "native", "attack": False}
+    options = {"method": "crown,lipschitz", "engine": "native", "attack": False}
     whole = certify(model, x, threshold, **options)  # type: ignore[arg-type]
     order = torch.tensor([3, 0, 6, 5, 1, 4, 2])
     for result, rows in (
@@ -220,7 +220,7 @@ def _head(model: nn.Module) -> nn.Linear:
 
 @pytest.mark.parametrize("norm", NORMS)
 def test_radii_under_changes_that_leave_the_decision_alone(norm: float) -> None:
-    options = {"norm": norm, "engine": "native", "method": "best", "attack": False}
+    options = {"norm": norm, "engine": "native", "method": "crown,lipschitz", "attack": False}
     model, x, threshold = setting("conv")
     model = model.double()
     before = certify(model, x, threshold, **options)  # type: ignore[arg-type]
@@ -248,7 +248,9 @@ def test_a_stricter_threshold_never_gives_a_larger_radius(name: str) -> None:
     model, x, threshold = setting(name)
     previous = None
     for shift in (1.0, 0.3, 0.0, -0.2):
-        result = certify(model, x, threshold + shift, engine="native", method="best", attack=False)
+        result = certify(
+            model, x, threshold + shift, engine="native", method="crown,lipschitz", attack=False
+        )
         if previous is not None:
             for column in RADII:
                 assert bool((getattr(result, column) <= 1.02 * getattr(previous, column)).all())
@@ -309,7 +311,9 @@ def test_radii_never_exceed_the_truth_at_any_scale_of_the_weights(
     x = torch.full((4, 3), 0.5, dtype=torch.float64)
     x[:, 0] += torch.tensor([1.0, 2.0, 3.0, 5.0], dtype=torch.float64) / max(scale, 10.0)
     model = affine(w[None], -scale * torch.tensor([1.5], dtype=torch.float64))
-    result = certify(model, x, 0.0, norm=norm, method="best", engine="native", max_radius=2.0)
+    result = certify(
+        model, x, 0.0, norm=norm, method="crown,lipschitz", engine="native", max_radius=2.0
+    )
     layer = model[0]  # type: ignore[index]
     dual = float(w.norm() if norm == 2.0 else w.abs().sum())
     for row in range(4):
@@ -334,7 +338,7 @@ def test_extreme_layers_never_give_an_unsound_radius(scale: float) -> None:
         model[0].bias.mul_(scale)  # type: ignore[index, operator, union-attr]
         model[2].weight.div_(scale)  # type: ignore[index, operator, union-attr]
     for engine in ("native", "auto-lirpa"):
-        result = certify(model, x, threshold, method="best", engine=engine)
+        result = certify(model, x, threshold, method="crown,lipschitz", engine=engine)
         check_no_violation(model, x, threshold, "id", 2.0, result)
 
 
@@ -356,7 +360,9 @@ def test_bounds_that_overflow_prove_nothing(norm: float, engine: str) -> None:
         model[-1].weight.fill_(-1.0)  # type: ignore[union-attr, operator]
         model[-1].bias.fill_(5.0)  # type: ignore[union-attr, operator]
     x = torch.zeros(1, 1, dtype=torch.float64)
-    result = certify(model, x, -5.0, norm=norm, max_radius=20.0, method="best", engine=engine)
+    result = certify(
+        model, x, -5.0, norm=norm, max_radius=20.0, method="crown,lipschitz", engine=engine
+    )
     # The first neuron wakes at x = 10, and everything after it explodes.
     assert float(result.radius_certified) <= 10.0
     assert float(result.radius_attack) >= 10.0

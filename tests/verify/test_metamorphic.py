@@ -33,7 +33,8 @@ def proof(
 ) -> Certificates:
     arguments: dict[str, object] = {
         "norm": SETTINGS[seed][0], "side": SETTINGS[seed][1], "engine": "native",
-        "method": "best", "tolerance": TOLERANCE, "rounds": 16, "attack": False, **options,
+        "method": "crown,lipschitz", "tolerance": TOLERANCE, "rounds": 16, "attack": False,
+        **options,
     }  # fmt: skip
     return certify(model, x, threshold, **arguments)  # type: ignore[arg-type]
 

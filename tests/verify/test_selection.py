@@ -106,7 +106,7 @@ def test_a_larger_network_has_smaller_chunks() -> None:
 
 
 def test_methods_are_one_name_or_several() -> None:
-    assert set(METHODS) == set(PROOFS) | {"best", "clever", "smoothing"}
+    assert set(METHODS) == set(PROOFS) | {"clever", "smoothing"}
     assert VerifyConfig(method="lipschitz").method == "lipschitz"
     assert VerifyConfig(method="crown, lipschitz").method == ("crown", "lipschitz")
     assert VerifyConfig.model_validate({"method": ["best"]}).method == "best"

@@ -3,9 +3,11 @@
 import numpy as np
 import pytest
 
+from greg_cert.certificate_counts import id_side
 from greg_cert.certify_methods import STATUS, column_of
 from greg_cert.errors import RunError
 from greg_cert.report import load_results
+from greg_cert.report.columns import ladder_lines
 from greg_cert.report.comparison import compare
 from greg_cert.report.figures import FIGURES
 from greg_cert.report.methods import METHODS
@@ -126,6 +128,52 @@ def test_what_a_column_cannot_hold_is_refused(made, tmp_path, column, values):
         frame["radius_smoothing"] = 0.1
     with pytest.raises(RunError, match=column if column != "radius_smoothing" else "smoothing"):
         load_results(made.write(tmp_path / "x", [frame]))
+
+
+def by_best(frame):
+    """Rows as the method best leaves them."""
+    right = frame["status"] != "rejected"
+    return frame.assign(
+        radius_best=frame["radius_certified"],
+        radius_method=np.where(frame["radius_certified"] > 0, "branch", "none"),
+        stopped_by=np.where(right, "budget", "rejected"),
+    )
+
+
+def test_what_stopped_the_search_is_counted_and_shown(made, tmp_path):
+    frame = by_best(five(made))
+    radii = (frame["radius_certified"] > 0).sum()
+    counts = id_side(frame)
+    assert counts["radius_method"] == {"branch": radii, "none": 5 - radii}
+    assert sum(counts["stopped_by"].values()) == 5
+    assert not {"radius_method", "stopped_by"} & set(id_side(five(made)))  # tables of before
+    results = load_results(made.write(tmp_path / "x", [frame]))
+    lines = ladder_lines(
+        results.summary.model_copy(
+            update={"runs": {"a": results.summary.runs["a"].model_copy(update=counts)}}
+        )
+    )
+    assert lines == [
+        f"a: radii by branch {radii}, none {5 - radii}; stopped by budget 4, rejected 1."
+    ]
+    assert ladder_lines(results.summary) == []
+
+
+@pytest.mark.parametrize(
+    ("column", "row", "value", "said"),
+    [
+        ("stopped_by", 0, "boredom", "expected one of share"),
+        ("stopped_by", 0, "rejected", "rejected for status rejected alone"),
+        ("radius_method", 0, "attack", "expected one of crown"),
+        ("radius_method", 0, "none", "none for a certified radius of 0"),
+        ("radius_best", 0, 0.5, "the largest of radius_best"),
+    ],
+)
+def test_columns_of_best_fit_the_row(made, tmp_path, column, row, value, said):
+    frame = by_best(five(made))
+    frame.loc[row, column] = value
+    with pytest.raises(RunError, match=f"{column if 'largest' not in said else 'radius'}.*{said}"):
+        load_results(made.write(tmp_path / "x", [frame], methods=["best"]))
 
 
 @pytest.mark.parametrize(

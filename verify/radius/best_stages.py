@@ -1,0 +1,132 @@
+"""The stages of `best` for one network: which proofs there are, and what each costs."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from greg_cert.verify.ball import can_cut
+from greg_cert.verify.bounds.ball_boxes import layer_norms
+from greg_cert.verify.bounds.coupled_engine import CoupledEngine
+from greg_cert.verify.branch import split_nodes
+from greg_cert.verify.engine import Engine
+from greg_cert.verify.goals import Goal
+from greg_cert.verify.graph import Graph
+from greg_cert.verify.linear_radius import Ladder, LinearRadius
+from greg_cert.verify.native_engine import NativeEngine
+from greg_cert.verify.options import CertifyOptions
+from greg_cert.verify.radius import prices
+from greg_cert.verify.radius.best import BestRadius, Stage
+from greg_cert.verify.radius.coupled import CoupledRadius
+
+_COARSE = 0.04  # tolerance of a search that cuts follow
+_ROUND_STEPS = 8  # gradient steps of one ball with one multiplier a layer
+_SPLITS = ((8, 16, 2), (8, 64, 4), (12, 256, 4), (16, 1024, 4))  # splits, open parts, balls
+
+
+def best_radius(
+    graph: Graph,
+    draft: Graph,
+    engine: Engine,
+    norm: float,
+    max_radius: float,
+    options: CertifyOptions,
+) -> BestRadius:
+    """The ladder of a network, for any goal.
+
+    Args:
+        graph: the network in float64.
+        draft: the same in float32, which searches.
+        engine: proves linear bounds; cuts, splits and `sdp-crown` need the native one.
+        norm: 2 or inf, which has no `sdp-crown`.
+        max_radius: radii are capped here.
+        options: how long each stage searches, and when a sample stops.
+    """
+    stages = _linear(graph, draft, engine, norm, max_radius, options)
+    if isinstance(engine, NativeEngine) and norm == 2.0:
+        stages += _coupled(graph, draft, max_radius, options)
+    return BestRadius(stages, options.best, max_radius)
+
+
+def _linear(
+    graph: Graph,
+    draft: Graph,
+    engine: Engine,
+    norm: float,
+    max_radius: float,
+    options: CertifyOptions,
+) -> list[Stage]:
+    """CROWN, then balls cut down to where violations may lie, then split by signs."""
+    memory = options.memory_bytes
+    scouts = {id(g): NativeEngine(g, memory) for g in (graph, draft)}  # once, for all of them
+    usual = replace(options.ladder("crown"), onwards=True)
+    native = isinstance(engine, NativeEngine)
+    cutting = native and usual.cuts > 0
+    plain = replace(usual, cuts=0, tolerance=max(usual.tolerance, _COARSE * cutting))
+
+    def stage(method: str, ladder: Ladder, price: prices.Price, after: Stage | None) -> Stage:
+        prove = LinearRadius(
+            graph,
+            draft,
+            engine,
+            "crown",
+            norm,
+            max_radius,
+            ladder,
+            memory,
+            scouts=lambda graph, memory: scouts[id(graph)],
+        )
+        return Stage(method, price, prove, _any if after is None else can_cut, after)
+
+    first = stage("crown", plain, prices.balls(graph, plain.rounds), None)
+    found = [first]
+    if cutting:
+        price = prices.balls(graph, usual.cut_rounds * (usual.cuts + 1))
+        found.append(stage("crown", replace(usual, rounds=0), price, first))
+    if native and split_nodes(graph):
+        # Where the first splits gain nothing, more of them would cost much and gain little.
+        last = first
+        for splits, domains, rounds in _SPLITS:
+            ladder = replace(
+                usual,
+                rounds=0,
+                cuts=max(usual.cuts, 1),
+                cut_rounds=0,
+                splits=splits,
+                domains=domains,
+                split_rounds=rounds,
+            )
+            price = prices.parts(graph, rounds, domains)
+            found.append(last := stage("branch", ladder, price, last))
+    return found
+
+
+def _coupled(graph: Graph, draft: Graph, max_radius: float, options: CertifyOptions) -> list[Stage]:
+    """Bounds that know an ℓ2 ball: a multiplier a neuron if one row decides, else one a layer."""
+    effort, norms = options.coupled, layer_norms(graph)
+    neurons = Stage(
+        "sdp-crown",
+        prices.steps(effort.rounds * effort.steps),
+        CoupledRadius(graph, draft, max_radius, effort),
+        _is_one_row,
+    )
+    ladder = replace(options.ladder("sdp-crown"), onwards=True)
+    balls = LinearRadius(
+        graph,
+        draft,
+        CoupledEngine(graph, norms),
+        "sdp-crown",
+        2.0,
+        max_radius,
+        ladder,
+        scouts=lambda graph, memory: CoupledEngine(graph, norms),
+    )
+    price = prices.steps(ladder.rounds * _ROUND_STEPS)
+    return [neurons, Stage("sdp-crown", price, balls, lambda goal: not _is_one_row(goal))]
+
+
+def _is_one_row(goal: Goal) -> bool:
+    return goal.above and goal.shift.shape[1] == 1
+
+
+def _any(goal: Goal) -> bool:
+    return True
