@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from greg_cert.certify_methods import LINEAR, STATUS
 from greg_cert.errors import EngineError, UnsupportedModelError
@@ -19,6 +19,7 @@ from greg_cert.verify.memory import sample_bytes
 from greg_cert.verify.trace import trace_model
 
 _PROBE_RADIUS = 0.05
+_FEW = 2  # kinds of channels, which are named
 
 
 @dataclass(frozen=True)
@@ -115,14 +116,21 @@ def _kind(op: object) -> str:
             return f"convolution {size}{groups}"
         case Linear():
             return "linear"
-        case Activation(0.0):
-            return "ReLU"
         case Activation(slope):
-            return f"LeakyReLU {slope:g}"
+            return _two_lines(slope)
         case Smooth(kind):
             return f"smooth {kind}"
         case _:
             return type(op).__name__.lower()
+
+
+def _two_lines(slope: float | Tensor) -> str:
+    """How a function of slope 1 above zero, and this one below, is called."""
+    if isinstance(slope, Tensor):
+        kinds = [_two_lines(c) for c in slope.unique().tolist()]
+        return " or ".join(kinds) if len(kinds) <= _FEW else f"{len(kinds)} slopes below zero"
+    names = {0.0: "ReLU", 1.0: "identity", -1.0: "absolute value"}
+    return names.get(slope, f"LeakyReLU {slope:g}")
 
 
 def _engine(name: str, graph: Graph) -> str:
