@@ -25,15 +25,38 @@ def _max_min(c: Call) -> int:
 
 
 def divided(c: Call) -> tuple[int, ...]:
-    """The nodes that a call gives as a tuple: channels taken apart."""
+    """The nodes of a call that gives several: channels taken apart, or a stack of tensors."""
+    if c.target is torch.stack:
+        parts = c.node.args[0]
+        if not isinstance(parts, (list, tuple)) or not all(p in c.context.index for p in parts):
+            raise c.refuse("it stacks something else than computed tensors")
+        return tuple(c.context.index[p] for p in parts if isinstance(p, fx.Node))
     if c.target not in _DIVISIONS:
         raise c.refuse("its result is not a tensor" + _ADVICE)
     return tuple(_picked(c, part) for part in _of_places(c))
 
 
+def unstacked(c: Call, stack: fx.Node) -> int:
+    """The node of a stack of tensors (B, n, ...) that is flattened to (B, C, ...)."""
+    parts = c.context.parts[stack]
+    rank = c.context.values[stack].ndim
+    dim = stack.args[1] if len(stack.args) > 1 else stack.kwargs.get("dim", 0)
+    shape = c.builder.shape(parts[0])
+    whole = (c.context.batch, len(parts) * shape[0], *shape[1:])
+    if stack.target is torch.stack and isinstance(dim, int) and tuple(c.value.shape) == whole:
+        if dim % rank == 1:
+            return c.builder.concat(c.name, parts)
+        paired = c.builder.pair_up(c.name, parts, interleaved=True)
+        if dim % rank == 2 and paired is not None:
+            return paired
+    raise c.refuse("it flattens a stack of something else than maximum and minimum" + _ADVICE)
+
+
 def _item(c: Call) -> int:
     source = c.node.args[0]
     if isinstance(source, fx.Node) and source in c.context.parts:
+        if isinstance(c.context.values[source], Tensor):
+            raise c.refuse("it takes a stack apart" + _ADVICE)
         part: int = c.context.parts[source][c.args[1]]
         return part
     return _picked(c, _of_places(c))

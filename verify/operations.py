@@ -20,7 +20,7 @@ from greg_cert.verify.activation_calls import (
     ACTIVATION_NAMES,
 )
 from greg_cert.verify.build import GraphBuilder
-from greg_cert.verify.channel_calls import CHANNEL_HANDLERS
+from greg_cert.verify.channel_calls import CHANNEL_HANDLERS, unstacked
 
 LEAVES: tuple[type[nn.Module], ...] = (
     nn.Conv2d,
@@ -171,6 +171,9 @@ def _dropout(c: Call) -> int:
 
 
 def _reshape(c: Call) -> int:
+    source = c.node.args[0] if c.node.args else None
+    if isinstance(source, fx.Node) and source in c.context.parts:
+        return unstacked(c, source)
     value, i = c.value, c.operand()
     if len(value) != c.context.batch:
         raise c.refuse("it mixes the samples of a batch")

@@ -171,7 +171,7 @@ class _Translation:
         if not operands or _is_shape_query(node):
             return
         call = Call(self.context, node, name, target, args, kwargs)
-        if not isinstance(value, Tensor):
+        if not isinstance(value, Tensor) or target is torch.stack:
             context.parts[node] = divided(call)
             return
         translated = call.translate()

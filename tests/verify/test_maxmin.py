@@ -86,7 +86,17 @@ def neighbours(x: Tensor) -> Tensor:
     return torch.cat([torch.max(a, b), torch.min(a, b)], dim=1)
 
 
-SPELLINGS = (chunks, splits, slices, narrow, minimum_first, neighbours)
+def stacked(x: Tensor) -> Tensor:
+    a, b = x[:, 0::2], x[:, 1::2]
+    return torch.stack([torch.max(a, b), torch.min(a, b)], dim=2).flatten(1, 2)
+
+
+def stacked_halves(x: Tensor) -> Tensor:
+    a, b = x.chunk(2, 1)
+    return torch.stack((torch.min(a, b), torch.max(a, b)), dim=1).view(x.shape)
+
+
+SPELLINGS = (chunks, splits, slices, narrow, minimum_first, neighbours, stacked, stacked_halves)
 
 
 class Spelled(nn.Module):

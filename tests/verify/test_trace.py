@@ -220,6 +220,10 @@ def test_unsupported_layers_are_named(layer: nn.Module, named: str) -> None:
         (lambda y, x: torch.max(y, torch.zeros(())), "max.*argument 1"),
         (lambda y, x: y.chunk(2, 2)[0], "chunk.*whole channels"),
         (lambda y, x: y.sort(1)[0], "sort.*not a tensor"),
+        (lambda y, x: torch.stack([y, x], 2).flatten(1, 2), "flatten.*stack.*models.MaxMin"),
+        (lambda y, x: torch.stack([y, x], 4).view(y.shape[0], 4, 6, 6), "view.*stack"),
+        (lambda y, x: torch.stack([y, x], 1)[0], "getitem.*stack"),
+        (lambda y, x: torch.stack([y, x], 1).relu(), "relu.*computed from the input"),
         (lambda y, x: torch.maximum(y, y[:, :1]), "maximum.*broadcast"),
     ],
 )
