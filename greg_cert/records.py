@@ -160,7 +160,9 @@ class RunFolder:
             )
         tensors = self.read_weights()
         try:
-            model = build_model(self.config.model.name, **sizes)
+            model = build_model(
+                self.config.model.name, activation=self.config.model.activation, **sizes
+            )
             _fill(model, tensors, self.weights_file)
         except TypeError as error:
             raise RunError(f"run: manifest.json of {self.path} names odd sizes: {error}") from error

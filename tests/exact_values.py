@@ -33,7 +33,7 @@ def exact_values(graph: Graph, x: Tensor) -> list[Vector]:
     values = [fractions(x)]
     for node in graph.nodes[1:]:
         operands = [values[j] for j in node.inputs]
-        values.append(_exact_op(node.op, operands))
+        values.append(_exact_op(node.op, operands, node.shape))
     return values
 
 
@@ -43,7 +43,7 @@ def exact_score(graph: Graph, x: Tensor) -> Fraction:
     return -exact_values(graph, x)[-1][0]
 
 
-def _exact_op(op: object, operands: list[Vector]) -> Vector:
+def _exact_op(op: object, operands: list[Vector], shape: tuple[int, ...]) -> Vector:
     first = operands[0]
     match op:
         case Linear():
@@ -57,8 +57,10 @@ def _exact_op(op: object, operands: list[Vector]) -> Vector:
             bias = op.bias.reshape(-1, 1, 1).expand(op.output_shape)
             return _affine(columns.flatten(1).T, bias, first)
         case Activation():
-            slope = Fraction(op.negative_slope)
-            return [v if v > 0 else slope * v for v in first]
+            slopes = torch.as_tensor(op.negative_slope, dtype=torch.float64)
+            slopes = slopes.expand(shape).flatten().tolist()
+            pairs = zip(first, slopes, strict=True)
+            return [v if v > 0 else Fraction(slope) * v for v, slope in pairs]
         case Add():
             return [a + b for a, b in zip(first, operands[1], strict=True)]
         case Concat():

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from greg_cert.models import build_model
+from greg_cert.models import MaxMin, build_model
 from greg_cert.models.base import Classifier
 from greg_cert.models.resnet import BasicBlock
 from greg_cert.models.wide_resnet import PreActivationBlock
@@ -119,6 +119,33 @@ class Arithmetic(nn.Module):
         if self.inplace:
             return self.body(x.sub_(self.mean).div_(self.std))
         return self.body((x - self.mean) / self.std)
+
+
+class MaxMinResidual(nn.Module):
+    """x + conv(MaxMin(conv(x))): the sum is rotated by a layer of its own."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(channels, channels, 3, padding=1)
+        self.act = MaxMin()
+        self.second = nn.Conv2d(channels, channels, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.second(self.act(self.first(x)))
+
+
+class Absolute(nn.Module):
+    """|x|."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.abs(x)
+
+
+def _slopes(*values: float) -> nn.Module:
+    layer = nn.PReLU(len(values))
+    with torch.no_grad():
+        layer.weight.copy_(torch.tensor(values))
+    return layer
 
 
 class MeanOfImage(nn.Module):
@@ -325,6 +352,31 @@ _BUILDERS: dict[str, tuple[Callable[[], nn.Module], Shape]] = {
             nn.LeakyReLU(0.01),
             nn.Linear(8, 3),
             nn.LeakyReLU(0.5),  # the last operation is no affine layer
+        ),
+        (5,),
+    ),
+    "max_min": (
+        lambda: nn.Sequential(
+            nn.Conv2d(2, 4, 3, stride=2, padding=1),
+            nn.BatchNorm2d(4),
+            MaxMin(),
+            MaxMinResidual(4),
+            MaxMin(),
+            nn.AvgPool2d(3),
+            nn.Flatten(),
+            nn.Linear(4, 3),
+        ),
+        _IMAGE,
+    ),
+    "bent": (  # lines of any slope below zero, of which some are one for each feature
+        lambda: nn.Sequential(
+            nn.Linear(5, 8),
+            Absolute(),
+            nn.Linear(8, 6),
+            _slopes(0.3, -0.4, 1.0, -1.0, 1.7, -2.5),
+            nn.Linear(6, 4),
+            nn.LeakyReLU(-0.2),
+            nn.Linear(4, 3),
         ),
         (5,),
     ),

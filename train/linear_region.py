@@ -22,7 +22,8 @@ class LinearRegion:
     map that it is at the recorded inputs, and a finite difference of it meets no jumps.
 
     ReLU, ReLU6, LeakyReLU, two-dimensional max pooling and dropout are known, as modules and as
-    functions of `torch.nn.functional`; all other operations run as they are.
+    functions of `torch.nn.functional`, and torch's maximum and minimum, so MaxMin; all other
+    operations run as they are.
     """
 
     def __init__(self) -> None:
@@ -98,6 +99,7 @@ _PARAMETERS: dict[str, tuple[str, ...]] = {
     "max_pool2d": _POOL,
     "adaptive_max_pool2d": ("input", "output_size", "return_indices"),
     **dict.fromkeys(_DROPOUTS, ("input", "p", "training", "inplace")),
+    **dict.fromkeys(("maximum", "minimum"), ("input", "other")),
 }
 
 
@@ -168,6 +170,20 @@ def _hold_dropout(arguments: dict[str, Any], piece: Tensor) -> Tensor:
     return out
 
 
+def _record_maximum(arguments: dict[str, Any]) -> tuple[Tensor, Tensor]:
+    first, second = arguments["input"], arguments["other"]
+    return torch.maximum(first, second), first >= second
+
+
+def _record_minimum(arguments: dict[str, Any]) -> tuple[Tensor, Tensor]:
+    first, second = arguments["input"], arguments["other"]
+    return torch.minimum(first, second), first < second  # at ties the one that the maximum is not
+
+
+def _hold_either(arguments: dict[str, Any], piece: Tensor) -> Tensor:
+    return torch.where(piece, arguments["input"], arguments["other"])
+
+
 _RECORD: dict[str, Callable[[dict[str, Any]], tuple[Tensor, Tensor]]] = {
     "relu": _record_relu,
     "leaky_relu": _record_leaky,
@@ -176,6 +192,8 @@ _RECORD: dict[str, Callable[[dict[str, Any]], tuple[Tensor, Tensor]]] = {
     "max_pool2d": _record_max_pool,
     "adaptive_max_pool2d": _record_adaptive_max_pool,
     **{name: _record_dropout(getattr(F, name)) for name in _DROPOUTS},
+    "maximum": _record_maximum,
+    "minimum": _record_minimum,
 }
 _HOLD: dict[str, Callable[[dict[str, Any], Tensor], Tensor]] = {
     "relu": _hold_relu,
@@ -185,4 +203,5 @@ _HOLD: dict[str, Callable[[dict[str, Any], Tensor], Tensor]] = {
     "max_pool2d": _hold_max_pool,
     "adaptive_max_pool2d": _hold_max_pool,
     **dict.fromkeys(_DROPOUTS, _hold_dropout),
+    **dict.fromkeys(("maximum", "minimum"), _hold_either),
 }

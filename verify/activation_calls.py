@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -28,7 +29,7 @@ ACTIVATION_LEAVES: tuple[type[nn.Module], ...] = (
     nn.ELU,
 )
 ACTIVATION_NAMES = (
-    "ReLU, LeakyReLU, PReLU (one slope), Hardtanh, ReLU6, Sigmoid, Tanh, Softplus, SiLU, GELU, "
+    "ReLU, LeakyReLU, PReLU, abs, MaxMin, Hardtanh, ReLU6, Sigmoid, Tanh, Softplus, SiLU, GELU, "
     "ELU (alpha 1)"
 )
 
@@ -38,20 +39,24 @@ def _relu(c: Call) -> int:
 
 
 def _leaky_relu(c: Call) -> int:
-    return _sloped(c, float(c.attribute(1, "negative_slope", 0.01)))
+    slope = float(c.attribute(1, "negative_slope", 0.01))
+    if not math.isfinite(slope):
+        raise c.refuse(f"its negative slope is {slope}")
+    return c.builder.activation(c.name, c.operand(), slope)
 
 
 def _prelu(c: Call) -> int:
     weight = c.attribute(1, "weight")
-    if not isinstance(weight, Tensor) or weight.numel() != 1:
-        raise c.refuse("it does not have one slope for all channels")
-    return _sloped(c, float(weight))
-
-
-def _sloped(c: Call, slope: float) -> int:
-    if not 0.0 <= slope <= 1.0:
-        raise c.refuse(f"its negative slope is {slope}, not in [0, 1]")
+    if not isinstance(weight, Tensor) or weight.numel() not in (1, c.builder.shape(c.operand())[0]):
+        raise c.refuse("it has neither one slope for all channels nor one for each")
+    if not bool(weight.isfinite().all()):
+        raise c.refuse("its slopes are not finite")
+    slope = float(weight) if weight.numel() == 1 else weight
     return c.builder.activation(c.name, c.operand(), slope)
+
+
+def _abs(c: Call) -> int:
+    return c.builder.activation(c.name, c.operand(), -1.0)
 
 
 def _hardtanh(c: Call) -> int:
@@ -99,6 +104,7 @@ ACTIVATION_HANDLERS: dict[Any, Callable[[Call], int]] = {
     **dict.fromkeys((nn.ReLU, F.relu, F.relu_, torch.relu, torch.relu_, "relu", "relu_"), _relu),
     **dict.fromkeys((nn.LeakyReLU, F.leaky_relu, F.leaky_relu_), _leaky_relu),
     **dict.fromkeys((nn.PReLU, F.prelu, torch.prelu, "prelu"), _prelu),
+    **dict.fromkeys((operator.abs, torch.abs, torch.abs_, torch.absolute, "abs", "abs_"), _abs),
     **dict.fromkeys((nn.Hardtanh, F.hardtanh, F.hardtanh_), _hardtanh),
     F.relu6: _relu6,
     **dict.fromkeys(

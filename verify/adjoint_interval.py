@@ -66,14 +66,13 @@ def _back(
         case Activation():
             assert bounds is not None
             smallest, largest = activation_derivative(*bounds, op.negative_slope)
+            if op.least_slope < 0:
+                return [_product(box, (smallest, largest))]
             # Derivatives are nonnegative, so the sign of each end picks the factor.
             return [(_scaled(low, smallest, largest, -1), _scaled(high, smallest, largest, 1))]
         case Smooth(kind):
             assert bounds is not None
-            # These may be negative: each end of the product is one of the four of the ends.
-            slopes = slope_range(kind, *bounds)
-            products = torch.stack([end * slope for end in box for slope in slopes])
-            return [(products.amin(0), products.amax(0))]
+            return [_product(box, slope_range(kind, *bounds))]
         case MaxPool():
             assert bounds is not None
             least, most = share_range(op, *bounds)
@@ -93,6 +92,12 @@ def _back(
             return [(low.unflatten(1, shapes[0]), high.unflatten(1, shapes[0]))]
         case _:
             raise AssertionError(f"unexpected operation {op}")
+
+
+def _product(one: Interval, other: Interval) -> Interval:
+    """Products of numbers of either sign: each end is one of the four of the ends."""
+    products = torch.stack([end * factor for end in one for factor in other])
+    return products.amin(0), products.amax(0)
 
 
 def _scaled(end: Tensor, smallest: Tensor, largest: Tensor, direction: int) -> Tensor:

@@ -1,4 +1,4 @@
-"""Slopes of the lower lines of ReLUs, optimised: α-CROWN.
+"""Slopes of the lower lines of activations, optimised: α-CROWN.
 
 Source: Xu et al., "Fast and Complete: Enabling Complete Verification with Rapid and Massively
 Parallel Incomplete Verifiers", ICLR 2021. Projected Adam steps from the slopes that CROWN takes,
@@ -67,7 +67,7 @@ class SlopeAscent:
             size = (self._square[i] / (1 - _SECOND**self._done)).sqrt()
             tiny = torch.finfo(size.dtype).tiny
             moved = self.slopes[i] + rate * mean / size.clamp_min(tiny)
-            self.slopes[i] = moved.clamp(self._least[i], 1.0)
+            self.slopes[i] = moved.clamp(max=1.0).clamp(min=self._least[i])
 
 
 def best_slopes(

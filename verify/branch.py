@@ -20,7 +20,7 @@ from greg_cert.verify.crown import Lines, backward_rows, relax_activation
 from greg_cert.verify.engine import Relaxation, finite_bounds
 from greg_cert.verify.goals import Goal
 from greg_cert.verify.graph import Activation, Graph
-from greg_cert.verify.native_engine import NativeEngine, OutputConstraint
+from greg_cert.verify.native_engine import NativeEngine, OutputConstraint, sign_unknown
 from greg_cert.verify.native_relaxation import NativeRelaxation
 from greg_cert.verify.region import Region, tighter_cut
 
@@ -225,7 +225,9 @@ def _given_away(relaxation: NativeRelaxation, row: Tensor) -> Tensor:
     costs = []
     for i, intercept, negative in zip(split_nodes(graph), leaves, found, strict=True):
         low, high = relaxation.preactivations[i]
-        unknown = (low < 0) & (high > 0)
+        op = graph.nodes[i].op
+        assert isinstance(op, Activation)
+        unknown = sign_unknown(op, low, high)
         width = torch.minimum(-low, high)
         cost = -negative * intercept.detach() + 1e-6 * width
         costs.append(torch.where(unknown, cost, 0.0).flatten(1))

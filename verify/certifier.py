@@ -73,6 +73,10 @@ class Certifier:
                 f"expected engine 'native' for the method branch, but got {engine!r}, which takes "
                 "no signs of neurons"
             )
+        pooled = graph
+        if norm == 2.0 and prover.name == "native" and {"sdp-crown", "best"} & {*methods}:
+            pooled = with_whole_pools(model, graph)
+            self.graphs = (graph,) if pooled is graph else (graph, pooled)
         for method in LINEAR:
             if method == "sdp-crown" and method in methods:
                 if prover.name != "native":
@@ -80,11 +84,9 @@ class Certifier:
                         f"expected engine 'native' for the method sdp-crown, but got {engine!r}, "
                         "whose bounds are other ones"
                     )
-                whole = with_whole_pools(model, graph)
-                self.graphs = (graph,) if whole is graph else (graph, whole)
                 self.linear[method] = SdpCrownRadius(
-                    whole,
-                    draft if whole is graph else whole.to(torch.float32),
+                    pooled,
+                    draft if pooled is graph else pooled.to(torch.float32),
                     norm,
                     max_radius,
                     options.ladder(method),
@@ -97,7 +99,7 @@ class Certifier:
                     graph, draft, prover, relaxation, norm, max_radius, ladder, memory
                 )
         if "best" in methods:
-            self.best = best_radius(graph, draft, prover, norm, max_radius, options)
+            self.best = best_radius(graph, draft, pooled, prover, norm, max_radius, options)
         if options.lipschitz or {"lipschitz", "best"} & {*methods}:
             whole = "lipschitz" in methods or "best" not in methods
             self.lipschitz = LipschitzRadius(

@@ -175,12 +175,13 @@ def _weighted(a: Tensor, terms: Tensor) -> Tensor:
 
 
 def relax_activation(
-    low: Tensor, high: Tensor, negative_slope: float
+    low: Tensor, high: Tensor, negative_slope: float | Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Lines around LeakyReLU on [low, high]: slope_low·z ≤ σ(z) ≤ slope_high·z + intercept.
+    """Lines around an activation on [low, high]: slope_low·z ≤ σ(z) ≤ slope_high·z + intercept.
 
     Where the sign is known both lines are the function itself. Elsewhere the upper line is the
-    chord, and the lower slope is 1 or `negative_slope`, whichever leaves the smaller area.
+    chord, and the lower slope is 1 or `negative_slope`, whichever leaves the smaller area; σ is
+    convex, since `negative_slope` is at most 1.
     """
     one = torch.ones_like(low)
     # Not (low < 0) & (high > 0): bounds that are NaN must come out NaN, never as a dead neuron.

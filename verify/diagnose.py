@@ -7,7 +7,7 @@ import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 
-from torch import nn
+from torch import Tensor, nn
 
 from greg_cert.certify_methods import PROOFS, STATUS
 from greg_cert.errors import EngineError, UnsupportedModelError
@@ -22,6 +22,8 @@ from greg_cert.verify.trials import Samples, Trial, made_up, tried_methods
 
 _NORMS_SHARE = 0.5  # of the time, that norms may take
 _SPEED = 3e9  # operations a second, before any were timed
+_PROBE_RADIUS = 0.05
+_FEW = 2  # kinds of channels, which are named
 
 
 @dataclass(frozen=True)
@@ -182,16 +184,23 @@ def _kind(op: object) -> str:
             return f"convolution {size}{groups}"
         case Linear():
             return "linear"
-        case Activation(0.0):
-            return "ReLU"
         case Activation(slope):
-            return f"LeakyReLU {slope:g}"
+            return _two_lines(slope)
         case Smooth(kind):
             return f"smooth {kind}"
         case MaxPool():
             return f"max pool {op.kernel[0]}x{op.kernel[1]}, {op.overlap} windows a pixel"
         case _:
             return type(op).__name__.lower()
+
+
+def _two_lines(slope: float | Tensor) -> str:
+    """How a function of slope 1 above zero, and this one below, is called."""
+    if isinstance(slope, Tensor):
+        kinds = [_two_lines(c) for c in slope.unique().tolist()]
+        return " or ".join(kinds) if len(kinds) <= _FEW else f"{len(kinds)} slopes below zero"
+    names = {0.0: "ReLU", 1.0: "identity", -1.0: "absolute value"}
+    return names.get(slope, f"LeakyReLU {slope:g}")
 
 
 def _engine(name: str, graph: Graph) -> str:

@@ -15,6 +15,7 @@ from torch import Tensor
 from greg_cert.verify.alpha import SlopeAscent, first_slopes
 from greg_cert.verify.engine import Relaxation
 from greg_cert.verify.goals import SLACK, Goal
+from greg_cert.verify.graph import Activation
 from greg_cert.verify.native_relaxation import NativeRelaxation
 
 
@@ -154,7 +155,8 @@ def improve_weights_and_slopes(
 def _usual(relaxation: NativeRelaxation, node: int, count: int) -> Tensor:
     """CROWN's own lower slopes, (B, R, *shape)."""
     low, high = relaxation.preactivations[node]
-    least: float = relaxation.graph.nodes[node].op.negative_slope  # type: ignore[union-attr]
+    op = relaxation.graph.nodes[node].op
+    assert isinstance(op, Activation)
     # Of two plain numbers `where` makes float32, whose 0.01 lies below the true lower line.
-    slope = torch.where(high > -low, torch.ones_like(low), least)
+    slope = torch.where(high > -low, torch.ones_like(low), op.negative_slope)
     return slope.unsqueeze(1).repeat(1, count, *[1] * (low.ndim - 1))

@@ -1,9 +1,9 @@
 """A classifier as a small typed graph of affine operations and activations, in canonical form.
 
 Everything that bounds walks this graph. Its operations are few, so that each bound is written
-once: affine layers (convolution, linear), ReLU/LeakyReLU, smooth activations, max pools, addition,
-channel concatenation and flattening. `greg_cert.verify.trace` brings a model into this form and
-refuses what does not fit.
+once: affine layers (convolution, linear), activations of two lines (ReLU to |z|), smooth ones, max
+pools, addition, channel concatenation and flattening. `greg_cert.verify.trace` brings a model into
+this form and refuses what does not fit.
 """
 
 from __future__ import annotations
@@ -98,11 +98,46 @@ class Linear:
     bias: Tensor
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Activation:
-    """LeakyReLU of slope `negative_slope` in [0, 1] below zero; 0 is ReLU."""
+    """z above zero and c·z below, c in [−1, 1]: 0 is ReLU, −1 is |z|, which is not monotone.
 
-    negative_slope: float = 0.0
+    Attributes:
+        negative_slope: c; or one for each channel, (C, 1, 1) or (D,), of which some may be 1: those
+            channels are left as they are.
+    """
+
+    negative_slope: float | Tensor = 0.0
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Activation):
+            return NotImplemented
+        mine, theirs = self.negative_slope, other.negative_slope
+        if isinstance(mine, Tensor) and isinstance(theirs, Tensor):
+            return torch.equal(mine, theirs)
+        return not isinstance(mine, Tensor) and not isinstance(theirs, Tensor) and mine == theirs
+
+    __hash__ = None  # type: ignore[assignment]
+
+    @cached_property
+    def least_slope(self) -> float:
+        """The smallest c of all channels."""
+        slope = self.negative_slope
+        return float(slope.min()) if isinstance(slope, Tensor) else slope
+
+    @cached_property
+    def bends(self) -> Tensor | None:
+        """Where c is not 1, so that the function is not linear; None where that is everywhere."""
+        if not isinstance(self.negative_slope, Tensor):
+            return None
+        found = self.negative_slope != 1.0
+        return None if bool(found.all()) else found
+
+    def apply(self, z: Tensor) -> Tensor:
+        """The value at z (..., *shape)."""
+        if isinstance(self.negative_slope, Tensor):
+            return torch.where(z > 0, z, self.negative_slope * z)
+        return F.leaky_relu(z, self.negative_slope)
 
 
 @dataclass(frozen=True)
@@ -187,6 +222,8 @@ class Graph:
         def cast(op: Op) -> Op:
             if isinstance(op, (Conv, Linear)):
                 return replace(op, weight=op.weight.to(dtype), bias=op.bias.to(dtype))
+            if isinstance(op, Activation) and isinstance(op.negative_slope, Tensor):
+                return Activation(op.negative_slope.to(dtype))
             return op
 
         return Graph(tuple(replace(n, op=cast(n.op)) for n in self.nodes))
@@ -208,7 +245,7 @@ def apply_op(op: Op, operands: Sequence[Tensor]) -> Tensor:
         case Linear():
             return F.linear(operands[0], op.weight, op.bias)
         case Activation():
-            return F.leaky_relu(operands[0], op.negative_slope)
+            return op.apply(operands[0])
         case Smooth(kind):
             return SHAPES[kind].torch_function(operands[0])
         case MaxPool():

@@ -34,7 +34,13 @@ def forward_interval(op: Op, operands: Sequence[Interval]) -> Interval:
                 spread = F.linear(radius, op.weight.abs(), share * op.bias.abs())
             return middle - spread, middle + spread
         case Activation():
-            return F.leaky_relu(low, op.negative_slope), F.leaky_relu(high, op.negative_slope)
+            first, last = op.apply(low), op.apply(high)
+            if op.least_slope >= 0:
+                return first, last
+            # Least at the corner, where both signs occur; NaN stays NaN.
+            least = torch.minimum(first, last)
+            least = torch.where((low < 0) & (high > 0), least.clamp(max=0.0), least)
+            return least, torch.maximum(first, last)
         case Smooth(kind):
             return value_range(kind, low, high)
         case MaxPool():
@@ -49,9 +55,16 @@ def forward_interval(op: Op, operands: Sequence[Interval]) -> Interval:
             raise AssertionError(f"unexpected operation {op}")
 
 
-def activation_derivative(low: Tensor, high: Tensor, negative_slope: float) -> Interval:
-    """Interval of the LeakyReLU's derivative on [low, high]: {slope}, {1} or [slope, 1]."""
-    one, flat = torch.ones_like(low), torch.full_like(low, negative_slope)
+def activation_derivative(low: Tensor, high: Tensor, negative_slope: float | Tensor) -> Interval:
+    """Interval of an activation's derivative on [low, high]: {slope}, {1} or [slope, 1]."""
+    one = torch.ones_like(low)
+    flat = negative_slope * one
     # A neuron that is 0 over the whole ball has both signs: its ends must not be reversed. Bounds
     # that are NaN fail every comparison and give the whole interval.
     return torch.where((low >= 0) & (high > 0), one, flat), torch.where(high <= 0, flat, one)
+
+
+def steepest(low: Tensor, high: Tensor, negative_slope: float | Tensor) -> Tensor:
+    """Largest |σ'| of an activation on [low, high]."""
+    smallest, largest = activation_derivative(low, high, negative_slope)
+    return torch.maximum(smallest.abs(), largest.abs())

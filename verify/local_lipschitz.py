@@ -19,7 +19,7 @@ from greg_cert.verify.graph import (
     Linear,
     Smooth,
 )
-from greg_cert.verify.interval import Interval, activation_derivative
+from greg_cert.verify.interval import Interval, steepest
 from greg_cert.verify.max_pool import MaxPool
 from greg_cert.verify.operator_norm import MaskedNorm
 from greg_cert.verify.smooth import slope_range
@@ -97,7 +97,7 @@ def _steepest(op: Activation | Smooth, bounds: Interval) -> Tensor:
     if isinstance(op, Smooth):
         smallest, largest = slope_range(op.kind, *bounds)
         return torch.maximum(smallest.abs(), largest.abs())
-    return activation_derivative(*bounds, op.negative_slope)[1]
+    return steepest(*bounds, op.negative_slope)
 
 
 def _whole(slope: Slope) -> Tensor:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -12,7 +12,16 @@ from greg_cert.errors import UsageError
 from greg_cert.verify.affine_rows import AffineRows
 from greg_cert.verify.alpha import best_slopes
 from greg_cert.verify.crown import Lines, backward_rows, neuron_rows
-from greg_cert.verify.graph import NONLINEAR, Activation, Concat, Conv, Flatten, Graph, Linear
+from greg_cert.verify.graph import (
+    NONLINEAR,
+    Activation,
+    Concat,
+    Conv,
+    Flatten,
+    Graph,
+    Linear,
+    Op,
+)
 from greg_cert.verify.interval import Interval, forward_interval
 from greg_cert.verify.linear_bound import value_at_centre
 from greg_cert.verify.max_pool import MaxPool
@@ -132,7 +141,7 @@ class NativeEngine:
                         region,
                         method,
                         constraint,
-                        _is_loose_at_zero if isinstance(node.op, Activation) else _is_loose_if_wide,
+                        node.op,
                     )
                 intervals[source], contradiction = _ordered(interval)
                 found[i] = intervals[source]
@@ -156,12 +165,12 @@ class NativeEngine:
         region: Region,
         method: str,
         constraint: OutputConstraint | None,
-        loose: Callable[[Tensor, Tensor], Tensor],
+        reader: Op,
     ) -> Interval:
-        """The interval of a node, intersected with CROWN's where that is of use."""
+        """The interval of a node, intersected with CROWN's where that is of use to its reader."""
         node = self._graph.nodes[target]
         low, high = interval[0].flatten(1).clone(), interval[1].flatten(1).clone()
-        unknown = loose(low, high)
+        unknown = _is_loose(reader, *interval).flatten(1)
         terms = self._terms(known, region)
         shared = target in self._affine  # without an activation before it, one slope serves all
         if (
@@ -170,6 +179,8 @@ class NativeEngine:
             and (region.cut is None or region.norm == 2.0)
         ):
             below, above = self._rows.bounds(target, region, terms)
+            if isinstance(reader, Activation) and reader.bends is not None:  # these cost nothing
+                unknown = unknown | ~reader.bends.expand(node.shape).flatten()
             low = torch.where(unknown, torch.maximum(low, below), low)
             high = torch.where(unknown, torch.minimum(high, above), high)
             return low.unflatten(1, node.shape), high.unflatten(1, node.shape)
@@ -289,14 +300,15 @@ def _affine_nodes(graph: Graph) -> frozenset[int]:
     return frozenset(affine)
 
 
-def _is_loose_at_zero(low: Tensor, high: Tensor) -> Tensor:
-    """Where a tighter interval changes a ReLU's lines: where the sign is unknown."""
-    return (low < 0) & (high > 0)
+def sign_unknown(op: Activation, low: Tensor, high: Tensor) -> Tensor:
+    """Neurons (B, *shape) whose function on [low, high] has a corner inside."""
+    unknown = (low < 0) & (high > 0)
+    return unknown if op.bends is None else unknown & op.bends
 
 
-def _is_loose_if_wide(low: Tensor, high: Tensor) -> Tensor:
-    """Where a tighter interval changes a smooth activation's lines, or a max pool's."""
-    return low < high
+def _is_loose(op: Op, low: Tensor, high: Tensor) -> Tensor:
+    """Where a tighter interval changes the lines of an activation or a max pool."""
+    return sign_unknown(op, low, high) if isinstance(op, Activation) else low < high
 
 
 def _of_activations(graph: Graph, i: int) -> bool:

@@ -13,12 +13,14 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 from greg_cert.errors import UnsupportedModelError
+from greg_cert.models.maxmin import MaxMin
 from greg_cert.verify.activation_calls import (
     ACTIVATION_HANDLERS,
     ACTIVATION_LEAVES,
     ACTIVATION_NAMES,
 )
 from greg_cert.verify.build import GraphBuilder
+from greg_cert.verify.channel_calls import CHANNEL_HANDLERS, unstacked
 from greg_cert.verify.max_pool import MaxPool
 from greg_cert.verify.ways_on import way_on
 
@@ -28,6 +30,7 @@ LEAVES: tuple[type[nn.Module], ...] = (
     nn.BatchNorm1d,
     nn.BatchNorm2d,
     *ACTIVATION_LEAVES,
+    MaxMin,
     nn.Flatten,
     nn.Identity,
     nn.Dropout,
@@ -46,6 +49,7 @@ class Context:
     batch: int
     values: dict[fx.Node, Any] = field(default_factory=dict)
     index: dict[fx.Node, int] = field(default_factory=dict)  # canonical node, if not a constant
+    parts: dict[fx.Node, tuple[int, ...]] = field(default_factory=dict)  # nodes of a tuple
     whole_pools: bool = False  # whether max pools that could be trees of ReLU are not
 
 
@@ -84,9 +88,11 @@ class Call:
             "pools, MaxPool2d, Flatten, Dropout and per-channel constants"
         )
 
-    def operand(self, position: int = 0) -> int:
-        """Canonical index of a positional argument that depends on the input."""
+    def operand(self, position: int = 0, name: str | None = None) -> int:
+        """Canonical index of an argument that depends on the input, by position or by name."""
         given = self.node.args[position] if len(self.node.args) > position else None
+        if name in self.node.kwargs:
+            given = self.node.kwargs[name]
         if isinstance(given, fx.Node) and given in self.context.index:
             return self.context.index[given]
         raise self.refuse(f"expected argument {position} to be computed from the input")
@@ -169,6 +175,9 @@ def _dropout(c: Call) -> int:
 
 
 def _reshape(c: Call) -> int:
+    source = c.node.args[0] if c.node.args else None
+    if isinstance(source, fx.Node) and source in c.context.parts:
+        return unstacked(c, source)
     value, i = c.value, c.operand()
     if len(value) != c.context.batch:
         raise c.refuse("it mixes the samples of a batch")
@@ -295,6 +304,7 @@ _HANDLERS: dict[Any, Callable[[Call], int]] = {
     **dict.fromkeys((nn.Linear, F.linear), _linear),
     **dict.fromkeys((nn.BatchNorm1d, nn.BatchNorm2d), _batch_norm),
     **ACTIVATION_HANDLERS,
+    **CHANNEL_HANDLERS,
     **dict.fromkeys((nn.Identity, nn.Dropout2d, nn.Dropout, "contiguous"), _identity),
     F.dropout: _dropout,
     **dict.fromkeys(

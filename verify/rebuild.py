@@ -29,12 +29,23 @@ class RebuiltModule(nn.Module):
                 self.layers[str(i)] = _conv_module(node.op)
             elif isinstance(node.op, Linear):
                 self.layers[str(i)] = _linear_module(node.op)
+            elif isinstance(node.op, Activation) and not is_leaky(node.op):
+                # σ(z) = c·z + (1 − c)·ReLU(z), whose lines in auto-LiRPA are those of σ itself.
+                slope = torch.as_tensor(node.op.negative_slope, dtype=graph.dtype)
+                for name, factor in (("line", slope), ("bend", 1.0 - slope)):
+                    self.layers[f"{i} {name}"] = _scaling_module(graph, factor, node.shape)
         readers = graph.consumers()[0]
         first = graph.nodes[readers[0]].op if len(readers) == 1 else None
         self.entry: nn.Module | None = None
         if not isinstance(first, (Conv, Linear)):
-            self.entry = _identity_module(graph)
+            self.entry = _scaling_module(graph, torch.ones(()), graph.input_shape)
         self.eval().requires_grad_(False)
+
+    def _activated(self, i: int, op: Activation, z: Tensor) -> Tensor:
+        if not is_leaky(op):
+            out: Tensor = self.layers[f"{i} line"](z) + self.layers[f"{i} bend"](F.relu(z))
+            return out
+        return F.relu(z) if op.least_slope == 0.0 else F.leaky_relu(z, op.least_slope)
 
     def forward(self, x: Tensor) -> Tensor:
         """Logits (B, K)."""
@@ -44,10 +55,8 @@ class RebuiltModule(nn.Module):
             match node.op:
                 case Conv() | Linear():
                     out = self.layers[str(i)](operands[0])
-                case Activation(0.0):
-                    out = F.relu(operands[0])
-                case Activation(slope):
-                    out = F.leaky_relu(operands[0], slope)
+                case Activation():
+                    out = self._activated(i, node.op, operands[0])
                 case Smooth(kind):
                     out = SHAPES[kind].torch_function(operands[0])
                 case MaxPool() as op:
@@ -101,9 +110,15 @@ def _linear_module(op: Linear) -> nn.Linear:
     return module
 
 
-def _identity_module(graph: Graph) -> nn.Module:
-    shape, like = graph.input_shape, torch.empty(0, dtype=graph.dtype, device=graph.device)
-    zero = like.new_zeros(shape[0])
+def is_leaky(op: Activation) -> bool:
+    """Whether this is torch's own (Leaky)ReLU, of one slope that is not negative."""
+    return not isinstance(op.negative_slope, Tensor) and op.negative_slope >= 0.0
+
+
+def _scaling_module(graph: Graph, factor: Tensor, shape: tuple[int, ...]) -> nn.Module:
+    """Each channel of a tensor (*shape) times its own factor; ones for the identity."""
+    like = torch.empty(0, dtype=graph.dtype, device=graph.device)
+    factor, zero = factor.to(like).flatten().expand(shape[0]), like.new_zeros(shape[0])
     if len(shape) == 3:
-        return _conv_module(Conv(like.new_ones(shape[0], 1, 1, 1), zero, shape, groups=shape[0]))
-    return _linear_module(Linear(torch.diag(like.new_ones(shape[0])), zero))
+        return _conv_module(Conv(factor.reshape(-1, 1, 1, 1), zero, shape, groups=shape[0]))
+    return _linear_module(Linear(torch.diag(factor), zero))

@@ -19,6 +19,7 @@ from greg_cert.errors import UnsupportedModelError, UsageError
 from greg_cert.inference import evaluation_copy
 from greg_cert.verify.agreement import check_agreement
 from greg_cert.verify.build import GraphBuilder
+from greg_cert.verify.channel_calls import divided
 from greg_cert.verify.graph import Conv, Graph, Linear
 from greg_cert.verify.operations import LEAVES, Call, Context
 from greg_cert.verify.scorer import check_weights
@@ -124,7 +125,7 @@ class _Translation:
         self.probe = probe
         builder = GraphBuilder(tuple(probe.shape[1:]))
         self.context = Context(builder, len(probe), whole_pools=whole_pools)
-        self.versions: dict[fx.Node, int] = {}
+        self.versions: dict[fx.Node, list[int]] = {}
 
     def run(self) -> Graph:
         """The finished graph; every step is translated or refused."""
@@ -140,8 +141,7 @@ class _Translation:
         A tensor shares its count of changes with its views and with what it is a view of.
         """
         for source in node.all_input_nodes:
-            value = self.context.values[source]
-            if isinstance(value, Tensor) and value._version != self.versions[source]:
+            if _versions(self.context.values[source]) != self.versions[source]:
                 raise UnsupportedModelError(
                     f"layer {_layer_name(node)!r} reads the result of {_layer_name(source)!r} "
                     "after an operation in place has changed it; use what that operation returns, "
@@ -168,13 +168,12 @@ class _Translation:
                     f"expected a model of one input, but {node.name!r} is a second one"
                 )
             self.context.values[node], self.context.index[node] = self.probe, 0
-            self.versions[node] = self.probe._version
+            self.versions[node] = _versions(self.probe)
             return
         if node.op == "get_attr":
             constant = operator.attrgetter(str(node.target))(self.traced)
             self.context.values[node] = constant
-            if isinstance(constant, Tensor):
-                self.versions[node] = constant._version
+            self.versions[node] = _versions(constant)
             return
         self._refuse_stale(node)
         args = fx.map_arg(node.args, lambda n: self.context.values[n])
@@ -195,18 +194,25 @@ class _Translation:
                 f"layer {name!r} fails on inputs of shape {tuple(self.probe.shape[1:])}: {line}"
             ) from error
         self.context.values[node] = value
-        if isinstance(value, Tensor):
-            self.versions[node] = value._version
-        operands = [n for n in node.all_input_nodes if n in self.context.index]
+        self.versions[node] = _versions(value)
+        context = self.context
+        operands = [n for n in node.all_input_nodes if n in context.index or n in context.parts]
         if not operands or _is_shape_query(node):
             return
         call = Call(self.context, node, name, target, args, kwargs)
-        if not isinstance(value, Tensor):
-            raise call.refuse("its result is not a tensor")
+        if not isinstance(value, Tensor) or target is torch.stack:
+            context.parts[node] = divided(call)
+            return
         translated = call.translate()
         if self.context.builder.shape(translated) != tuple(value.shape[1:]):
             raise call.refuse("its output shape was not understood")
         self.context.index[node] = translated
+
+
+def _versions(value: object) -> list[int]:
+    """How often each tensor of a result has been changed in place."""
+    several = value if isinstance(value, (tuple, list)) else [value]
+    return [v._version for v in several if isinstance(v, Tensor)]
 
 
 def _is_shape_query(node: fx.Node) -> bool:

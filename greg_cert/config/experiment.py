@@ -17,7 +17,7 @@ from pydantic import (
 
 from greg_cert.config.verification import VerifyConfig
 from greg_cert.data.schema import DataConfig
-from greg_cert.models.names import expected_model_name, is_model_name
+from greg_cert.models.names import expected_activation, expected_model_name, is_model_name
 from greg_cert.section import Section
 from greg_cert.stages import Method, ScoreName, StageConfig
 
@@ -36,9 +36,18 @@ class ModelConfig(Section):
 
     Attributes:
         name: Name in the registry, or `torchvision/NAME` of one of its classifiers.
+        activation: `relu`, or `maxmin` (pairs of channels sorted), which loses nothing of an ℓ2
+            ball; that for `mlp` and `cnn_small` alone.
     """
 
     name: ModelName
+    activation: Literal["relu", "maxmin"] = "relu"
+
+    @model_validator(mode="after")
+    def _activation_fits(self) -> Self:
+        if (expected := expected_activation(self.name, self.activation)) is not None:
+            raise ValueError(f"activation: {expected}, but got {self.activation!r}")
+        return self
 
 
 class InitConfig(Section):

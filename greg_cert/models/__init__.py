@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from greg_cert.models.base import Classifier
+    from greg_cert.models.maxmin import MaxMin
     from greg_cert.models.names import MODEL_NAMES, check_model_name, is_model_name
     from greg_cert.models.normalize import Normalize
     from greg_cert.models.registry import build_model
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 __all__ = [
     "MODEL_NAMES",
     "Classifier",
+    "MaxMin",
     "Normalize",
     "build_model",
     "check_model_name",
@@ -27,6 +29,7 @@ __all__ = [
 _HOME = {
     "MODEL_NAMES": "names",
     "Classifier": "base",
+    "MaxMin": "maxmin",
     "Normalize": "normalize",
     "build_model": "registry",
     "check_model_name": "names",

@@ -20,6 +20,10 @@ MODEL_NAMES: tuple[str, ...] = (
     "densenet121",
 )
 
+ACTIVATION_NAMES: tuple[str, ...] = ("relu", "maxmin")
+CHOOSE_ACTIVATION: tuple[str, ...] = ("mlp", "cnn_small")
+"""Models that take another activation than ReLU."""
+
 _NEAR = 0.7  # resnet50 is not near densenet100
 _IDENTIFIER = re.compile(r"[a-z][a-z0-9_]*")
 
@@ -55,6 +59,22 @@ def check_model_name(name: str) -> str:
     if not is_model_name(name):
         raise UsageError(f"model.name: {expected_model_name(name)}, but got {name!r}")
     return name
+
+
+def expected_activation(name: str, activation: str) -> str | None:
+    """What the activation of a model may be, where it may not be this one; else None.
+
+    Args:
+        name: a model's name.
+        activation: what was given.
+
+    Returns:
+        The part of an error message before "but got".
+    """
+    if activation == "relu" or (activation in ACTIVATION_NAMES and name in CHOOSE_ACTIVATION):
+        return None
+    able = ", ".join(CHOOSE_ACTIVATION)
+    return f"expected relu, or with one of {able} one of {', '.join(ACTIVATION_NAMES)}"
 
 
 def expected_model_name(name: str) -> str:

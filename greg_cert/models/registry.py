@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from greg_cert.errors import UsageError
 from greg_cert.models.base import Body, Classifier
 from greg_cert.models.densenet import densenet_body
-from greg_cert.models.names import TORCHVISION_PREFIX, check_model_name
+from greg_cert.models.names import TORCHVISION_PREFIX, check_model_name, expected_activation
 from greg_cert.models.resnet import resnet18_body
 from greg_cert.models.small import cnn_small_body, mlp_body
 from greg_cert.models.wide_resnet import wide_resnet_body
@@ -20,10 +20,10 @@ def _torchvision_body(name: str, in_channels: int, image_size: int) -> Body:
     return torchvision_body(name, in_channels, image_size)
 
 
+_SMALL = {"mlp": mlp_body, "cnn_small": cnn_small_body}  # as `CHOOSE_ACTIVATION` names them
 # One entry for each of `MODEL_NAMES`.
 _BODIES: Mapping[str, Callable[[int, int], Body]] = {
-    "mlp": mlp_body,
-    "cnn_small": cnn_small_body,
+    **_SMALL,
     "resnet18_32x32": lambda channels, _: resnet18_body(channels),
     "wrn16_2": lambda channels, _: wide_resnet_body(channels, 16, 2),
     "wrn40_2": lambda channels, _: wide_resnet_body(channels, 40, 2, dropout=0.3),
@@ -40,6 +40,7 @@ def build_model(
     image_size: int,
     mean: Sequence[float],
     std: Sequence[float],
+    activation: str = "relu",
 ) -> Classifier:
     """A freshly initialised model of the registry, on the CPU in float32.
 
@@ -54,6 +55,7 @@ def build_model(
         image_size: height and width of the images.
         mean: per-channel mean of raw pixels, length C.
         std: per-channel standard deviation of raw pixels, length C, each > 0.
+        activation: `relu`, or for `mlp` and `cnn_small` `maxmin`.
 
     Returns:
         The model, in training mode.
@@ -63,6 +65,8 @@ def build_model(
             cannot take.
     """
     check_model_name(name)
+    if (expected := expected_activation(name, activation)) is not None:
+        raise UsageError(f"model.activation: {expected}, but got {activation!r} for {name}")
     for field, value in (
         ("num_classes", num_classes),
         ("in_channels", in_channels),
@@ -80,7 +84,10 @@ def build_model(
     if name.startswith(TORCHVISION_PREFIX):
         body = _torchvision_body(name.removeprefix(TORCHVISION_PREFIX), in_channels, image_size)
     else:
-        body = _BODIES[name](in_channels, image_size)
+        if activation == "relu":
+            body = _BODIES[name](in_channels, image_size)
+        else:
+            body = _SMALL[name](in_channels, image_size, activation=activation)
     return Classifier(
         body.module,
         body.num_features,

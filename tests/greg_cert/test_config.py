@@ -73,6 +73,8 @@ def _with(path: str, value: Any) -> dict[str, Any]:
         ("data.aux", {"source": "clouds"}, ["data.aux", "clouds", "photographs"]),
         ("data.calibration", 1.5, ["data.calibration", "1.5"]),
         ("model", {}, ["model.name", "required"]),
+        ("model.activation", "gelu", ["model.activation", "'maxmin'", "'gelu'"]),
+        ("model", {"name": "wrn16_2", "activation": "maxmin"}, ["model", "cnn_small", "'maxmin'"]),
         ("verify", {"norm": "1"}, ["verify.norm", "'2' or 'inf'", "'1'"]),
         ("sed", 1, ["sed", "unknown", "'seed'"]),
     ],

@@ -18,12 +18,14 @@ from greg_cert.errors import UnsupportedModelError, UsageError
 from greg_cert.models import (
     MODEL_NAMES,
     Classifier,
+    MaxMin,
     Normalize,
     build_model,
     check_model_name,
     is_model_name,
 )
-from greg_cert.verify.graph import forward_all
+from greg_cert.models.names import CHOOSE_ACTIVATION
+from greg_cert.verify.graph import Conv, Linear, forward_all
 from greg_cert.verify.trace import trace_model
 
 MEAN, STD = (0.4914, 0.4822, 0.4465), (0.247, 0.2435, 0.2616)
@@ -275,6 +277,7 @@ def test_weights_follow_the_seed(name: str) -> None:
         ({"std": (0.2, -1.0, 0.2)}, r"std > 0 in every channel, but got \(0.2, -1.0, 0.2\)"),
         ({"std": (0.2, float("nan"), 0.2)}, "finite mean and std, but got .*nan"),
         ({"mean": (float("inf"), 0.2, 0.2)}, r"finite mean and std, but got \(inf"),
+        ({"activation": "gelu"}, r"^model\.activation: expected relu, .* but got 'gelu' for mlp"),
     ],
 )
 def test_values_out_of_range_are_refused_by_name(changes: dict[str, Any], message: str) -> None:
@@ -423,6 +426,20 @@ def test_the_verifier_sees_the_same_function(name: str, size: int) -> None:
 def test_the_verifier_refuses_by_layer(name: str, layer: str) -> None:
     with pytest.raises(UnsupportedModelError, match=f"layer {layer} cannot be bounded"):
         trace_model(build(name), (3, side(name), side(name)))
+
+
+@pytest.mark.parametrize("name", CHOOSE_ACTIVATION)
+def test_small_models_may_sort_pairs_in_place_of_relu(name: str) -> None:
+    model = build(name, image_size=8, activation="maxmin")
+    assert sum(isinstance(m, MaxMin) for m in model.modules()) >= 2
+    assert not any(isinstance(m, nn.ReLU) for m in model.modules())
+    plain = build(name, image_size=8)
+    assert {k: v.shape for k, v in model.state_dict().items()} == {
+        k: v.shape for k, v in plain.state_dict().items()
+    }
+    graph = trace_model(model.eval(), (3, 8, 8))
+    affine = sum(isinstance(n.op, (Conv, Linear)) for n in graph.nodes)
+    assert affine == sum(isinstance(m, (nn.Conv2d, nn.Linear)) for m in model.modules())
 
 
 def test_the_verifier_takes_a_mobile_net() -> None:

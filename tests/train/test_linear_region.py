@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.autograd.functional import jvp
 
 from greg_cert.errors import UsageError
-from greg_cert.models import build_model
+from greg_cert.models import MaxMin, build_model
 from greg_cert.scores import energy
 from greg_cert.train.linear_region import LinearRegion
 from greg_cert.train.penalty import Recording, gradient_penalty
@@ -34,6 +34,7 @@ LAYERS: dict[str, tuple[nn.Module, ...]] = {
     "relu in place": (nn.ReLU(inplace=True),),
     "leaky": (nn.LeakyReLU(0.1, inplace=True),),
     "relu6": (nn.ReLU6(),),
+    "max min": (MaxMin(),),
     "max pool": (nn.ReLU(), nn.MaxPool2d(3, 2, 1)),
     "adaptive max pool": (nn.AdaptiveMaxPool2d(3),),
 }

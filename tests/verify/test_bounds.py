@@ -102,7 +102,7 @@ def test_bounds_hold_for_registry_models(name: str, engine: str) -> None:
 
 @pytest.mark.parametrize("norm", NORMS)
 @pytest.mark.parametrize("engine", ENGINES)
-@pytest.mark.parametrize("name", ["conv", "residual", "max_pool_2", "leaky"])
+@pytest.mark.parametrize("name", ["conv", "residual", "max_pool_2", "leaky", "max_min"])
 def test_interval_relaxation_holds(name: str, engine: str, norm: float) -> None:
     graph, x = few(name)
     radii = torch.tensor([0.02, 0.1, 0.5]).double()
@@ -141,7 +141,7 @@ def test_relu_relaxation_by_hand() -> None:
     assert intercept.tolist() == [0.75, 0.75, 0.0, 0.0, 0.0]
 
 
-@pytest.mark.parametrize("negative_slope", [0.0, 0.01, 0.5, 0.99])
+@pytest.mark.parametrize("negative_slope", [0.0, 0.01, 0.5, 0.99, 1.0, -0.4, -1.0])
 @pytest.mark.parametrize("scale", [1e-300, 1e-20, 1.0, 1e20])
 def test_relaxed_lines_enclose_the_activation(negative_slope: float, scale: float) -> None:
     generator = torch.Generator().manual_seed(0)

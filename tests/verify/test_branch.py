@@ -31,7 +31,9 @@ def setting(name: str, count: int = 4) -> tuple[nn.Module, Tensor, float]:
 
 @pytest.mark.parametrize("side", SIDES)
 @pytest.mark.parametrize("norm", NORMS)
-@pytest.mark.parametrize("name", ["mlp", "conv", "residual", "leaky", "max_pool_2"])
+@pytest.mark.parametrize(
+    "name", ["mlp", "conv", "residual", "leaky", "max_pool_2", "max_min", "bent"]
+)
 def test_no_attack_within_a_radius_and_never_below_crown(name: str, norm: float, side: str) -> None:
     model, x, threshold = setting(name)
     result = certify(

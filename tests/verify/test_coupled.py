@@ -42,6 +42,7 @@ RADII = (0.02, 0.2, 1.0)
 QUICK = {"coupled": CoupledEffort(5, 8), "rounds": 6, "attack_restarts": 1}
 SMOOTHED = tuple(f"smooth {name}" for name in SMOOTH)
 CERTIFIED = ("mlp", "conv_batchnorm", "residual", "pre_activation", "concatenation", "leaky")
+CERTIFIED += ("max_min",)
 CERTIFIED += (
     "average_pools",
     "max_pool_2",

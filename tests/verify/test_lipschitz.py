@@ -26,6 +26,7 @@ from greg_cert.errors import UsageError
 from greg_cert.verify import (
     adjoint_interval,
     gradient_norm,
+    interval,
     lipschitz_bound,
     local_lipschitz,
     score_box,
@@ -352,7 +353,7 @@ def test_mixture_box_is_the_linear_programme() -> None:
 # --- The check above can fail ------------------------------------------------------------------
 
 box_before = score_box.softmax_box
-derivative_before = local_lipschitz.activation_derivative
+derivative_before = activation_derivative
 norm_before = MaskedNorm.bound
 
 
@@ -374,7 +375,7 @@ def _small_norm(self: MaskedNorm, columns: Tensor, rows: Tensor, norm: float) ->
 SABOTAGES = [
     ("softmax", score_box, "softmax_box", _point_box),
     ("adjoint derivative", adjoint_interval, "activation_derivative", _always_dead),
-    ("forward derivative", local_lipschitz, "activation_derivative", _always_dead),
+    ("forward derivative", interval, "activation_derivative", _always_dead),
     ("operator norm", MaskedNorm, "bound", _small_norm),
 ]
 

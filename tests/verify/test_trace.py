@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 import re
 
 import pytest
@@ -180,8 +181,8 @@ class Function(nn.Module):
         (nn.BatchNorm2d(2, track_running_stats=False), "'1' (BatchNorm2d)"),
         (nn.Conv2d(2, 2, 3, padding=1, padding_mode="reflect"), "'1' (Conv2d)"),
         (nn.Conv2d(2, 2, 3, padding=1, padding_mode="circular"), "'1' (Conv2d)"),
-        (nn.LeakyReLU(-0.1), "'1' (LeakyReLU)"),
-        (nn.LeakyReLU(1.5), "'1' (LeakyReLU)"),
+        (nn.LeakyReLU(math.nan), "'1' (LeakyReLU)"),
+        (nn.PReLU(2, math.inf), "'1.weight' holds NaN or infinity"),
         (nn.Linear(6, 6), "'1' (Linear)"),
         (nn.LayerNorm(6), "'1' (LayerNorm)"),
         (nn.InstanceNorm2d(2), "'1' (InstanceNorm2d)"),
@@ -201,7 +202,7 @@ def test_unsupported_layers_are_named(layer: nn.Module, named: str) -> None:
         (lambda y, x: y / (x + 2), "truediv"),
         (lambda y, x: 1.0 / (x + 2), "truediv"),
         (lambda y, x: y.exp(), "exp"),
-        (lambda y, x: y.abs(), "abs"),
+        (lambda y, x: y.sign(), "sign"),
         (lambda y, x: y.clamp(0, 1), "clamp"),
         (lambda y, x: y.flip(3), "flip"),
         (lambda y, x: y.transpose(2, 3), "transpose"),
@@ -214,7 +215,19 @@ def test_unsupported_layers_are_named(layer: nn.Module, named: str) -> None:
         (lambda y, x: torch.cat([y, x], 2), "cat"),
         (lambda y, x: torch.add(y, x, alpha=2), "add"),
         (lambda y, x: y + torch.arange(6.0), "add"),  # varies within a channel
-        (lambda y, x: y + y[:, :1], "getitem"),
+        (lambda y, x: y + y[:, :1], "add"),
+        (lambda y, x: y + y[:, :, :1], "getitem.*whole channels.*models.MaxMin"),
+        (lambda y, x: y + y[:1], "getitem.*whole channels"),
+        (lambda y, x: y[:, 0], "getitem.*whole channels"),
+        (lambda y, x: torch.max(y, 1)[0], "max.*not a tensor.*models.MaxMin"),
+        (lambda y, x: torch.max(y, torch.zeros(())), "max.*argument 1"),
+        (lambda y, x: y.chunk(2, 2)[0], "chunk.*whole channels"),
+        (lambda y, x: y.sort(1)[0], "sort.*not a tensor"),
+        (lambda y, x: torch.stack([y, x], 2).flatten(1, 2), "flatten.*stack.*models.MaxMin"),
+        (lambda y, x: torch.stack([y, x], 4).view(y.shape[0], 4, 6, 6), "view.*stack"),
+        (lambda y, x: torch.stack([y, x], 1)[0], "getitem.*stack"),
+        (lambda y, x: torch.stack([y, x], 1).relu(), "relu.*computed from the input"),
+        (lambda y, x: torch.maximum(y, y[:, :1]), "maximum.*broadcast"),
     ],
 )
 def test_unsupported_expressions_are_named(function: object, named: str) -> None:
@@ -265,12 +278,12 @@ def test_division_by_zero_is_refused() -> None:
 
 
 def test_a_subclass_with_its_own_forward_is_traced_through() -> None:
-    class Absolute(nn.ReLU):
+    class Exponential(nn.ReLU):
         def forward(self, input: Tensor) -> Tensor:
-            return input.abs()
+            return input.exp()
 
-    with pytest.raises(UnsupportedModelError, match="abs"):
-        trace_model(nn.Sequential(nn.Linear(3, 3), Absolute()), (3,))
+    with pytest.raises(UnsupportedModelError, match="exp"):
+        trace_model(nn.Sequential(nn.Linear(3, 3), Exponential()), (3,))
 
 
 @pytest.mark.parametrize(

@@ -28,7 +28,7 @@ from greg_cert.verify.graph import (
     Smooth,
     forward_all,
 )
-from greg_cert.verify.interval import Interval, activation_derivative, forward_interval
+from greg_cert.verify.interval import Interval, forward_interval, steepest
 from greg_cert.verify.lipschitz.operator_norms import operator_norm, row_norms
 from greg_cert.verify.max_pool import MaxPool
 from greg_cert.verify.norms import per_sample
@@ -142,7 +142,7 @@ def _ball_of(
             assert norm is not None
             return first.reach * norm, torch.ones_like(like)
         case Activation(slope):
-            return first.reach, _steepest(first.box, slope)
+            return first.reach, steepest(*first.box, slope)
         case Smooth(kind):
             smallest, largest = slope_range(kind, *first.box)
             return first.reach, torch.maximum(smallest.abs(), largest.abs())
@@ -158,10 +158,6 @@ def _ball_of(
             return first.ball, first.mask.flatten(1)
         case Input():
             raise AssertionError("the input has no operands")
-
-
-def _steepest(box: Interval, slope: float) -> Tensor:
-    return activation_derivative(*box, slope)[1]
 
 
 def _meet(one: Interval, other: Interval) -> Interval:

@@ -178,18 +178,21 @@ def _shaped(numbers: Tensor, like: Tensor) -> Tensor:
 
 def _applied(op: Conv | Linear, scale: Tensor, v: Tensor) -> Tensor:
     """W·diag(scale)·v of blocks v (B, R, V, *input shape)."""
-    return torch.unflatten(applied(op, (scale.unsqueeze(2) * v).flatten(1, 2)), 1, v.shape[1:3])
+    image = applied(op, (scale.unsqueeze(2) * v).flatten(1, 2))
+    return torch.unflatten(image, 1, v.shape[1:3])
 
 
 def _mapped(op: Conv | Linear, weight: Tensor, scale: Tensor, v: Tensor) -> Tensor:
     """The Gram matrix, times blocks v (B, R, V, *input shape)."""
     back = transposed(op, (weight * _applied(op, scale, v)).flatten(1, 2))
-    return scale.unsqueeze(2) * torch.unflatten(back, 1, v.shape[1:3])
+    found: Tensor = scale.unsqueeze(2) * torch.unflatten(back, 1, v.shape[1:3])
+    return found
 
 
 def _orthonormal(v: Tensor) -> Tensor:
     q = torch.linalg.qr(v.flatten(3).transpose(2, 3).nan_to_num())[0]
-    return q.transpose(2, 3).reshape(v.shape)
+    found: Tensor = q.transpose(2, 3).reshape(v.shape)
+    return found
 
 
 def _ritz(y: Tensor, weight: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:

@@ -28,7 +28,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from greg_cert.verify.bounds.ball_boxes import Moved
@@ -143,13 +142,13 @@ def bound_rows(
                     if tau is not None and ("price", i) in variables:
                         times = (tau / variables["price", i]).nan_to_num(nan=1.0, posinf=1.0)
                 give(source, transposed(node.op, a), passed, times)
-            case Activation(negative_slope):
+            case Activation():
                 g, carried, gain, rounding = _activation(
-                    *(i, negative_slope, a, charge, moved[node.inputs[0]], variables, times),
+                    *(i, node.op, a, charge, moved[node.inputs[0]], variables, times),
                     rounding=terms is not None,
                 )
                 if balls is not None:
-                    balls[i] = _best_ball(a, g, moved[node.inputs[0]], negative_slope, least)
+                    balls[i] = _best_ball(a, g, moved[node.inputs[0]], node.op, least)
                 offset = offset + gain
                 if rounding is not None:
                     size, lost = size + rounding[0], lost + rounding[1]
@@ -223,7 +222,7 @@ def _passed(
 
 def _activation(
     i: int,
-    slope: float,
+    op: Activation,
     a: Tensor,
     charge: Tensor | None,
     source: Moved,
@@ -240,6 +239,13 @@ def _activation(
         # What is charged from above costs more than the search knew: λ grows with it, or the
         # curvature λ − D, small where the search ended, would be negative.
         carried = carried * times.reshape(*times.shape, *[1] * (a.ndim - 2))
+    # Where a neuron is the identity its slope and its charge pass, and cost nothing; unless charges
+    # end here.
+    bends = op.bends if carried is not None or charge is None else None
+    if bends is not None:
+        g = torch.where(bends, g, a)
+        if carried is not None:
+            carried = torch.where(bends, carried, 0.0 if charge is None else charge)
     z, e = source.centre.unsqueeze(1), source.error.unsqueeze(1)
     low, high = (t.unsqueeze(1) for t in source.box)
     weight = torch.zeros_like(a[:, :, :1]) if carried is None else carried
@@ -248,10 +254,12 @@ def _activation(
         mu = log_ball.exp()
         weight = weight + mu.reshape(*mu.shape, *[1] * (a.ndim - 2))
     with torch.no_grad():
-        t = _minimiser(a, g, weight, charge, low, high, z, slope)
-    value, change = F.leaky_relu(t, slope), t - z
+        t = _minimiser(a, g, weight, charge, low, high, z, op)
+        if bends is not None:
+            t = torch.where(bends, t, z)
+    value, change = op.apply(t), t - z
     terms = a * value - g * t + weight / 2 * change**2
-    moved = F.leaky_relu(z, slope)
+    moved = op.apply(z)
     if charge is not None:
         terms = terms - charge / 2 * (value - moved) ** 2
     gain = terms.flatten(2).sum(2)
@@ -287,7 +295,7 @@ def _minimiser(
     low: Tensor,
     high: Tensor,
     z: Tensor,
-    slope: float,
+    op: Activation,
 ) -> Tensor:
     """Where a·σ(t) − g·t + ½·weight·(t − z)² − ½·charge·(σ(t) − σ(z))² is least in [low, high].
 
@@ -295,11 +303,11 @@ def _minimiser(
     end next to it; or concave, with its least value at an end.
     """
     best = point = None
-    middle = F.leaky_relu(z, slope)
+    middle = op.apply(z)
     tiny = torch.finfo(a.dtype).tiny
-    for side, begin, end in (
-        (1.0, low.clamp(min=0.0), high.clamp(min=0.0)),
-        (slope, low.clamp(max=0.0), high.clamp(max=0.0)),
+    for side, begin, end, exists in (
+        (1.0, low.clamp(min=0.0), high.clamp(min=0.0), high >= 0),
+        (op.negative_slope, low.clamp(max=0.0), high.clamp(max=0.0), low <= 0),
     ):
         linear = g - side * a + weight * z
         curvature = weight
@@ -310,7 +318,6 @@ def _minimiser(
         tried = [torch.minimum(torch.maximum(inner.nan_to_num(nan=0.0), begin), end)]
         if charge is not None:
             tried += [begin, end]
-        exists = high >= 0 if side == 1.0 else low <= 0
         for t in tried:
             value = (side * a - g) * t + weight / 2 * (t - z) ** 2
             if charge is not None:
@@ -350,19 +357,19 @@ def bisect_balls(
     return found
 
 
-def _best_ball(a: Tensor, g: Tensor, source: Moved, slope: float, least: float) -> Tensor:
+def _best_ball(a: Tensor, g: Tensor, source: Moved, op: Activation, least: float) -> Tensor:
     z = source.centre.unsqueeze(1)
     low, high = (t.unsqueeze(1) for t in source.box)
     radius = source.reach.unsqueeze(1)
     shape = (*a.shape[:2], *[1] * (a.ndim - 2))
     # At this μ no neuron's pull takes it further than the ball in all.
-    pull = torch.maximum((g - a).abs(), (g - slope * a).abs()).flatten(2).norm(dim=2)
+    pull = torch.maximum((g - a).abs(), (g - op.negative_slope * a).abs()).flatten(2).norm(dim=2)
     top = pull / radius.clamp_min(torch.finfo(a.dtype).tiny)
     lower = (top * least).clamp_min(1e-30).log()
     upper = top.clamp_min(1e-29).log()
     for _ in range(_BISECTIONS):
         middle = (lower + upper) / 2
-        t = _minimiser(a, g, middle.exp().reshape(shape), None, low, high, z, slope)
+        t = _minimiser(a, g, middle.exp().reshape(shape), None, low, high, z, op)
         far = torch.linalg.vector_norm((t - z).flatten(2), dim=2) > radius
         lower, upper = torch.where(far, middle, lower), torch.where(far, upper, middle)
     best: Tensor = upper

@@ -121,7 +121,7 @@ def node_constants(graph: Graph, norm: float = 2.0) -> list[float]:
 def steepest_slope(op: Activation | Smooth) -> float:
     """Largest |σ'| over the whole line, at most this; inf for a function that jumps."""
     if isinstance(op, Activation):
-        return max(1.0, abs(op.negative_slope))
+        return max(1.0, abs(op.least_slope))
     low = torch.tensor([-_FAR], dtype=torch.float64)
     if crosses_jump(op.kind, low, -low).any():
         return math.inf

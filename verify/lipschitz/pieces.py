@@ -107,12 +107,16 @@ def _sum(graph: Graph, node: Node, found: Sequence[Pieces | None]) -> Pieces | N
 
 
 def _maximum(graph: Graph, node: Node, found: Sequence[Pieces | None]) -> Pieces | None:
-    """The two of b + ReLU(d), whose rows are those of b, of b + d, or between (LeakyReLU)."""
+    """The two of b + σ(d), whose rows are those of b + d, of b, or between (LeakyReLU).
+
+    With a negative slope c, as of |d|, those of b + c·d take the place of those of b.
+    """
     for i, b in (node.inputs, node.inputs[::-1]):
-        if not isinstance(graph.nodes[i].op, Activation):
+        op = graph.nodes[i].op
+        if not isinstance(op, Activation):
             continue
         d = graph.nodes[i].inputs[0]
-        a = _minuend(graph, d, b)
+        a = None if op.least_slope < 0 else _minuend(graph, d, b)
         if a is not None:  # d = a − b, and b + d is a itself, whatever it is made of
             pair = _common(graph, a, b, found)
             maps = None if pair is None else (*pair[0].maps, *pair[1].maps)
@@ -120,11 +124,21 @@ def _maximum(graph: Graph, node: Node, found: Sequence[Pieces | None]) -> Pieces
             pair = _common(graph, d, b, found)
             if pair is None or len(pair[0].maps) > 1 or len(pair[1].maps) > 1:
                 continue
-            total = _added(pair[0].maps[0], pair[1].maps[0])
-            maps = None if total is None else (total, pair[1].maps[0])
+            positive, negative = pair[0].maps[0], pair[1].maps[0]
+            total = _added(positive, negative)
+            other: Conv | None = negative
+            if op.least_slope < 0:
+                other = _added(_like(positive, _rows_times(positive, op)), negative)
+            maps = None if total is None or other is None else (total, other)
         if pair is not None and maps is not None and len(maps) <= _MOST:
             return Pieces(pair[0].source, maps)
     return None
+
+
+def _rows_times(op: Conv, activation: Activation) -> Tensor:
+    """The weight with each channel times its slope below zero."""
+    slope = activation.negative_slope
+    return op.weight * (slope.reshape(-1, 1, 1, 1) if isinstance(slope, Tensor) else slope)
 
 
 def _minuend(graph: Graph, d: int, b: int) -> int | None:

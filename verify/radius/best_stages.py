@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import torch
+
 from greg_cert.verify.ball import can_cut
 from greg_cert.verify.bounds.ball_boxes import layer_norms
 from greg_cert.verify.bounds.coupled_engine import CoupledEngine
@@ -26,6 +28,7 @@ _SPLITS = ((8, 16, 2), (8, 64, 4), (12, 256, 4), (16, 1024, 4))  # splits, open 
 def best_radius(
     graph: Graph,
     draft: Graph,
+    pooled: Graph,
     engine: Engine,
     norm: float,
     max_radius: float,
@@ -36,6 +39,7 @@ def best_radius(
     Args:
         graph: the network in float64.
         draft: the same in float32, which searches.
+        pooled: the network in float64 with whole max pools, for bounds that know a ball.
         engine: proves linear bounds; cuts, splits and `sdp-crown` need the native one.
         norm: 2 or inf, which has no `sdp-crown`.
         max_radius: radii are capped here.
@@ -43,7 +47,8 @@ def best_radius(
     """
     stages = _linear(graph, draft, engine, norm, max_radius, options)
     if isinstance(engine, NativeEngine) and norm == 2.0:
-        stages += _coupled(graph, draft, max_radius, options)
+        pooled_draft = draft if pooled is graph else pooled.to(torch.float32)
+        stages += _coupled(pooled, pooled_draft, max_radius, options)
     return BestRadius(stages, options.best, max_radius)
 
 
