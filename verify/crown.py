@@ -80,7 +80,7 @@ def backward_rows(
                 give(node.inputs[0], a @ node.op.weight)
             case Activation():
                 low, high = preactivations[i]
-                slope_low, slope_high, intercept = _lines_of(i, node.op, low, high, lines)
+                slope_low, slope_high, intercept = lines_of(i, node.op, low, high, lines)
                 # a⁺·slope_low + a⁻·slope_high, in as few passes over the largest tensor as can be
                 negative = a.clamp(max=0.0)
                 # Its terms are all of one sign, so the sum measures its own rounding.
@@ -98,7 +98,7 @@ def backward_rows(
                 give(node.inputs[0], back)
             case Smooth():
                 low, high = preactivations[i]
-                slope_low, intercept_low, slope_high, intercept_high = _lines_of(
+                slope_low, intercept_low, slope_high, intercept_high = lines_of(
                     i, node.op, low, high, lines
                 )
                 positive, negative = a.clamp(min=0.0), a.clamp(max=0.0)
@@ -125,7 +125,7 @@ def backward_rows(
     return slope, offset, size
 
 
-def _lines_of(
+def lines_of(
     i: int, op: Activation | Smooth, low: Tensor, high: Tensor, store: dict[int, Lines] | None
 ) -> Lines:
     """Lines around activation node i on [low, high], from the store where it has them."""
