@@ -45,6 +45,17 @@ def _residual() -> list[nn.Module]:
     ]
 
 
+def _inner_sum() -> list[nn.Module]:
+    # A sum inside, whose windows pass the border; one of its sides adds a bias there.
+    return [
+        nn.Conv2d(2, 3, 3, padding=1),
+        nn.ReLU(),
+        Sum(nn.Conv2d(3, 3, 1), nn.Identity()),
+        nn.Conv2d(3, 2, 3, padding=1),
+        nn.ReLU(),
+    ]
+
+
 def _steps() -> list[nn.Module]:
     # Windows that move at different steps cannot be one window.
     branch = nn.Conv2d(3, 3, 6)
@@ -80,6 +91,7 @@ def _deep() -> list[nn.Module]:
 NETWORKS = {
     "chain": _chain,
     "residual": _residual,
+    "inner sum": _inner_sum,
     "steps": _steps,
     "concat": _concatenated,
     "deep": _deep,
