@@ -3,7 +3,7 @@
 Run: python benchmarks/verify_lirpa.py --lirpa CHECKOUT [--networks FOLDER] [--method crown]
 CHECKOUT is a folder that holds the package `auto_LiRPA` (0.7.1 was measured; it imports graphviz);
 without one only our figures are printed. FOLDER holds weights of the verification community's
-example networks, as safetensors (names below); without it they are random. Inputs are uniform noise.
+example networks, as safetensors (names below); without it they are random. Inputs are noise.
 Every figure is of a process of its own with one thread: the least CPU time of some calls after a
 first one, and the peak of resident memory over what there was before. Both sides bound all logits
 from below and above in ℓ2 balls; the bounds are compared in their mean width.
