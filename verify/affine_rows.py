@@ -13,6 +13,7 @@ from greg_cert.verify.graph import Graph, apply_op
 from greg_cert.verify.linear_bound import ROUNDING
 from greg_cert.verify.norms import dual_norm
 from greg_cert.verify.region import Region
+from greg_cert.verify.windows import WindowPass, WindowPlan
 
 
 class AffineRows:
@@ -76,11 +77,18 @@ class AffineRows:
         key = (target, norm)
         if key not in self._lengths:
             graph = self._graph
-            count = math.prod(graph.nodes[target].shape)
+            indices = torch.arange(math.prod(graph.nodes[target].shape), device=graph.device)
+            plan = WindowPlan.of(graph, target)
             widest = max(math.prod(n.shape) for n in graph.nodes)
             parts = []
-            indices = torch.arange(count, device=graph.device)
+            if plan is not None:
+                widest = 2 * plan.elements
+                centre = torch.zeros(1, *graph.input_shape, dtype=graph.dtype, device=graph.device)
+                windows = WindowPass(plan, {}, {}, None, Region(centre, centre.new_zeros(1), norm))
             for chunk in indices.split(max(1, self._elements // widest)):
+                if plan is not None:
+                    parts.append(windows.lengths(chunk.unsqueeze(0)).squeeze(0))
+                    continue
                 start, rows, _ = neuron_rows(graph, target, chunk.unsqueeze(0))
                 slope = backward_rows(graph, {}, start, rows, None)[0]
                 parts.append(dual_norm(slope.squeeze(0), norm))

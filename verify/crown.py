@@ -82,7 +82,7 @@ def backward_rows(
                 give(node.inputs[0], a @ node.op.weight)
             case Activation():
                 low, high = preactivations[i]
-                slope_low, slope_high, intercept = _lines_of(i, node.op, low, high, lines)
+                slope_low, slope_high, intercept = lines_of(i, node.op, low, high, lines)
                 # a⁺·slope_low + a⁻·slope_high, in as few passes over the largest tensor as can be
                 negative = a.clamp(max=0.0)
                 # Its terms are all of one sign, so the sum measures its own rounding.
@@ -100,7 +100,7 @@ def backward_rows(
                 give(node.inputs[0], back)
             case Smooth():
                 low, high = preactivations[i]
-                slope_low, intercept_low, slope_high, intercept_high = _lines_of(
+                slope_low, intercept_low, slope_high, intercept_high = lines_of(
                     i, node.op, low, high, lines
                 )
                 positive, negative = a.clamp(min=0.0), a.clamp(max=0.0)
@@ -112,7 +112,7 @@ def backward_rows(
                 give(node.inputs[0], torch.addcmul(below, negative, slope_high.unsqueeze(1)))
             case MaxPool():
                 low, high = preactivations[i]
-                below_shares, above_shares, line, own = _lines_of(i, node.op, low, high, lines)
+                below_shares, above_shares, line, own = lines_of(i, node.op, low, high, lines)
                 negative = a.clamp(max=0.0)
                 offset = offset + (negative.flatten(2) @ line.flatten(1).unsqueeze(2)).squeeze(2)
                 size = size + _weighted(a, own)
@@ -134,7 +134,7 @@ def backward_rows(
     return slope, offset, size
 
 
-def _lines_of(
+def lines_of(
     i: int,
     op: Activation | Smooth | MaxPool,
     low: Tensor,

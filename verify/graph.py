@@ -49,8 +49,13 @@ class Conv:
     @cached_property
     def output_shape(self) -> tuple[int, ...]:
         """(O, H', W')."""
-        image = torch.empty(1, *self.input_shape, device="meta")
-        return tuple(self.apply(image, self.weight.to("meta")).shape[1:])
+        # By hand: a convolution on the meta device would import sympy, which takes seconds.
+        axes = zip(
+            self.input_shape[1:], self.weight.shape[2:], self.stride, self.padding, self.dilation,
+            strict=True,
+        )  # fmt: skip
+        image = [(n + 2 * p - d * (k - 1) - 1) // s + 1 for n, k, s, p, d in axes]
+        return (len(self.weight), *image)
 
     @cached_property
     def matrix(self) -> Tensor | None:

@@ -28,6 +28,7 @@ from greg_cert.verify.max_pool import MaxPool
 from greg_cert.verify.native_relaxation import NativeRelaxation
 from greg_cert.verify.region import Region
 from greg_cert.verify.rounding import absolute_terms
+from greg_cert.verify.windows import WindowPass, WindowPlan
 
 RELAXATIONS = ("crown", "crown-ibp", "alpha-crown")
 _ELEMENTS = 2**19  # of one coefficient tensor (B, R, widest layer): what stays in a CPU's cache
@@ -72,6 +73,7 @@ class NativeEngine:
         size = torch.finfo(graph.dtype).bits // 8
         self._elements = _ELEMENTS if memory is None else max(1, memory // (size * _TENSORS))
         self._rows = AffineRows(graph, self._elements)
+        self._plans: dict[int, WindowPlan | None] = {}
 
     def relax(
         self, inputs: Tensor, radii: Tensor, norm: float, method: str = "crown"
@@ -184,8 +186,14 @@ class NativeEngine:
             low = torch.where(unknown, torch.maximum(low, below), low)
             high = torch.where(unknown, torch.minimum(high, above), high)
             return low.unflatten(1, node.shape), high.unflatten(1, node.shape)
-        for chunk in self._chunks(unknown, shared):
-            bound = self._lowest(target, chunk, known, lines, terms, region, method, constraint)
+        plan = self._plan(target, region, method, constraint)
+        windows = None if plan is None else WindowPass(plan, known, lines, terms, region)
+        widest = self._widest if plan is None else plan.elements
+        for chunk in self._chunks(unknown, shared, widest):
+            if windows is not None:
+                bound = windows.lowest(chunk)
+            else:
+                bound = self._lowest(target, chunk, known, lines, terms, region, method, constraint)
             below, above = bound.split(chunk.shape[1], dim=1)
             chunk = chunk.expand(len(low), -1)
             # Only where it is of use to the sample itself: no sample's bounds depend on its batch.
@@ -264,7 +272,19 @@ class NativeEngine:
         before = {i: known[i] for i in self._graph.activations if i <= start}
         return best_slopes(self._graph, before, rows.shape[1], lowest, _ALPHA_STEPS)[0]
 
-    def _chunks(self, unknown: Tensor, shared: bool) -> Iterator[Tensor]:
+    def _plan(
+        self, target: int, region: Region, method: str, constraint: OutputConstraint | None
+    ) -> WindowPlan | None:
+        """Windows for the neurons of a node; None where rows are whole maps."""
+        if region.cut is not None and (region.norm != 2.0 or constraint is not None):
+            return None  # multipliers need whole slopes
+        if method == "alpha-crown":
+            return None  # each row has slopes of its own
+        if target not in self._plans:
+            self._plans[target] = WindowPlan.of(self._graph, target)
+        return self._plans[target]
+
+    def _chunks(self, unknown: Tensor, shared: bool, widest: int) -> Iterator[Tensor]:
         """Indices of neurons of unknown sign, (1, R) for all samples or (B, R) for each its own.
 
         Samples with fewer than the most are filled up with other neurons.
@@ -274,7 +294,7 @@ class NativeEngine:
         else:
             most = int(unknown.sum(1).max())
             indices = unknown.byte().argsort(dim=1, descending=True, stable=True)[:, :most]
-        size = max(1, self._elements // (2 * len(indices) * self._widest))
+        size = max(1, self._elements // (2 * len(indices) * widest))
         return iter(indices.split(size, dim=1)) if indices.shape[1] else iter(())
 
 

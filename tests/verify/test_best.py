@@ -244,7 +244,7 @@ def test_prices_follow_the_network() -> None:
         ).double()  # fmt: skip
         graph = trace_model(model, (1, 8, 8))
         draft = graph.to(torch.float32)
-        found = best_radius(graph, draft, NativeEngine(graph), 2.0, 1.0, CertifyOptions())
+        found = best_radius(graph, draft, graph, NativeEngine(graph), 2.0, 1.0, CertifyOptions())
         return [stage.method for stage in found.order(1) if stage.method != "branch"]
 
     assert order(2)[0] == "crown"

@@ -31,8 +31,8 @@ from greg_cert.verify.bounds.coupled import Variables, bisect_balls, bound_rows,
 from greg_cert.verify.bounds.coupled_engine import CoupledEngine
 from greg_cert.verify.goals import decision_goals
 from greg_cert.verify.graph import Conv, Graph, Linear, forward_all
+from greg_cert.verify.lipschitz import band as band_module
 from greg_cert.verify.native_relaxation import NativeRelaxation
-from greg_cert.verify.radius import coupled as radius_module
 from greg_cert.verify.radius.coupled import CoupledEffort, CoupledRadius, charged_activations
 from greg_cert.verify.region import Region
 from greg_cert.verify.rounding import absolute_terms
@@ -298,8 +298,10 @@ def test_prices_are_above_the_largest_eigenvalue_and_near_it(op: Conv | Linear) 
 def test_prices_of_nothing_and_of_what_is_too_large() -> None:
     op = Linear(torch.zeros(2, 3).double(), torch.zeros(2).double())
     assert float(largest_eigenvalue(op, torch.ones(2).double(), torch.ones(3).double())) == 0.0
-    large = Conv(torch.ones(8, 8, 1, 1).double(), torch.zeros(8).double(), (8, 30, 30))
-    ones = torch.ones(8, 30, 30).double()
+    large = Conv(
+        torch.ones(8, 8, 3, 3).double(), torch.zeros(8).double(), (8, 99, 99), (1, 1), (1, 1)
+    )
+    ones = torch.ones(8, 99, 99).double()
     assert math.isinf(float(largest_eigenvalue(large, ones, ones)))
     infinite = Linear(torch.full((2, 3), math.inf).double(), torch.zeros(2).double())
     assert math.isinf(float(largest_eigenvalue(infinite, ones[0, 0, :2], ones[0, 0, :3])))
@@ -310,7 +312,7 @@ def test_a_layer_that_is_too_large_to_be_priced_keeps_its_ball(
 ) -> None:
     _, graph, _, _ = setting("conv")
     assert charged_activations(graph) == set(graph.activations)
-    monkeypatch.setattr(radius_module, "LARGEST_GRAM", 30)
+    monkeypatch.setattr(band_module, "LARGEST_BAND", 400)
     few = charged_activations(graph)
     assert few < set(graph.activations)
     model, x, gamma = certified_setting("conv")

@@ -42,7 +42,7 @@ class Ascent:
             mean.mul_(_FIRST).add_(gradient, alpha=1 - _FIRST)
             square.mul_(_SECOND).addcmul_(gradient, gradient, value=1 - _SECOND)
             size = (square / (1 - _SECOND**self._done)).sqrt()
-            size = size.clamp_min(torch.finfo(size.dtype).tiny)
+            size = size.clamp_min(torch.finfo(size.dtype).tiny ** 0.5)  # squares below are lost
             step = rate * _RATES.get(key[0], _RATE) / (1 - _FIRST**self._done)
             self.variables[key] = torch.addcdiv(self.variables[key], mean, size, value=step)
 

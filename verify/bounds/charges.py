@@ -12,8 +12,6 @@ some ‖E‖₂ ≤ γ_{n+1}·trace A.
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import Tensor
 
@@ -151,15 +149,17 @@ def largest_eigenvalue(op: Conv | Linear, rows: Tensor, columns: Tensor) -> Tens
     gram = gram_band(conv, band, rows, columns)
     diagonal = gram[:, 0]
     size, trace = len(gram), float(diagonal.sum())
-    if trace == 0.0 or not math.isfinite(trace):
+    if trace == 0.0 or not bool(gram.isfinite().all()):
         return rows.new_tensor(trace if trace == 0.0 else torch.inf)
+    largest = float(diagonal.max())  # by which the iteration is about numbers near 1
 
     def apply(v: Tensor) -> Tensor:
         scaled = columns * v.reshape(1, *conv.input_shape)
-        return (columns * conv.adjoint(rows**2 * conv.apply(scaled, conv.weight))).flatten(1)
+        image = rows**2 * conv.apply(scaled, conv.weight) / largest
+        return (columns * conv.adjoint(image)).flatten(1)
 
     below = largest_eigenvalue_estimate(apply, columns.numel(), rows, batch=1, steps=_STEPS)
-    estimate = max(float(below), float(diagonal.max()))
+    estimate = largest * max(float(below), 1.0)
     eps = torch.finfo(gram.dtype).eps
     # What building the matrix and factorising it may have rounded off.
     terms = op.weight[0].numel() + op.weight[:, 0].numel()

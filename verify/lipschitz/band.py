@@ -68,6 +68,17 @@ class Band:
         return min((rows * columns + across + 1) * channels - 1, self.size - 1)
 
     @property
+    def apart(self) -> tuple[int, int]:
+        """From how far on two unit vectors have images that do not meet; the whole image if not."""
+        rows, columns = (min(2 * r + 1, n) for r, n in zip(self.reach, self.shape[1:], strict=True))
+        return rows, columns
+
+    @property
+    def probes(self) -> int:
+        """Images that are sent through the layer for the whole matrix."""
+        return math.prod(self.apart) * self.shape[0]
+
+    @property
     def work(self) -> float:
         """Multiplications of a factorisation, about."""
         return float(self.size) * (self.width + 1) ** 2
@@ -91,9 +102,8 @@ def gram_band(op: Conv, band: Band, rows: Tensor, columns: Tensor) -> Tensor:
         columns: (*input_shape).
     """
     channels, height, width = band.shape
-    reach = band.reach
-    apart = tuple(min(2 * r + 1, n) for r, n in zip(reach, (height, width), strict=True))
-    images = _images(op, band, apart, rows, columns)
+    reach, apart = band.reach, band.apart
+    images = _images(op, band, rows, columns)
     # Beyond the image there is nothing.
     images = F.pad(images, (reach[1], reach[1], 0, reach[0]))
     images = images.reshape(*apart, channels, channels, *images.shape[2:])
@@ -124,10 +134,10 @@ def gram_band(op: Conv, band: Band, rows: Tensor, columns: Tensor) -> Tensor:
     return (found * side.unsqueeze(1) * ahead).cpu()
 
 
-def _images(op: Conv, band: Band, apart: tuple[int, ...], rows: Tensor, columns: Tensor) -> Tensor:
+def _images(op: Conv, band: Band, rows: Tensor, columns: Tensor) -> Tensor:
     """What the middle of the Gram matrix makes of the probes, (probes·C, C, H, W)."""
     channels, height, width = band.shape
-    count = math.prod(apart) * channels
+    apart, count = band.apart, band.probes
     other = op.output_shape if band.by_inputs else op.input_shape
     chunk = max(1, _CHUNK // max(band.size, math.prod(other)))
     found = []

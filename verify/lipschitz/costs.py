@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 
 from greg_cert.verify.graph import Conv, Linear
+from greg_cert.verify.lipschitz.band import Band
 from greg_cert.verify.lipschitz.gram import LARGEST_GRAM, gram_entries
 from greg_cert.verify.lipschitz.layers import as_convolution
 from greg_cert.verify.lipschitz.symbol import symbol_operations
@@ -20,6 +21,9 @@ def iteration_operations(op: Conv | Linear) -> float:
 def norm_operations(op: Conv | Linear) -> float:
     """Of `operator_norm`, about, in additions and multiplications."""
     conv = as_convolution(op)
+    band = Band.of(conv)
+    if conv.groups == 1 and band.fits:
+        return 2.0 * band.probes * _applied(conv) + band.work
     if gram_entries(conv) > LARGEST_GRAM:
         return symbol_operations(conv)
     side = math.sqrt(gram_entries(conv))

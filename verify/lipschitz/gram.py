@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from greg_cert.verify.graph import Conv
+from greg_cert.verify.lipschitz.band import Band, gram_band, is_positive
 from greg_cert.verify.lipschitz.krylov import largest_eigenvalue_estimate
 from greg_cert.verify.lipschitz.layers import UNIT, absolute_bound, distinct_groups, sides
 
@@ -21,6 +22,7 @@ LARGEST_GRAM = 2**24  # entries, of all groups together: a side of 4096
 _UNDERFLOW = 1e-280  # of a whole factorisation of numbers near 1
 _STEPS = 40  # of the iteration that finds λ
 _SHARES = (1e-8, 1e-5, 1e-3, 4e-3)  # above the estimate, tried in turn
+_COARSE = (0.02, 0.1)  # beyond them
 _ELEMENTS = 2**22  # of the vectors that a layer is applied to at once
 
 
@@ -51,10 +53,39 @@ def gram_norm(op: Conv) -> float:
         else:
             image = op.apply(op.adjoint(units, op.weight), op.weight)
         gram[:, rows] = image.reshape(len(rows), op.groups, size).transpose(0, 1)
-    # On unit vectors the first of the two steps is exact; the second sums so many products.
+    return math.sqrt(largest_eigenvalue(gram, _error(op, by_inputs))) * (1 + 2 * UNIT)
+
+
+def band_norm(op: Conv) -> float:
+    """As `gram_norm`, of a layer without groups by the band of its Gram matrix; inf if it fails."""
+    band = Band.of(op)
+    rows, columns = (op.weight.new_ones(shape) for shape in (op.output_shape, op.input_shape))
+    gram = gram_band(op, band, rows, columns)
+
+    def apply(v: Tensor) -> Tensor:
+        return op.adjoint(op.apply(v.unflatten(1, op.input_shape), op.weight), op.weight).flatten(1)
+
+    inputs = columns.numel()
+    found = largest_eigenvalue_estimate(apply, inputs, gram, batch=1, steps=_STEPS)
+    estimate = max(float(found), float(gram[:, 0].max()))
+    for share in (*_SHARES, *_COARSE):
+        level = estimate * (1 + share)
+        if is_positive(gram, level):
+            unit = (band.size + 2) * UNIT
+            lost = 2 * UNIT + band.size * unit / (1 - unit)
+            return math.sqrt(level * (1 + lost) + _error(op, band.by_inputs) + _UNDERFLOW) * (
+                1 + 2 * UNIT
+            )
+    return math.inf
+
+
+def _error(op: Conv, by_inputs: bool) -> float:
+    """Spectral distance of a Gram matrix from its exact one.
+
+    On unit vectors the first of the two steps is exact; the second sums so many products.
+    """
     terms = op.weight[:, 0].numel() // op.groups if by_inputs else op.weight[0].numel()
-    error = (terms + 2) * UNIT * absolute_bound(op) ** 2
-    return math.sqrt(largest_eigenvalue(gram, error)) * (1 + 2 * UNIT)
+    return (terms + 2) * UNIT * absolute_bound(op) ** 2
 
 
 def largest_eigenvalue(grams: Tensor, error: float) -> float:
