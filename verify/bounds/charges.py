@@ -23,7 +23,7 @@ from greg_cert.verify.lipschitz.layers import as_convolution
 _STEPS = 30  # of the iteration that finds where a proof begins
 _MARGINS = (3e-4, 3e-3, 3e-2)  # over the estimate from below, tried in turn
 _FIRST_STEPS = 6  # of power iteration, from nowhere
-_VECTORS, _SMOOTHING = 4, 0.015  # of the block, and relative to the largest Ritz value
+_VECTORS, _SMOOTHING = 4, 0.008  # of the block, and relative to the largest Ritz value
 
 
 def applied(op: Conv | Linear, v: Tensor) -> Tensor:

@@ -39,8 +39,9 @@ WEIGHTS = ("weights", -1)
 _GUESS = 0.4  # of the first-order radius, where the search begins
 _LEAST_STEP, _LARGEST_STEP = 0.5, 1.5  # of ε from one round to the next
 _FIRST_CHARGE = 0.1  # of the largest multiplier of a ball that may be of use
+_FULL_STEPS = 240  # up to which steps are as long as may be
 _DONE = 0.003  # of ε, by which neither ε nor q still moves
-_CROWN = 2**20  # neurons × values of the widest node, up to which CROWN bounds neurons too
+_CROWN = 2**25  # neurons × values of the widest node, up to which CROWN bounds neurons too
 _SETTLING = 30  # steps of power iteration, once, at the end
 _SHARES = (0.97, 0.85, 0.65)  # of the ball that are proven, the next where one falls short
 _SHORT = 0.9
@@ -147,9 +148,11 @@ class _Search:
         ball = ball.clone()
         self.ascent = Ascent(self._begin(ball))
         members = torch.arange(len(ball), device=ball.device)
+        # A longer search takes smaller steps.
+        full = min(1.0, math.sqrt(_FULL_STEPS / max(effort.rounds * effort.steps, 1)))
         for turn in range(effort.rounds):
             last = turn == effort.rounds - 1
-            share = 1.0 - 0.9 * turn / max(effort.rounds - 1, 1)
+            share = full * (1.0 - 0.9 * turn / max(effort.rounds - 1, 1))
             rates = [share * (1.0 - 0.9 * k / effort.steps if last else 1.0)
                      for k in range(effort.steps)]  # fmt: skip
             tried, before = ball[members], self.reached[members]
