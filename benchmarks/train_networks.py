@@ -92,16 +92,16 @@ RECIPES = {
 
 
 class MaxMin(nn.Module):
-    """(a, b) → (max(a, b), min(a, b)) of each pair of neighbouring channels or features.
+    """Channels i and i + C/2 become their larger and their smaller one, of features alike.
 
-    Written as x + E·ReLU(D·x) with D·x = b − a, E·r = (r, −r), so that every tracer knows it.
+    Written as x + E·ReLU(D·x) with D·x = b − a, E·r = (r, −r): sums and ReLU every tracer knows.
     """
 
     def __init__(self, channels: int, spatial: bool) -> None:
         super().__init__()
         difference = torch.zeros(channels // 2, channels)
         for i in range(channels // 2):
-            difference[i, 2 * i], difference[i, 2 * i + 1] = -1.0, 1.0
+            difference[i, i], difference[i, i + channels // 2] = -1.0, 1.0
         tail = (1, 1) if spatial else ()
         self.register_buffer("d", difference.reshape(-1, channels, *tail), persistent=False)
         self.register_buffer(
