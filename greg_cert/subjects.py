@@ -19,10 +19,11 @@ from greg_cert.config import OwnModelConfig, VerifyConfig, load_own_model, revis
 from greg_cert.config.overrides import parse_override
 from greg_cert.data import DataSplits, load_data
 from greg_cert.data.schema import DataConfig
-from greg_cert.digests import DIGEST, tensors_digest
+from greg_cert.digests import DIGEST, json_digest, tensors_digest
 from greg_cert.errors import ConfigError, RunError
 from greg_cert.models import build_model
 from greg_cert.models.normalize import Normalize
+from greg_cert.models.onnx_file import OnnxFile, read_onnx
 from greg_cert.records import RunFolder, environment, model_sizes
 from greg_cert.weights import LoadReport, load_foreign
 
@@ -195,15 +196,18 @@ class OwnModel:
         return self._splits
 
     @cached_property
-    def _loaded(self) -> tuple[nn.Module, LoadReport | None]:
+    def _loaded(self) -> tuple[nn.Module, LoadReport | OnnxFile | None]:
         described = self.config.model
         sizes = model_sizes(self._splits, absent_class=self.config.score == "absent_class")
-        if described.name is not None:
-            model: nn.Module = build_model(described.name, **sizes)
+        report: LoadReport | OnnxFile | None = None
+        if described.onnx is not None:
+            report = self._onnx(described.onnx)
+            model: nn.Module = report.module
+        elif described.name is not None:
+            model = build_model(described.name, **sizes)
         else:
             assert described.factory is not None
             model = made_by(described.factory, described.arguments)
-        report = None
         if (given := described.weights) is not None:
             report = load_foreign(
                 model,
@@ -219,19 +223,36 @@ class OwnModel:
         _check_logits(model, self._splits, self.config)
         return model, report
 
+    def _onnx(self, path: Path) -> OnnxFile:
+        found = read_onnx(path)
+        of_data = (self._splits.channels, self._splits.image_size, self._splits.image_size)
+        if found.image_shape != of_data:
+            raise RunError(
+                f"model.onnx: expected {path} to take images of the data, {of_data}, "
+                f"but it takes {found.image_shape}"
+            )
+        return found
+
     def load_model(self) -> nn.Module:
         """The model from raw pixels to logits, on the CPU in evaluation mode.
 
         Raises:
-            RunError: the factory cannot be imported or fails, or the weights do not fit, or the
-                outputs are not one logit a class.
+            RunError: the factory cannot be imported or fails, the weights do not fit, the ONNX file
+                cannot be read, or the outputs are not one logit a class.
+            UnsupportedModelError: an operation in the ONNX file that is not known.
         """
         return self._loaded[0]
 
     @cached_property
     def weights_digest(self) -> str:
-        """SHA-256 of the model's tensors, by name."""
-        return state_digest(self.load_model())
+        """SHA-256 of the model's tensors, by name, and of the ONNX file where they come from one.
+
+        Which layers such a file has, and of which strides, is not told by its tensors.
+        """
+        digest, report = state_digest(self.load_model()), self._loaded[1]
+        if isinstance(report, OnnxFile):
+            digest = json_digest({"tensors": digest, "file": report.sha256})
+        return digest
 
     @cached_property
     def manifest(self) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 from typing import Annotated, Any, Self
 
 from pydantic import Field, NonNegativeInt, model_validator
@@ -22,6 +23,8 @@ class OwnNetwork(Section):
             `arguments`. It is imported and run, so it must be code that you trust.
         arguments: Keyword arguments of `factory`.
         name: A network of ours instead of a factory, as in `model.name` of an experiment.
+        onnx: An ONNX file instead of a factory, with its weights; nothing in it is executed. It
+            needs the extra `onnx`.
         weights: Their file, or nothing where `factory` loads them itself.
         normalize: Whether (x - mean)/std stands before the network, which otherwise takes raw
             pixels in [0, 1]; networks of ours have it inside.
@@ -30,17 +33,22 @@ class OwnNetwork(Section):
     factory: Annotated[str, Field(pattern=r"^[A-Za-z_][\w.]*:[A-Za-z_][\w.]*$")] | None = None
     arguments: dict[str, Any] = Field(default_factory=dict)
     name: ModelName | None = None
+    onnx: Path | None = None
     weights: Init = None
     normalize: bool = False
 
     @model_validator(mode="after")
     def _one_origin(self) -> Self:
-        if (self.factory is None) == (self.name is None):
-            raise ValueError("expected factory or name, and not both")
+        if (self.factory, self.name, self.onnx).count(None) != 2:
+            raise ValueError("expected one of factory or name or onnx, and no other of them")
         if self.name is not None and self.weights is None:
             raise ValueError("expected weights beside name")
-        if self.name is not None and (self.arguments or self.normalize):
-            raise ValueError("expected arguments and normalize beside factory alone")
+        if self.onnx is not None and self.weights is not None:
+            raise ValueError("expected no weights beside onnx, whose file holds them")
+        if self.factory is None and self.arguments:
+            raise ValueError("expected arguments beside factory alone")
+        if self.name is not None and self.normalize:
+            raise ValueError("expected normalize beside factory or onnx, not beside name")
         return self
 
 
@@ -48,7 +56,7 @@ class OwnModelConfig(Section):
     """A model that was trained elsewhere, and the data that it is evaluated and verified on.
 
     Attributes:
-        name: What tables call it; by default the factory's name.
+        name: What tables call it; by default the name of the factory, network or file.
         seed: That it was trained with, where means over seeds are wanted.
         data: As in an experiment. `id` sets the threshold, and is what detectors are fitted on.
         model: The network.
@@ -66,7 +74,8 @@ class OwnModelConfig(Section):
     @property
     def network(self) -> str:
         """What tables call the network."""
-        return self.model.factory or self.model.name or ""
+        file = self.model.onnx
+        return self.model.factory or self.model.name or (file.name if file else "")
 
     @property
     def method(self) -> str:
@@ -75,5 +84,7 @@ class OwnModelConfig(Section):
 
     @property
     def title(self) -> str:
-        """`name` where given, otherwise the last part of the factory's or network's name."""
+        """`name` where given, otherwise the last part of the network's or file's name."""
+        if self.model.onnx is not None:
+            return self.name or self.model.onnx.stem
         return self.name or re.split(r"[:./]", self.network)[-1]

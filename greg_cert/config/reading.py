@@ -55,14 +55,14 @@ def load_own_model(path: Path) -> OwnModelConfig:
 def load_any(path: Path, overrides: Sequence[str] = ()) -> ExperimentConfig | OwnModelConfig:
     """An experiment, or the description of a model from elsewhere, whichever a file holds.
 
-    It is the latter where it has no `train`, but a `model` with `factory` or `weights`.
+    It is the latter where it has no `train`, but a `model` with `factory`, `onnx` or `weights`.
     """
     raw, base = _read(path), path.resolve().parent
     model = raw.get("model")
     own = (
         "train" not in raw
         and isinstance(model, dict)
-        and not model.keys().isdisjoint(("factory", "weights"))
+        and not model.keys().isdisjoint(("factory", "onnx", "weights"))
     )
     if own:
         return _parse(OwnModelConfig, apply_overrides(raw, overrides, OwnModelConfig), base)

@@ -1,0 +1,348 @@
+"""Networks for `verify_images.py`, trained beside a penalty on their Lipschitz constant.
+
+Run: python benchmarks/train_networks.py [NAME …] --data DATA --out OUT
+NAME is a key of `RECIPES`, by default all of them in turn; DATA is the folder of `mnist.npz`,
+`cifar10-jpeg.tar.xz` and `tinyimagenet32-jpeg.tar.xz`. Each writes OUT/NAME.safetensors and, last,
+OUT/NAME.json: recipe, accuracy, AUROC, versions and CPU seconds on one thread. `load(NAME, OUT)`
+gives the network back. A network whose JSON is there already is left as it is.
+
+Loss: cross-entropy + 0.1·(energy margin loss) + λ_L·L̄, with λ_L rising over the first two epochs.
+L̄ is max_i‖w_i‖ of the head times the norms of what stands before it, a product over layers and
+‖skip‖ + ‖branch‖ over residual blocks; each norm comes from one power iteration a step, from below,
+so it is for training and no bound.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+import warnings
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from greg_cert.data import DataSplits, load_data
+from greg_cert.data.schema import DataConfig
+from greg_cert.evaluation import evaluate_model
+from greg_cert.models.base import Classifier
+from greg_cert.models.resnet import BasicBlock, resnet18_body
+from greg_cert.records import environment
+from greg_cert.scores import energy
+from greg_cert.train import energy_margin_loss
+from greg_cert.train.batches import DeviceImages, Draw, batch_indices, draw_shifts
+
+LAMBDA_SCORE, M_IN, M_OUT = 0.1, -12.0, -4.0
+RAMP = 2  # epochs over which λ_L rises
+BATCH = 64
+SOURCES: dict[str, dict[str, Any]] = {
+    "mnist": {
+        "id": {"source": "array", "path": "mnist.npz",
+               "images": "train_images", "labels": "train_labels"},
+        "id_test": {"source": "array", "path": "mnist.npz",
+                    "images": "test_images", "labels": "test_labels"},
+    },
+    "cifar10": {
+        "id": {"source": "folder", "path": "cifar10-jpeg.tar.xz", "inside": "cifar10/train"},
+        "id_test": {"source": "folder", "path": "cifar10-jpeg.tar.xz", "inside": "cifar10/test"},
+    },
+}  # fmt: skip
+TINY = "tinyimagenet32-jpeg.tar.xz"
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How one network is made.
+
+    Attributes:
+        data: key of `SOURCES`.
+        network: `cnn` (two 4×4 convolutions of stride 2 and 16, 32 planes, 100 hidden units; twice
+            as wide for CIFAR-10) or `resnet18` (BatchNorm, no max pool, 16 planes).
+        activation: `relu` or `maxmin`.
+        lambda_lipschitz: weight of L̄.
+        images: of the training set, before 15 % are kept for the threshold.
+        epochs: passes over them.
+        lr: Adam's step, which falls to 0 along a cosine.
+    """
+
+    data: str
+    network: str
+    activation: str
+    lambda_lipschitz: float
+    images: int
+    epochs: int
+    lr: float = 1e-3
+
+
+RECIPES = {
+    "mnist_lip0.1": Recipe("mnist", "cnn", "relu", 0.1, 7000, 18),
+    "mnist_lip0.02": Recipe("mnist", "cnn", "relu", 0.02, 7000, 18),
+    "cifar_maxmin_lip0.01": Recipe("cifar10", "cnn", "maxmin", 0.01, 13000, 14),
+    "cifar_maxmin_lip0.03": Recipe("cifar10", "cnn", "maxmin", 0.03, 13000, 14),
+    "cifar_relu_lip0.01": Recipe("cifar10", "cnn", "relu", 0.01, 13000, 14),
+    "resnet18w16_lip0.01": Recipe("cifar10", "resnet18", "relu", 0.01, 9000, 8),
+    "resnet18w16": Recipe("cifar10", "resnet18", "relu", 0.0, 9000, 8),
+}
+
+
+class MaxMin(nn.Module):
+    """Channels i and i + C/2 become their larger and their smaller one, of features alike.
+
+    Written as x + E·ReLU(D·x) with D·x = b − a, E·r = (r, −r): sums and ReLU every tracer knows.
+    """
+
+    def __init__(self, channels: int, spatial: bool) -> None:
+        super().__init__()
+        difference = torch.zeros(channels // 2, channels)
+        for i in range(channels // 2):
+            difference[i, i], difference[i, i + channels // 2] = -1.0, 1.0
+        tail = (1, 1) if spatial else ()
+        self.register_buffer("d", difference.reshape(-1, channels, *tail), persistent=False)
+        self.register_buffer(
+            "e", -difference.T.reshape(channels, -1, *tail).clone(), persistent=False
+        )
+        self.apply_to = F.conv2d if spatial else F.linear
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = x + self.apply_to(F.relu(self.apply_to(x, self.d)), self.e)
+        return y
+
+
+def build(recipe: Recipe, mean: Iterable[float], std: Iterable[float]) -> Classifier:
+    """The network of a recipe, freshly initialised, from raw pixels to ten logits."""
+    size, channels = (28, 1) if recipe.data == "mnist" else (32, 3)
+    sizes: dict[str, Any] = {"num_classes": 10, "mean": tuple(mean), "std": tuple(std)}
+    if recipe.network == "resnet18":
+        body = resnet18_body(channels, 16)
+        return Classifier(body.module, body.num_features, **sizes)
+    width = 16 * (1 if recipe.data == "mnist" else 2)
+    hidden = 100 if recipe.data == "mnist" else 128
+
+    def act(planes: int, spatial: bool) -> nn.Module:
+        return nn.ReLU() if recipe.activation == "relu" else MaxMin(planes, spatial)
+
+    layers = nn.Sequential(
+        nn.Conv2d(channels, width, 4, 2, 1),
+        act(width, True),
+        nn.Conv2d(width, 2 * width, 4, 2, 1),
+        act(2 * width, True),
+        nn.Flatten(),
+        nn.Linear(2 * width * (size // 4) ** 2, hidden),
+        act(hidden, False),
+    )
+    return Classifier(layers, hidden, **sizes)
+
+
+def load(name: str, folder: Path) -> Classifier:
+    """A trained network in evaluation mode, by its name in `RECIPES`."""
+    made = json.loads((folder / f"{name}.json").read_text(encoding="utf-8"))
+    model = build(Recipe(**made["recipe"]), made["mean"], made["std"])
+    model.load_state_dict(load_file(folder / f"{name}.safetensors"))
+    return model.eval()
+
+
+class Operator:
+    """A linear map, several layers deep, and its norm by power iteration with a kept vector."""
+
+    def __init__(self, layers: list[nn.Module], vector: Tensor) -> None:
+        self.layers, self.vector = layers, vector
+
+    def __call__(self, v: Tensor) -> Tensor:
+        for layer in self.layers:
+            if isinstance(layer, nn.Linear):
+                v = F.linear(v, layer.weight)
+            elif isinstance(layer, nn.Conv2d):
+                weight = layer.weight
+                v = F.conv2d(v, weight, None, layer.stride, layer.padding, 1, layer.groups)
+            else:  # BatchNorm with the variance of this batch, through which the slope has to flow
+                v = v * (layer.weight * (layer.seen + layer.eps).rsqrt()).reshape(-1, 1, 1)
+        return v
+
+    def norm(self) -> Tensor:
+        """‖A‖₂ from below; differentiable in the weights at this vector."""
+        with torch.enable_grad():
+            v = self.vector.requires_grad_(True)
+            w = self(v)
+            v = torch.autograd.grad(w, v, w.detach(), retain_graph=True)[0].detach()
+        self.vector = v / v.norm().clamp_min(1e-30)
+        return self(self.vector).norm()
+
+
+class LipschitzConstant:
+    """L̄ of a `Classifier` whose body is convolutions, BatchNorm, basic blocks and linear layers."""
+
+    def __init__(self, model: Classifier, example: Tensor) -> None:
+        self.head = model.head
+        shapes: dict[nn.Module, torch.Size] = {}
+        hooks = [
+            m.register_forward_pre_hook(lambda m, args: shapes.update({m: args[0].shape[1:]}))
+            for m in model.modules()
+        ]
+        model.eval()(example[:1])
+        for hook in hooks:
+            hook.remove()
+        for m in model.modules():
+            if isinstance(m, nn.BatchNorm2d):
+                m.register_forward_pre_hook(_see)
+        self.factors: list[Any] = []
+        chain: list[nn.Module] = [model.normalize]
+        for layer in (*model.body, model.head):
+            if isinstance(layer, nn.BatchNorm2d) or chain == [model.normalize]:
+                chain.append(layer)
+                continue
+            if chain:
+                self.factors.append(_operator(chain, shapes))
+                chain = []
+            if isinstance(layer, BasicBlock):
+                skip = [m for m in layer.shortcut.modules() if not list(m.children())]
+                self.factors.append(
+                    (
+                        None
+                        if isinstance(layer.shortcut, nn.Identity)
+                        else _operator(skip, shapes),
+                        _operator([layer.conv1, layer.bn1], shapes),
+                        _operator([layer.conv2, layer.bn2], shapes),
+                    )
+                )
+            elif isinstance(layer, nn.AdaptiveAvgPool2d):
+                self.factors.append(shapes[layer][1:].numel() ** -0.5)
+            elif isinstance(layer, (nn.Conv2d, nn.Linear)) and layer is not model.head:
+                chain = [layer]
+        model.train()
+
+    def __call__(self) -> Tensor:
+        product = self.head.weight.norm(dim=1).max()
+        for factor in self.factors:
+            if isinstance(factor, Operator):
+                product = product * factor.norm()
+            elif isinstance(factor, tuple):
+                skip, first, second = factor
+                around = 1.0 if skip is None else skip.norm()
+                product = product * (around + first.norm() * second.norm())
+            else:
+                product = product * factor
+        return product
+
+
+def _see(m: nn.Module, args: tuple[Tensor]) -> None:
+    if m.training:
+        m.seen = args[0].var((0, 2, 3), unbiased=False)
+
+
+def _operator(layers: list[nn.Module], shapes: dict[nn.Module, torch.Size]) -> Operator:
+    vector = torch.randn(1, *shapes[layers[0]])
+    return Operator(list(layers), vector / vector.norm())
+
+
+def data_of(recipe: Recipe, folder: Path) -> DataSplits:
+    """Its sets: auxiliary outliers are Tiny-ImageNet's, others of it and four kinds are tested."""
+    known = SOURCES[recipe.data]
+    tiny = {"source": "folder", "path": folder / TINY}
+    config = {
+        "id": {**known["id"], "limit": recipe.images, "path": folder / known["id"]["path"]},
+        "id_test": {**known["id_test"], "limit": 2000, "path": folder / known["id"]["path"]},
+        "aux": {**tiny, "inside": "tinyimagenet32/aux", "limit": 20000},
+        "ood": [
+            {**tiny, "inside": "tinyimagenet32/ood", "name": "tinyimagenet"},
+            *({"source": kind, "n": 1000} for kind in ("textures", "text", "uniform", "gaussian")),
+        ],
+        "calibration": 0.15,
+    }  # fmt: skip
+    return load_data(DataConfig.model_validate(config))
+
+
+def train(name: str, recipe: Recipe, splits: DataSplits, out: Path, seed: int) -> None:
+    """Trains one network and writes its two files."""
+    start = time.process_time()
+    torch.manual_seed(seed)
+    generator = torch.Generator().manual_seed(seed)
+    model = build(recipe, splits.mean, splits.std)
+    for m in model.modules():
+        if isinstance(m, BasicBlock):  # so that L̄, a product over blocks, does not begin at 1e9
+            nn.init.constant_(m.bn2.weight, 0.1)
+    cpu = torch.device("cpu")
+    known, outliers = DeviceImages(splits.train, cpu), DeviceImages(splits.aux, cpu)
+    draw = Draw(len(outliers), generator)
+    constant = LipschitzConstant(model, splits.train.pixels([0]))
+    optimizer = torch.optim.Adam(model.parameters(), lr=recipe.lr, weight_decay=1e-5)
+    steps = len(known) // BATCH * recipe.epochs
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
+    done, value = 0, torch.zeros(())
+    for epoch in range(recipe.epochs):
+        for chosen in batch_indices(len(known), BATCH, generator):
+            x = torch.cat([known.pixels(chosen), outliers.pixels(draw.take(BATCH))])
+            flip = recipe.data != "mnist"
+            x = draw_shifts(len(x), known.width, generator, flip=flip).apply(x)
+            logits = model(x)
+            inside, outside = logits.split([len(chosen), BATCH])
+            loss = F.cross_entropy(inside, known.labels[chosen])
+            loss = loss + LAMBDA_SCORE * energy_margin_loss(
+                energy(inside), energy(outside), m_in=M_IN, m_out=M_OUT
+            )
+            if recipe.lambda_lipschitz:
+                value = constant()
+                ramp = min(1.0, (done + 1) / (steps / recipe.epochs * RAMP))
+                loss = loss + recipe.lambda_lipschitz * ramp * value
+            optimizer.zero_grad()
+            loss.backward()
+            nn.utils.clip_grad_norm_(model.parameters(), 5.0)
+            optimizer.step()
+            schedule.step()
+            done += 1
+        print(f"{name}: epoch {epoch + 1}, loss {float(loss):.3f}, L {float(value):.3f}, "
+              f"{time.process_time() - start:.0f} CPU s", flush=True)  # fmt: skip
+    fresh = build(recipe, splits.mean, splits.std)
+    fresh.load_state_dict(model.state_dict())
+    found = evaluate_model(fresh.eval(), splits)
+    record = {
+        "recipe": asdict(recipe),
+        "seed": seed,
+        "mean": splits.mean,
+        "std": splits.std,
+        "accuracy": found.id_accuracy,
+        "auroc": found.mean("auroc"),
+        "auroc_tinyimagenet": found.ood["tinyimagenet"]["auroc"],
+        "lipschitz_estimate": float(value) if recipe.lambda_lipschitz else None,
+        "threshold": found.threshold,
+        "train_images": len(known),
+        "cpu_seconds": time.process_time() - start,
+        "environment": environment("cpu"),
+    }
+    save_file(fresh.state_dict(), out / f"{name}.safetensors")
+    (out / f"{name}.json").write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+    print(f"{name}: accuracy {found.id_accuracy:.4f}, AUROC {found.mean('auroc'):.4f}, "
+          f"of Tiny-ImageNet {found.ood['tinyimagenet']['auroc']:.4f}", flush=True)  # fmt: skip
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("names", nargs="*", metavar="NAME", help=", ".join(RECIPES))
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--seed", type=int, default=0)
+    given = parser.parse_args()
+    if unknown := [n for n in given.names if n not in RECIPES]:
+        parser.error(f"expected names of {', '.join(RECIPES)}, but got {unknown[0]}")
+    torch.set_num_threads(1)
+    warnings.simplefilter("ignore")
+    given.out.mkdir(parents=True, exist_ok=True)
+    read: dict[tuple[str, int], DataSplits] = {}
+    for name in given.names or RECIPES:
+        if (given.out / f"{name}.json").exists():
+            print(f"{name}: there already", flush=True)
+            continue
+        recipe = RECIPES[name]
+        key = (recipe.data, recipe.images)
+        if key not in read:
+            read = {key: data_of(recipe, given.data)}
+        train(name, recipe, read[key], given.out, given.seed)
+
+
+if __name__ == "__main__":
+    main()
