@@ -36,6 +36,7 @@ def predict(
     tpr: Annotated[
         float | None, typer.Option(help="Share of the calibration split to accept.")
     ] = None,
+    device: screen.Device = None,
     json: screen.Json = False,
     quiet: screen.Quiet = False,
 ) -> None:
@@ -52,6 +53,7 @@ def predict(
     import torch
 
     from greg_cert.cli.settings import verify_settings
+    from greg_cert.devices import find_device
     from greg_cert.errors import EngineError
     from greg_cert.evaluation.decision import decision_of
     from greg_cert.subjects import open_subject
@@ -60,9 +62,15 @@ def predict(
 
     subject = open_subject(run)
     settings = verify_settings(
-        subject.config.verify, norm=norm, max_radius=max_radius, method=method, tpr=tpr
+        subject.config.verify,
+        norm=norm,
+        max_radius=max_radius,
+        method=method,
+        tpr=tpr,
+        device=device,
     )
-    model = subject.load_model()  # which sees to what the manifest must tell
+    where = find_device(settings.device)
+    model = subject.load_model().to(where)  # which sees to what the manifest must tell
     sizes = subject.manifest["model"]
     crop = getattr(subject.config.data.id, "crop", 1.0)
     pixels = torch.cat(
@@ -70,7 +78,7 @@ def predict(
     )
     with screen.bar("predict") as tell:
         tell(0, 2, "threshold from the calibration split")
-        decision = decision_of(subject, settings.tpr)
+        decision = decision_of(subject, settings.tpr, where)
         tell(1, 2, "certify and attack")
         with warnings.catch_warnings():  # said below, image by image
             warnings.simplefilter("ignore", ContradictionWarning)

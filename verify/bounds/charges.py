@@ -77,7 +77,9 @@ class Prices:
         v = self._vectors.get(node)
         if v is None or v.shape[:2] != charge.shape[:2]:
             generator = torch.Generator().manual_seed(node)
-            noise = torch.rand(mask.shape[1:], generator=generator, dtype=torch.float64)
+            noise = torch.rand(
+                mask.shape[1:], generator=generator, dtype=torch.float64, device="cpu"
+            )
             v = (0.5 + noise).to(mask).expand(*charge.shape[:2], *mask.shape[1:])
             steps = max(steps, _FIRST_STEPS)
         with torch.no_grad():
