@@ -20,6 +20,7 @@ from greg_cert.errors import RunError, UsageError
 from greg_cert.picture_file import PICTURES, read_pictures
 from greg_cert.records import RunFolder, write_manifest
 from greg_cert.report import load_results, summary_table
+from greg_cert.report.notes import notes_of
 from greg_cert.verify import attack_radius
 from greg_cert.verify.certificates import Certificates
 from greg_cert.verify.certifier import Certifier
@@ -147,6 +148,7 @@ def test_limits_lead_to_the_same_rows_and_partial_results_can_be_reported(
     assert found["ood_wanted"] == {"uniform": 5, "gaussian": 5}
     assert "gaussian" not in found["runs"]["fast"]["ood_side"]  # nothing of it is finished
     assert load_results(out).samples == 8
+    assert "8 of 12 samples are verified so far, a random part" in notes_of(load_results(out))[0]
     assert summary_table(load_results(out)) is not None
     assert step(time_budget=0) == (8, False)
     assert step(selection=Selection(limit=8)) == (16, False)
