@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import itertools
 from collections.abc import Generator, Sequence
 
 import torch
@@ -31,6 +32,12 @@ def set_batches(images: Images) -> Generator[Tensor, None, None]:
     else:
         with contextlib.closing(prefetch(indices, images.pixels)) as ready:
             yield from (pixels for _, pixels in ready)
+
+
+def device_of(model: nn.Module) -> torch.device:
+    """Where the model's tensors are; the CPU where it has none."""
+    tensors = itertools.chain(model.parameters(), model.buffers())
+    return next((tensor.device for tensor in tensors), torch.device("cpu"))
 
 
 def evaluation_copy(
@@ -69,7 +76,7 @@ def logits_of(
 
     float64 by default, so that scores, thresholds and certificates are of one function.
     """
-    device = device or next(model.parameters()).device
+    device = device or device_of(model)
     twin = evaluation_copy(model, dtype, device)
     with contextlib.closing(set_batches(images)) as ready:
         parts = [twin(pixels.to(device, dtype)).cpu() for pixels in ready]

@@ -121,7 +121,7 @@ def _verify(
     """Runs in the process that `VerifyProcess` starts."""
     torch.set_num_threads(1)
     os.environ.update(environment)
-    honest, append = job.certify_chunk, job.ShardStore.append
+    honest, append = job.ChunkCertifier.certify, job.ShardStore.append
 
     def certify_chunk(*given: Any) -> Any:
         if mortal and environment["RANK"] == mortal:
@@ -141,7 +141,7 @@ def _verify(
         return SimpleNamespace(html=folder / "report.html")
 
     greg_cert.report.write_report = undrawn  # type: ignore[assignment]
-    job.certify_chunk = certify_chunk
+    job.ChunkCertifier.certify = certify_chunk  # type: ignore[method-assign]
     job.ShardStore.append = logged  # type: ignore[method-assign]
     sys.argv = ["greg-cert", "verify", *arguments]
     with (

@@ -106,7 +106,7 @@ def _difference(ours: Tensor, theirs: Tensor) -> Tensor:
 def _beside(x: Tensor, seed: int, size: float) -> Tensor:
     """Steps (B, ...) of length `size` in random directions."""
     generator = torch.Generator().manual_seed(seed)
-    step = torch.randn(x.shape, generator=generator, dtype=torch.float64).to(x)
+    step = torch.randn(x.shape, generator=generator, dtype=torch.float64, device="cpu").to(x)
     return size * step / per_sample(step.flatten(1).norm(dim=1), step)
 
 

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from greg_cert.draws import generator_for
 from greg_cert.errors import UsageError
+from greg_cert.inference import device_of
 from greg_cert.scores import score_of
 from greg_cert.verify.agreement import check_agreement
 from greg_cert.verify.boundary import keep, pull_back, walk_boundary
@@ -85,7 +86,7 @@ def attack_radius(
         UnsupportedModelError: for a function of the batch or of chance, or one whose gradients are
             not those of its values.
     """
-    x = check_inputs(inputs)
+    x = check_inputs(inputs).to(device_of(model))
     margin = Margin(threshold, side)
     check_norm(norm)
     check_radius("max_radius", max_radius)
@@ -197,7 +198,7 @@ def within_ball(
 
 
 def _names(x: Tensor, indices: Tensor | None) -> Tensor:
-    return torch.arange(len(x)) if indices is None else indices.cpu()
+    return torch.arange(len(x), device="cpu") if indices is None else indices.cpu()
 
 
 def _bisect(
@@ -268,7 +269,7 @@ def _random_in_ball(
     draws = []
     for name in names.tolist():
         generator = generator_for(cpu, plan.seed, name, *key)
-        draws.append(torch.randn(size + 1, generator=generator, dtype=torch.float64))
+        draws.append(torch.randn(size + 1, generator=generator, dtype=torch.float64, device=cpu))
     drawn = torch.stack(draws).to(x)
     noise = drawn[:, :-1].reshape(x.shape)
     share = torch.special.ndtr(drawn[:, -1])  # uniform

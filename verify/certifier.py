@@ -334,7 +334,8 @@ class Certifier:
         self, x: Tensor, names: Tensor, labels: Tensor | None
     ) -> dict[str, Tensor | NDArray[np.generic]]:
         """Decisions of the smoothed detector, and how far the right ones hold."""
-        noise = torch.randn(x.shape, generator=torch.Generator().manual_seed(0), dtype=x.dtype)
+        generator = torch.Generator().manual_seed(0)
+        noise = torch.randn(x.shape, generator=generator, dtype=x.dtype, device="cpu")
         check_rowwise(self.logits, x + self.options.smoothing.sigma * noise.to(x), "the model")
         found = [
             smoothed_decisions(
@@ -352,7 +353,7 @@ class Certifier:
         decision = np.concatenate([f.decision for f in found])[order.cpu().numpy()]
         wrong = decision == (SMOOTHED_OUT if self.margin.side == "id" else SMOOTHED_IN)
         # How long a decision stays wrong is no radius of this side.
-        radius = radius.masked_fill(torch.from_numpy(wrong).to(radius.device), 0.0)
+        radius = radius.masked_fill(torch.as_tensor(wrong, device=radius.device), 0.0)
         return {"radius_smoothing": radius, "smoothing_decision": decision}
 
     def _accept(self, label: Tensor | None) -> Accept:

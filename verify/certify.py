@@ -9,19 +9,16 @@ from torch import Tensor, nn
 
 from greg_cert.certify_methods import PROOFS, chosen_methods
 from greg_cert.errors import UsageError
+from greg_cert.inference import device_of
 from greg_cert.verify.certificates import Certificates, join
 from greg_cert.verify.certifier import Certifier
 from greg_cert.verify.memory import fitting_batch, in_chunks
 from greg_cert.verify.norms import check_norm, check_radius
-from greg_cert.verify.options import read_options
-from greg_cert.verify.scorer import (
-    Margin,
-    check_inputs,
-)
+from greg_cert.verify.options import CertifyOptions, Progress, read_options
+from greg_cert.verify.scorer import Margin, check_inputs
 from greg_cert.verify.trace import trace_model
 
 
-@torch.inference_mode(False)
 def certify(
     model: nn.Module,
     inputs: Tensor,
@@ -36,7 +33,8 @@ def certify(
 ) -> Certificates:
     """Prove, for each sample, a radius within which its decision at `threshold` cannot change.
 
-    Balls are not clipped to [0, 1]; bounds and attacks run in float64 on the model in eval mode.
+    Balls are not clipped to [0, 1]; bounds and attacks run in float64 on the model in eval mode, on
+    the device where the model is; so are the results.
 
     Args:
         model: raw images (B, C, H, W) to logits (B, K).
@@ -68,48 +66,99 @@ def certify(
             `smoothing` is all that is asked for.
     """
     x = check_inputs(inputs)
-    margin = Margin(float(threshold), side)
-    check_norm(norm)
-    check_radius("max_radius", max_radius)
-    methods = chosen_methods(method)
     chosen = read_options(options)
-    labels = _check_rows("labels", chosen.labels, x)
-    if labels is not None and side != "id":
-        raise UsageError("expected side 'id' beside labels, but got 'ood': OOD samples have none")
-    names = _check_rows("indices", chosen.indices, x)
-    names = torch.arange(len(x)) if names is None else names
-    graph = None
-    if any(m in PROOFS for m in methods):
-        graph = trace_model(model, tuple(x.shape[1:]))
-    certifier = Certifier(model, graph, engine, margin, norm, max_radius, methods, chosen)
-    if labels is not None:
-        certifier.check_labels(labels, x[:1])
-    total, done = len(x), 0
-    batch = chosen.batch
-    if graph is not None:
-        rows = graph.num_classes if chosen.score == "max_softmax" or side == "ood" else 1
-        batch = fitting_batch(graph, batch, chosen.memory_bytes, rows)
-    if chosen.progress is not None:
-        chosen.progress(0, total)
-
-    def part(rows: slice) -> Certificates:
-        return certifier(x[rows], names[rows], None if labels is None else labels[rows])
-
-    parts = []
-    for found in in_chunks(part, total, batch):
-        parts.append(found)
-        done += len(found)
-        if chosen.progress is not None:
-            chosen.progress(done, total)
-    found = join(parts)
+    labels, indices, progress = chosen.labels, chosen.indices, chosen.progress
+    prepared = PreparedCertify(
+        model, tuple(x.shape[1:]), threshold, side, norm, max_radius, method, engine, chosen
+    )
+    found = prepared(x, labels=labels, indices=indices, progress=progress)
     found.warn()
     return found
+
+
+class PreparedCertify:
+    """`certify` of one model, called a batch at a time: graph, engines and norms are made once.
+
+    Arguments and errors as of `certify`; samples, their labels, names and progress come with each
+    call, and `options` has everything else.
+
+    Attributes:
+        certifier: what treats a batch.
+        graph: what bounds are about; None where only `smoothing` is asked for.
+        device: where the model is, and all that is computed.
+    """
+
+    @torch.inference_mode(False)
+    def __init__(
+        self,
+        model: nn.Module,
+        input_shape: tuple[int, ...],
+        threshold: float,
+        side: str,
+        norm: float,
+        max_radius: float,
+        method: str | Sequence[str],
+        engine: str,
+        options: CertifyOptions,
+    ) -> None:
+        self._side, self._options = side, options
+        margin = Margin(float(threshold), side)
+        check_norm(norm)
+        check_radius("max_radius", max_radius)
+        methods = chosen_methods(method)
+        self.device = device_of(model)
+        self.graph = None
+        if any(m in PROOFS for m in methods):
+            self.graph = trace_model(model, input_shape)
+        self.certifier = Certifier(
+            model, self.graph, engine, margin, norm, max_radius, methods, options
+        )
+
+    @torch.inference_mode(False)
+    def __call__(
+        self,
+        inputs: Tensor,
+        *,
+        labels: Tensor | None = None,
+        indices: Tensor | None = None,
+        progress: Progress | None = None,
+    ) -> Certificates:
+        """Certificates of a batch, on the device of the model; no warning where one is refuted."""
+        x = check_inputs(inputs).to(self.device)
+        labels = _check_rows("labels", labels, x)
+        if labels is not None:
+            if self._side != "id":
+                raise UsageError(
+                    "expected side 'id' beside labels, but got 'ood': OOD samples have none"
+                )
+            self.certifier.check_labels(labels, x[:1])
+        names = _check_rows("indices", indices, x)
+        names = torch.arange(len(x), device="cpu") if names is None else names.cpu()
+        total, done = len(x), 0
+        options, batch = self._options, self._options.batch
+        if self.graph is not None:
+            wide = options.score == "max_softmax" or self._side == "ood"
+            rows = self.graph.num_classes if wide else 1
+            batch = fitting_batch(self.graph, batch, options.memory_bytes, rows)
+        if progress is not None:
+            progress(0, total)
+
+        def part(rows: slice) -> Certificates:
+            return self.certifier(x[rows], names[rows], None if labels is None else labels[rows])
+
+        parts = []
+        for found in in_chunks(part, total, batch):
+            parts.append(found)
+            done += len(found)
+            if progress is not None:
+                progress(done, total)
+        return join(parts)
 
 
 def _check_rows(name: str, values: Tensor | None, x: Tensor) -> Tensor | None:
     if values is None:
         return None
-    values = torch.as_tensor(values)
+    values = torch.as_tensor(values, device=None if isinstance(values, Tensor) else x.device)
     if values.shape != (len(x),) or values.is_floating_point() or values.dtype == torch.bool:
         raise UsageError(
             f"expected {name} of {len(x)} integers, but got {tuple(values.shape)} of {values.dtype}"

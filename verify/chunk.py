@@ -3,25 +3,25 @@
 from __future__ import annotations
 
 import time
-import warnings
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from greg_cert.certify_methods import PROOFS, chosen_methods
 from greg_cert.config import VerifyConfig
-from greg_cert.data import Images, ImageSet
-from greg_cert.inference import logits_of
+from greg_cert.data import Images
+from greg_cert.verify.agreement import check_agreement
 from greg_cert.verify.asked import asked
 from greg_cert.verify.attack import AttackPlan
 from greg_cert.verify.audit import RESTARTS, STEPS, Audit
-from greg_cert.verify.certificates import CLAIMS, CONTRADICTED, ContradictionWarning
-from greg_cert.verify.certify import certify
-from greg_cert.verify.score_bounds import attacked_scores, score_bound
-from greg_cert.verify.scorer import Margin, check_inputs, logit_function, score_function
+from greg_cert.verify.certificates import CLAIMS, CONTRADICTED
+from greg_cert.verify.certify import PreparedCertify
+from greg_cert.verify.options import CertifyOptions
+from greg_cert.verify.score_bounds import ScoreBounds, attacked_scores
+from greg_cert.verify.scorer import Margin, check_inputs
 from greg_cert.verify.trace import trace_model
 
 PROVEN = ("radius_certified", "radius_lipschitz")
@@ -51,83 +51,112 @@ class Harder:
         return f"audit-{self.steps}x{self.restarts}-{self.seed}"
 
 
-def certify_chunk(
-    model: nn.Module,
-    images: Images,
-    indices: Tensor,
-    threshold: float,
-    side: str,
-    settings: VerifyConfig,
-    score: str = "energy",
-) -> pd.DataFrame:
-    """A row for each sample: certificate, prediction, and whether an attack contradicts it.
+@dataclass(frozen=True, eq=False)
+class ChunkCertifier:
+    """One run's certificates and audits, chunk by chunk; networks and engines are made once.
 
-    `label` is −1 and `correct` False on the side `ood`, where labels are of other classes; there
-    rows also have the bounds and attacks of their scores at `settings.auc_radii`.
+    Attributes:
+        model: from raw images to logits.
+        threshold: γ.
+        side: `id` or `ood`.
+        settings: how it is verified.
+        score: which γ is about.
+        image_shape: (C, H, W).
     """
-    start = time.perf_counter()
-    pixels = images.pixels(indices)
-    known = images.labels[indices] if side == "id" and images.labels is not None else None
-    with warnings.catch_warnings():  # `violations` counts them, and the command ends with an error
-        warnings.simplefilter("ignore", ContradictionWarning)
-        certificates = certify(
-            model,
-            pixels,
-            threshold,
-            side=side,
-            score=score,
-            labels=known if settings.correct else None,
-            indices=indices,
-            **asked(settings),
+
+    model: nn.Module
+    threshold: float
+    side: str
+    settings: VerifyConfig
+    score: str
+    image_shape: tuple[int, ...]
+
+    def certify(self, images: Images, indices: Tensor) -> pd.DataFrame:
+        """A row for each sample: certificate, prediction, and whether an attack contradicts it.
+
+        `label` is −1 and `correct` False on the side `ood`, where labels are of other classes;
+        there rows also have the bounds and attacks of their scores at `settings.auc_radii`.
+        """
+        start = time.perf_counter()
+        x = check_inputs(images.pixels(indices)).to(self._prepared.device)
+        known = images.labels[indices] if self.side == "id" and images.labels is not None else None
+        # Contradictions are counted as `violations`, and the command ends with an error.
+        certificates = self._prepared(
+            x, labels=known if self.settings.correct else None, indices=indices
         )
-    frame = certificates.to_frame()
-    logits = logits_of(model, ImageSet(images.name, pixels))
-    predicted = (logits[:, :-1] if score == "absent_class" else logits).argmax(1)
-    labels = torch.full_like(predicted, -1) if known is None else known
-    frame.insert(0, "index", indices.numpy())
-    frame.insert(1, "label", labels.numpy())
-    frame.insert(2, "predicted", predicted.numpy())
-    frame.insert(3, "correct", (labels == predicted).numpy())
-    frame["threshold"] = threshold
-    if side == "ood":
-        frame = frame.join(_scores_in_balls(model, pixels, indices, threshold, settings, score))
-    frame["violation"] = frame["status"] == CONTRADICTED
-    frame[CROSSED] = np.where(frame["violation"], frame["radius_attack"], np.inf)
-    frame[SECONDS] = (time.perf_counter() - start) / len(frame)
-    return frame
+        frame = certificates.to_frame()
+        with torch.no_grad():
+            logits = self._prepared.certifier.logits(x).cpu()
+        predicted = (logits[:, :-1] if self.score == "absent_class" else logits).argmax(1)
+        labels = torch.full_like(predicted, -1) if known is None else known
+        frame.insert(0, "index", indices.numpy())
+        frame.insert(1, "label", labels.numpy())
+        frame.insert(2, "predicted", predicted.numpy())
+        frame.insert(3, "correct", (labels == predicted).numpy())
+        frame["threshold"] = self.threshold
+        if self.side == "ood":
+            frame = frame.join(self._scores_in_balls(x, indices))
+        frame["violation"] = frame["status"] == CONTRADICTED
+        frame[CROSSED] = np.where(frame["violation"], frame["radius_attack"], np.inf)
+        frame[SECONDS] = (time.perf_counter() - start) / len(frame)
+        return frame
 
+    def audit(self, images: Images, rows: pd.DataFrame, harder: Harder) -> pd.DataFrame:
+        """For each row of certificates where a harder attack crossed inside it, or inf."""
+        prepared, settings = self._prepared, self.settings
+        indices = torch.tensor(rows["index"].tolist(), device="cpu")
+        x = check_inputs(images.pixels(indices)).to(prepared.device)
+        labels = None
+        if settings.correct and self.side == "id":
+            labels = torch.tensor(rows["label"].tolist(), device=x.device)
+        audit = Audit(
+            prepared.certifier.logits,
+            prepared.graph,
+            self.score,
+            AttackPlan(
+                Margin(self.threshold, self.side),
+                settings.norm_value,
+                settings.seed + harder.seed,
+                harder.steps,
+                restarts=harder.restarts,
+            ),
+        )
+        radii = torch.as_tensor(claimed_radius(rows), device=x.device)
+        crossed = audit.crossings(x, radii, indices, labels).cpu().numpy()
+        return pd.DataFrame({"index": rows["index"].to_numpy(), CROSSED: crossed})
 
-def audit_chunk(
-    model: nn.Module,
-    images: Images,
-    rows: pd.DataFrame,
-    side: str,
-    settings: VerifyConfig,
-    harder: Harder,
-    score: str = "energy",
-) -> pd.DataFrame:
-    """For each of the rows of certificates where a harder attack crossed inside it, or inf."""
-    indices = torch.tensor(rows["index"].tolist())
-    pixels = check_inputs(images.pixels(indices))
-    labels = None
-    if settings.correct and side == "id":
-        labels = torch.tensor(rows["label"].tolist())
-    bounds = any(method in PROOFS for method in chosen_methods(settings.method))
-    audit = Audit(
-        logit_function(model),
-        trace_model(model, tuple(pixels.shape[1:])) if bounds else None,
-        score,
-        AttackPlan(
-            Margin(float(rows["threshold"].iloc[0]), side),
-            settings.norm_value,
-            settings.seed + harder.seed,
-            harder.steps,
-            restarts=harder.restarts,
-        ),
-    )
-    radii = torch.from_numpy(claimed_radius(rows))
-    crossed = audit.crossings(pixels, radii, indices, labels).numpy()
-    return pd.DataFrame({"index": rows["index"].to_numpy(), CROSSED: crossed})
+    @cached_property
+    def _prepared(self) -> PreparedCertify:
+        said = asked(self.settings)
+        about = {name: said.pop(name) for name in ("norm", "max_radius", "method", "engine")}
+        options = CertifyOptions(score=self.score, **said)
+        return PreparedCertify(
+            self.model, self.image_shape, self.threshold, side=self.side, options=options, **about
+        )
+
+    @cached_property
+    def _score_bounds(self) -> ScoreBounds:
+        settings = self.settings
+        graph = self._prepared.graph or trace_model(self.model, self.image_shape)
+        return ScoreBounds(
+            graph, settings.engine, "ood", settings.norm_value, self.score, memory=settings.memory
+        )
+
+    def _scores_in_balls(self, x: Tensor, indices: Tensor) -> pd.DataFrame:
+        """Proven and attacked least scores of OOD samples in balls of `settings.auc_radii`."""
+        settings, columns = self.settings, {}
+        if settings.auc_radii and self._prepared.graph is None:  # else compared with it already
+            logits, graph = self._prepared.certifier.logits, self._score_bounds.graph
+            check_agreement(logits, graph, x, "the samples")
+        margin = Margin(self.threshold, "ood")
+        plan = AttackPlan(margin, settings.norm_value, settings.seed, STEPS)
+        for radius in settings.auc_radii:
+            bound = self._score_bounds(x, radius)
+            balls = torch.full_like(bound, radius)
+            attacked = attacked_scores(self._prepared.certifier.score, x, balls, plan, indices)
+            proven, found = score_columns(radius)
+            columns[proven], columns[found] = bound.cpu().numpy(), attacked.cpu().numpy()
+        return pd.DataFrame(columns, index=range(len(x)))
 
 
 def claimed_radius(rows: pd.DataFrame) -> np.ndarray:
@@ -158,32 +187,3 @@ def withdraw(rows: pd.DataFrame, crossed: np.ndarray) -> pd.DataFrame:
 def score_columns(radius: float) -> tuple[str, str]:
     """The columns of a shard with the proven and the attacked least score at a radius."""
     return f"_score_bound_{radius:g}", f"_score_attack_{radius:g}"
-
-
-def _scores_in_balls(
-    model: nn.Module,
-    pixels: Tensor,
-    indices: Tensor,
-    threshold: float,
-    settings: VerifyConfig,
-    score: str,
-) -> pd.DataFrame:
-    """Proven and attacked least scores of OOD samples in balls of `settings.auc_radii`."""
-    plan = AttackPlan(Margin(threshold, "ood"), settings.norm_value, settings.seed, STEPS)
-    columns = {}
-    for radius in settings.auc_radii:
-        bound = score_bound(
-            model,
-            pixels,
-            radius,
-            norm=settings.norm_value,
-            score=score,
-            engine=settings.engine,
-            memory=settings.memory,
-        )
-        balls = torch.full_like(bound, radius)
-        value = score_function(model, score)
-        attacked = attacked_scores(value, pixels.double(), balls, plan, indices)
-        proven, found = score_columns(radius)
-        columns[proven], columns[found] = bound.numpy(), attacked.numpy()
-    return pd.DataFrame(columns, index=range(len(pixels)))

@@ -126,7 +126,7 @@ def clever_estimate(
     names = sample_indices(indices, len(x))
     check_rowwise(score, x[:1], "the score")  # few rows: memory is bounded by `chunk`
     samples = len(x) * options.batches * options.batch_size
-    norms = torch.empty(samples, dtype=torch.float64)
+    norms = torch.empty(samples, dtype=torch.float64, device="cpu")
     done = 0
     for points in rechunk(_points(x, radii, norm, names, options), options.chunk):
         _, gradient = score_and_gradient(score, points)
@@ -155,7 +155,7 @@ def clever_radius_estimate(gap: Tensor, estimate: CleverEstimate, radius: float 
 
 
 def _radii(radius: float | Tensor, count: int) -> Tensor:
-    radii = torch.as_tensor(radius, dtype=torch.float64)
+    radii = torch.as_tensor(radius, dtype=torch.float64, device="cpu")
     if radii.shape not in ((), (count,)):
         raise UsageError(
             f"expected radius to be a number or ({count},), but got {tuple(radii.shape)}"
@@ -176,7 +176,7 @@ def _points(
         for batch in range(options.batches):
             stream = sample_stream(options.seed, CLEVER, name, batch)
             unit = _uniform(stream, options.batch_size, centre.numel(), norm)
-            delta = torch.from_numpy(radius * unit).to(x.device)
+            delta = torch.as_tensor(radius * unit, device=x.device)
             yield centre + delta.reshape(-1, *centre.shape)
 
 

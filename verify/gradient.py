@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from greg_cert.inference import device_of
 from greg_cert.scores import energy
 from greg_cert.verify.agreement import check_agreement
 from greg_cert.verify.norms import check_norm, dual_norm
@@ -31,7 +32,7 @@ def gradient_norm(model: nn.Module, inputs: Tensor, *, norm: float = 2.0) -> Ten
         UnsupportedModelError: for a function of the batch or of chance, or one whose gradients are
             not those of its values.
     """
-    x = check_inputs(inputs)
+    x = check_inputs(inputs).to(device_of(model))
     logits = logit_function(model)
     check_agreement(logits, None, x, "the samples")
     _, gradient = score_and_gradient(lambda x: energy(logits(x)), x)

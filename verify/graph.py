@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -73,7 +74,8 @@ class Conv:
         """This convolution of x (B, *input_shape); with another weight, and then without bias."""
         bias = self.bias if weight is None else None
         weight = self.weight if weight is None else weight
-        return F.conv2d(x, weight, bias, self.stride, self.padding, self.dilation, self.groups)
+        with sums_of_products(x, weight):
+            return F.conv2d(x, weight, bias, self.stride, self.padding, self.dilation, self.groups)
 
     def adjoint(self, y: Tensor, weight: Tensor | None = None) -> Tensor:
         """Transposed linear part, (B, *output_shape) -> (B, *input_shape), or of another weight."""
@@ -90,9 +92,23 @@ class Conv:
         ]
         # Rows that a stride larger than one leaves unread come back as zeros.
         extra = [want - got for want, got in zip(self.input_shape[1:], size, strict=True)]
-        return F.conv_transpose2d(
-            y, weight, None, self.stride, self.padding, extra, self.groups, self.dilation
-        )
+        with sums_of_products(y, weight):
+            return F.conv_transpose2d(
+                y, weight, None, self.stride, self.padding, extra, self.groups, self.dilation
+            )
+
+
+def sums_of_products(x: Tensor, weight: Tensor) -> AbstractContextManager[None]:
+    """Keeps a convolution of x by `weight` (O, I, kh, kw) what allowances for rounding take it for.
+
+    cuDNN takes kernels of one row or column through a Fourier transform, in float64 too (its
+    reference of `cudnnConvolutionForward`, FFT_TILING).
+    """
+    kernel = tuple(weight.shape[2:])
+    if x.is_cuda and 1 in kernel and kernel != (1, 1):
+        off: AbstractContextManager[None] = torch.backends.cudnn.flags(enabled=False)
+        return off
+    return nullcontext()
 
 
 @dataclass(frozen=True)
@@ -204,7 +220,7 @@ class Graph:
         for node in self.nodes:
             if isinstance(node.op, (Conv, Linear)):
                 return node.op.weight
-        return torch.empty(0, dtype=torch.float64)
+        return torch.empty(0, dtype=torch.float64, device="cpu")
 
     @property
     def dtype(self) -> torch.dtype:

@@ -14,18 +14,12 @@ import torch
 from greg_cert.config import VerifyConfig
 from greg_cert.data import DataSplits
 from greg_cert.errors import RunError
-from greg_cert.verify.chunk import (
-    CROSSED,
-    Harder,
-    audit_chunk,
-    certify_chunk,
-    claimed_radius,
-)
+from greg_cert.verify.chunk import CROSSED, ChunkCertifier, Harder, claimed_radius
 from greg_cert.verify.paired import Candidate, images_of, side_of
 from greg_cert.verify.ranks import Ranks
 from greg_cert.verify.shards import ShardKey, ShardStore
 from greg_cert.verify.tables import CERTIFY, paired_rows
-from greg_cert.verify.tasks import Task, plan_tasks
+from greg_cert.verify.tasks import Task, cut, plan_tasks
 
 AUDIT_CHUNK = 64
 
@@ -59,8 +53,8 @@ class Job:
         runs: in the order of the tables.
         splits: the data.
         settings: how they are verified.
-        wanted: for each set of samples the chosen indices.
-        chunk: samples of a task.
+        wanted: for each set of samples the chosen indices, in the order they are done in.
+        chunk: samples of a task, at most.
         store: where results go.
         ranks: the processes.
         thresholds: γ of each run.
@@ -78,6 +72,7 @@ class Job:
     thresholds: Sequence[float]
     deadline: float | None
     progress: Progress | None
+    _made: dict[tuple[int, str], ChunkCertifier] = field(default_factory=dict, init=False)
 
     def certify(self, limit: int | None) -> None:
         """Certify what is wanted and not finished, or as much of it as limit and time allow."""
@@ -89,18 +84,15 @@ class Job:
                 for n in range(len(self.runs))
                 for part, indices in self.wanted.items()
             }
-            return plan_tasks(self.wanted, pending, self.chunk, limit)
+            # Who names a size has chunks of that size; else pilots of round numbers can grow.
+            rounded = self.settings.batch is None
+            chunks = {p: cut(i, self.chunk, rounded=rounded) for p, i in self.wanted.items()}
+            return plan_tasks(chunks, pending, limit)
 
         def do(run: int, part: str, indices: tuple[int, ...]) -> int:
-            frame = certify_chunk(
-                self.runs[run].model,
-                images_of(self.splits, part),
-                torch.tensor(indices),
-                self.thresholds[run],
-                side_of(part),
-                self.settings,
-                self.runs[run].score,
-            )
+            images = images_of(self.splits, part)
+            chunk = torch.tensor(indices, device="cpu")
+            frame = self._certifier(run, part).certify(images, chunk)
             self.store.append(self._key(CERTIFY, run, part), frame)
             return _certified(frame)
 
@@ -126,19 +118,13 @@ class Job:
                 for part, rows in parts.items()
                 if len(rows)
             }
-            return plan_tasks(self.wanted, pending, AUDIT_CHUNK)
+            chunks = {p: cut(i, AUDIT_CHUNK, rounded=False) for p, i in self.wanted.items()}
+            return plan_tasks(chunks, pending)
 
         def do(run: int, part: str, indices: tuple[int, ...]) -> int:
-            rows = paired[run][part]
-            found = audit_chunk(
-                self.runs[run].model,
-                images_of(self.splits, part),
-                rows[rows["index"].isin(indices)],
-                side_of(part),
-                self.settings,
-                harder,
-                self.runs[run].score,
-            )
+            rows, images = paired[run][part], images_of(self.splits, part)
+            chosen = rows[rows["index"].isin(indices)]
+            found = self._certifier(run, part).audit(images, chosen, harder)
             self.store.append(self._key(harder.kind, run, part), found)
             return _crossed(found)
 
@@ -148,6 +134,17 @@ class Job:
             for n in self._numbers
         ]
         self._work("audit", tasks, do, [_Tally.of(parts, self.wanted, _crossed) for parts in old])
+
+    def _certifier(self, run: int, part: str) -> ChunkCertifier:
+        """What certifies samples of a part under a run, made for the first of them."""
+        key = (run, side_of(part))
+        if key not in self._made:
+            about = self.runs[run]
+            shape = images_of(self.splits, part).image_shape
+            self._made[key] = ChunkCertifier(
+                about.model, self.thresholds[run], key[1], self.settings, about.score, shape
+            )
+        return self._made[key]
 
     @property
     def _numbers(self) -> range:

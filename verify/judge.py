@@ -13,6 +13,7 @@ from greg_cert.certify_methods import PROOFS, RADIUS_METHOD, STOPPED_BY, chosen_
 from greg_cert.config import VerifyConfig
 from greg_cert.errors import UsageError
 from greg_cert.evaluation.decision import Decision
+from greg_cert.inference import device_of
 from greg_cert.scores import score_of
 from greg_cert.verify.agreement import check_agreement
 from greg_cert.verify.asked import asked
@@ -76,7 +77,8 @@ def judge(
         model: raw images to logits.
         images: at least one.
         decision: score and threshold.
-        settings: norm, largest radius, methods, engine, seed, cuts, memory; the rest is ignored.
+        settings: norm, largest radius, methods, engine, seed, cuts, memory; the rest is ignored,
+            the device too: all runs where the model is.
 
     Warns:
         ContradictionWarning: an attack contradicts a certificate, which would be a bug.
@@ -91,7 +93,7 @@ def judge(
             f"--method: expected one of {', '.join(PROOFS)}, but got {settings.method!r}, "
             "which is about another function than the model that is asked here"
         )
-    x = check_inputs(images)
+    x = check_inputs(images).to(device_of(model))
     logits, value = logit_function(model), score_of(decision.score)
 
     def score(x: Tensor) -> Tensor:

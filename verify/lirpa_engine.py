@@ -264,8 +264,8 @@ def _batch_size(graph: Graph) -> int:
 
 def _probe(graph: Graph) -> Tensor:
     size = math.prod(graph.input_shape)
-    values = torch.linspace(0.0, 1.0, 2 * size, dtype=torch.float64)
-    return values.reshape(2, *graph.input_shape).to(graph.device)
+    values = torch.linspace(0.0, 1.0, 2 * size, dtype=torch.float64, device=graph.device)
+    return values.reshape(2, *graph.input_shape)
 
 
 @contextlib.contextmanager

@@ -263,13 +263,13 @@ def _arithmetic(sign: Callable[[Any, Any], tuple[Any, Any]] | None, subtract: bo
             if c.builder.shape(left) != c.builder.shape(right):
                 raise c.refuse("its operands are broadcast")
             if subtract:
-                minus = torch.full((c.builder.shape(right)[0],), -1.0, dtype=torch.float64)
+                minus = c.value.new_full((c.builder.shape(right)[0],), -1.0)
                 right = c.builder.per_channel(c.name, right, minus, torch.zeros_like(minus))
             return c.builder.add(c.name, left, right)
         position = symbolic.index(True)
         i, constant = c.operand(position), c.args[1 - position]
         channels = c.builder.shape(i)[0]
-        fixed = _per_channel(constant, c.value.ndim, channels)
+        fixed = _per_channel(constant, c.value, channels)
         if fixed is None:
             raise c.refuse("its constant is not one number a channel")
         one, zero = torch.ones_like(fixed), torch.zeros_like(fixed)
@@ -332,10 +332,11 @@ _HANDLERS: dict[Any, Callable[[Call], int]] = {
 }
 
 
-def _per_channel(constant: Any, rank: int, channels: int) -> Tensor | None:
-    """A constant as (channels,) float64, or None where it varies within a channel."""
+def _per_channel(constant: Any, value: Tensor, channels: int) -> Tensor | None:
+    """A constant beside a value as (channels,), or None where it varies within a channel."""
     if isinstance(constant, (int, float)):
-        return torch.full((channels,), float(constant), dtype=torch.float64)
+        return value.new_full((channels,), float(constant))
+    rank = value.ndim
     if not isinstance(constant, Tensor) or constant.ndim > rank:
         return None
     shape = (1,) * (rank - constant.ndim) + tuple(constant.shape)

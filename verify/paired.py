@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
+import torch
 from torch import nn
 
 from greg_cert.data import DataSplits, Images
@@ -63,8 +64,10 @@ class Candidate:
         return hashlib.sha256(json.dumps(self.identity, sort_keys=True).encode()).hexdigest()
 
 
-def candidates(runs: Sequence[Subject], baseline: Subject | None) -> list[Candidate]:
-    """The runs in the order of the tables, the baseline first, with their networks.
+def candidates(
+    runs: Sequence[Subject], baseline: Subject | None, device: torch.device
+) -> list[Candidate]:
+    """The runs in the order of the tables, the baseline first, with their networks on a device.
 
     Raises:
         RunError: for a run that is not complete, or that occurs twice.
@@ -73,4 +76,4 @@ def candidates(runs: Sequence[Subject], baseline: Subject | None) -> list[Candid
     if baseline is not None:
         ordered = [baseline, *(r for r in ordered if r.path.resolve() != baseline.path.resolve())]
     names = unique_names(ordered)
-    return [Candidate(n, r, r.load_model()) for n, r in zip(names, ordered, strict=True)]
+    return [Candidate(n, r, r.load_model().to(device)) for n, r in zip(names, ordered, strict=True)]

@@ -75,7 +75,8 @@ def check_rowwise(value: Callable[[Tensor], Tensor], x: Tensor, what: str) -> No
                 f"expected the same {kind} of {what} for the same input, but it moves by "
                 f"{_distance(one, other):.3g} from one call to the next"
             )
-    for row in torch.linspace(0, len(x) - 1, min(len(x), _ROWS)).long().unique().tolist():
+    rows = torch.linspace(0, len(x) - 1, min(len(x), _ROWS), device="cpu")
+    for row in rows.long().unique().tolist():
         point = batch[row : row + 1]
         alone = _alone(value, point, what)
         for i, allowed in enumerate(scales):
@@ -99,7 +100,8 @@ def _with_companions(x: Tensor) -> Tensor:
 
 def _by_rounding(value: Callable[[Tensor], Tensor], x: Tensor, what: str, part: int) -> float:
     """How far a step hardly longer than rounding takes the value, or the gradient, of x alone."""
-    noise = torch.randn(x.shape, generator=torch.Generator().manual_seed(0), dtype=x.dtype)
+    generator = torch.Generator().manual_seed(0)
+    noise = torch.randn(x.shape, generator=generator, dtype=x.dtype, device="cpu")
     step = _NUDGE * (1 + x.abs().max()) * noise.to(x)
     one, other = (_alone(value, x + sign * step, what)[part] for sign in (1.0, -1.0))
     here = _alone(value, x, what)[part]

@@ -14,6 +14,7 @@ from greg_cert.config import VerifyConfig
 from greg_cert.data import DataSplits
 from greg_cert.errors import RunError
 from greg_cert.extremes import LISTED, OOD_LISTED, shown_samples
+from greg_cert.inference import device_of
 from greg_cert.picture_file import (
     PICTURES,
     SamplePicture,
@@ -123,12 +124,12 @@ def attacked_pictures(
     """
     numbers = _numbers(rows)
     sets = [splits.ood[dataset] if dataset else splits.test for dataset, *_ in numbers]
-    indices = torch.tensor([index for _, index, *_ in numbers], dtype=torch.int64)
+    indices = torch.tensor([i for _, i, *_ in numbers], dtype=torch.int64, device="cpu")
     pixels = [images.pixels([int(i)]) for images, i in zip(sets, indices, strict=True)]
-    x = check_inputs(torch.cat(pixels))
+    x = check_inputs(torch.cat(pixels)).to(device_of(run.model))
     labels = None
     if settings.correct and side == "id":
-        labels = torch.tensor(rows["label"].tolist(), dtype=torch.int64)
+        labels = torch.tensor(rows["label"].tolist(), dtype=torch.int64, device=x.device)
     certifier = Certifier(
         run.model,
         None,  # nothing is bounded here
@@ -139,7 +140,7 @@ def attacked_pictures(
         (),
         CertifyOptions(score=run.score, seed=settings.seed),
     )
-    wrong = torch.zeros(len(x), dtype=torch.bool)
+    wrong = torch.zeros(len(x), dtype=torch.bool, device=x.device)
     found = certifier.nearest_attack(x, indices, labels, wrong)
     with torch.no_grad():
         logits = certifier.logits(x + found.delta)
@@ -157,7 +158,7 @@ def attacked_pictures(
                 threshold=threshold,
                 score=score,
                 clean=sets[k].stored([index])[0].numpy(),
-                difference=found.delta[k].float().numpy() if there else None,
+                difference=found.delta[k].float().cpu().numpy() if there else None,
                 radius=radius,
                 attacked_score=float(scores[k]) if there else math.nan,
                 attacked_class=int(classes[k]) if there else -1,

@@ -142,6 +142,7 @@ def summary_of(job: Job, done: Verification, baseline: str | None) -> dict[str, 
         else None,
         "engine": resolve_engine(settings.engine),
         "complete": done.complete,
+        "order": "random",  # of the samples, so that what is finished is a random part
         "wanted": len(job.wanted.get(ID, ())),
         "samples": len(done.runs[0].frame),
         "classes": list(job.splits.test.classes or ()),

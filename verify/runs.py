@@ -11,8 +11,10 @@ from typing import Any
 from greg_cert.certify_methods import PROOFS, chosen_methods
 from greg_cert.config import VerifyConfig, dump_config
 from greg_cert.data import DataSplits
+from greg_cert.devices import device_title, find_device
 from greg_cert.errors import RunError, UsageError
 from greg_cert.evaluation import Evaluation, evaluate_model
+from greg_cert.inference import device_of
 from greg_cert.records import environment, package_versions
 from greg_cert.subjects import Subject, common_data
 from greg_cert.verify.chunk import Harder
@@ -26,8 +28,9 @@ from greg_cert.verify.selection import Selection, choose_samples, select_samples
 from greg_cert.verify.shards import ShardStore
 from greg_cert.verify.tasks import chunk_size
 
-# A row does not depend on these: they choose rows, or say how many are done at once.
-_FREE = {"samples", "ood_samples", "side", "batch", "memory"}
+# A row does not depend on these, but for its last bits: they choose rows, or say how many are done
+# at once, and where.
+_FREE = {"samples", "ood_samples", "side", "batch", "memory", "device"}
 _PACKAGES = ("greg-cert", "torch", "auto-LiRPA")
 
 
@@ -73,7 +76,8 @@ def verify_runs(
     """
     begun = time.monotonic()
     selection = selection or Selection()
-    found = candidates(runs, baseline)  # what is missing shows before hours are spent
+    device = find_device(settings.device)
+    found = candidates(runs, baseline, device)  # what is missing shows before hours are spent
     splits = common_data([run.folder for run in found])
     wanted = _wanted(splits, settings, selection)
     if out.exists() and not out.is_dir():
@@ -109,7 +113,7 @@ def verify_runs(
             done = assemble(job, evaluations, harder, asked=audit)
             if ranks.rank == 0 and done.samples:
                 provenance = {
-                    **environment("cpu"),
+                    **environment(", ".join(store.settings["devices"])),
                     "command": command,
                     "seed": settings.seed,
                     "settings": settings.model_dump(mode="json"),
@@ -169,7 +173,7 @@ def _evaluations(
             continue
         evaluation = evaluate_model(run.model, splits, score=run.score, tpr=settings.tpr)
         found.append((evaluation, time.perf_counter() - start))
-    store.settle(_dependencies(runs, found, settings), grows=("runs",))
+    store.settle(_dependencies(runs, found, settings), grows=("runs", "devices"))
     for run, (evaluation, seconds) in zip(runs, found, strict=True):
         store.write_note(run.digest, {"evaluation": asdict(evaluation), "seconds": seconds})
     return found
@@ -189,6 +193,7 @@ def _dependencies(
             run.name: {**run.identity, "score": run.score, "threshold": evaluation.threshold}
             for run, (evaluation, _) in zip(runs, evaluations, strict=True)
         },
+        "devices": {device_title(device_of(run.model)): True for run in runs},
         "data": {part: data[part] for part in data if part not in ("train", "aux")},
         "versions": {name: versions.get(name) for name in _PACKAGES},
     }

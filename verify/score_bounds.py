@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from greg_cert.errors import UsageError
+from greg_cert.inference import device_of
 from greg_cert.scores import SCORES
 from greg_cert.verify.agreement import check_agreement
 from greg_cert.verify.attack import AttackPlan, within_ball
@@ -68,25 +69,61 @@ def score_bound(
         UsageError: for a value out of range.
         UnsupportedModelError: for a layer that cannot be bounded soundly.
     """
-    x = check_inputs(inputs)
+    x = check_inputs(inputs).to(device_of(model))
     check_norm(norm)
     check_radius("radius", radius)
     if side not in SIDES:
         raise UsageError(f"expected side 'id' or 'ood', but got {side!r}")
     if score not in SCORES:
         raise UsageError(f"expected score in {', '.join(SCORES)}, but got {score!r}")
-    budget = None if memory is None else int(memory * 2**30)
     graph = trace_model(model, tuple(x.shape[1:]), whole_pools=method == "sdp-crown")
     check_agreement(logit_function(model), graph, x, "the samples")
-    made: Engine = (
-        CoupledEngine(graph) if method == "sdp-crown" else make_engine(engine, graph, budget)
-    )
-    batch = fitting_batch(graph, _BATCH, budget, graph.num_classes)
+    return ScoreBounds(graph, engine, side, norm, score, method, memory)(x, radius)
 
-    def part(rows: slice) -> Tensor:
-        return _bound(graph, made, x[rows], radius, side, norm, score, method)
 
-    return torch.cat(list(in_chunks(part, len(x), batch)))
+class ScoreBounds:
+    """`score_bound` of one graph, which is known to be the model at the inputs that are given.
+
+    Arguments as of `score_bound`; engines are made once.
+    """
+
+    def __init__(
+        self,
+        graph: Graph,
+        engine: str,
+        side: str,
+        norm: float,
+        score: str,
+        method: str = "crown",
+        memory: float | None = None,
+    ) -> None:
+        self.graph, self._side, self._norm = graph, side, norm
+        self._score, self._method = score, method
+        self._budget = None if memory is None else int(memory * 2**30)
+        self._engine: Engine = (
+            CoupledEngine(graph)
+            if method == "sdp-crown"
+            else make_engine(engine, graph, self._budget)
+        )
+
+    def __call__(self, x: Tensor, radius: float) -> Tensor:
+        """Bounds (B,) on balls of one radius about x (B, ...), in float64 on the graph's device."""
+        graph = self.graph
+        batch = fitting_batch(graph, _BATCH, self._budget, graph.num_classes)
+
+        def part(rows: slice) -> Tensor:
+            return _bound(
+                graph,
+                self._engine,
+                x[rows],
+                radius,
+                self._side,
+                self._norm,
+                self._score,
+                self._method,
+            )
+
+        return torch.cat(list(in_chunks(part, len(x), batch)))
 
 
 @torch.no_grad()

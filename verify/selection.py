@@ -40,17 +40,17 @@ class Selection:
 
 
 def choose_samples(count: int, wanted: int | None, seed: int) -> Tensor:
-    """Sorted indices of `wanted` test samples, drawn by seed alone; all where that is enough."""
-    if wanted is None or wanted >= count:
-        return torch.arange(count)
-    drawn = np.random.default_rng(seed).choice(count, wanted, replace=False)
-    return torch.from_numpy(np.sort(drawn))
+    """Indices of `wanted` of `count` samples in random order, by seed alone; None for all.
+
+    Fewer samples are the first of more: what was verified of ten is a part of forty.
+    """
+    return torch.as_tensor(np.random.default_rng(seed).permutation(count)[:wanted], device="cpu")
 
 
 def select_samples(
     selection: Selection, labels: Tensor, num_classes: int, wanted: int | None, seed: int
 ) -> list[int]:
-    """Sorted indices of the ID test samples that are chosen.
+    """Indices of the ID test samples that are chosen, in the random order they are verified in.
 
     Args:
         selection: which classes, or which samples.
@@ -62,23 +62,23 @@ def select_samples(
     Raises:
         UsageError: for an index or class that there is not, and where nothing is left.
     """
-    among = torch.ones(len(labels), dtype=torch.bool)
+    among = torch.ones(len(labels), dtype=torch.bool, device="cpu")
     if selection.classes is not None:
         _check_range("--classes", selection.classes, num_classes)
-        among &= torch.isin(labels, torch.tensor(selection.classes))
+        among &= torch.isin(labels, torch.tensor(selection.classes, device="cpu"))
         if not among.any():
             raise UsageError(
                 f"--classes: expected classes with test samples, but got {_joined(selection)}"
             )
     if selection.indices is not None:
         _check_range("--indices", selection.indices, len(labels))
-        chosen = torch.zeros_like(among)
-        chosen[torch.tensor(selection.indices)] = True
-        if not (chosen & among).any():
+        chosen, wanted = torch.zeros_like(among), None
+        chosen[torch.tensor(selection.indices, device="cpu")] = True
+        among &= chosen
+        if not among.any():
             raise UsageError(
                 f"--indices: expected samples of --classes {_joined(selection)}, but got none"
             )
-        return (chosen & among).nonzero().squeeze(1).tolist()
     candidates = among.nonzero().squeeze(1)
     return candidates[choose_samples(len(candidates), wanted, seed)].tolist()
 

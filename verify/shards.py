@@ -47,6 +47,7 @@ class ShardStore:
 
     def __init__(self, folder: Path, rank: int = 0) -> None:
         self.folder, self.rank = folder, rank
+        self.settings: dict[str, Any] = {}  # of all rows, once `settle` was called
         self._seen: dict[str, tuple[ShardKey, pd.DataFrame]] = {}
         self._lock: IO[str] | None = None
 
@@ -103,6 +104,7 @@ class ShardStore:
                 )
         elif next(self._files(), None) is not None:
             raise RunError(f"out: expected {path} beside the shards, but got none; {_START_OVER}")
+        self.settings = now
         self._write(path, json.dumps(sealed(now), indent=2) + "\n")
 
     def note(self, name: str) -> dict[str, Any] | None:

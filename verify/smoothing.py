@@ -169,7 +169,7 @@ def _noisy(
         first = block * _BLOCK
         rows = min(stop - first, _BLOCK)  # a shorter draw is the beginning of a longer one
         noise = sample_stream(*key, block).standard_normal((rows, *centre.shape))
-        copies = centre + sigma * torch.from_numpy(noise[max(start - first, 0) :])
+        copies = centre + sigma * torch.as_tensor(noise[max(start - first, 0) :], device="cpu")
         yield copies.to(image.dtype).to(image.device)
 
 
@@ -191,7 +191,8 @@ def _decide(
         [
             counts.estimation.accepted if yes else options.n - counts.estimation.accepted
             for counts, yes in zip(samples, accepting, strict=True)
-        ]
+        ],
+        device="cpu",
     )
     p_lower = clopper_pearson_lower(count, options.n, options.alpha)
     radius = smoothing_radius(p_lower, options.sigma)

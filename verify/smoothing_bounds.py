@@ -30,7 +30,7 @@ def clopper_pearson_lower(count: Tensor, n: int, alpha: float) -> Tensor:
         raise UsageError(f"expected counts from 0 to n = {n}, but got {count.tolist()}")
     k = count.cpu().numpy().astype(np.float64)
     quantile = special.betaincinv(np.maximum(k, 1.0), n - np.maximum(k, 1.0) + 1, alpha)
-    return torch.from_numpy(np.where(k > 0, quantile, 0.0)).to(count.device)
+    return torch.as_tensor(np.where(k > 0, quantile, 0.0), device=count.device)
 
 
 def smoothing_radius(p_lower: Tensor, sigma: float) -> Tensor:

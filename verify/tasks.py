@@ -32,32 +32,47 @@ class Task:
     work: tuple[tuple[int, tuple[int, ...]], ...]
 
 
+def cut(order: Sequence[int], size: int, *, rounded: bool) -> list[tuple[int, ...]]:
+    """The indices in chunks of at most `size`, in their order.
+
+    Without `rounded` all are of that size, but for the last one.
+
+    A row's last bits depend on the others of its chunk. With `rounded` no chunk reaches over a
+    round number of samples (10, 20 … 100, 200 …), so what was verified of so many has the chunks
+    that it has among more of them.
+    """
+    chunks, start = [], 0
+    while start < len(order):
+        stage = 10 ** max(1, len(str(start)) - 1) if rounded else size
+        pieces = math.ceil(stage / size)  # of a stage, as even as may be
+        ends = [start + stage * (k + 1) // pieces for k in range(pieces)]
+        chunks += [tuple(order[a:b]) for a, b in zip([start, *ends], ends, strict=False)]
+        start += stage
+    return [chunk for chunk in chunks if chunk]
+
+
 def plan_tasks(
-    wanted: Mapping[str, Sequence[int]],
+    chunks: Mapping[str, Sequence[Sequence[int]]],
     pending: Mapping[tuple[int, str], Set[int]],
-    chunk: int,
     limit: int | None = None,
 ) -> list[Task]:
-    """Tasks for all that is pending, in the order of `wanted`.
+    """Tasks for all that is pending, in the order of `chunks`.
 
-    Chunks are cut from `wanted`, not from what is pending, so that a run that was killed goes on
+    Chunks are of all that is wanted, not of what is pending, so that a run that was killed goes on
     with the chunks it would have had.
 
     Args:
-        wanted: for each set of samples its indices, ascending.
+        chunks: for each set of samples its indices, cut.
         pending: for each run's number and set what the run lacks.
-        chunk: samples of a task, at most.
         limit: samples in all tasks together, at most.
     """
     left = math.inf if limit is None else limit
     numbers = sorted({number for number, _ in pending})
     tasks = []
-    for part, indices in wanted.items():
+    for part, cuts in chunks.items():
         lacking = {n: pending.get((n, part), frozenset()) for n in numbers}
-        for start in range(0, len(indices), chunk):
-            members = [
-                i for i in indices[start : start + chunk] if any(i in s for s in lacking.values())
-            ]
+        for chunk in cuts:
+            members = [i for i in chunk if any(i in s for s in lacking.values())]
             members = members[: int(min(left, len(members)))]
             if not members:
                 continue

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from greg_cert.errors import UnsupportedModelError, UsageError
-from greg_cert.inference import evaluation_copy
+from greg_cert.inference import device_of, evaluation_copy
 from greg_cert.verify.agreement import check_agreement
 from greg_cert.verify.build import GraphBuilder
 from greg_cert.verify.channel_calls import divided
@@ -74,9 +74,10 @@ def trace_model(
         raise UnsupportedModelError(
             f"cannot trace {type(model).__name__} to a static graph: {error}"
         ) from error
-    device = next(iter(twin.parameters()), torch.empty(0)).device
+    device = device_of(twin)
     generator = torch.Generator().manual_seed(0)
-    probe = torch.rand(_PROBES, *input_shape, generator=generator, dtype=torch.float64).to(device)
+    shape = (_PROBES, *input_shape)
+    probe = torch.rand(shape, generator=generator, dtype=torch.float64, device="cpu").to(device)
     with torch.no_grad():
         graph = _Translation(traced, probe, whole_pools).run()
     for node in graph.nodes:
@@ -89,8 +90,8 @@ def trace_model(
             )
     # Outside [0, 1] too, because balls are not clipped. A large network takes seconds a point, and
     # is compared again at the samples themselves.
-    count = 5 if multiplications(graph) <= _LARGE else 2
-    x = torch.randn(count, *input_shape, generator=generator, dtype=torch.float64).to(device)
+    shape = (5 if multiplications(graph) <= _LARGE else 2, *input_shape)
+    x = torch.randn(shape, generator=generator, dtype=torch.float64, device="cpu").to(device)
     for inputs in (x, x.sigmoid()):
         check_agreement(lambda x: twin(x.clone()), graph, inputs, "random inputs")
     return graph

@@ -53,6 +53,7 @@ def evaluate(
             help="List the detectors with their options and sources, and stop.",
         ),
     ] = False,
+    device: screen.Device = None,
     set_: screen.Set = None,
     json: screen.Json = False,
     quiet: screen.Quiet = False,
@@ -71,6 +72,7 @@ def evaluate(
     """
     screen.speak(json=json, quiet=quiet)
     from greg_cert.detectors import DETECTORS, parse_detector
+    from greg_cert.devices import find_device
     from greg_cert.errors import UsageError
     from greg_cert.evaluation.evaluator import Evaluator
     from greg_cert.evaluation.seeds import evaluated, over_seeds
@@ -78,6 +80,7 @@ def evaluate(
     from greg_cert.scores import SCORES
     from greg_cert.subjects import common_data, open_subject, unique_names
 
+    where = find_device(device or "auto")
     subjects = [open_subject(path, set_ or ()) for path in runs]
     if not 0 < tpr <= 1:
         raise UsageError(f"--tpr: expected a share in (0, 1], but got {tpr}")
@@ -94,7 +97,7 @@ def evaluate(
         splits = common_data([first, subject], splits) if splits else common_data([subject])
         data[key] = (first, splits)
         with screen.bar(f"evaluate {name}") as tell:
-            evaluator = Evaluator(subject, splits, tpr=tpr, save=save, observer=tell)
+            evaluator = Evaluator(subject, splits, tpr=tpr, save=save, observer=tell, device=where)
             rows += [evaluated(evaluator, subject, name, spec) for spec in asked.values()]
         if evaluator.unsaved:
             screen.note(evaluator.unsaved)

@@ -39,6 +39,7 @@ def predict(
     tpr: Annotated[
         float | None, typer.Option(help="Share of the calibration split to accept.")
     ] = None,
+    device: screen.Device = None,
     json: screen.Json = False,
     quiet: screen.Quiet = False,
 ) -> None:
@@ -55,6 +56,7 @@ def predict(
     import torch
 
     from greg_cert.cli.settings import verify_settings
+    from greg_cert.devices import find_device
     from greg_cert.errors import EngineError
     from greg_cert.evaluation.decision import decision_of
     from greg_cert.subjects import open_subject
@@ -71,8 +73,10 @@ def predict(
         until_share=until_share,
         budget=budget,
         seconds_per_sample=seconds_per_sample,
+        device=device,
     )
-    model = subject.load_model()  # which sees to what the manifest must tell
+    where = find_device(settings.device)
+    model = subject.load_model().to(where)  # which sees to what the manifest must tell
     sizes = subject.manifest["model"]
     crop = getattr(subject.config.data.id, "crop", 1.0)
     pixels = torch.cat(
@@ -80,7 +84,7 @@ def predict(
     )
     with screen.bar("predict") as tell:
         tell(0, 2, "threshold from the calibration split")
-        decision = decision_of(subject, settings.tpr)
+        decision = decision_of(subject, settings.tpr, where)
         tell(1, 2, "certify and attack")
         with warnings.catch_warnings():  # said below, image by image
             warnings.simplefilter("ignore", ContradictionWarning)

@@ -29,6 +29,10 @@ Json = Annotated[
 Quiet = Annotated[
     bool, typer.Option("--quiet", "-q", help="Print errors alone; with --json, that object too.")
 ]
+Device = Annotated[
+    str | None,
+    typer.Option(help="auto (a CUDA device where there is one), cpu, cuda or cuda:N."),
+]
 Set = Annotated[
     list[str] | None,
     typer.Option(

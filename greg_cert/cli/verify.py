@@ -99,6 +99,7 @@ def verify(
     restart: Annotated[
         bool, typer.Option("--restart", help="Drop earlier results in the folder.")
     ] = False,
+    device: screen.Device = None,
     set_: screen.Set = None,
     json: screen.Json = False,
     quiet: screen.Quiet = False,
@@ -154,6 +155,7 @@ def verify(
         auc_radii=None if auc_radii is None else auc_radii.split(","),
         smoothing_sigma=sigma,
         smoothing_n=smoothing_n,
+        device=device,
     )
     folder = runs[0] if runs[0].is_dir() else runs[0].with_suffix("")
     verify_and_report(
@@ -215,8 +217,8 @@ def verify_and_report(
         screen.out(_ood_table(done))
     if not done.complete:
         screen.plain(
-            f"incomplete: {done.samples} of {done.wanted} samples are finished; "
-            "the same command goes on"
+            f"incomplete: {done.samples} of {done.wanted} samples are finished, of each set a "
+            "random part; the same command goes on"
         )
     if done.audit is not None:
         screen.plain(

@@ -14,6 +14,7 @@ from pydantic import (
 )
 
 from greg_cert.certify_methods import L2_ONLY, METHODS, chosen_methods
+from greg_cert.devices import check_device
 from greg_cert.errors import UsageError
 from greg_cert.section import Section
 
@@ -48,6 +49,8 @@ class VerifyConfig(Section):
         smoothing_sigma: Noise of the method `smoothing`, in raw pixels.
         smoothing_n: Its noisy copies of each sample.
         smoothing_alpha: How likely, at most, what it says of one sample is false.
+        device: Where networks run: `auto` (a CUDA device where there is one), `cpu`, `cuda` or
+            `cuda:N`.
     """
 
     samples: PositiveInt | None = 500
@@ -70,6 +73,7 @@ class VerifyConfig(Section):
     smoothing_sigma: PositiveFloat = 0.25
     smoothing_n: PositiveInt = 10_000
     smoothing_alpha: Annotated[float, Field(gt=0, lt=1)] = 0.001
+    device: str = "auto"
 
     @field_validator("norm", mode="before")
     @classmethod
@@ -90,6 +94,14 @@ class VerifyConfig(Section):
         except UsageError as error:
             raise ValueError(str(error)) from error
         return names[0] if len(names) == 1 else tuple(names)
+
+    @field_validator("device")
+    @classmethod
+    def _device(cls, value: str) -> str:
+        try:
+            return check_device(value)
+        except UsageError as error:
+            raise ValueError(str(error)) from error
 
     @model_validator(mode="after")
     def _correct_is_about_labels(self) -> Self:

@@ -7,7 +7,7 @@ import warnings
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from greg_cert.digests import check_seal, sealed, tell_unchecked
 from greg_cert.errors import DamagedFileWarning, RunError
@@ -15,6 +15,9 @@ from greg_cert.evaluation.evaluator import Evaluator
 from greg_cert.files import write_atomic
 from greg_cert.records import package_versions
 from greg_cert.subjects import Subject, common_data
+
+if TYPE_CHECKING:
+    import torch
 
 _FILE = "decision.json"
 
@@ -44,11 +47,16 @@ class Decision:
         return str(label) if self.classes is None else self.classes[label]
 
 
-def decision_of(subject: Subject, tpr: float) -> Decision:
+def decision_of(subject: Subject, tpr: float, device: torch.device | None = None) -> Decision:
     """γ of a run's own score, from its calibration split.
 
     It is kept in the run folder, and read from there while weights, data and versions are the same
     and the file is as it was written.
+
+    Args:
+        subject: the run.
+        tpr: share of the calibration split to accept.
+        device: where its model is run; None: where it is loaded.
 
     Raises:
         RunError: where the data changed since training, or cannot be read.
@@ -69,7 +77,7 @@ def decision_of(subject: Subject, tpr: float) -> Decision:
     if kept is not None:
         return kept
     splits = common_data([subject])
-    evaluator = Evaluator(subject, splits, tpr=tpr)
+    evaluator = Evaluator(subject, splits, tpr=tpr, device=device)
     decision = Decision(
         score=subject.config.score,
         tpr=tpr,

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
@@ -24,6 +25,7 @@ from greg_cert.detectors import (
     build_detector,
     parse_detector,
 )
+from greg_cert.devices import find_device
 from greg_cert.errors import RunError, UsageError
 from greg_cert.evaluation.store import ScoreStore
 from greg_cert.inference import logits_of
@@ -122,6 +124,7 @@ class Evaluator:
         scores: folder of saved scores; by default `scores` in the run folder, and none otherwise.
         save: whether scores are read from there and written.
         groups: `near` or `far` of OOD sets by name, on top of what the data say.
+        device: where the model is run; by default where a module is, and the CPU for all else.
         observer: called with (done, of, what comes next) between parts of the data.
 
     Attributes:
@@ -143,6 +146,7 @@ class Evaluator:
         save: bool = True,
         groups: Mapping[str, Group] | None = None,
         observer: Observer | None = None,
+        device: torch.device | str | None = None,
     ) -> None:
         self.subject: Subject | None = None
         self._must_save = True
@@ -157,6 +161,9 @@ class Evaluator:
             if scores is None and self.subject.path.is_dir():
                 scores = self.subject.path / "scores"
                 self._must_save = False
+        if device is not None:
+            where = find_device(device) if isinstance(device, str) else device
+            self.model = self.model.to(where)
         self.data = self._own_data() if data is None else data
         self.score = score or (self.subject.config.score if self.subject else "energy")
         score_of(self.score)

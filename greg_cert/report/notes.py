@@ -101,6 +101,8 @@ def _unfinished(results: Results) -> str:
     wanted = results.summary.wanted
     of = "an unknown number of" if wanted is None else str(wanted)
     return (
-        f"Unfinished: {done} of {of} samples are verified so far; the {results.samples} that every "
+        f"Unfinished: {done} of {of} samples are verified so far"
+        f"{', a random part of them' if results.summary.order == 'random' else ''}; "
+        f"the {results.samples} that every "
         "run has are shown, and any number may still change."
     )

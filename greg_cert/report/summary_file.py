@@ -209,6 +209,7 @@ class Summary(_Record):
     complete: bool = True
     samples: Count | None = None
     wanted: Count | None = None
+    order: str | None = None
     ood_wanted: dict[str, Count] | None = None
     smoothing: Smoothing | None = None
     correct: bool = False

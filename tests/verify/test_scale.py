@@ -15,15 +15,17 @@ import pytest
 import torch
 from tiny_runs import SETTINGS, start_ranks, start_verify, train_pair
 
-import greg_cert.verify.chunk as chunk_module
-import greg_cert.verify.job as job_module
 from greg_cert.data import load_data
 from greg_cert.errors import RunError, UsageError
 from greg_cert.picture_file import PICTURES, read_pictures
 from greg_cert.records import RunFolder, write_manifest
 from greg_cert.report import load_results, summary_table
+from greg_cert.report.notes import notes_of
 from greg_cert.verify import attack_radius
 from greg_cert.verify.certificates import Certificates
+from greg_cert.verify.certifier import Certifier
+from greg_cert.verify.certify import PreparedCertify
+from greg_cert.verify.chunk import ChunkCertifier
 from greg_cert.verify.job import Tick
 from greg_cert.verify.runs import verify_runs
 from greg_cert.verify.selection import Selection
@@ -146,6 +148,7 @@ def test_limits_lead_to_the_same_rows_and_partial_results_can_be_reported(
     assert found["ood_wanted"] == {"uniform": 5, "gaussian": 5}
     assert "gaussian" not in found["runs"]["fast"]["ood_side"]  # nothing of it is finished
     assert load_results(out).samples == 8
+    assert "8 of 12 samples are verified so far, a random part" in notes_of(load_results(out))[0]
     assert summary_table(load_results(out)) is not None
     assert step(time_budget=0) == (8, False)
     assert step(selection=Selection(limit=8)) == (16, False)
@@ -156,6 +159,49 @@ def test_limits_lead_to_the_same_rows_and_partial_results_can_be_reported(
     rows = pd.concat(tables(out))
     assert ticks[-1].found == sum((rows["run"] == "fast") & (rows["status"] == "certified"))
     same(out, whole)
+
+
+def test_a_pilot_grows_to_what_all_at_once_gives_and_is_built_once(
+    pair: list[RunFolder], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """To the bit, at a round number of samples: they are the chunks of the larger run."""
+    certify, build = ChunkCertifier.certify, Certifier.__init__
+    chunks: list[list[int]] = []
+    built: list[Any] = []
+
+    def counted(self: ChunkCertifier, images: Any, indices: torch.Tensor) -> pd.DataFrame:
+        chunks.append(indices.tolist())
+        return certify(self, images, indices)
+
+    def noted(self: Certifier, model: Any, graph: Any, *given: Any) -> None:
+        built.extend([] if graph is None else [graph])  # those of pictures bound nothing
+        build(self, model, graph, *given)
+
+    monkeypatch.setattr(ChunkCertifier, "certify", counted)
+    monkeypatch.setattr(Certifier, "__init__", noted)
+    settings = SETTINGS.model_copy(update={"side": "both", "ood_samples": 1, "batch": None})
+
+    def verify(folder: str, samples: int, sides: int = 2) -> list[int]:
+        changed = settings.model_copy(update={"samples": samples})
+        chunks.clear()
+        built.clear()
+        assert verify_runs(pair[1:], changed, tmp_path / folder).complete
+        assert len(built) == sides  # however many chunks and sets
+        return [i for chunk in chunks for i in chunk]
+
+    pilot = verify("grown", 10)
+    assert len(pilot) == 12
+    rows = tables(tmp_path / "grown")[0]
+    assert pilot[:10] != sorted(pilot[:10])  # a random order
+    grown = verify("grown", 24, sides=1)
+    assert len(grown) == 14
+    assert not set(grown) & set(pilot[:10])
+    assert len(verify("once", 24)) == 26
+    assert [len(chunk) for chunk in chunks] == [10, 10, 4, 1, 1]
+    same(tmp_path / "grown", tmp_path / "once")
+    kept = tables(tmp_path / "grown")[0]
+    kept = kept[kept["index"].isin(rows["index"])].reset_index(drop=True)
+    pd.testing.assert_frame_equal(kept, rows, check_exact=True)
 
 
 def test_rows_are_paired_where_one_run_is_ahead(pair: list[RunFolder], tmp_path: Path) -> None:
@@ -281,31 +327,31 @@ def test_other_settings_in_the_same_folder_are_refused_until_a_restart(
 def test_the_audit_finds_a_boastful_certificate_in_finished_results(
     pair: list[RunFolder], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    honest, lies = chunk_module.certify, list[int]()
+    honest, lies = PreparedCertify.__call__, list[int]()
 
-    def boastful(*args: Any, **kwargs: Any) -> Certificates:
-        found = honest(*args, **kwargs)
+    def boastful(self: PreparedCertify, *args: Any, **kwargs: Any) -> Certificates:
+        found = honest(self, *args, **kwargs)
         values = {n: getattr(found, n) for n in Certificates.__dataclass_fields__}
         radius = found.radius_certified.clone()
         at = int(torch.where(found.radius_attack < 1, radius, 0.0).argmax())
-        lies.append(at)  # one of them, just past the attack
+        lies.append(int(kwargs["indices"][at]))  # one of them, just past the attack
         radius[at] = 1.02 * found.radius_attack[at]
         hidden = torch.full_like(radius, torch.inf)
         return Certificates(**{**values, "radius_certified": radius, "radius_attack": hidden})
 
     settings = SETTINGS.model_copy(update={"samples": 4})
     with monkeypatch.context() as patched:
-        patched.setattr(chunk_module, "certify", boastful)
+        patched.setattr(PreparedCertify, "__call__", boastful)
         assert verify_runs(pair[1:], settings, tmp_path).violations == 0
 
     def never(*args: Any) -> pd.DataFrame:
         raise AssertionError("certified again")
 
-    monkeypatch.setattr(job_module, "certify_chunk", never)
+    monkeypatch.setattr(ChunkCertifier, "certify", never)
     ticks: list[Tick] = []
     done = verify_runs(pair[1:], settings, tmp_path, audit=True, progress=ticks.append)
     (run,) = done.runs
-    lie = int(run.frame["index"].iloc[lies[0]])
+    (lie,) = lies
     assert (done.violations, run.summary["violations"]) == (1, 1)
     assert done.worst is not None
     assert (done.worst["run"], done.worst["part"], done.worst["index"]) == ("fast", "id", lie)

@@ -18,7 +18,7 @@ from greg_cert.verify.selection import (
     parse_seconds,
     select_samples,
 )
-from greg_cert.verify.tasks import Task, chunk_size, plan_tasks
+from greg_cert.verify.tasks import Task, chunk_size, cut, plan_tasks
 
 LABELS = torch.arange(100) % 10
 
@@ -28,15 +28,27 @@ def select(wanted: int | None = None, seed: int = 0, **choice: Any) -> list[int]
 
 
 def test_indices_are_taken_as_they_are_and_classes_before_the_draw() -> None:
-    assert select(indices=(99, 3, 3)) == [3, 99]
-    assert select(indices=(3, 13, 14), classes=(3,)) == [3, 13]
+    assert sorted(select(indices=(99, 3, 3), wanted=1)) == [3, 99]
+    assert sorted(select(indices=(3, 13, 14), classes=(3,))) == [3, 13]
     of_class = select(classes=(3, 7))
-    assert of_class == [i for i in range(100) if i % 10 in (3, 7)]
+    assert sorted(of_class) == [i for i in range(100) if i % 10 in (3, 7)]
     drawn = select(wanted=6, seed=1, classes=(3, 7))
-    assert len(drawn) == 6
+    assert len(set(drawn)) == 6
     assert set(drawn) < set(of_class)
-    assert drawn == sorted(drawn) == select(wanted=6, seed=1, classes=(3, 7))
+    assert drawn == select(wanted=6, seed=1, classes=(3, 7))
     assert select(wanted=12, seed=5) == choose_samples(100, 12, 5).tolist()
+
+
+def test_fewer_samples_are_the_first_of_more_in_an_order_that_no_sorting_can_bias() -> None:
+    for choice in ({}, {"classes": (3, 7)}):
+        everything = select(seed=2, **choice)
+        for wanted in (1, 4, 15):
+            assert select(wanted=wanted, seed=2, **choice) == everything[:wanted]
+    # A set sorted by class: a tenth of it has samples of all parts of it.
+    order = choose_samples(10_000, 1000, 0)
+    share = torch.bincount(order // 1000, minlength=10) / 1000
+    assert (share - 0.1).abs().max() < 0.03  # three standard deviations
+    assert order.tolist() != sorted(order.tolist())
 
 
 @pytest.mark.parametrize(
@@ -74,21 +86,36 @@ def test_times() -> None:
 
 
 def test_tasks_hold_what_is_pending_once_and_are_cut_alike_after_a_kill() -> None:
-    wanted = {"id": [1, 3, 5, 7, 9], "ood/a": [0, 2]}
-    fresh = {(run, part): set(i) for run in (0, 1) for part, i in wanted.items()}
-    tasks = plan_tasks(wanted, fresh, 2)
+    wanted = {"id": [(1, 3), (5, 7), (9,)], "ood/a": [(0, 2)]}
+    fresh = {(run, part): set(sum(i, ())) for run in (0, 1) for part, i in wanted.items()}
+    tasks = plan_tasks(wanted, fresh)
     assert tasks[0] == Task("id", ((0, (1, 3)), (1, (1, 3))))
     assert [t.part for t in tasks] == ["id", "id", "id", "ood/a"]
     # Killed after run 0 had done the first chunk: the others are as before.
     killed = {**fresh, (0, "id"): {5, 7, 9}}
-    again = plan_tasks(wanted, killed, 2)
+    again = plan_tasks(wanted, killed)
     assert again == [Task("id", ((1, (1, 3)),)), *tasks[1:]]
-    assert plan_tasks(wanted, {}, 2) == []
-    limited = plan_tasks(wanted, killed, 2, limit=3)
+    assert plan_tasks(wanted, {}) == []
+    limited = plan_tasks(wanted, killed, limit=3)
     assert limited == [again[0], Task("id", ((0, (5,)), (1, (5,))))]
-    assert plan_tasks(wanted, {(0, "id"): set(), (1, "ood/a"): {2}}, 4, limit=1) == [
+    assert plan_tasks(wanted, {(0, "id"): set(), (1, "ood/a"): {2}}, limit=1) == [
         Task("ood/a", ((1, (2,)),))
     ]
+
+
+@pytest.mark.parametrize("size", [1, 3, 7, 10, 32, 64])
+def test_what_was_verified_of_a_round_number_has_the_chunks_it_has_among_more(size: int) -> None:
+    order = choose_samples(2345, None, 0).tolist()
+    chunks = cut(order, size, rounded=True)
+    assert sum(chunks, ()) == tuple(order)
+    assert max(map(len, chunks)) <= size
+    for count in (10, 20, 40, 90, 100, 300, 900, 1000, 2000):
+        few = cut(order[:count], size, rounded=True)
+        assert few == chunks[: len(few)]
+    assert len(chunks) <= 1.3 * 2345 / size + 60  # not much smaller than they may be
+    few, more = (cut(order[: n * size], size, rounded=False) for n in (3, 8))
+    assert few == more[:3]
+    assert {len(chunk) for chunk in more} == {size}
 
 
 def test_a_larger_network_has_smaller_chunks() -> None:

@@ -95,7 +95,8 @@ class Prices:
         """Where the iteration begins, (B, R, V, *input shape); the same for all samples."""
         shape = mask.shape[1:]
         generator = torch.Generator().manual_seed(node)
-        noise = torch.rand(_VECTORS, *shape, generator=generator, dtype=torch.float64)
+        size = (_VECTORS, *shape)
+        noise = torch.rand(size, generator=generator, dtype=torch.float64, device="cpu")
         noise[1:] -= 0.5
         noise = noise[: shape.numel()]
         return noise.to(mask).expand(*rows, *noise.shape)

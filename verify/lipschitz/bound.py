@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from greg_cert.errors import UsageError
+from greg_cert.inference import device_of
 from greg_cert.scores import SCORES
 from greg_cert.verify.adjoint_interval import adjoint_boxes
 from greg_cert.verify.agreement import check_agreement
@@ -65,7 +66,7 @@ def lipschitz_bound(
         UsageError: for a value out of range.
         UnsupportedModelError: for a layer that cannot be bounded soundly.
     """
-    x = check_inputs(inputs)
+    x = check_inputs(inputs).to(device_of(model))
     check_norm(norm)
     several = isinstance(radius, Sequence)
     values = list(radius) if isinstance(radius, Sequence) else [radius]
@@ -84,7 +85,7 @@ def lipschitz_bound(
     if not several:
         return columns[0]
     found = torch.stack(columns, 1)  # (B, R)
-    order = torch.tensor(values).argsort(stable=True, descending=True)
+    order = torch.tensor(values, device=x.device).argsort(stable=True, descending=True)
     found[:, order] = found[:, order].cummin(1).values
     return found
 

@@ -122,7 +122,7 @@ def steepest_slope(op: Activation | Smooth) -> float:
     """Largest |σ'| over the whole line, at most this; inf for a function that jumps."""
     if isinstance(op, Activation):
         return max(1.0, abs(op.least_slope))
-    low = torch.tensor([-_FAR], dtype=torch.float64)
+    low = torch.tensor([-_FAR], dtype=torch.float64, device="cpu")
     if crosses_jump(op.kind, low, -low).any():
         return math.inf
     smallest, largest = slope_range(op.kind, low, -low)

@@ -91,7 +91,7 @@ def global_lipschitz_radius(
     forward, twin = ForwardError(graph, dtype), evaluation_copy(model, dtype)
 
     def part(rows: slice) -> Tensor:
-        x = check_inputs(inputs[rows]).to(inputs.dtype)
+        x = check_inputs(inputs[rows]).to(graph.device, inputs.dtype)
         logits, off = forward(x)
         theirs = twin(x.to(dtype, copy=True)).double()
         apart = (theirs - logits).abs().amax(1)

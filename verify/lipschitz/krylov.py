@@ -26,7 +26,8 @@ def largest_eigenvalue_estimate(
         steps: applications.
     """
     generator = torch.Generator().manual_seed(0)
-    vector = torch.randn(batch, size, generator=generator, dtype=torch.float64).to(like)
+    vector = torch.randn(batch, size, generator=generator, dtype=torch.float64, device="cpu")
+    vector = vector.to(like)
     vector = vector / vector.norm(dim=1, keepdim=True)
     before, length = torch.zeros_like(vector), vector.new_zeros(batch, 1)
     diagonal, beside = [], []
