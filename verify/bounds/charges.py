@@ -12,6 +12,8 @@ some ‖E‖₂ ≤ γ_{n+1}·trace A.
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -128,14 +130,14 @@ class ProvenPrices:
         scale = scale if share is None else scale * torch.rsqrt(share)
         scale = scale.expand(*charge.shape[:2], *mask.shape[1:])
         rows = [
-            torch.stack([largest_eigenvalue(op, c, s) for c, s in zip(*pair, strict=True)])
+            [largest_eigenvalue(op, c, s) for c, s in zip(*pair, strict=True)]
             for pair in zip(charge.sqrt(), scale, strict=True)
         ]
-        return torch.stack(rows)
+        return torch.tensor(rows, dtype=charge.dtype, device=charge.device)
 
 
-def largest_eigenvalue(op: Conv | Linear, rows: Tensor, columns: Tensor) -> Tensor:
-    """A proven upper bound (scalar) of ‖diag(rows)·W·diag(columns)‖₂².
+def largest_eigenvalue(op: Conv | Linear, rows: Tensor, columns: Tensor) -> float:
+    """A proven upper bound of ‖diag(rows)·W·diag(columns)‖₂².
 
     Args:
         op: the layer.
@@ -146,12 +148,12 @@ def largest_eigenvalue(op: Conv | Linear, rows: Tensor, columns: Tensor) -> Tens
     rows, columns = rows.reshape(conv.output_shape), columns.reshape(conv.input_shape)
     band = Band.of(conv)
     if not band.fits:
-        return rows.new_tensor(torch.inf)
+        return math.inf
     gram = gram_band(conv, band, rows, columns)
     diagonal = gram[:, 0]
     size, trace = len(gram), float(diagonal.sum())
     if trace == 0.0 or not bool(gram.isfinite().all()):
-        return rows.new_tensor(trace if trace == 0.0 else torch.inf)
+        return trace if trace == 0.0 else math.inf
     largest = float(diagonal.max())  # by which the iteration is about numbers near 1
 
     def apply(v: Tensor) -> Tensor:
@@ -168,8 +170,8 @@ def largest_eigenvalue(op: Conv | Linear, rows: Tensor, columns: Tensor) -> Tens
     for margin in _MARGINS:
         level = estimate * (1 + margin)
         if is_positive(gram, level):
-            return rows.new_tensor(level + lost * (size * level + 2 * trace))
-    return rows.new_tensor(trace * (1 + lost * size))
+            return level + lost * (size * level + 2 * trace)
+    return trace * (1 + lost * size)
 
 
 def _shaped(numbers: Tensor, like: Tensor) -> Tensor:
