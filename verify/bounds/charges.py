@@ -3,7 +3,7 @@
 For an affine layer z = W·u + b, Δzᵀ diag(D) Δz ≤ τ·Δuᵀ diag(S) Δu for every change Δu that is zero
 where m is, whenever τ ≥ ‖D^½ W diag(m) S^-½‖₂², m of 0 and 1. The search takes τ from power
 iteration, which is from below; a proof takes a Cholesky factorisation of τ·I − M that runs to its
-end, M the smaller Gram matrix.
+end, M the Gram matrix with the cheaper band.
 
 Source: for the rounding of the factorisation, Rump, "Verification of positive definiteness",
 BIT Numerical Mathematics 46, 2006: if it runs to its end on A, then A + E is positive definite for
@@ -125,7 +125,7 @@ class ProvenPrices:
     def __call__(
         self, node: int, op: Conv | Linear, charge: Tensor, mask: Tensor, share: Tensor | None
     ) -> Tensor:
-        """As `Prices.__call__`, but an upper bound of the true price."""
+        """As `Prices.__call__`, but an upper bound of the true price, from the CPU."""
         scale = mask.unsqueeze(1)
         scale = scale if share is None else scale * torch.rsqrt(share)
         scale = scale.expand(*charge.shape[:2], *mask.shape[1:])
