@@ -87,6 +87,7 @@ RECIPES = {
     "cifar_maxmin_lip0.03": Recipe("cifar10", "cnn", "maxmin", 0.03, 13000, 14),
     "cifar_relu_lip0.01": Recipe("cifar10", "cnn", "relu", 0.01, 13000, 14),
     "resnet18w16_lip0.01": Recipe("cifar10", "resnet18", "relu", 0.01, 9000, 8),
+    "resnet18w16_lip0.002": Recipe("cifar10", "resnet18", "relu", 0.002, 9000, 8),
     "resnet18w16": Recipe("cifar10", "resnet18", "relu", 0.0, 9000, 8),
 }
 
