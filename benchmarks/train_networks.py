@@ -4,7 +4,8 @@ Run: python benchmarks/train_networks.py [NAME …] --data DATA --out OUT
 NAME is a key of `RECIPES`, by default all of them in turn; DATA is the folder of `mnist.npz`,
 `cifar10-jpeg.tar.xz` and `tinyimagenet32-jpeg.tar.xz`. Each writes OUT/NAME.safetensors and, last,
 OUT/NAME.json: recipe, accuracy, AUROC, versions and CPU seconds on one thread. `load(NAME, OUT)`
-gives the network back. A network whose JSON is there already is left as it is.
+gives the network back. A network whose JSON is there already is left as it is, and one that was
+interrupted goes on after its last epoch.
 
 Loss: cross-entropy + 0.1·(energy margin loss) + λ_L·L̄, with λ_L rising over the first two epochs.
 L̄ is max_i‖w_i‖ of the head times the norms of what stands before it, a product over layers and
@@ -31,6 +32,7 @@ from torch import Tensor, nn
 from greg_cert.data import DataSplits, load_data
 from greg_cert.data.schema import DataConfig
 from greg_cert.evaluation import evaluate_model
+from greg_cert.files import atomic_path
 from greg_cert.models.base import Classifier
 from greg_cert.models.resnet import BasicBlock, resnet18_body
 from greg_cert.records import environment
@@ -87,6 +89,7 @@ RECIPES = {
     "cifar_maxmin_lip0.03": Recipe("cifar10", "cnn", "maxmin", 0.03, 13000, 14),
     "cifar_relu_lip0.01": Recipe("cifar10", "cnn", "relu", 0.01, 13000, 14),
     "resnet18w16_lip0.01": Recipe("cifar10", "resnet18", "relu", 0.01, 9000, 8),
+    "resnet18w16_lip0.002": Recipe("cifar10", "resnet18", "relu", 0.002, 9000, 8),
     "resnet18w16": Recipe("cifar10", "resnet18", "relu", 0.0, 9000, 8),
 }
 
@@ -216,6 +219,11 @@ class LipschitzConstant:
                 chain = [layer]
         model.train()
 
+    def operators(self) -> list[Operator]:
+        """All of them, in their order."""
+        parts = [f if isinstance(f, tuple) else (f,) for f in self.factors]
+        return [o for part in parts for o in part if isinstance(o, Operator)]
+
     def __call__(self) -> Tensor:
         product = self.head.weight.norm(dim=1).max()
         for factor in self.factors:
@@ -273,8 +281,19 @@ def train(name: str, recipe: Recipe, splits: DataSplits, out: Path, seed: int) -
     optimizer = torch.optim.Adam(model.parameters(), lr=recipe.lr, weight_decay=1e-5)
     steps = len(known) // BATCH * recipe.epochs
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
-    done, value = 0, torch.zeros(())
-    for epoch in range(recipe.epochs):
+    done, value, first = 0, torch.zeros(()), 0
+    kept = out / f"{name}.resume.pt"
+    if kept.exists():
+        state = torch.load(kept, weights_only=True)
+        model.load_state_dict(state["model"])
+        optimizer.load_state_dict(state["optimizer"])
+        schedule.load_state_dict(state["schedule"])
+        generator.set_state(state["generator"])
+        draw._left, first, start = state["left"], state["epoch"], start - state["seconds"]
+        for operator, vector in zip(constant.operators(), state["vectors"], strict=True):
+            operator.vector = vector
+        done = steps // recipe.epochs * first
+    for epoch in range(first, recipe.epochs):
         for chosen in batch_indices(len(known), BATCH, generator):
             x = torch.cat([known.pixels(chosen), outliers.pixels(draw.take(BATCH))])
             flip = recipe.data != "mnist"
@@ -297,6 +316,20 @@ def train(name: str, recipe: Recipe, splits: DataSplits, out: Path, seed: int) -
             done += 1
         print(f"{name}: epoch {epoch + 1}, loss {float(loss):.3f}, L {float(value):.3f}, "
               f"{time.process_time() - start:.0f} CPU s", flush=True)  # fmt: skip
+        with atomic_path(kept) as path:
+            torch.save(
+                {
+                    "model": model.state_dict(),
+                    "optimizer": optimizer.state_dict(),
+                    "schedule": schedule.state_dict(),
+                    "generator": generator.get_state(),
+                    "left": draw._left,
+                    "epoch": epoch + 1,
+                    "seconds": time.process_time() - start,
+                    "vectors": [operator.vector.detach() for operator in constant.operators()],
+                },
+                path,
+            )
     fresh = build(recipe, splits.mean, splits.std)
     fresh.load_state_dict(model.state_dict())
     found = evaluate_model(fresh.eval(), splits)
@@ -316,6 +349,7 @@ def train(name: str, recipe: Recipe, splits: DataSplits, out: Path, seed: int) -
     }
     save_file(fresh.state_dict(), out / f"{name}.safetensors")
     (out / f"{name}.json").write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+    kept.unlink(missing_ok=True)
     print(f"{name}: accuracy {found.id_accuracy:.4f}, AUROC {found.mean('auroc'):.4f}, "
           f"of Tiny-ImageNet {found.ood['tinyimagenet']['auroc']:.4f}", flush=True)  # fmt: skip
 

@@ -31,7 +31,7 @@ from greg_cert.scores import energy
 from greg_cert.verify import certify
 
 METHODS = {2.0: "lipschitz,crown-ibp,crown,sdp-crown", math.inf: "crown,alpha-crown,branch"}
-MAX_RADIUS = {2.0: 3.0, math.inf: 0.3}
+MAX_RADIUS = {2.0: 3.0, math.inf: 1.0}
 STEPS, RESTARTS, POLISH = 60, 5, 60  # of the attack
 CALIBRATION = 1000
 
