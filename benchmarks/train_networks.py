@@ -33,6 +33,7 @@ from greg_cert.data import DataSplits, load_data
 from greg_cert.data.schema import DataConfig
 from greg_cert.evaluation import evaluate_model
 from greg_cert.files import atomic_path
+from greg_cert.models import MaxMin
 from greg_cert.models.base import Classifier
 from greg_cert.models.resnet import BasicBlock, resnet18_body
 from greg_cert.records import environment
@@ -94,29 +95,6 @@ RECIPES = {
 }
 
 
-class MaxMin(nn.Module):
-    """Channels i and i + C/2 become their larger and their smaller one, of features alike.
-
-    Written as x + E·ReLU(D·x) with D·x = b − a, E·r = (r, −r): sums and ReLU every tracer knows.
-    """
-
-    def __init__(self, channels: int, spatial: bool) -> None:
-        super().__init__()
-        difference = torch.zeros(channels // 2, channels)
-        for i in range(channels // 2):
-            difference[i, i], difference[i, i + channels // 2] = -1.0, 1.0
-        tail = (1, 1) if spatial else ()
-        self.register_buffer("d", difference.reshape(-1, channels, *tail), persistent=False)
-        self.register_buffer(
-            "e", -difference.T.reshape(channels, -1, *tail).clone(), persistent=False
-        )
-        self.apply_to = F.conv2d if spatial else F.linear
-
-    def forward(self, x: Tensor) -> Tensor:
-        y: Tensor = x + self.apply_to(F.relu(self.apply_to(x, self.d)), self.e)
-        return y
-
-
 def build(recipe: Recipe, mean: Iterable[float], std: Iterable[float]) -> Classifier:
     """The network of a recipe, freshly initialised, from raw pixels to ten logits."""
     size, channels = (28, 1) if recipe.data == "mnist" else (32, 3)
@@ -127,17 +105,17 @@ def build(recipe: Recipe, mean: Iterable[float], std: Iterable[float]) -> Classi
     width = 16 * (1 if recipe.data == "mnist" else 2)
     hidden = 100 if recipe.data == "mnist" else 128
 
-    def act(planes: int, spatial: bool) -> nn.Module:
-        return nn.ReLU() if recipe.activation == "relu" else MaxMin(planes, spatial)
+    def act() -> nn.Module:
+        return nn.ReLU() if recipe.activation == "relu" else MaxMin()
 
     layers = nn.Sequential(
         nn.Conv2d(channels, width, 4, 2, 1),
-        act(width, True),
+        act(),
         nn.Conv2d(width, 2 * width, 4, 2, 1),
-        act(2 * width, True),
+        act(),
         nn.Flatten(),
         nn.Linear(2 * width * (size // 4) ** 2, hidden),
-        act(hidden, False),
+        act(),
     )
     return Classifier(layers, hidden, **sizes)
 
