@@ -35,7 +35,9 @@ def set_batches(images: Images) -> Generator[Tensor, None, None]:
 
 
 def device_of(model: nn.Module) -> torch.device:
-    """Where the model's tensors are; the CPU where it has none."""
+    """Where the model's tensors are; the CPU where it has none, or is no module, as others say."""
+    if not isinstance(model, nn.Module):
+        return torch.device("cpu")
     tensors = itertools.chain(model.parameters(), model.buffers())
     return next((tensor.device for tensor in tensors), torch.device("cpu"))
 
