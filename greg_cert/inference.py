@@ -34,7 +34,7 @@ def set_batches(images: Images) -> Generator[Tensor, None, None]:
             yield from (pixels for _, pixels in ready)
 
 
-def device_of(model: nn.Module) -> torch.device:
+def device_of(model: object) -> torch.device:
     """Where the model's tensors are; the CPU where it has none, or is no module, as others say."""
     if not isinstance(model, nn.Module):
         return torch.device("cpu")

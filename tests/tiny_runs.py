@@ -23,7 +23,7 @@ from greg_cert.records import RunFolder
 from greg_cert.train import fit
 from greg_cert.verify import job
 
-SETTINGS = VerifyConfig(samples=12, engine="native", seed=4, batch=4, ood_samples=5)
+SETTINGS = VerifyConfig(method="crown", samples=12, engine="native", seed=4, batch=4, ood_samples=5)
 
 
 def experiment(name: str, lr: float, **data: Any) -> ExperimentConfig:
