@@ -33,9 +33,8 @@ class RadiusSearch:
         usable = guess.isfinite() & (guess > 0)
         self._guess = torch.where(usable, guess, max_radius / 8).clamp(max=max_radius)
         self.best = torch.zeros_like(guess) if known is None else known.clone()
-        self.best_at = torch.full_like(
-            guess, torch.nan
-        )  # the ε that gave it, where it was found here
+        # The ε that gave the best radius, where it was found here.
+        self.best_at = torch.full_like(guess, torch.nan)
         self._low = torch.zeros_like(guess)  # largest ε whose whole ball was proven
         self._high = torch.full_like(guess, torch.inf)  # smallest ε whose ball was not
         self._ceiling = torch.full_like(guess, torch.inf)  # q there: the optimum is no further

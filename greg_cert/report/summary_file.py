@@ -24,7 +24,7 @@ from pydantic import (
 )
 
 from greg_cert.certificate_counts import STATUSES
-from greg_cert.certify_methods import NO_METHOD, PROOFS, STOPPED_BY, STOPS
+from greg_cert.certify_methods import NO_METHOD, PROOFS, RADIUS_METHOD, STOPPED_BY, STOPS
 from greg_cert.digests import check_seal, tell_unchecked
 from greg_cert.errors import RunError
 
@@ -55,6 +55,9 @@ class GradientRadius(_Record):
     above_attack: Rate | None = None
 
 
+_WORDS = {"status": STATUSES, RADIUS_METHOD: (*PROOFS, NO_METHOD), STOPPED_BY: STOPS}
+
+
 class _Counted(_Record):
     """What is counted of the samples of a run, or of one OOD set."""
 
@@ -64,24 +67,12 @@ class _Counted(_Record):
     radius_method: dict[str, Count] | None = None
     stopped_by: dict[str, Count] | None = None
 
-    @field_validator("status")
-    @classmethod
-    def _one_status_a_sample(
-        cls, value: dict[str, int] | None, info: ValidationInfo
-    ) -> dict[str, int] | None:
-        if unknown := [name for name in value or () if name not in STATUSES]:
-            raise ValueError(f"expected {', '.join(STATUSES)}, but got {unknown[0]!r}")
-        samples = info.data.get("samples")
-        if value is not None and samples not in (None, sum(value.values())):
-            raise ValueError(f"expected {samples} in all, as samples, but got {value}")
-        return value
-
-    @field_validator("radius_method", "stopped_by")
+    @field_validator("status", "radius_method", "stopped_by")
     @classmethod
     def _one_word_a_sample(
         cls, value: dict[str, int] | None, info: ValidationInfo
     ) -> dict[str, int] | None:
-        known = STOPS if info.field_name == STOPPED_BY else (*PROOFS, NO_METHOD)
+        known = _WORDS[str(info.field_name)]
         if unknown := [name for name in value or () if name not in known]:
             raise ValueError(f"expected {', '.join(known)}, but got {unknown[0]!r}")
         samples = info.data.get("samples")

@@ -49,17 +49,6 @@ def setting(name: str) -> tuple[Conv, Tensor, Tensor]:
     return op, rows, columns
 
 
-def sides(op: Conv) -> list[Band]:
-    """Both Gram matrices, whichever has less work."""
-    found = [Band.of(op)]
-    spans = [d * (k - 1) for k, d in zip(op.weight.shape[2:], op.dilation, strict=True)]
-    by_inputs = not found[0].by_inputs
-    shape = op.input_shape if by_inputs else op.output_shape
-    steps = (1, 1) if by_inputs else op.stride
-    reach = [min(s // t, n - 1) for s, t, n in zip(spans, steps, shape[1:], strict=True)]
-    return [*found, Band(by_inputs, shape, (reach[0], reach[1]))]
-
-
 def written_out(op: Conv, band: Band, rows: Tensor, columns: Tensor) -> Tensor:
     """The Gram matrix, coordinates in the order (row, column, channel)."""
     size = math.prod(op.input_shape)
@@ -83,7 +72,7 @@ def unpacked(packed: Tensor) -> Tensor:
 @pytest.mark.parametrize("name", sorted(CASES))
 def test_a_band_is_the_whole_gram_matrix(name: str) -> None:
     op, rows, columns = setting(name)
-    for band in sides(op):
+    for band in Band.both(op):
         gram = written_out(op, band, rows, columns)
         found = gram_band(op, band, rows, columns)
         assert found.shape == (band.size, band.width + 1)
@@ -93,7 +82,7 @@ def test_a_band_is_the_whole_gram_matrix(name: str) -> None:
 @pytest.mark.parametrize("name", sorted(CASES))
 def test_what_is_above_the_largest_eigenvalue_is_proven_and_nothing_below(name: str) -> None:
     op, rows, columns = setting(name)
-    for band in sides(op):
+    for band in Band.both(op):
         largest = float(torch.linalg.eigvalsh(written_out(op, band, rows, columns))[-1])
         packed = gram_band(op, band, rows, columns)
         assert is_positive(packed, largest * (1 + 1e-6))

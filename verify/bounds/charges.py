@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from greg_cert.verify.graph import Conv, Linear
-from greg_cert.verify.lipschitz.band import Band, gram_band, is_positive
+from greg_cert.verify.lipschitz.band import Band, gram_band, level_above
 from greg_cert.verify.lipschitz.krylov import largest_eigenvalue_estimate
 from greg_cert.verify.lipschitz.layers import as_convolution
 
@@ -167,11 +167,10 @@ def largest_eigenvalue(op: Conv | Linear, rows: Tensor, columns: Tensor) -> floa
     # What building the matrix and factorising it may have rounded off.
     terms = op.weight[0].numel() + op.weight[:, 0].numel()
     lost = (4 * terms + size + 8) * eps
-    for margin in _MARGINS:
-        level = estimate * (1 + margin)
-        if is_positive(gram, level):
-            return level + lost * (size * level + 2 * trace)
-    return trace * (1 + lost * size)
+    level = level_above(gram, estimate, _MARGINS)
+    if level == math.inf:
+        return trace * (1 + lost * size)
+    return level + lost * (size * level + 2 * trace)
 
 
 def _shaped(numbers: Tensor, like: Tensor) -> Tensor:

@@ -12,6 +12,7 @@ IMA Journal of Applied Mathematics 13, 1974.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -44,6 +45,11 @@ class Band:
     @classmethod
     def of(cls, op: Conv) -> Band:
         """The cheaper of the two."""
+        return min(cls.both(op), key=lambda band: band.work)
+
+    @classmethod
+    def both(cls, op: Conv) -> list[Band]:
+        """That of the inputs and that of the outputs."""
         spans = [d * (k - 1) for k, d in zip(op.weight.shape[2:], op.dilation, strict=True)]
         found = []
         for by_inputs, shape in ((True, op.input_shape), (False, op.output_shape)):
@@ -53,7 +59,7 @@ class Band:
                 for span, step, size in zip(spans, strides, shape[1:], strict=True)
             ]
             found.append(cls(by_inputs, shape, (reach[0], reach[1])))
-        return min(found, key=lambda band: band.work)
+        return found
 
     @property
     def size(self) -> int:
@@ -154,6 +160,15 @@ def _images(op: Conv, band: Band, rows: Tensor, columns: Tensor) -> Tensor:
         else:
             found.append(op.apply(columns**2 * op.adjoint(probe, op.weight), op.weight))
     return torch.cat(found)
+
+
+def level_above(gram: Tensor, estimate: float, margins: Sequence[float]) -> float:
+    """The first estimate·(1 + margin) that is proven above a band (n, b + 1), else inf.
+
+    Above all its eigenvalues but for what the factorisation rounds off, for which callers allow.
+    """
+    levels = (estimate * (1 + margin) for margin in margins)
+    return next((level for level in levels if is_positive(gram, level)), math.inf)
 
 
 def is_positive(gram: Tensor, level: float) -> bool:

@@ -8,14 +8,21 @@ Source: Rump, "Verification of positive definiteness", BIT 46, 2006.
 from __future__ import annotations
 
 import math
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from greg_cert.verify.graph import Conv
-from greg_cert.verify.lipschitz.band import Band, gram_band, is_positive
+from greg_cert.verify.lipschitz.band import Band, gram_band, level_above
 from greg_cert.verify.lipschitz.krylov import largest_eigenvalue_estimate
-from greg_cert.verify.lipschitz.layers import UNIT, absolute_bound, distinct_groups, sides
+from greg_cert.verify.lipschitz.layers import (
+    UNIT,
+    absolute_bound,
+    distinct_groups,
+    gram_map,
+    sides,
+)
 
 LARGEST_GRAM = 2**24  # entries, of all groups together: a side of 4096
 
@@ -62,21 +69,15 @@ def band_norm(op: Conv) -> float:
     rows, columns = (op.weight.new_ones(shape) for shape in (op.output_shape, op.input_shape))
     gram = gram_band(op, band, rows, columns)
 
-    def apply(v: Tensor) -> Tensor:
-        return op.adjoint(op.apply(v.unflatten(1, op.input_shape), op.weight), op.weight).flatten(1)
-
-    inputs = columns.numel()
-    found = largest_eigenvalue_estimate(apply, inputs, gram, batch=1, steps=_STEPS)
-    estimate = max(float(found), float(gram[:, 0].max()))
-    for share in (*_SHARES, *_COARSE):
-        level = estimate * (1 + share)
-        if is_positive(gram, level):
-            unit = (band.size + 2) * UNIT
-            lost = 2 * UNIT + band.size * unit / (1 - unit)
-            return math.sqrt(level * (1 + lost) + _error(op, band.by_inputs) + _UNDERFLOW) * (
-                1 + 2 * UNIT
-            )
-    return math.inf
+    below = largest_eigenvalue_estimate(
+        partial(gram_map, op), columns.numel(), gram, batch=1, steps=_STEPS
+    )
+    estimate = max(float(below), float(gram[:, 0].max()))
+    level = level_above(gram, estimate, (*_SHARES, *_COARSE))
+    unit = (band.size + 2) * UNIT
+    lost = 2 * UNIT + band.size * unit / (1 - unit)
+    square = level * (1 + lost) + _error(op, band.by_inputs) + _UNDERFLOW
+    return math.sqrt(square) * (1 + 2 * UNIT)
 
 
 def _error(op: Conv, by_inputs: bool) -> float:

@@ -63,6 +63,12 @@ def scaled(op: Conv, exponent: int) -> Conv:
     return replace(op, weight=op.weight * 2.0 ** max(-1000, min(1000, exponent)))
 
 
+def gram_map(op: Conv, v: Tensor) -> Tensor:
+    """WᵀW·v of vectors v (B, inputs)."""
+    image = op.apply(v.unflatten(1, op.input_shape), op.weight)
+    return op.adjoint(image, op.weight).flatten(1)
+
+
 def unscaled(value: float, exponent: int) -> float:
     """A value divided by 2^exponent, rounded up."""
     exponent = max(-1000, min(1000, exponent))

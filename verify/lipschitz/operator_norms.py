@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Callable
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -23,6 +24,7 @@ from greg_cert.verify.lipschitz.layers import (
     absolute_bound,
     absolute_sums,
     as_convolution,
+    gram_map,
     largest,
     scaled,
     unscaled,
@@ -123,12 +125,8 @@ def norm_from_below(op: Conv | Linear) -> float:
         return size
     exponent = -math.frexp(size)[1]
     op = scaled(op, exponent)
-
-    def apply(v: Tensor) -> Tensor:
-        return op.adjoint(op.apply(v.unflatten(1, op.input_shape), op.weight), op.weight).flatten(1)
-
     found = largest_eigenvalue_estimate(
-        apply, math.prod(op.input_shape), op.weight, batch=_STARTS, steps=_STEPS
+        partial(gram_map, op), math.prod(op.input_shape), op.weight, batch=_STARTS, steps=_STEPS
     )
     return unscaled(math.sqrt(float(found.amax())), exponent)
 

@@ -150,17 +150,6 @@ class BestRadius:
 
         return sorted(self.stages, key=rank)  # which leaves equals as they are
 
-    def __call__(
-        self,
-        x: Tensor,
-        logits: Tensor,
-        goal: Goal,
-        first_order: Tensor,
-        known: Tensor | None = None,
-    ) -> Tensor:
-        """Radii (B,) within which `goal` is proven to hold; arguments as of `LinearRadius`."""
-        return self.climb(x, logits, goal, first_order, known).radii
-
     def enough(self, attacked: Tensor) -> Tensor:
         """Radii (B,) that are enough beside attacks at these (B,); NaN where none was made."""
         share = self._effort.until_share * attacked

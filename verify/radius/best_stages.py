@@ -7,8 +7,6 @@ from dataclasses import replace
 import torch
 
 from greg_cert.verify.ball import can_cut
-from greg_cert.verify.bounds.ball_boxes import layer_norms
-from greg_cert.verify.bounds.coupled_engine import CoupledEngine
 from greg_cert.verify.branch import split_nodes
 from greg_cert.verify.engine import Engine
 from greg_cert.verify.goals import Goal
@@ -19,6 +17,7 @@ from greg_cert.verify.options import CertifyOptions
 from greg_cert.verify.radius import prices
 from greg_cert.verify.radius.best import BestRadius, Stage
 from greg_cert.verify.radius.coupled import CoupledRadius
+from greg_cert.verify.radius.sdp_crown import ball_radius
 
 _COARSE = 0.04  # tolerance of a search that cuts follow
 _ROUND_STEPS = 8  # gradient steps of one ball with one multiplier a layer
@@ -107,7 +106,7 @@ def _linear(
 
 def _coupled(graph: Graph, draft: Graph, max_radius: float, options: CertifyOptions) -> list[Stage]:
     """Bounds that know an ℓ2 ball: a multiplier a neuron if one row decides, else one a layer."""
-    effort, norms = options.coupled, layer_norms(graph)
+    effort = options.coupled
     neurons = Stage(
         "sdp-crown",
         prices.steps(effort.rounds * effort.steps),
@@ -115,16 +114,7 @@ def _coupled(graph: Graph, draft: Graph, max_radius: float, options: CertifyOpti
         _is_one_row,
     )
     ladder = replace(options.ladder("sdp-crown"), onwards=True)
-    balls = LinearRadius(
-        graph,
-        draft,
-        CoupledEngine(graph, norms),
-        "sdp-crown",
-        2.0,
-        max_radius,
-        ladder,
-        scouts=lambda graph, memory: CoupledEngine(graph, norms),
-    )
+    balls = ball_radius(graph, draft, max_radius, ladder)
     price = prices.steps(ladder.rounds * _ROUND_STEPS)
     return [neurons, Stage("sdp-crown", price, balls, lambda goal: not _is_one_row(goal))]
 

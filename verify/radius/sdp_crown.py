@@ -15,6 +15,21 @@ from greg_cert.verify.linear_radius import Ladder, LinearRadius
 from greg_cert.verify.radius.coupled import CoupledEffort, CoupledRadius
 
 
+def ball_radius(graph: Graph, draft: Graph, max_radius: float, ladder: Ladder) -> LinearRadius:
+    """Proven ℓ2 radii by one multiplier a layer, for any goal."""
+    norms = layer_norms(graph)  # those of the draft would be found anew, and only scout
+    return LinearRadius(
+        graph,
+        draft,
+        CoupledEngine(graph, norms),
+        "sdp-crown",
+        2.0,
+        max_radius,
+        ladder,
+        scouts=lambda graph, memory: CoupledEngine(graph, norms),
+    )
+
+
 class SdpCrownRadius:
     """Proven ℓ2 radii of one graph by coupled bounds.
 
@@ -33,17 +48,7 @@ class SdpCrownRadius:
     ) -> None:
         if norm != 2.0:
             raise UsageError(L2_ONLY)
-        norms = layer_norms(graph)  # those of the draft would be found anew, and only scout
-        self._balls = LinearRadius(
-            graph,
-            draft,
-            CoupledEngine(graph, norms),
-            "sdp-crown",
-            norm,
-            max_radius,
-            ladder,
-            scouts=lambda graph, memory: CoupledEngine(graph, norms),
-        )
+        self._balls = ball_radius(graph, draft, max_radius, ladder)
         self._neurons = CoupledRadius(graph, draft, max_radius, effort)
 
     def __call__(
