@@ -29,6 +29,7 @@ from greg_cert.devices import device_title, find_device
 from greg_cert.errors import ConfigError, UsageError
 from greg_cert.evaluation import Evaluator
 from greg_cert.evaluation.decision import Decision
+from greg_cert.records import RunFolder
 from greg_cert.train import fit
 from greg_cert.verify import (
     attack_radius,
@@ -38,10 +39,10 @@ from greg_cert.verify import (
     chunk,
     gradient_norm,
     lipschitz_bound,
+    relax_smooth,
     score_bound,
 )
 from greg_cert.verify.attack import AttackPlan, AttackResult, smallest_attack
-from greg_cert.verify.bounds import coupled_engine
 from greg_cert.verify.certificates import Certificates
 from greg_cert.verify.chunk import Harder
 from greg_cert.verify.clever import CleverOptions
@@ -79,7 +80,7 @@ class Mixed(nn.Module):
         self.bend = nn.GELU() if smooth else nn.ReLU()
         self.first, self.norm = nn.Conv2d(1, 2, 3, padding=1), nn.BatchNorm2d(2)
         self.second, self.pool = nn.Conv2d(2, 2, 1), nn.AvgPool2d(2)
-        self.hidden, self.head = nn.Linear(16, 4), nn.Linear(4, 3)
+        self.hidden, self.head = nn.Linear(4, 4), nn.Linear(4, 3)
 
     def forward(self, x: Tensor) -> Tensor:
         z = torch.relu(self.norm(self.first(2 * x - 0.5)))
@@ -93,10 +94,11 @@ class Mixed(nn.Module):
 def short(monkeypatch: pytest.MonkeyPatch) -> None:
     """What is tested is where things are computed: a step of each kind is enough."""
     monkeypatch.setattr(certifier, "STEPS", 2)
-    monkeypatch.setattr(certifier, "RESTARTS", 1)
+    monkeypatch.setattr(certifier, "RESTARTS", 2)
     monkeypatch.setattr(chord, "_STEPS", 3)
-    monkeypatch.setattr(coupled_engine, "_STEPS", 1)
-    monkeypatch.setattr(greg_cert.verify.runs, "Harder", lambda: Harder(2, 1))
+    monkeypatch.setattr(relax_smooth, "_TOUCH_STEPS", 1)
+    monkeypatch.setattr(relax_smooth, "_PEAK_STEPS", 2)
+    monkeypatch.setattr(greg_cert.verify.runs, "Harder", lambda: Harder(2, 2))
     monkeypatch.setattr(chunk, "CertifyOptions", lambda **o: CertifyOptions(**{**o, **SHORT}))
     monkeypatch.setattr(
         greg_cert.verify.judge, "certify", lambda *given, **o: certify(*given, **{**o, **SHORT})
@@ -108,8 +110,14 @@ def short(monkeypatch: pytest.MonkeyPatch) -> None:
 def hasty_attack(
     score: ScoreFunction, x: Tensor, radius: float, plan: AttackPlan, names: Tensor
 ) -> AttackResult:
-    hasty = replace(plan, steps=2, restarts=1, polish=1, rounds=1)
+    hasty = replace(plan, steps=2, restarts=2, polish=1, rounds=1)
     return smallest_attack(score, x, radius, hasty, names)
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
+    config = experiment("one", 0.1)
+    return fit(config, load_data(config.data), tmp_path_factory.mktemp("run"))
 
 
 @pytest.fixture(
@@ -133,7 +141,7 @@ def device(request: pytest.FixtureRequest) -> Iterator[torch.device]:
 def problem(smooth: bool = True) -> tuple[nn.Module, Tensor, float]:
     """A model on the CPU, samples, and a threshold that accepts some of them."""
     torch.manual_seed(0)
-    model, x = Mixed(smooth).eval().requires_grad_(False), torch.rand(3, 1, 4, 4)
+    model, x = Mixed(smooth).eval().requires_grad_(False), torch.rand(3, 1, 2, 2)
     return model, x, float(-model(x).logsumexp(1).sort().values[1])
 
 
@@ -213,14 +221,14 @@ def test_single_images_and_the_look_at_a_model_are_too(device: torch.device) -> 
     model, x, gamma = problem()
     settings = VerifyConfig(method="crown-ibp", max_radius=0.2, cuts=0)
     decision = Decision("energy", 0.95, gamma, 3, 3, None)
-    expected, norms = judge(model, x[:1], decision, settings), diagnose(model, (1, 4, 4)).layers
+    expected, norms = judge(model, x[:1], decision, settings), diagnose(model, (1, 2, 2)).layers
     model = model.to(device)
     for one, other in zip(judge(model, x[:1], decision, settings), expected, strict=True):
         assert one.radius_certified == pytest.approx(other.radius_certified, rel=1e-4)
         assert one.radius_attack == pytest.approx(other.radius_attack, rel=1e-2)
         assert (one.accepted, one.label) == (other.accepted, other.label)
         assert one.attacked is None or one.attacked.device.type == "cpu"
-    for layer, before in zip(diagnose(model, (1, 4, 4)).layers, norms, strict=True):
+    for layer, before in zip(diagnose(model, (1, 2, 2)).layers, norms, strict=True):
         assert layer.norm is None or layer.norm == pytest.approx(before.norm)
 
 
@@ -229,9 +237,9 @@ def test_detectors_are_fitted_and_scored_on_any_device(
     device: torch.device, detector: str | None
 ) -> None:
     model, _, _ = problem()
-    x, y = torch.rand(60, 1, 4, 4), torch.arange(60) % 3
+    x, y = torch.rand(60, 1, 2, 2), torch.arange(60) % 3
     data = splits_from_tensors(
-        (x[:40], y[:40]), (x[40:], y[40:]), {"noise": torch.rand(9, 1, 4, 4)}
+        (x[:40], y[:40]), (x[40:], y[40:]), {"noise": torch.rand(9, 1, 2, 2)}
     )
     expected = Evaluator(model, data).eval_ood(detector)
     evaluator = Evaluator(model, data, device=device)
@@ -241,20 +249,18 @@ def test_detectors_are_fitted_and_scored_on_any_device(
 
 
 def test_a_whole_verification_is_too(
-    device: torch.device, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    run: RunFolder, device: torch.device, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    config = experiment("one", 0.1)
-    run = fit(config, load_data(config.data), tmp_path / "run")
     changed = {"samples": 2, "ood_samples": 1, "side": "both", "auc_radii": (0.1,), "batch": None}
     settings = SETTINGS.model_copy(update={**changed, "correct": True, "method": "crown-ibp"})
     expected = greg_cert.verify.runs.verify_runs([run], settings, tmp_path / "cpu", audit=True)
-    monkeypatch.setattr(greg_cert.verify.runs, "find_device", lambda name: device)
-    found = greg_cert.verify.runs.verify_runs([run], settings, tmp_path / "there", audit=True)
+    with monkeypatch.context() as patched:
+        patched.setattr(greg_cert.verify.runs, "find_device", lambda name: device)
+        found = greg_cert.verify.runs.verify_runs([run], settings, tmp_path / "there", audit=True)
     for name in ("frame", "ood_frame", "ood_scores"):
         same(getattr(found.runs[0], name), getattr(expected.runs[0], name), device)
     assert {path.name for path in found.files} == {path.name for path in expected.files}
     # The rows of one device go on where those of another ended, and all of them are named.
-    monkeypatch.undo()
     more = settings.model_copy(update={"samples": 3})
     greg_cert.verify.runs.verify_runs([run], more, tmp_path / "there")
     told = json.loads((tmp_path / "there" / "summary.json").read_text())
@@ -305,9 +311,9 @@ def test_a_device_is_found_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without")
-def test_a_gpu_that_is_not_there_is_one_line_before_anything_is_done(tmp_path: Path) -> None:
-    config = experiment("one", 0.1)
-    run = fit(config, load_data(config.data), tmp_path / "run")
+def test_a_gpu_that_is_not_there_is_one_line_before_anything_is_done(
+    run: RunFolder, tmp_path: Path
+) -> None:
     for command in (["verify"], ["predict", str(tmp_path / "x.png")], ["evaluate"]):
         arguments = [command[0], str(run.path), *command[1:], "--device"]
         for name, said in (("cuda", "no CUDA device is to be had"), ("tpu", "cuda or cuda:N")):
