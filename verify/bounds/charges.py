@@ -142,7 +142,7 @@ class ProvenPrices:
             found = charge.new_tensor([largest_eigenvalue(op, *pair) for pair in pairs])
         else:
             found = _dense_eigenvalues(op, matrix, rows.flatten(1), columns.flatten(1))
-        return found.unflatten(0, charge.shape[:2])
+        return torch.unflatten(found, 0, charge.shape[:2])
 
 
 def _dense_eigenvalues(op: Conv | Linear, matrix: Tensor, rows: Tensor, columns: Tensor) -> Tensor:

@@ -8,6 +8,7 @@ float32 with prices from below; one pass in float64 with proven prices gives the
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -93,7 +94,7 @@ class CoupledRadius:
             guess = torch.maximum(guess, known)
         usable = guess.isfinite() & (guess > 0)
         ball = torch.where(usable, guess, self._max_radius / 8).clamp(max=self._max_radius)
-        search = _Search(self._draft, self._scouts, self._charged, x, logits, goal)
+        search = Search(self._draft, self._scouts, self._charged, x, logits, goal)
         ball = search.run(ball, self._max_radius, self._effort)
         radii = torch.zeros_like(ball)
         open_ = (search.reached > 0).nonzero().squeeze(1)
@@ -111,20 +112,45 @@ class CoupledRadius:
     @torch.no_grad()
     def _prove(self, x: Tensor, radii: Tensor, goal: Goal, found: Variables) -> Tensor:
         """Reach (B,) of the bound that these variables give, in float64."""
-        variables = {key: values.double() for key, values in found.items()}
         moved = self._boxes(x, radii)
         boxes = {i: moved[self._graph.nodes[i].inputs[0]].box for i in self._graph.activations}
         terms = absolute_terms(self._graph, boxes, x, radii)
-        rows, constant = lower_rows(goal, _weights(variables[WEIGHTS], goal))
-        bound = bound_rows(self._graph, moved, rows, variables, ProvenPrices(), terms)
-        value, slope = value_and_slope(bound, x)
-        gap = value + constant - allowance(value, goal)
-        sure = torch.stack([_finite(m) for m in moved]).all(0)
-        reach = torch.where(sure, _reach(gap, slope, bound.curvature).squeeze(1), 0.0)
+        gap, slope, bound = proven_gap(self._graph, x, moved, goal, found, terms)
+        reach = reach_of(gap, slope, bound.curvature).squeeze(1)
         return torch.where(goal.level == -torch.inf, torch.inf, reach)
 
 
-class _Search:
+@torch.no_grad()
+def proven_gap(
+    graph: Graph,
+    x: Tensor,
+    moved: Sequence[Moved],
+    goal: Goal,
+    found: Variables,
+    terms: Mapping[int, Tensor],
+) -> tuple[Tensor, Tensor, RowBound]:
+    """As `Search.gap`, in float64 with proven prices and rounding allowed for.
+
+    The gap is 0 where a box is not finite, so that nothing follows.
+
+    Args:
+        graph: in float64.
+        x: (B, ...) centres of the balls.
+        moved: of every node.
+        goal: one that a row decides.
+        found: variables of a search, and its prices.
+        terms: as of `bound_rows`.
+    """
+    variables = {key: values.double() for key, values in found.items()}
+    rows, constant = lower_rows(goal, weights_of(variables[WEIGHTS], goal))
+    bound = bound_rows(graph, moved, rows, variables, ProvenPrices(), terms)
+    value, slope = value_and_slope(bound, x)
+    gap = value + constant - allowance(value, goal)
+    sure = torch.stack([all_finite(m) for m in moved]).all(0).unsqueeze(1)
+    return torch.where(sure, gap, 0.0), slope, bound
+
+
+class Search:
     """The state of a search: variables and prices of a batch, in float32."""
 
     def __init__(
@@ -140,13 +166,13 @@ class _Search:
         self._x, self._goal = x.to(graph.dtype), goal.to(graph.dtype)
         self._logits = logits.to(graph.dtype)
         self.reached = torch.zeros_like(x.flatten(1)[:, 0])
-        self._prices = Prices()
+        self.prices = Prices()
         self.ascent = Ascent({})
 
     def run(self, ball: Tensor, max_radius: float, effort: CoupledEffort) -> Tensor:
         """The balls (B,) to be proven, after `effort`."""
         ball = ball.clone()
-        self.ascent = Ascent(self._begin(ball))
+        self.ascent = Ascent(self.begin(ball))
         members = torch.arange(len(ball), device=ball.device)
         # A longer search takes smaller steps.
         full = min(1.0, math.sqrt(_FULL_STEPS / max(effort.rounds * effort.steps, 1)))
@@ -156,7 +182,7 @@ class _Search:
             rates = [share * (1.0 - 0.9 * k / effort.steps if last else 1.0)
                      for k in range(effort.steps)]  # fmt: skip
             tried, before = ball[members], self.reached[members]
-            reach = self._climb(members, tried, rates)
+            reach = self.climb(members, tried, rates)
             self.reached[members] = reach
             step = (reach / tried).clamp(_LEAST_STEP, _LARGEST_STEP)
             ball[members] = (tried * step).clamp(max=max_radius)
@@ -170,27 +196,27 @@ class _Search:
     def _settled(self, ball: Tensor) -> Tensor:
         """The balls, drawn back to where the bound ends once prices are taken more exactly."""
         everyone = torch.arange(len(ball), device=ball.device)
-        prices = self._prices.of(everyone)
+        prices = self.prices.of(everyone)
         prices.steps = _SETTLING
         with torch.no_grad():
-            gap, slope, bound = self._gap(everyone, self._boxes(self._x, ball), self.found, prices)
-            reach = _reach(gap, slope, bound.curvature).squeeze(1).double()
+            gap, slope, bound = self.gap(everyone, self._boxes(self._x, ball), self.found, prices)
+            reach = reach_of(gap, slope, bound.curvature).squeeze(1).double()
         self.reached = reach
         return torch.where(reach < ball, (ball * reach).sqrt(), ball)
 
     @property
     def found(self) -> Variables:
         """The variables, with what the search took for the prices."""
-        prices: Variables = {("price", i): tau for i, tau in self._prices.last.items()}
+        prices: Variables = {("price", i): tau for i, tau in self.prices.last.items()}
         return {**self.ascent.variables, **prices}
 
-    def _begin(self, ball: Tensor) -> Variables:
+    def begin(self, ball: Tensor) -> Variables:
         """CROWN's slopes, softmax weights, and charges from the best balls, added up downwards."""
         moved = self._boxes(self._x, ball)
         goal = self._goal
         weights = goal.shifted(self._logits)
         weights = weights.log_softmax(2) if goal.soft else (8 * weights).log_softmax(2)
-        rows, _ = lower_rows(goal, _weights(weights, goal))
+        rows, _ = lower_rows(goal, weights_of(weights, goal))
         variables = first_variables(self._graph, moved, 1)
         balls = bisect_balls(self._graph, moved, rows, variables, _FIRST_CHARGE)
         if not self._charged:
@@ -204,38 +230,67 @@ class _Search:
         variables[WEIGHTS] = weights
         return variables
 
-    def _climb(self, members: Tensor, ball: Tensor, rates: list[float]) -> Tensor:
+    def climb(self, members: Tensor, ball: Tensor, rates: list[float]) -> Tensor:
         """Reach (B,) after a step of each of these rates, on balls of one radius each."""
         everyone = len(members) == len(self._x)
         ascent = self.ascent if everyone else self.ascent.of(members)
-        prices = self._prices if everyone else self._prices.of(members)
-        moved, radii = self._boxes(self._x[members], ball), ball.to(self._x.dtype).unsqueeze(1)
+        prices = self.prices if everyone else self.prices.of(members)
+        reach = self.ascend(
+            members, self._boxes(self._x[members], ball), ball, ascent, prices, rates
+        )
+        if not everyone:
+            self.ascent.put(members, ascent)
+            self.prices.put(members, prices)
+        return reach
+
+    def ascend(
+        self,
+        members: Tensor,
+        moved: Sequence[Moved],
+        ball: Tensor,
+        ascent: Ascent,
+        prices: Prices,
+        rates: list[float],
+    ) -> Tensor:
+        """As `climb`, on sets that lie in balls of samples, from variables of their own.
+
+        Args:
+            members: (P,) the sample that each set is about.
+            moved: of every node, over the sets.
+            ball: (P,) radii.
+            ascent: of the sets; changed in place.
+            prices: of the sets; changed in place.
+            rates: of the steps.
+        """
+        radii = ball.to(self._x.dtype).unsqueeze(1)
 
         def objective(variables: Variables) -> Tensor:
-            gap, slope, bound = self._gap(members, moved, variables, prices)
+            gap, slope, bound = self.gap(members, moved, variables, prices)
             with torch.no_grad():
-                at = _reach(gap, slope, bound.curvature)
+                at = reach_of(gap, slope, bound.curvature)
                 at = torch.minimum(torch.maximum(at, radii / 2), radii)
             return gap - at * slope - at**2 / 2 * bound.curvature
 
         ascent.climb(objective, rates)
         with torch.no_grad():
-            gap, slope, bound = self._gap(members, moved, ascent.variables, prices)
-        if not everyone:
-            self.ascent.put(members, ascent)
-            self._prices.put(members, prices)
-        return _reach(gap, slope, bound.curvature).squeeze(1).double()
+            gap, slope, bound = self.gap(members, moved, ascent.variables, prices)
+        return reach_of(gap, slope, bound.curvature).squeeze(1).double()
 
-    def _gap(
-        self, members: Tensor, moved: list[Moved], variables: Variables, prices: Prices
+    def gap(
+        self,
+        members: Tensor,
+        moved: Sequence[Moved],
+        variables: Variables,
+        prices: Prices,
+        costs: dict[int, Tensor] | None = None,
     ) -> tuple[Tensor, Tensor, RowBound]:
         """Margin (B, 1) at the centres by the bound, the norm of its slope, and the bound."""
         goal = self._goal.of(members)
-        p = _weights(variables[WEIGHTS], goal)
+        p = weights_of(variables[WEIGHTS], goal)
         rows, constant = goal.rows(p), -goal.level.unsqueeze(1)
         if goal.soft:
             constant = constant + entropy(p)
-        bound = bound_rows(self._graph, moved, rows, variables, prices)
+        bound = bound_rows(self._graph, moved, rows, variables, prices, costs=costs)
         value, slope = value_and_slope(bound, self._x[members])
         return value + constant, slope, bound
 
@@ -328,12 +383,12 @@ def _reads_input(graph: Graph, i: int) -> bool:
     return True
 
 
-def _weights(logarithms: Tensor, goal: Goal) -> Tensor:
+def weights_of(logarithms: Tensor, goal: Goal) -> Tensor:
     """Weights p (B, 1, K) on the simplex of the goal's members."""
     return torch.where(goal.members, logarithms, -torch.inf).softmax(2)
 
 
-def _reach(gap: Tensor, slope: Tensor, curvature: Tensor) -> Tensor:
+def reach_of(gap: Tensor, slope: Tensor, curvature: Tensor) -> Tensor:
     """The largest r with slope·r + ½·curvature·r² ≤ gap; 0 where the gap is not positive."""
     gap = gap.clamp_min(0.0)
     # Written so that nothing cancels; a flat bound reaches anywhere.
@@ -342,6 +397,7 @@ def _reach(gap: Tensor, slope: Tensor, curvature: Tensor) -> Tensor:
     return found.nan_to_num(nan=0.0, posinf=torch.finfo(gap.dtype).max)
 
 
-def _finite(moved: Moved) -> Tensor:
+def all_finite(moved: Moved) -> Tensor:
+    """Whether (B,) all of a box is."""
     low, high = moved.box
     return (low.isfinite() & high.isfinite()).flatten(1).all(1)
