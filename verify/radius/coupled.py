@@ -55,10 +55,13 @@ class CoupledEffort:
     Attributes:
         rounds: balls tried.
         steps: gradient steps on each.
+        splits: how often a larger ball is split by the signs of neurons afterwards, where one row
+            decides and CROWN's boxes cost little.
     """
 
     rounds: int = 12
     steps: int = 20
+    splits: int = 0
 
 
 class CoupledRadius:
@@ -301,9 +304,13 @@ class Boxes:
     def __init__(self, graph: Graph, norms: dict[int, float] | None = None) -> None:
         self.norms = layer_norms(graph) if norms is None else norms
         self._graph = graph
+        self._crown = NativeEngine(graph) if self.cheap(graph) else None
+
+    @staticmethod
+    def cheap(graph: Graph) -> bool:
+        """Whether CROWN's boxes cost little."""
         neurons = sum(math.prod(graph.nodes[i].shape) for i in graph.activations)
-        widest = max(math.prod(node.shape) for node in graph.nodes)
-        self._crown = NativeEngine(graph) if neurons * widest <= _CROWN else None
+        return neurons * max(math.prod(node.shape) for node in graph.nodes) <= _CROWN
 
     def __call__(self, x: Tensor, radii: Tensor) -> list[Moved]:
         """One `Moved` a node, for balls of `radii` (B,) about x (B, ...)."""
