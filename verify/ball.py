@@ -103,7 +103,7 @@ def _improve(
     return relaxation, improve_weights(relaxation, goal, p, steps) if steps else p
 
 
-def best_row(relaxation: NativeRelaxation, goal: Goal, p: Tensor) -> tuple[Tensor, Tensor]:
+def best_row(relaxation: Relaxation, goal: Goal, p: Tensor) -> tuple[Tensor, Tensor]:
     """The row (B, K) and constant (B,) that leave the largest margin, with rounding allowed for.
 
     row·f + constant is below zero for every violation in the region.

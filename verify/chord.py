@@ -31,7 +31,7 @@ def separate_reach(relaxation: Relaxation, goal: Goal, cap: Tensor) -> Tensor:
 
     Zero where the bounds fail at once. Found by bisection.
     """
-    upper, slope = _upper_lines(relaxation, goal)
+    upper, slope = upper_lines(relaxation, goal)
     slack = allowance(upper.nan_to_num(neginf=0.0), goal).amax(1)
 
     def holds(r: Tensor) -> Tensor:
@@ -95,7 +95,7 @@ def chord_rows(relaxation: Relaxation, goal: Goal) -> tuple[Tensor, Tensor]:
     return goal.rows(weights), goal.level.unsqueeze(1) + constant
 
 
-def _upper_lines(relaxation: Relaxation, goal: Goal) -> tuple[Tensor, Tensor]:
+def upper_lines(relaxation: Relaxation, goal: Goal) -> tuple[Tensor, Tensor]:
     """Upper bounds (B, K) of each z_j at the centre, −inf where there is none, and their slopes."""
     value, slope = relaxation.linear(goal.rows(-_unit_weights(goal)))
     members = goal.members.squeeze(1)

@@ -43,6 +43,11 @@ class Goal:
     members: Tensor
     level: Tensor
 
+    @property
+    def one_row(self) -> bool:
+        """Whether any one row of the logits that stays above its level is enough."""
+        return self.above and self.shift.shape[1] == 1
+
     def of(self, samples: Tensor) -> Goal:
         """The goal for some samples."""
         return Goal(

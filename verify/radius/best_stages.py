@@ -18,6 +18,7 @@ from greg_cert.verify.radius import prices
 from greg_cert.verify.radius.best import BestRadius, Stage
 from greg_cert.verify.radius.coupled import Boxes, CoupledRadius
 from greg_cert.verify.radius.coupled_parts import CoupledParts, PartsEffort
+from greg_cert.verify.radius.coupled_rows import CoupledRows
 from greg_cert.verify.radius.sdp_crown import ball_radius
 
 _COARSE = 0.04  # tolerance of a search that cuts follow
@@ -106,7 +107,7 @@ def _linear(
 
 
 def _coupled(graph: Graph, draft: Graph, max_radius: float, options: CertifyOptions) -> list[Stage]:
-    """Bounds that know an ℓ2 ball: a multiplier a neuron if one row decides, else one a layer.
+    """Bounds that know an ℓ2 ball: a multiplier a neuron, after one a layer for several rows.
 
     Where CROWN's boxes are at hand, balls are split by signs too.
     """
@@ -128,12 +129,19 @@ def _coupled(graph: Graph, draft: Graph, max_radius: float, options: CertifyOpti
     ladder = replace(options.ladder("sdp-crown"), onwards=True)
     balls = ball_radius(graph, draft, max_radius, ladder)
     price = prices.steps(ladder.rounds * _ROUND_STEPS)
-    layers = Stage("sdp-crown", price, balls, lambda goal: not _is_one_row(goal))
-    return [neurons, layers, *([split] if Boxes.cheap(graph) and split_nodes(graph) else [])]
+    layers = Stage("sdp-crown", price, balls, _has_rows)
+    price = prices.rows(effort.rounds, effort.steps)
+    rows = CoupledRows(graph, draft, max_radius, effort)
+    each = Stage("sdp-crown", price, rows, _has_rows, after=layers)
+    return [neurons, layers, each, *([split] if Boxes.cheap(graph) and split_nodes(graph) else [])]
 
 
 def _is_one_row(goal: Goal) -> bool:
-    return goal.above and goal.shift.shape[1] == 1
+    return goal.one_row
+
+
+def _has_rows(goal: Goal) -> bool:
+    return not goal.one_row
 
 
 def _any(goal: Goal) -> bool:

@@ -82,6 +82,7 @@ class CoupledRadius:
         goal: Goal,
         first_order: Tensor,
         known: Tensor | None = None,
+        most: Tensor | None = None,
     ) -> Tensor:
         """Radii (B,) within which `goal` is proven to hold.
 
@@ -91,14 +92,17 @@ class CoupledRadius:
             goal: what to prove; it has to stay above its level, and be one log-sum-exp or maximum.
             first_order: (B,) a guess of the radius.
             known: (B,) radii proven before, where to begin.
+            most: (B,) radii beyond which none is of use.
         """
+        if most is None:
+            most = torch.full_like(first_order, self._max_radius)
         guess = first_order * _GUESS
         if known is not None:
             guess = torch.maximum(guess, known)
         usable = guess.isfinite() & (guess > 0)
-        ball = torch.where(usable, guess, self._max_radius / 8).clamp(max=self._max_radius)
+        ball = torch.minimum(torch.where(usable, guess, self._max_radius / 8), most)
         search = Search(self._draft, self._scouts, self._charged, x, logits, goal)
-        ball = search.run(ball, self._max_radius, self._effort)
+        ball = search.run(ball, most, self._effort)
         radii = torch.zeros_like(ball)
         open_ = (search.reached > 0).nonzero().squeeze(1)
         for share in _SHARES:
@@ -172,8 +176,8 @@ class Search:
         self.prices = Prices()
         self.ascent = Ascent({})
 
-    def run(self, ball: Tensor, max_radius: float, effort: CoupledEffort) -> Tensor:
-        """The balls (B,) to be proven, after `effort`."""
+    def run(self, ball: Tensor, most: Tensor, effort: CoupledEffort) -> Tensor:
+        """The balls (B,) to be proven, at most `most` (B,), after `effort`."""
         ball = ball.clone()
         self.ascent = Ascent(self.begin(ball))
         members = torch.arange(len(ball), device=ball.device)
@@ -188,8 +192,9 @@ class Search:
             reach = self.climb(members, tried, rates)
             self.reached[members] = reach
             step = (reach / tried).clamp(_LEAST_STEP, _LARGEST_STEP)
-            ball[members] = (tried * step).clamp(max=max_radius)
-            capped = (tried >= max_radius) & (reach >= max_radius)
+            cap = most[members]
+            ball[members] = torch.minimum(tried * step, cap)
+            capped = (tried >= cap) & (reach >= cap)
             still = ((reach / tried - 1).abs() < _DONE) & ((reach - before).abs() < _DONE * tried)
             members = members[~(capped | still)]
             if len(members) == 0:

@@ -16,6 +16,7 @@ from greg_cert.verify.graph import NONLINEAR, Graph
 
 _ROW = 0.4  # passes of a row that is walked back through the whole network, among many others
 _STEP = 15.0  # passes of one gradient step of a coupled bound, for each row of the logits
+_OTHERS = 3  # rounds of a row that only has to reach as far as another
 _PART = 1.0  # relaxations for each part that may be open: parts share bounds, most are closed soon
 _OPEN = 1.2  # parts that are open on the average where each is bounded by coupled bounds
 
@@ -60,6 +61,11 @@ def parts(graph: Graph, rounds: int, domains: int) -> Price:
 def steps(count: int) -> Price:
     """Of so many gradient steps of a coupled bound."""
     return Price(0.0, _STEP * count)
+
+
+def rows(rounds: int, steps: int) -> Price:
+    """Of a search of one row, and of the others up to where it came."""
+    return Price(_STEP * (rounds - _OTHERS) * steps, _STEP * _OTHERS * steps)
 
 
 def coupled_parts(graph: Graph, balls: int, steps: int, splits: int, part_steps: int) -> Price:

@@ -1,4 +1,4 @@
-"""The method `sdp-crown`: one multiplier a layer, then one a neuron where one row decides."""
+"""The method `sdp-crown`: one multiplier a layer, then one a neuron, then balls that are split."""
 
 from __future__ import annotations
 
@@ -12,8 +12,9 @@ from greg_cert.verify.bounds.coupled_engine import CoupledEngine
 from greg_cert.verify.goals import Goal
 from greg_cert.verify.graph import Graph
 from greg_cert.verify.linear_radius import Ladder, LinearRadius
-from greg_cert.verify.radius.coupled import Boxes, CoupledEffort, CoupledRadius
+from greg_cert.verify.radius.coupled import Boxes, CoupledEffort
 from greg_cert.verify.radius.coupled_parts import CoupledParts, PartsEffort
+from greg_cert.verify.radius.coupled_rows import CoupledRows
 
 
 def ball_radius(graph: Graph, draft: Graph, max_radius: float, ladder: Ladder) -> LinearRadius:
@@ -50,7 +51,7 @@ class SdpCrownRadius:
         if norm != 2.0:
             raise UsageError(L2_ONLY)
         self._balls = ball_radius(graph, draft, max_radius, ladder)
-        self._neurons = CoupledRadius(graph, draft, max_radius, effort)
+        self._neurons = CoupledRows(graph, draft, max_radius, effort)
         self._parts: CoupledParts | None = None
         if effort.splits and Boxes.cheap(graph):
             parts = PartsEffort(splits=effort.splits)
@@ -66,9 +67,8 @@ class SdpCrownRadius:
     ) -> Tensor:
         """Radii (B,) within which `goal` is proven to hold; arguments as of `LinearRadius`."""
         radii = self._balls(x, logits, goal, first_order, known)
-        if goal.above and goal.shift.shape[1] == 1:
-            start = radii if known is None else torch.maximum(radii, known)
-            radii = torch.maximum(radii, self._neurons(x, logits, goal, first_order, start))
-            if self._parts is not None:
-                radii = self._parts(x, logits, goal, first_order, radii)
+        known = radii if known is None else torch.maximum(radii, known)
+        radii = torch.maximum(radii, self._neurons(x, logits, goal, first_order, known))
+        if self._parts is not None and goal.one_row:
+            radii = self._parts(x, logits, goal, first_order, radii)
         return radii
