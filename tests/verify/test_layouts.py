@@ -20,7 +20,10 @@ from greg_cert.verify.trace import trace_model
 
 NOISE = SmoothingOptions(n0=5, n=40)
 CLEVER = CleverOptions(10, 5)
-SHORT = {"rounds": 3, "cut_rounds": 1, "split_rounds": 1, "attack_steps": 2, "attack_restarts": 1}
+SHORT = {
+    "rounds": 2, "cuts": 1, "cut_rounds": 1, "splits": 2, "split_rounds": 1, "mirror_steps": 2,
+    "attack_steps": 2, "attack_restarts": 1, "attack_polish": 2,
+}  # fmt: skip
 
 
 def net() -> nn.Module:
