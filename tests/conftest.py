@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Iterator
 from typing import Any
 
@@ -10,6 +11,12 @@ import torch
 
 # Networks here are small: two threads that wait for each other on a busy machine cost far more.
 torch.set_num_threads(1)
+
+
+def pytest_collection_finish() -> None:
+    """Look no more at what was imported and collected when garbage is: it stays to the end."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")
