@@ -100,6 +100,7 @@ def short(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(relax_smooth, "_TOUCH_STEPS", 1)
     monkeypatch.setattr(relax_smooth, "_PEAK_STEPS", 2)
     monkeypatch.setattr(greg_cert.verify.runs, "Harder", lambda: Harder(2, 2))
+    monkeypatch.setattr(trials, "_COUNT", 1)
     for module in (chunk, trials):
         monkeypatch.setattr(module, "CertifyOptions", lambda **o: CertifyOptions(**{**o, **SHORT}))
     monkeypatch.setattr(
