@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import torch
@@ -408,6 +408,20 @@ _BUILDERS: dict[str, tuple[Callable[[], nn.Module], Shape]] = {
 ZOO = tuple(_BUILDERS)
 BIG = ("registry_mlp", "registry_cnn_small")  # too slow for every combination
 SMALL = tuple(n for n in ZOO if n not in BIG)
+
+
+def pairwise_settings(names: Iterable[str]) -> list[tuple[str, float, str]]:
+    """(name, norm, side): every two of them together, which takes half of all three together.
+
+    A norm is met at the input alone and a side at the score alone, so that a third of the three
+    shows no fault that two do not.
+    """
+    norms, sides = (2.0, math.inf), ("id", "ood")
+    return [
+        (name, norm, sides[(i + j) % 2])
+        for i, name in enumerate(names)
+        for j, norm in enumerate(norms)
+    ]
 
 
 def build(name: str) -> Problem:

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import stats
 
 Array = NDArray[np.float64]
 
@@ -75,6 +74,8 @@ def fit_reverse_weibull(values: Array) -> ReverseWeibull | None:
 
 def goodness(values: Array, shape: float, location: float, scale: float) -> tuple[float, float]:
     """Kolmogorov-Smirnov distance of `values` from a given distribution, and its p-value."""
+    from scipy import stats  # takes a second to import, which only CLEVER need wait for
+
     test = stats.kstest(values, stats.weibull_max(shape, loc=location, scale=scale).cdf)
     return float(test.statistic), float(test.pvalue)
 

@@ -16,7 +16,6 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from scipy import stats
 
 from greg_cert.report.methods import METHODS, asked
 from greg_cert.report.results import Results
@@ -163,6 +162,8 @@ def _compare(
     run, baseline = (
         both[f"{column}_{k}"].to_numpy(dtype=np.float64, na_value=np.nan) for k in "xy"
     )
+    from scipy import stats  # takes a second to import, which most commands need not wait for
+
     ratio = float(ratio_of_medians(run, baseline))
     low, high, least, most = _intervals(run, baseline, seed, resamples)
     defined = bool(np.isfinite(ratio))
@@ -186,6 +187,7 @@ def _intervals(
     """Ends of the intervals of the ratio and of the difference, over the same resamples."""
     if len(ours) < 2:
         return None, None, None, None
+    from scipy import stats
 
     def both(run: np.ndarray, baseline: np.ndarray, axis: int = -1) -> np.ndarray:
         return np.stack([f(run, baseline, axis) for f in (ratio_of_medians, median_difference)])

@@ -447,7 +447,7 @@ def test_small_models_may_sort_pairs_in_place_of_relu(name: str) -> None:
 
 
 def test_the_verifier_takes_a_mobile_net() -> None:
-    graph = trace_model(build("torchvision/mobilenet_v2"), (3, 64, 64))
+    graph = trace_model(build("torchvision/mobilenet_v2"), (3, 32, 32))
     assert len(graph.activations) == 70  # each of 35 ReLU6 is two ReLUs
 
 

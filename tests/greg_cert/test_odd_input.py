@@ -208,7 +208,7 @@ def test_verdicts_do_not_depend_on_the_batch() -> None:
     scores = -torch.logsumexp(model.double()(x.double()), 1)
     gamma = float(scores.detach().median())
     one, other = (
-        judge(model, x, decision(gamma), VerifyConfig(batch=batch, max_radius=0.5))
+        judge(model, x, decision(gamma), VerifyConfig(method="crown", batch=batch, max_radius=0.5))
         for batch in (1, None)
     )
     assert {v.accepted for v in one} == {True, False}

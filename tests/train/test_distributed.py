@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -10,10 +11,13 @@ from typing import Any
 
 import pytest
 import torch
+from commands import FORKS, launched, speak_into
 from safetensors.torch import load_file
 
 from greg_cert.config import ExperimentConfig, dump_config, parse_config
+from greg_cert.data import load_data
 from greg_cert.records import RunFolder
+from greg_cert.train import fit
 
 _SCRIPT = """
 import sys
@@ -22,14 +26,9 @@ import torch, yaml
 torch.set_num_threads(1)
 from greg_cert.config import parse_config
 from greg_cert.data import load_data
-from greg_cert.errors import GregCertError
 from greg_cert.train import fit
 config = parse_config(yaml.safe_load(Path(sys.argv[1]).read_text()))
-try:
-    fit(config, load_data(config.data), Path(sys.argv[2]))
-except GregCertError as error:
-    print(f"{type(error).__name__}: {error}", file=sys.stderr)
-    sys.exit(3)
+fit(config, load_data(config.data), Path(sys.argv[2]))
 """
 
 
@@ -60,16 +59,12 @@ def experiment(devices: int, **changes: Any) -> ExperimentConfig:
     return parse_config(raw)
 
 
-def train(
-    config: ExperimentConfig, folder: Path, processes: int
-) -> subprocess.CompletedProcess[str]:
-    folder.mkdir(exist_ok=True)
+def launch(config: ExperimentConfig, folder: Path) -> subprocess.CompletedProcess[str]:
+    """Train by two processes of PyTorch's launcher, which begin with their imports."""
     (folder / "c.yaml").write_text(dump_config(config))
     (folder / "script.py").write_text(_SCRIPT)
-    command = [sys.executable]
-    if processes > 1:
-        command += ["-m", "torch.distributed.run", "--nproc-per-node", str(processes)]
-        command += ["--rdzv-endpoint", "localhost:0", "--rdzv-backend", "c10d"]
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
+    command += ["--rdzv-endpoint", "localhost:0", "--rdzv-backend", "c10d"]
     return subprocess.run(
         [*command, str(folder / "script.py"), str(folder / "c.yaml"), str(folder / "run")],
         capture_output=True,
@@ -79,16 +74,37 @@ def train(
     )
 
 
+def refused(config: ExperimentConfig, folder: Path) -> list[str]:
+    """What each of two processes says that are started as by the launcher, and refuse."""
+    processes = []
+    for rank, environment in enumerate(launched(2)):
+        files = [folder / f"stdout-{rank}", folder / f"stderr-{rank}"]
+        processes.append(FORKS.Process(target=_fit, args=(config, folder, environment, files)))
+        processes[-1].start()
+    for process in processes:
+        process.join(240)
+        assert process.exitcode not in (None, 0)
+    return [(folder / f"stderr-{rank}").read_text() for rank in range(2)]
+
+
+def _fit(
+    config: ExperimentConfig, folder: Path, environment: dict[str, str], files: list[Path]
+) -> None:
+    speak_into(*files)
+    torch.set_num_threads(1)
+    os.environ.update(environment)
+    fit(config, load_data(config.data), folder / "run")
+
+
 def rows(run: RunFolder) -> list[dict[str, Any]]:
     return [json.loads(line) for line in run.metrics_file.read_text().splitlines()]
 
 
 def test_two_processes_do_what_one_does_on_the_joined_batch(tmp_path: Path) -> None:
-    runs = []
-    for processes in (1, 2):
-        done = train(experiment(processes), tmp_path / str(processes), processes)
-        assert done.returncode == 0, done.stderr[-3000:]
-        runs.append(RunFolder(tmp_path / str(processes) / "run"))
+    done = launch(experiment(2), tmp_path)
+    assert done.returncode == 0, done.stderr[-3000:]
+    config = experiment(1)
+    runs = [fit(config, load_data(config.data), tmp_path / "alone"), RunFolder(tmp_path / "run")]
     alone, together = map(rows, runs)
     assert len(alone) == len(together) > 20
     for one, two in zip(alone, together, strict=True):
@@ -103,24 +119,21 @@ def test_two_processes_do_what_one_does_on_the_joined_batch(tmp_path: Path) -> N
 
 
 def test_an_error_of_the_first_process_stops_them_all(tmp_path: Path) -> None:
-    (tmp_path / "a" / "run").mkdir(parents=True)
-    (tmp_path / "a" / "run" / "precious.txt").write_text("mine")
-    done = train(experiment(2), tmp_path / "a", 2)
-    assert done.returncode != 0
-    assert done.stderr.count("RunError: out: expected a new or empty folder") == 2
-    assert [p.name for p in (tmp_path / "a" / "run").iterdir()] == ["precious.txt"]
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "precious.txt").write_text("mine")
+    for said in refused(experiment(2), tmp_path):
+        assert "RunError: out: expected a new or empty folder" in said
+    assert [p.name for p in (tmp_path / "run").iterdir()] == ["precious.txt"]
 
 
 def test_processes_that_the_configuration_does_not_know_of_are_refused(tmp_path: Path) -> None:
-    done = train(experiment(1), tmp_path / "a", 2)
-    assert done.returncode != 0
-    assert "expected the 2 processes that were started" in done.stderr
-    assert not (tmp_path / "a" / "run").exists()
+    for said in refused(experiment(1), tmp_path):
+        assert "expected the 2 processes that were started" in said
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_batch_that_does_not_divide_is_refused(tmp_path: Path) -> None:
     stages = [{"method": "ce", "epochs": 1, "lr": 0.1, "batch_size": 21}]
-    done = train(experiment(2, stages=stages), tmp_path / "a", 2)
-    assert done.returncode != 0
-    assert "multiple of the 2 processes" in done.stderr
-    assert not (tmp_path / "a" / "run").exists()
+    for said in refused(experiment(2, stages=stages), tmp_path):
+        assert "multiple of the 2 processes" in said
+    assert not (tmp_path / "run").exists()

@@ -5,17 +5,16 @@ from __future__ import annotations
 import json
 import os
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from commands import FORKS
 from safetensors.torch import load_file
 
-from greg_cert.config import ExperimentConfig, dump_config, parse_config
+from greg_cert.config import ExperimentConfig, parse_config
 from greg_cert.data import DataSplits, load_data
 from greg_cert.errors import ConfigError, RunError, TrainingError, UsageError
 from greg_cert.records import RunFolder
@@ -106,39 +105,37 @@ def test_training_leaves_the_callers_random_state_alone(splits: DataSplits, tmp_
     assert torch.equal(before, torch.get_rng_state())
 
 
-_KILLED = """
-import os, signal, sys
-from pathlib import Path
-import torch, yaml
-torch.set_num_threads(1)  # as the tests: sums are split by thread
-from greg_cert.config import parse_config
-from greg_cert.data import load_data
-from greg_cert.train import fit
-config = parse_config(yaml.safe_load(Path(sys.argv[1]).read_text()))
 class Killer:
-    count = 0
-    def begin(self, steps, done): pass
-    def step(self, stage, epoch, values):
-        self.count += 1
-        if self.count == int(sys.argv[3]):
+    """Kills the process at a step."""
+
+    def __init__(self, at: int) -> None:
+        self.left = at
+
+    def begin(self, steps: int, done: int) -> None:
+        pass
+
+    def step(self, stage: str, epoch: int, values: object) -> None:
+        self.left -= 1
+        if self.left == 0:
             os.kill(os.getpid(), signal.SIGKILL)
-fit(config, load_data(config.data), Path(sys.argv[2]), observer=Killer())
-"""
+
+
+def fit_until_killed(folder: Path, at: int) -> None:
+    """In a process of its own."""
+    torch.set_num_threads(1)  # as the tests: sums are split by thread
+    config = experiment()
+    fit(config, load_data(config.data), folder, observer=Killer(at))
 
 
 @pytest.mark.parametrize("kill_at", [20, 80])  # in the second epoch; in the second stage
 def test_a_killed_run_resumes_to_the_same_bits(
     finished: RunFolder, splits: DataSplits, tmp_path: Path, kill_at: int
 ) -> None:
-    (tmp_path / "c.yaml").write_text(dump_config(experiment()))
     folder = tmp_path / "run"
-    killed = subprocess.run(
-        [sys.executable, "-c", _KILLED, str(tmp_path / "c.yaml"), str(folder), str(kill_at)],
-        capture_output=True,
-        timeout=300,
-        check=False,
-    )
-    assert killed.returncode == -signal.SIGKILL, killed.stderr.decode()
+    process = FORKS.Process(target=fit_until_killed, args=(folder, kill_at))
+    process.start()
+    process.join(300)
+    assert process.exitcode == -signal.SIGKILL
     assert not RunFolder(folder).complete
     with pytest.raises(RunError, match="--resume"):
         fit(experiment(), splits, folder)

@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from problems import build, energy_of, points
+from problems import build, energy_of, pairwise_settings, points
 from random_networks import draw_network
 from soundness import attack_certificates, middle_threshold
 from torch import Tensor, nn
@@ -20,7 +20,10 @@ from greg_cert.verify.certificates import ContradictionWarning
 
 NORMS = (2.0, math.inf)
 SIDES = ("id", "ood")
-QUICK = {"lipschitz": False, "attack_steps": 8, "attack_restarts": 1, "rounds": 8}
+QUICK = {
+    "lipschitz": False, "attack_steps": 8, "attack_restarts": 1, "attack_polish": 4,
+    "rounds": 4, "cut_rounds": 2, "split_rounds": 2,
+}  # fmt: skip
 
 
 def setting(name: str, count: int = 4) -> tuple[nn.Module, Tensor, float]:
@@ -29,10 +32,9 @@ def setting(name: str, count: int = 4) -> tuple[nn.Module, Tensor, float]:
     return model.double(), x, middle_threshold(model.double(), x)
 
 
-@pytest.mark.parametrize("side", SIDES)
-@pytest.mark.parametrize("norm", NORMS)
 @pytest.mark.parametrize(
-    "name", ["mlp", "conv", "residual", "leaky", "max_pool_2", "max_min", "bent"]
+    ("name", "norm", "side"),
+    pairwise_settings(["mlp", "conv", "residual", "leaky", "max_pool_2", "max_min", "bent"]),
 )
 def test_no_attack_within_a_radius_and_never_below_crown(name: str, norm: float, side: str) -> None:
     model, x, threshold = setting(name)
@@ -101,9 +103,7 @@ NOTHING_TO_SPLIT: dict[str, Callable[[], nn.Module]] = {
 }
 
 
-@pytest.mark.parametrize("side", SIDES)
-@pytest.mark.parametrize("norm", NORMS)
-@pytest.mark.parametrize("name", NOTHING_TO_SPLIT)
+@pytest.mark.parametrize(("name", "norm", "side"), pairwise_settings(NOTHING_TO_SPLIT))
 def test_where_no_sign_is_open_the_answer_is_that_without_splits(
     name: str, norm: float, side: str
 ) -> None:
@@ -133,7 +133,7 @@ def plane() -> tuple[nn.Module, Tensor, float]:
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.copy_(torch.randn(parameter.shape, generator=generator, dtype=torch.float64))
-    x = points((2,), 6, seed=5)
+    x = points((2,), 3, seed=5)
     return model, x, float(energy_of(model, x).max()) + 0.5
 
 

@@ -20,6 +20,7 @@ from problems import (
     exact_cases,
     in_ball,
     one_relu,
+    pairwise_settings,
     points,
 )
 from torch import Tensor, nn
@@ -41,6 +42,10 @@ from greg_cert.verify.trace import trace_model
 NORMS = (2.0, math.inf)
 SIDES = ("id", "ood")
 RADII = ("radius_certified", "radius_lipschitz")
+QUICK: dict[str, Any] = {
+    "rounds": 6, "cut_rounds": 2, "split_rounds": 2, "attack_steps": 15, "attack_restarts": 1,
+    "attack_polish": 5,
+}  # fmt: skip
 
 
 def setting(name: str, count: int = 5, seed: int = 31) -> tuple[nn.Module, Tensor, float]:
@@ -72,14 +77,12 @@ def check_no_violation(
         assert bool((result.radius_attack >= radius * (1 - 1e-9)).all()), f"{column} violated"
 
 
-@pytest.mark.parametrize("side", SIDES)
-@pytest.mark.parametrize("norm", NORMS)
-@pytest.mark.parametrize("name", SMALL)
+@pytest.mark.parametrize(("name", "norm", "side"), pairwise_settings(SMALL))
 def test_no_attack_within_a_certified_radius(name: str, norm: float, side: str) -> None:
     model, x, threshold = setting(name)
     result = certify(
         model, x, threshold, side=side, norm=norm, max_radius=2.0, method="crown,lipschitz",
-        engine="native", attack_steps=15, attack_restarts=1,
+        engine="native", **QUICK,
     )  # fmt: skip
     check_no_violation(model, x, threshold, side, norm, result)
     score = energy_of(model, x)
@@ -97,16 +100,16 @@ def test_no_attack_within_a_certified_radius(name: str, norm: float, side: str) 
     assert "certified" in result.status  # a margin this wide must prove something
 
 
-@pytest.mark.parametrize("side", SIDES)
 @pytest.mark.parametrize("method", ["crown", "crown-ibp", "lipschitz"])
-def test_no_attack_within_a_radius_by_auto_lirpa(method: str, side: str) -> None:
-    for name, norm in (("conv", 2.0), ("residual", math.inf)):
-        model, x, threshold = setting(name)
-        result = certify(
-            model, x, threshold, side=side, norm=norm, method=method, engine="auto-lirpa",
-            attack_restarts=1,
-        )  # fmt: skip
-        check_no_violation(model, x, threshold, side, norm, result)
+@pytest.mark.parametrize(("name", "norm", "side"), pairwise_settings(["conv", "residual"]))
+def test_no_attack_within_a_radius_by_auto_lirpa(
+    name: str, norm: float, side: str, method: str
+) -> None:
+    model, x, threshold = setting(name)
+    result = certify(
+        model, x, threshold, side=side, norm=norm, method=method, engine="auto-lirpa", **QUICK
+    )
+    check_no_violation(model, x, threshold, side, norm, result)
 
 
 @pytest.mark.parametrize("norm", NORMS)
@@ -130,9 +133,7 @@ def test_a_wrong_radius_is_found() -> None:
 
 
 @pytest.mark.parametrize("engine", ["native", "auto-lirpa"])
-@pytest.mark.parametrize("side", SIDES)
-@pytest.mark.parametrize("norm", NORMS)
-@pytest.mark.parametrize("case", sorted(exact_cases()))
+@pytest.mark.parametrize(("case", "norm", "side"), pairwise_settings(sorted(exact_cases())))
 def test_affine_radii_are_exact(case: str, norm: float, side: str, engine: str) -> None:
     exact = exact_cases()[case]
     truth = exact.radius(side, norm)
@@ -195,7 +196,7 @@ def test_constant_scores() -> None:
 @pytest.mark.parametrize("name", ["conv", "residual"])
 def test_rows_do_not_depend_on_each_other(name: str) -> None:
     model, x, threshold = setting(name, 7)
-    options = {"method": "crown,lipschitz", "engine": "native", "attack": False}
+    options = {"method": "crown,lipschitz", "engine": "native", "attack": False, **QUICK}
     whole = certify(model, x, threshold, **options)  # type: ignore[arg-type]
     order = torch.tensor([3, 0, 6, 5, 1, 4, 2])
     for result, rows in (
@@ -220,7 +221,9 @@ def _head(model: nn.Module) -> nn.Linear:
 
 @pytest.mark.parametrize("norm", NORMS)
 def test_radii_under_changes_that_leave_the_decision_alone(norm: float) -> None:
-    options = {"norm": norm, "engine": "native", "method": "crown,lipschitz", "attack": False}
+    options = {
+        "norm": norm, "engine": "native", "method": "crown,lipschitz", "attack": False, **QUICK,
+    }  # fmt: skip
     model, x, threshold = setting("conv")
     model = model.double()
     before = certify(model, x, threshold, **options)  # type: ignore[arg-type]
@@ -249,8 +252,9 @@ def test_a_stricter_threshold_never_gives_a_larger_radius(name: str) -> None:
     previous = None
     for shift in (1.0, 0.3, 0.0, -0.2):
         result = certify(
-            model, x, threshold + shift, engine="native", method="crown,lipschitz", attack=False
-        )
+            model, x, threshold + shift, engine="native", method="crown,lipschitz", attack=False,
+            **QUICK,
+        )  # fmt: skip
         if previous is not None:
             for column in RADII:
                 assert bool((getattr(result, column) <= 1.02 * getattr(previous, column)).all())
@@ -312,8 +316,9 @@ def test_radii_never_exceed_the_truth_at_any_scale_of_the_weights(
     x[:, 0] += torch.tensor([1.0, 2.0, 3.0, 5.0], dtype=torch.float64) / max(scale, 10.0)
     model = affine(w[None], -scale * torch.tensor([1.5], dtype=torch.float64))
     result = certify(
-        model, x, 0.0, norm=norm, method="crown,lipschitz", engine="native", max_radius=2.0
-    )
+        model, x, 0.0, norm=norm, method="crown,lipschitz", engine="native", max_radius=2.0,
+        attack=False,
+    )  # fmt: skip
     layer = model[0]  # type: ignore[index]
     dual = float(w.norm() if norm == 2.0 else w.abs().sum())
     for row in range(4):
@@ -338,7 +343,7 @@ def test_extreme_layers_never_give_an_unsound_radius(scale: float) -> None:
         model[0].bias.mul_(scale)  # type: ignore[index, operator, union-attr]
         model[2].weight.div_(scale)  # type: ignore[index, operator, union-attr]
     for engine in ("native", "auto-lirpa"):
-        result = certify(model, x, threshold, method="crown,lipschitz", engine=engine)
+        result = certify(model, x, threshold, method="crown,lipschitz", engine=engine, **QUICK)
         check_no_violation(model, x, threshold, "id", 2.0, result)
 
 
@@ -361,7 +366,7 @@ def test_bounds_that_overflow_prove_nothing(norm: float, engine: str) -> None:
         model[-1].bias.fill_(5.0)  # type: ignore[union-attr, operator]
     x = torch.zeros(1, 1, dtype=torch.float64)
     result = certify(
-        model, x, -5.0, norm=norm, max_radius=20.0, method="crown,lipschitz", engine=engine
+        model, x, -5.0, norm=norm, max_radius=20.0, method="crown,lipschitz", engine=engine, **QUICK
     )
     # The first neuron wakes at x = 10, and everything after it explodes.
     assert float(result.radius_certified) <= 10.0
@@ -524,7 +529,7 @@ def test_a_contradicted_certificate_has_no_radius(
     method: str, side: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model, x, threshold = setting("mlp")
-    plain = certify(model, x, threshold, side=side, method=method)
+    plain = certify(model, x, threshold, side=side, method=method, **QUICK)
     kind = LipschitzRadius if method == "lipschitz" else LinearRadius
     honest = kind.__call__
 
@@ -534,7 +539,7 @@ def test_a_contradicted_certificate_has_no_radius(
 
     monkeypatch.setattr(kind, "__call__", boastful)
     with pytest.warns(ContradictionWarning, match="Please report this as a bug"):
-        found = certify(model, x, threshold, side=side, method=method)
+        found = certify(model, x, threshold, side=side, method=method, **QUICK)
     broken = torch.from_numpy(found.status == "contradicted")
     assert broken.any()
     claimed = 10 * plain.radius_certified

@@ -41,6 +41,7 @@ from greg_cert.verify import (
     lipschitz_bound,
     relax_smooth,
     score_bound,
+    trials,
 )
 from greg_cert.verify.attack import AttackPlan, AttackResult, smallest_attack
 from greg_cert.verify.certificates import Certificates
@@ -99,7 +100,9 @@ def short(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(relax_smooth, "_TOUCH_STEPS", 1)
     monkeypatch.setattr(relax_smooth, "_PEAK_STEPS", 2)
     monkeypatch.setattr(greg_cert.verify.runs, "Harder", lambda: Harder(2, 2))
-    monkeypatch.setattr(chunk, "CertifyOptions", lambda **o: CertifyOptions(**{**o, **SHORT}))
+    monkeypatch.setattr(trials, "_COUNT", 1)
+    for module in (chunk, trials):
+        monkeypatch.setattr(module, "CertifyOptions", lambda **o: CertifyOptions(**{**o, **SHORT}))
     monkeypatch.setattr(
         greg_cert.verify.judge, "certify", lambda *given, **o: certify(*given, **{**o, **SHORT})
     )
@@ -198,7 +201,9 @@ def test_certificates_are_computed_where_the_model_is(
 @pytest.mark.parametrize(
     "call",
     [
-        lambda model, x, gamma: attack_radius(model, x[:1], gamma, max_radius=0.5),
+        lambda model, x, gamma: attack_radius(
+            model, x[:1], gamma, max_radius=0.5, steps=3, rounds=3
+        ),
         lambda model, x, gamma: gradient_norm(model, x),
         lambda model, x, gamma: lipschitz_bound(model, x, [0.1, 0.3]),
         lambda model, x, gamma: score_bound(model, x, 0.1),

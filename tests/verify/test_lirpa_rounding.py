@@ -81,13 +81,13 @@ def test_rounding_crosses_no_certificate(kind: str, first: float, head: float) -
     for seed in (5, 6, 7, 8):
         model = Cancelling(seed, first, head, kind).eval()
         x = torch.rand(4, 2, generator=torch.Generator().manual_seed(seed)).double()
-        for norm in NORMS:
-            found = certify(
-                model, x, threshold, side="ood", norm=norm, max_radius=0.1, engine="auto-lirpa",
-                attack=False, rounds=4,
-            )  # fmt: skip
-            proven = torch.maximum(found.radius_certified, found.radius_lipschitz)
-            assert crossed(model, x, proven, norm, threshold) == 0, (seed, norm)
+        norm = NORMS[seed % 2]
+        found = certify(
+            model, x, threshold, side="ood", norm=norm, max_radius=0.1, engine="auto-lirpa",
+            attack=False, rounds=4,
+        )  # fmt: skip
+        proven = torch.maximum(found.radius_certified, found.radius_lipschitz)
+        assert crossed(model, x, proven, norm, threshold) == 0, (seed, norm)
 
 
 @pytest.mark.parametrize("method", ["crown", "crown-ibp"])

@@ -10,7 +10,6 @@ import pandas as pd
 import pytest
 import torch
 from tiny_runs import SETTINGS as USUAL
-from tiny_runs import train_pair
 
 import greg_cert.verify.pictures as module
 from greg_cert.config import VerifyConfig
@@ -30,8 +29,8 @@ MANY = SETTINGS.model_copy(
 
 
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory: pytest.TempPathFactory) -> list[RunFolder]:
-    return train_pair(tmp_path_factory.mktemp("runs"))
+def trained(hasty: None, slow_and_fast: list[RunFolder]) -> list[RunFolder]:
+    return slow_and_fast
 
 
 def verify(trained: list[RunFolder], out: Path, settings: VerifyConfig, **more: Any) -> Path:

@@ -39,7 +39,10 @@ SAMPLES = 4
 BLOCK = 20
 NETWORKS = 200  # by the native engine
 RADII = torch.tensor([1e-3, 0.03, 0.3, 2.0], dtype=torch.float64)  # one a sample, of ℓ2 balls
-QUICK = {"attack_steps": 5, "attack_restarts": 1, "rounds": 5, "method": "crown,lipschitz"}
+QUICK = {
+    "attack_steps": 5, "attack_restarts": 1, "attack_polish": 4, "rounds": 4, "cut_rounds": 2,
+    "method": "crown,lipschitz",
+}  # fmt: skip
 DRIVEN = settings(
     derandomize=True,
     deadline=None,

@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from tiny_runs import SETTINGS, start_ranks, start_verify, train_pair
+from tiny_runs import SETTINGS, start_ranks, start_verify
 
 from greg_cert.data import load_data
 from greg_cert.errors import RunError, UsageError
@@ -32,8 +32,8 @@ from greg_cert.verify.selection import Selection
 
 
 @pytest.fixture(scope="module")
-def pair(tmp_path_factory: pytest.TempPathFactory) -> list[RunFolder]:
-    return train_pair(tmp_path_factory.mktemp("runs"))
+def pair(hasty: None, slow_and_fast: list[RunFolder]) -> list[RunFolder]:
+    return slow_and_fast
 
 
 @pytest.fixture(scope="module")

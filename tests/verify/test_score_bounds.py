@@ -25,10 +25,15 @@ def rise(side: str, values: Tensor) -> Tensor:
     return values if side == "id" else -values
 
 
-@pytest.mark.parametrize("side", SIDES)
-@pytest.mark.parametrize("norm", NORMS)
-@pytest.mark.parametrize("score", list(SCORES))
-@pytest.mark.parametrize("name", ["mlp", "conv", "residual", "leaky"])
+@pytest.mark.parametrize(
+    ("name", "score", "norm", "side"),
+    [  # every network with every score and norm, and every three of score, norm and side
+        (name, score, norm, SIDES[(i + j + k) % 2])
+        for i, name in enumerate(["mlp", "conv", "residual", "leaky"])
+        for j, score in enumerate(SCORES)
+        for k, norm in enumerate(NORMS)
+    ],
+)
 def test_no_point_of_the_ball_passes_the_bound(
     name: str, score: str, norm: float, side: str
 ) -> None:

@@ -8,7 +8,7 @@ import re
 import pytest
 import torch
 import torch.nn.functional as F
-from problems import energy_of, points
+from problems import energy_of, pairwise_settings, points
 from smooth_networks import KINDS, LAYERS, NETWORKS, build_smooth
 from torch import Tensor, nn
 
@@ -27,7 +27,7 @@ from greg_cert.verify.graph import Activation, Smooth, forward_all
 from greg_cert.verify.rebuild import RebuiltModule
 from greg_cert.verify.trace import trace_model
 from tests.verify.test_bounds import check_bounds
-from tests.verify.test_certify import check_no_violation
+from tests.verify.test_certify import QUICK, check_no_violation
 from tests.verify.test_lipschitz import check_lipschitz
 
 NORMS = (2.0, math.inf)
@@ -106,17 +106,18 @@ def test_exact_for_one_steep_activation(kind: str) -> None:
         assert torch.allclose(bound, steep, rtol=1e-5)
 
 
-@pytest.mark.parametrize("norm", NORMS)
-@pytest.mark.parametrize("side", ["id", "ood"])
-@pytest.mark.parametrize("name", ["sigmoid", "gelu", "conv", "mixed", "softplus-beta", "relu6"])
-def test_no_attack_within_a_certified_radius(name: str, side: str, norm: float) -> None:
+@pytest.mark.parametrize(
+    ("name", "norm", "side"),
+    pairwise_settings(["sigmoid", "gelu", "conv", "mixed", "softplus-beta", "relu6"]),
+)
+def test_no_attack_within_a_certified_radius(name: str, norm: float, side: str) -> None:
     model, shape = build_smooth(name)
     x = points(shape, 5, seed=31)
     scores = energy_of(model, x).sort().values
     threshold = float((scores[2] + scores[3]) / 2)
     result = certify(
         model, x, threshold, side=side, norm=norm, max_radius=2.0, method="crown,lipschitz",
-        engine="native", attack_steps=15, attack_restarts=1,
+        engine="native", **QUICK,
     )  # fmt: skip
     check_no_violation(model, x, threshold, side, norm, result)
     assert "certified" in result.status

@@ -8,7 +8,7 @@ from typing import Any
 
 import pandas as pd
 import pytest
-from tiny_runs import SETTINGS, train_pair
+from tiny_runs import SETTINGS
 from typer.testing import CliRunner
 
 from greg_cert.cli import app
@@ -30,8 +30,8 @@ RUNNER = CliRunner()
 
 
 @pytest.fixture(scope="module")
-def pair(tmp_path_factory: pytest.TempPathFactory) -> list[RunFolder]:
-    return train_pair(tmp_path_factory.mktemp("runs"))
+def pair(hasty: None, slow_and_fast: list[RunFolder]) -> list[RunFolder]:
+    return slow_and_fast
 
 
 @pytest.fixture(scope="module")
