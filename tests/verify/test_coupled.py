@@ -201,6 +201,20 @@ def test_boxes_know_what_intervals_do_not() -> None:
     assert float(high - low) == pytest.approx(2 * math.sqrt(100), rel=1e-6)
 
 
+def test_a_jump_moves_further_than_any_slope() -> None:
+    """torch's softplus jumps by 2e-9 at 20: so far a ball moves it, however small it is."""
+    model = nn.Sequential(nn.Linear(1, 1), nn.Softplus(), nn.Linear(1, 2)).double()
+    with torch.no_grad():
+        model[0].weight.fill_(1.0)
+        model[0].bias.fill_(19.5)
+    graph = trace_model(model, (1,))
+    x, radius = torch.tensor([[0.5 - 1e-12]]).double(), torch.tensor([1e-11]).double()
+    moved = ball_boxes(graph, layer_norms(graph), x, radius)
+    before, after = (forward_all(graph, y)[2] for y in (x, x + radius))
+    assert float(before - after) > 100 * float(radius)
+    assert float(before - after) <= float(moved[2].reach)
+
+
 @pytest.mark.parametrize("seed", range(6))
 @pytest.mark.parametrize("name", NETWORKS)
 def test_any_multipliers_are_sound(name: str, seed: int) -> None:
