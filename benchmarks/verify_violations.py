@@ -6,8 +6,9 @@ RUNs are run folders, FOLDER is one that `train_networks.py` filled, SHARED hold
 `data/`. A certificate is one sample at one threshold, on one side, of one score, with its class or
 without, in one norm, by one method. Each cell of these, on one network, is one line of FILE,
 written when it is done; a cell that is there is not done again, so an interrupted run goes on. The
-kinds that are rare come first. Of a cell's samples the first half are those nearest to the
-threshold, whose radii are small and bounds tight, the others are drawn at random.
+kinds that are rare come first. Half of a cell's samples are images, the others blends of one image
+with another on the other side of the threshold, a step back from it: their radii are small and
+bounds tight.
 
 Attacks have seeds, restarts and steps of their own: a minimal-norm attack of every sample, and PGD
 in every ball. A violation stops the run.
@@ -56,6 +57,7 @@ SCORES = ("energy", "max_logit", "max_softmax")  # in turn
 MAX_RADIUS = {2.0: 3.0, math.inf: 1.0}
 CLOSE = 0.95  # of the attack's radius
 SEED = 1000  # of attacks; certify's own begin at 0
+BISECTIONS = 20  # on the way from one image to another
 POOL = 600  # samples of a side that are chosen from
 
 GLOBAL = "lipschitz, global"
@@ -184,6 +186,13 @@ def chosen(subject: Subject, cell: Cell, count: int) -> tuple[float, Tensor, Ten
     def some(of: Any, most: int) -> Tensor:
         return torch.randperm(len(of), generator=generator)[:most]
 
+    def gap(x: Tensor, labels: Tensor | None) -> Tensor:
+        logits = model(x)
+        found = Margin(threshold, cell.side).of(value(logits))
+        if labels is None:
+            return found
+        return torch.minimum(found, -class_margin(logits, labels, cell.score))
+
     with torch.no_grad():
         known = value(model(splits.calibration.pixels(some(splits.calibration, 1000)).double()))
         threshold = threshold_at_tpr(known.numpy(), cell.tpr)
@@ -191,23 +200,49 @@ def chosen(subject: Subject, cell: Cell, count: int) -> tuple[float, Tensor, Ten
         sets = {"test": splits.test, **({} if cell.side == "id" else splits.ood)}
         picks = {name: some(of, POOL // len(sets)) for name, of in sets.items()}
         x = torch.cat([sets[name].pixels(rows) for name, rows in picks.items()]).double()
-        logits = model(x)
-    gap = Margin(threshold, cell.side).of(value(logits))
-    fit = gap > 0
-    labels = None
-    if cell.correct:
-        assert splits.test.labels is not None
-        labels = splits.test.labels[picks["test"]]
-        gap = torch.minimum(gap, -class_margin(logits, labels, cell.score))
-        fit &= (gap > 0) & (labels < CLASSES)
-    rows = fit.nonzero().squeeze(1)
-    near = rows[gap[rows].argsort()][: count // 2]
-    left = rows[~torch.isin(rows, near)]
-    left = left[torch.randperm(len(left), generator=generator)]
-    rows = torch.cat([near, left])[:count]
-    # Methods that get few take some of both.
-    rows = rows[torch.randperm(len(rows), generator=generator)]
+        labels = None
+        if cell.correct:
+            assert splits.test.labels is not None
+            labels = splits.test.labels[picks["test"]]
+            x, labels = x[labels < CLASSES], labels[labels < CLASSES]
+        known = gap(x, labels)
+        right, wrong = x[known > 0], x[known < 0]
+        if labels is not None:
+            labels = labels[known > 0]
+        blends = count // 2 if len(right) and len(wrong) else 0
+        order = torch.randperm(len(right), generator=generator)[: count - blends]
+        if blends:
+            order = torch.cat([torch.randint(len(right), (blends,), generator=generator), order])
+            others = wrong[torch.randint(len(wrong), (blends,), generator=generator)]
+        x, labels = right[order], None if labels is None else labels[order]
+        if blends:
+            x[:blends] = blended(
+                x[:blends],
+                others,
+                lambda y: gap(y, None if labels is None else labels[:blends]),
+                generator,
+            )
+        # Methods that get few take some of both.
+        rows = torch.randperm(len(x), generator=generator)
+        rows = rows[gap(x[rows], None if labels is None else labels[rows]) > 0]
     return threshold, x[rows], None if labels is None else labels[rows]
+
+
+def blended(
+    x: Tensor, others: Tensor, gap: Callable[[Tensor], Tensor], generator: torch.Generator
+) -> Tensor:
+    """Points between x and `others` (B, ...), a random step back from where the gap ends."""
+    low, high = torch.zeros(len(x)).double(), torch.ones(len(x)).double()
+
+    def at(share: Tensor) -> Tensor:
+        return x.lerp(others, share.reshape(-1, 1, 1, 1))
+
+    for _ in range(BISECTIONS):
+        middle = (low + high) / 2
+        inside = gap(at(middle)) > 0
+        low, high = torch.where(inside, middle, low), torch.where(inside, high, middle)
+    back = 10 ** (-1.0 - 2 * torch.rand(len(x), generator=generator))
+    return at(low * (1 - back))
 
 
 def proven(

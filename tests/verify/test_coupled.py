@@ -253,6 +253,61 @@ def test_without_multipliers_it_is_crown_on_the_same_boxes(name: str) -> None:
     assert bool((better >= ours - 1e-9 * (1 + ours.abs())).all())
 
 
+class Twice(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x + x
+
+
+# Layers before the last activation, and how steep all of them are together.
+TIGHT: dict[str, tuple[list[nn.Module], float]] = {
+    "one layer": ([nn.Linear(4, 4)], 1.0),
+    "a steep layer": ([nn.Linear(4, 4)], 3.0),
+    "a sum": ([nn.Linear(4, 4), Twice()], 2.0),
+    "a layer that is all alive": ([nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 4)], 1.0),
+}
+
+
+@pytest.mark.parametrize("kind", ["ball", "charge", "box"])
+@pytest.mark.parametrize("name", TIGHT)
+def test_where_the_bound_is_tight_every_constant_shows(name: str, kind: str) -> None:
+    """The least −Σ ReLU(s·δ_i) over ‖δ‖ ≤ r is −s·r·√n, at equal δ_i, and the bound attains it:
+    with slopes of ½ and the best multiplier; for one neuron, without any, by its box."""
+    layers, steep = TIGHT[name]
+    size, radius = (1 if kind == "box" else 4), 0.5
+    made: list[nn.Module] = []
+    for layer in layers:
+        made.append(nn.Linear(size, size) if isinstance(layer, nn.Linear) else layer)
+    model = nn.Sequential(*made, nn.ReLU(), nn.Linear(size, 2)).double()
+    alive = [m for m in made if isinstance(m, nn.Linear)]
+    with torch.no_grad():
+        for p in model.parameters():
+            p.zero_()
+        for m in alive:
+            m.weight.copy_(torch.eye(size))
+        alive[0].weight.mul_(steep if name == "a steep layer" else 1.0)
+        if len(alive) > 1:
+            alive[0].bias.fill_(10.0)
+            alive[1].bias.fill_(-10.0)
+        model[-1].weight[0] = -1.0  # type: ignore[index, operator]
+    graph = trace_model(model, (size,))
+    x, radii = torch.zeros(1, size).double(), torch.tensor([radius]).double()
+    rows = torch.tensor([[[1.0, 0.0]]]).double()
+    moved = ball_boxes(graph, layer_norms(graph), x, radii)
+    found = first_variables(graph, moved, 1)
+    balls = bisect_balls(graph, moved, rows, found)
+    last = max(graph.activations)
+    for i in graph.activations if kind == "charge" else ():  # alive ones hand it on, and a little
+        like = moved[i].centre.unsqueeze(1)
+        found["charge", i] = balls[last].unsqueeze(2).expand_as(like) + 1e-3 * (i != last)
+    if kind == "ball":
+        found["ball", last] = balls[last]
+    bound = bound_rows(graph, moved, rows, found, ProvenPrices())
+    value, slope = coupled.value_and_slope(bound, x)
+    low = float(value - radius * slope - bound.curvature * radius**2 / 2)
+    truth = -steep * radius * math.sqrt(size)
+    assert 1.002 * truth <= low <= truth * (1 - 1e-9)
+
+
 def test_the_best_ball_is_the_best_on_a_grid() -> None:
     _, graph, x, radii = setting("mlp")
     rows = simplex_row(graph, len(x))
