@@ -308,6 +308,60 @@ def test_where_the_bound_is_tight_every_constant_shows(name: str, kind: str) -> 
     assert 1.002 * truth <= low <= truth * (1 - 1e-9)
 
 
+def test_the_curvature_is_that_of_the_dearest_input() -> None:
+    """The least −Σ ReLU(s_i·δ_i) over ‖δ‖ ≤ r is −r‖s‖, and charges of c/s_i that each input pays
+    for itself, at their mean and not their largest, would prove −½r(‖s‖ + Σs/√n)."""
+    steep, radius = torch.tensor([0.1, 0.3, 1.0, 4.0]).double(), 0.5
+    model = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 2)).double()
+    with torch.no_grad():
+        for p in model.parameters():
+            p.zero_()
+        model[0].weight.copy_(steep.diag())
+        model[2].weight[0] = -1.0
+    graph = trace_model(model, (4,))
+    x, radii = torch.zeros(1, 4).double(), torch.tensor([radius]).double()
+    moved = ball_boxes(graph, layer_norms(graph), x, radii)
+    found = first_variables(graph, moved, 1)
+    charge = 2 / (2 * radius) / steep
+    found["charge", 2] = charge.log().reshape(1, 1, 4)
+    found["share", 1] = (charge * steep**2).log().reshape(1, 1, 4)
+    rows = torch.tensor([[[1.0, 0.0]]]).double()
+    bound = bound_rows(graph, moved, rows, found, ProvenPrices())
+    value, slope = coupled.value_and_slope(bound, x)
+    low = float(value - radius * slope - bound.curvature * radius**2 / 2)
+    assert low <= -radius * float(steep.norm())
+    paid = float((charge * steep**2).amax())
+    assert float(bound.curvature) == pytest.approx(paid, rel=1e-2)
+
+
+class Beside(nn.Module):
+    """Two layers of the same input, one after the other, and the sum of what ReLU makes of them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(2, 2, bias=False), nn.Linear(2, 2, bias=False)
+        self.head = nn.Linear(4, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(torch.relu(torch.cat([self.first(x), self.second(x)], 1)))  # type: ignore[no-any-return]
+
+
+def test_charges_of_a_concatenation_go_to_their_own_operands() -> None:
+    """Layers 2·I and 3·I, charged 1 and 5 an output, cost the input 4·1 + 9·5."""
+    model = Beside().double()
+    with torch.no_grad():
+        model.first.weight.copy_(2 * torch.eye(2))
+        model.second.weight.copy_(3 * torch.eye(2))
+    graph = trace_model(model, (2,))
+    moved = ball_boxes(graph, layer_norms(graph), torch.zeros(1, 2).double(), torch.ones(1))
+    found = first_variables(graph, moved, 1)
+    (i,) = graph.activations
+    found["charge", i] = torch.tensor([[[1.0, 1.0, 5.0, 5.0]]]).double().log()
+    rows = torch.tensor([[[1.0, 0.0]]]).double()
+    bound = bound_rows(graph, moved, rows, found, ProvenPrices())
+    assert float(bound.curvature) == pytest.approx(49.0, rel=1e-3)
+
+
 def test_the_best_ball_is_the_best_on_a_grid() -> None:
     _, graph, x, radii = setting("mlp")
     rows = simplex_row(graph, len(x))
