@@ -362,6 +362,27 @@ def test_charges_of_a_concatenation_go_to_their_own_operands() -> None:
     assert float(bound.curvature) == pytest.approx(49.0, rel=1e-3)
 
 
+@pytest.mark.parametrize(
+    ("layer", "steepest"),
+    [(nn.Tanh(), 1 / math.cosh(0.5) ** 2), (nn.GELU(), 1.128904)],  # at 0.5, and at √2
+)
+def test_a_smooth_activation_passes_its_steepest_slope_squared(
+    layer: nn.Module, steepest: float
+) -> None:
+    """A charge of 1 on what an activation of [0.5, 1.5] gives costs its input σ′² at most."""
+    model = nn.Sequential(nn.Linear(1, 1), layer, nn.Linear(1, 1), nn.ReLU(), nn.Linear(1, 2))
+    with torch.no_grad():
+        for p in model.double().parameters():
+            p.fill_(1.0 if p.ndim > 1 else 0.0)
+    graph = trace_model(model, (1,))
+    moved = ball_boxes(graph, layer_norms(graph), torch.ones(1, 1).double(), torch.tensor([0.5]))
+    found = first_variables(graph, moved, 1)
+    found["charge", max(graph.activations)] = torch.zeros(1, 1, 1).double()
+    rows = torch.tensor([[[1.0, 0.0]]]).double()
+    bound = bound_rows(graph, moved, rows, found, ProvenPrices())
+    assert float(bound.curvature) == pytest.approx(steepest**2, rel=2e-3)
+
+
 def test_the_best_ball_is_the_best_on_a_grid() -> None:
     _, graph, x, radii = setting("mlp")
     rows = simplex_row(graph, len(x))
