@@ -1,10 +1,10 @@
-"""How tight and how fast certificates of the bundled digits are, and whether attacks break any.
+"""How tight and how fast certificates of the bundled digits are.
 
 Run: python benchmarks/verify.py RUNS/energy RUNS/greg+ [--parts radii,speed,global,…]
-     python benchmarks/verify.py RUNS/energy RUNS/greg+ --violations 10000 [--processes 2]
 The two run folders are of configs/digits_energy.yaml and configs/digits_gregplus.yaml; one that is
 missing is trained first. Times are CPU seconds of this process on one thread, so that other
-processes disturb them little, and variants take turns. Sizes: benchmarks/verify_scaling.py.
+processes disturb them little, and variants take turns. Sizes: benchmarks/verify_scaling.py;
+whether attacks break any: benchmarks/verify_violations.py.
 """
 
 from __future__ import annotations
@@ -22,7 +22,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from verify_violations import print_violations, violations
 
 from greg_cert.config import load_config
 from greg_cert.data import DataSplits, load_data
@@ -288,8 +287,6 @@ def main() -> None:
     parser.add_argument("--baseline-samples", type=int, default=24)
     parser.add_argument("--images", type=int, default=10_000, help="of the part `global`")
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--violations", type=int, help="attack as many certificates instead")
-    parser.add_argument("--processes", type=int, default=2, help="of --violations")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", type=Path, help="file to write")
     options = parser.parse_args()
@@ -306,39 +303,30 @@ def main() -> None:
     given = {k: str(v) if isinstance(v, Path) else v for k, v in vars(options).items()}
     given["runs"] = [run.path.name for run in runs]
     result: dict[str, Any] = {"options": given, "environment": about}
-    if options.violations is not None:
-        paths = [run.path for run in runs]
-        result["violations"] = violations(
-            paths, options.violations, options.processes, options.seed
-        )
-        print_violations(result["violations"])
-    else:
-        if "global" in parts:
-            result["global"] = everywhere(options.images, options.rounds)
-            show("global constant, untrained, CPU s", result["global"])
-        for run in runs if parts != ["global"] else []:
-            attacked = parts != ["speed"]
-            subject = prepare(run, options.samples, options.seed, attacked)
-            print(f"\n{subject.name}: {subject.tested} test samples, {len(subject.x)} accepted")
-            done: dict[str, Any] = {"tested": subject.tested, "accepted": len(subject.x)}
-            if "radii" in parts:
-                done["radii"] = radii(subject, options.alpha_samples)
-                show("radius, its share of the attack", done["radii"])
-            if "speed" in parts:
-                done["speed"] = speed(subject, options.baseline_samples, options.rounds)
-                steps = done["speed"]["steps"]
-                show(f"CPU s a sample; {steps} steps of bisection", done["speed"]["variants"])
-            if "lipschitz" in parts:
-                done["lipschitz"] = lipschitz(subject)
-                show("Lipschitz radius", done["lipschitz"])
-            if "estimates" in parts:
-                done["estimates"] = estimates(subject, options.seed)
-                show("estimates", done["estimates"])
-            result[subject.name] = done
+    if "global" in parts:
+        result["global"] = everywhere(options.images, options.rounds)
+        show("global constant, untrained, CPU s", result["global"])
+    for run in runs if parts != ["global"] else []:
+        attacked = parts != ["speed"]
+        subject = prepare(run, options.samples, options.seed, attacked)
+        print(f"\n{subject.name}: {subject.tested} test samples, {len(subject.x)} accepted")
+        done: dict[str, Any] = {"tested": subject.tested, "accepted": len(subject.x)}
+        if "radii" in parts:
+            done["radii"] = radii(subject, options.alpha_samples)
+            show("radius, its share of the attack", done["radii"])
+        if "speed" in parts:
+            done["speed"] = speed(subject, options.baseline_samples, options.rounds)
+            steps = done["speed"]["steps"]
+            show(f"CPU s a sample; {steps} steps of bisection", done["speed"]["variants"])
+        if "lipschitz" in parts:
+            done["lipschitz"] = lipschitz(subject)
+            show("Lipschitz radius", done["lipschitz"])
+        if "estimates" in parts:
+            done["estimates"] = estimates(subject, options.seed)
+            show("estimates", done["estimates"])
+        result[subject.name] = done
     if options.json:
         options.json.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-    if options.violations is not None and result["violations"]["violations"]:
-        raise SystemExit(1)
 
 
 if __name__ == "__main__":

@@ -1,166 +1,398 @@
 """Certificates by the thousand, each attacked inside its own radius: none may break.
 
-Called by `python benchmarks/verify.py ... --violations N`. A certificate is one sample at one
-threshold, on one side, in one norm, by one method. Cells are all of runs x sides x norms x
-thresholds; each takes test samples (side id), or samples of every OOD set in turn (side ood), until
-its share of N is proven. Attacks have seeds, restarts and steps of their own.
+Run: python benchmarks/verify_violations.py --out FILE [--runs RUN …] [--trained FOLDER]
+     [--shared SHARED] [--seed 0]
+RUNs are run folders, FOLDER is one that `train_networks.py` filled, SHARED holds `networks/` and
+`data/`. A certificate is one sample at one threshold, on one side, of one score, with its class or
+without, in one norm, by one method. Each cell of these, on one network, is one line of FILE,
+written when it is done; a cell that is there is not done again, so an interrupted run goes on. The
+kinds that are rare come first. Half of a cell's samples are images, the others blends of one image
+with another on the other side of the threshold, a step back from it: their radii are small and
+bounds tight.
+
+Attacks have seeds, restarts and steps of their own: a minimal-norm attack of every sample, and PGD
+in every ball. A violation stops the run.
 """
 
 from __future__ import annotations
 
-import itertools
+import argparse
+import json
 import math
-import multiprocessing
 import time
 import warnings
+import zlib
 from collections import Counter
-from collections.abc import Sequence
-from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import community_networks
+import small_networks
 import torch
-from torch import Tensor
+import train_networks
+from torch import Tensor, nn
 
-from greg_cert.data import DataSplits
-from greg_cert.inference import logits_of
+from greg_cert.data import DataSplits, load_data
+from greg_cert.data.schema import DataConfig
 from greg_cert.metrics import threshold_at_tpr
-from greg_cert.records import RunFolder
-from greg_cert.scores import energy
+from greg_cert.models import MaxMin
+from greg_cert.models.resnet import BasicBlock
+from greg_cert.records import RunFolder, environment
+from greg_cert.scores import score_of
 from greg_cert.subjects import common_data
-from greg_cert.verify import certify
-from greg_cert.verify.attack import AttackPlan, attack_within, smallest_attack
-from greg_cert.verify.scorer import Margin, score_function
+from greg_cert.verify import certify, global_lipschitz_radius
+from greg_cert.verify.attack import AttackPlan
+from greg_cert.verify.audit import Audit
+from greg_cert.verify.certifier import Certifier
+from greg_cert.verify.options import CertifyOptions
+from greg_cert.verify.scorer import Margin, class_margin
+from greg_cert.verify.trace import trace_model
 
-METHODS = ("crown", "crown-ibp", "lipschitz")
-ALPHA = 4  # samples of a cell that the slow methods certify too
-TPRS = (0.9, 0.95, 0.99)
+TPRS = (0.3, 0.6, 0.9, 0.95, 0.99)
 NORMS = (2.0, math.inf)
 SIDES = ("id", "ood")
-CHUNK = 48
-STEPS, RESTARTS = 80, 6  # of the attack in each ball
+SCORES = ("energy", "max_logit", "max_softmax")  # in turn
+MAX_RADIUS = {2.0: 3.0, math.inf: 1.0}
+CLOSE = 0.95  # of the attack's radius
 SEED = 1000  # of attacks; certify's own begin at 0
+BISECTIONS = 20  # on the way from one image to another
+POOL = 600  # samples of a side that are chosen from
+
+GLOBAL = "lipschitz, global"
+# Samples of a cell by method. What is slow at a size gets few; sdp-crown is for ℓ2 alone.
+SAMPLES = {
+    "tiny": {GLOBAL: 128, "lipschitz": 8, "crown-ibp": 128, "crown": 128, "sdp-crown": 32,
+             "best": 3, "alpha-crown": 1, "branch": 1},
+    "small": {GLOBAL: 64, "lipschitz": 4, "crown-ibp": 64, "crown": 4, "sdp-crown": 16, "best": 1},
+    "image": {GLOBAL: 24, "lipschitz": 1, "crown-ibp": 8, "crown": 1, "sdp-crown": 3},
+    "deep": {GLOBAL: 24, "sdp-crown": 1},
+}  # fmt: skip
+# Steps of an attack's run, restarts and steps along the boundary.
+ATTACK = {"tiny": (30, 2, 30), "small": (30, 2, 30), "image": (30, 2, 30), "deep": (20, 2, 20)}
+CLASSES = 3  # that samples are of where the class counts, since each is attacked by itself
 
 
 @dataclass(frozen=True)
 class Cell:
-    """One run, side, norm and threshold, and how many certificates it owes."""
+    """What one line of the file is about."""
 
-    run: Path
+    network: str
     side: str
     norm: float
     tpr: float
-    wanted: int
-    seed: int
+    score: str
+    correct: bool
+
+    @property
+    def key(self) -> str:
+        """Its name in the file."""
+        return f"{self.network} {self.side} {self.norm} {self.tpr} {self.score} {self.correct}"
 
 
-def cells(runs: Sequence[Path], wanted: int, seed: int) -> list[Cell]:
-    """All cells, each with its share of `wanted`."""
-    every = list(itertools.product(runs, SIDES, NORMS, TPRS))
-    return [Cell(*cell, math.ceil(wanted / len(every)), seed) for cell in every]
+@dataclass(frozen=True)
+class Subject:
+    """A network, its images and how large it is."""
+
+    name: str
+    model: nn.Module
+    splits: DataSplits
+    size: str
+
+    def cells(self) -> Iterator[Cell]:
+        """All of a network: sides, scores and whether classes count, in turn."""
+        turn = zlib.crc32(self.name.encode())
+        for tpr in TPRS:
+            for norm in NORMS:
+                side, score = SIDES[turn // 2 % 2], SCORES[turn % 3]
+                yield Cell(self.name, side, norm, tpr, score, side == "id" and turn % 4 == 0)
+                turn += 1
+
+    @property
+    def about(self) -> dict[str, Any]:
+        """What the certificates of it count as."""
+        layers = list(self.model.modules())
+        return {
+            "pixels": self.splits.test.pixels([0]).shape[-1],
+            "residual": any(isinstance(m, BasicBlock) for m in layers),
+            "maxmin": any(isinstance(m, MaxMin) for m in layers),
+        }
 
 
-def samples(splits: DataSplits, side: str, seed: int) -> tuple[Tensor, list[str]]:
-    """All samples of a side in random order, the OOD sets in turn, and what set each is of."""
-    generator = torch.Generator().manual_seed(seed)
-    sets = {"test": splits.test} if side == "id" else splits.ood
-    orders = {n: torch.randperm(len(s), generator=generator) for n, s in sets.items()}
-    pixels = {n: s.pixels(orders[n]).double() for n, s in sets.items()}
-    turns = [(i, n) for n in sets for i in range(len(orders[n]))]
-    turns.sort(key=lambda turn: turn[0])
-    return torch.stack([pixels[n][i] for i, n in turns]), [n for _, n in turns]
+def images(data: str, folder: Path) -> DataSplits:
+    """ID images of a kind, and generated ones as outliers."""
+    if data == "digits":
+        source: dict[str, Any] = {"id": {"source": "digits"}, "test": 0.3}
+    else:
+        known = train_networks.SOURCES[data]
+        source = {k: {**known[k], "path": folder / known[k]["path"], "limit": 3000} for k in known}
+    kinds = ("textures", "text", "uniform", "gaussian")
+    ood = [{"source": kind, "n": 100} for kind in kinds]
+    config = {**source, "ood": ood, "calibration": 0.3}
+    return load_data(DataConfig.model_validate(config))
 
 
-def check(cell: Cell) -> dict[str, Any]:
-    """Certify a cell chunk by chunk and attack everything proven."""
+def subjects(
+    runs: list[Path], trained: Path | None, shared: Path
+) -> Iterator[tuple[str, Callable[[], Subject]]]:
+    """Names of networks and how to get them, the rare kinds first."""
+    read: dict[str, DataSplits] = {}
+
+    def data(kind: str) -> DataSplits:
+        if kind not in read:
+            read[kind] = images(kind, shared / "data")
+        return read[kind]
+
+    def small(name: str) -> Subject:
+        splits = data("digits" if name.endswith("8") and not name.endswith("28") else "mnist")
+        size = "small" if name.endswith("28") else "tiny"
+        return Subject(name, small_networks.trained(name, splits), splits, size)
+
+    def other(name: str) -> Subject:
+        assert trained is not None
+        splits = data(train_networks.RECIPES[name].data)
+        size = "deep" if "resnet" in name else "image"
+        return Subject(name, train_networks.load(name, trained), splits, size)
+
+    def community(name: str) -> Subject:
+        splits = data(community_networks.NETWORKS[name].data)
+        model = community_networks.load(name, shared / "networks")
+        return Subject(name, model, splits, "image")
+
+    def run(path: Path) -> Subject:
+        folder = RunFolder(path)
+        splits = common_data([folder])
+        size = "tiny" if splits.test.pixels([0]).shape[-1] < 28 else "image"
+        return Subject(f"run {path.name}", folder.load_model().eval(), splits, size)
+
+    for name in ("residual28", "maxmin28", "residual8", "maxmin8", "pooled8", "pooled28"):
+        yield name, lambda name=name: small(name)  # type: ignore[misc]
+    for path in runs:
+        yield f"run {path.name}", lambda path=path: run(path)  # type: ignore[misc]
+    for name in community_networks.NETWORKS:
+        yield name, lambda name=name: community(name)  # type: ignore[misc]
+    for name in train_networks.RECIPES if trained is not None else ():
+        if trained is not None and (trained / f"{name}.json").exists():
+            yield name, lambda name=name: other(name)  # type: ignore[misc]
+
+
+def chosen(subject: Subject, cell: Cell, count: int) -> tuple[float, Tensor, Tensor | None]:
+    """Threshold of a cell, its samples in float64, and their classes where they count."""
+    model, splits = subject.model.double(), subject.splits
+    value = score_of(cell.score)
+    generator = torch.Generator().manual_seed(zlib.crc32(cell.key.encode()))
+
+    def some(of: Any, most: int) -> Tensor:
+        return torch.randperm(len(of), generator=generator)[:most]
+
+    def gap(x: Tensor, labels: Tensor | None) -> Tensor:
+        logits = model(x)
+        found = Margin(threshold, cell.side).of(value(logits))
+        if labels is None:
+            return found
+        return torch.minimum(found, -class_margin(logits, labels, cell.score))
+
+    with torch.no_grad():
+        known = value(model(splits.calibration.pixels(some(splits.calibration, 1000)).double()))
+        threshold = threshold_at_tpr(known.numpy(), cell.tpr)
+        # A test image that is rejected stays so within its radius as an outlier does.
+        sets = {"test": splits.test, **({} if cell.side == "id" else splits.ood)}
+        picks = {name: some(of, POOL // len(sets)) for name, of in sets.items()}
+        x = torch.cat([sets[name].pixels(rows) for name, rows in picks.items()]).double()
+        labels = None
+        if cell.correct:
+            assert splits.test.labels is not None
+            labels = splits.test.labels[picks["test"]]
+            x, labels = x[labels < CLASSES], labels[labels < CLASSES]
+        known = gap(x, labels)
+        right, wrong = x[known > 0], x[known < 0]
+        if labels is not None:
+            labels = labels[known > 0]
+        blends = count // 2 if len(right) and len(wrong) else 0
+        order = torch.randperm(len(right), generator=generator)[: count - blends]
+        if blends:
+            order = torch.cat([torch.randint(len(right), (blends,), generator=generator), order])
+            others = wrong[torch.randint(len(wrong), (blends,), generator=generator)]
+        x, labels = right[order], None if labels is None else labels[order]
+        if blends:
+            x[:blends] = blended(
+                x[:blends],
+                others,
+                lambda y: gap(y, None if labels is None else labels[:blends]),
+                generator,
+            )
+        # Methods that get few take some of both.
+        rows = torch.randperm(len(x), generator=generator)
+        rows = rows[gap(x[rows], None if labels is None else labels[rows]) > 0]
+    return threshold, x[rows], None if labels is None else labels[rows]
+
+
+def blended(
+    x: Tensor, others: Tensor, gap: Callable[[Tensor], Tensor], generator: torch.Generator
+) -> Tensor:
+    """Points between x and `others` (B, ...), a random step back from where the gap ends."""
+    low, high = torch.zeros(len(x)).double(), torch.ones(len(x)).double()
+
+    def at(share: Tensor) -> Tensor:
+        return x.lerp(others, share.reshape(-1, 1, 1, 1))
+
+    for _ in range(BISECTIONS):
+        middle = (low + high) / 2
+        inside = gap(at(middle)) > 0
+        low, high = torch.where(inside, middle, low), torch.where(inside, high, middle)
+    back = 10 ** (-1.0 - 2 * torch.rand(len(x), generator=generator))
+    return at(low * (1 - back))
+
+
+def proven(
+    model: nn.Module, cell: Cell, method: str, x: Tensor, threshold: float, labels: Tensor | None
+) -> Tensor:
+    """Radii (B,) by one method."""
+    given: dict[str, Any] = {
+        "side": cell.side,
+        "norm": cell.norm,
+        "max_radius": MAX_RADIUS[cell.norm],
+        "score": cell.score,
+    }
+    if method == GLOBAL:
+        return global_lipschitz_radius(model, x, threshold, **given)
+    found = certify(
+        model, x, threshold, method=method, labels=labels, attack=False,
+        lipschitz=method == "lipschitz", **given,
+    )  # fmt: skip
+    return found.radius_lipschitz if method == "lipschitz" else found.radius_certified
+
+
+def check(subject: Subject, cell: Cell) -> dict[str, Any]:
+    """Certify the samples of a cell and attack everything proven."""
+    begun = time.process_time()
+    counts = dict(SAMPLES[subject.size])
+    if cell.norm != 2.0:
+        counts.pop("sdp-crown", None)
+    if cell.correct:  # the Lipschitz radius is one of the score alone
+        for method in (GLOBAL, "lipschitz"):
+            counts.pop(method, None)
+    model = subject.model
+    threshold, x, labels = chosen(subject, cell, max(counts.values()))
+    by_method: dict[str, dict[str, float]] = {}
+    broken: list[dict[str, Any]] = []
+    closest = 0.0
+    if len(x):
+        names = torch.arange(len(x))
+        steps, restarts, polish = ATTACK[subject.size]
+        options = CertifyOptions(
+            score=cell.score, attack_steps=steps, attack_restarts=restarts, attack_polish=polish,
+            seed=SEED,
+        )  # fmt: skip
+        margin = Margin(threshold, cell.side)
+        attacker = Certifier(
+            model, None, "auto", margin, cell.norm, MAX_RADIUS[cell.norm], (), options
+        )
+        none = torch.zeros(len(x), dtype=torch.bool)
+        nearest = attacker.nearest_attack(x, names, labels, none).radius
+        graph = trace_model(model, tuple(x.shape[1:]))
+        for k, (method, count) in enumerate(counts.items()):
+            rows = slice(min(count, len(x)))
+            own = None if labels is None else labels[rows]
+            start = time.process_time()
+            radii = proven(model, cell, method, x[rows], threshold, own)
+            seconds = time.process_time() - start
+            plan = AttackPlan(margin, cell.norm, SEED + 1 + k, steps, restarts=restarts)
+            audit = Audit(attacker.logits, graph, cell.score, plan)
+            crossed = audit.crossings(x[rows], radii, names[rows], own)
+            found = radii > 0
+            attack = torch.minimum(crossed, nearest[rows])
+            hit = found & (crossed.isfinite() | (nearest[rows] <= radii))
+            share = torch.where(found, radii / attack, 0.0)
+            closest = max(closest, float(share.max()))
+            by_method[method] = {
+                "certificates": int(found.sum()),
+                "close": int((share > CLOSE).sum()),
+                "violations": int(hit.sum()),
+                "seconds": round(seconds, 3),
+            }
+            broken += [
+                {"method": method, "sample": row, "radius": float(radii[row]),
+                 "attack": float(attack[row])}
+                for row in hit.nonzero().squeeze(1).tolist()
+            ]  # fmt: skip
+    return {
+        "key": cell.key,
+        **asdict(cell),
+        "norm": str(cell.norm),
+        **subject.about,
+        "threshold": threshold,
+        "samples": len(x),
+        "methods": by_method,
+        "closest": closest,
+        "broken": broken,
+        "cpu_seconds": round(time.process_time() - begun, 2),
+    }
+
+
+def kinds(row: dict[str, Any]) -> list[str]:
+    """What the certificates of a cell are counted under, beside their method."""
+    found = ["all", f"norm {row['norm']}", f"side {row['side']}", f"score {row['score']}"]
+    found += ["28x28 or larger"] if row["pixels"] >= 28 else []
+    found += [kind for kind in ("residual", "maxmin") if row[kind]]
+    return found + (["with the class"] if row["correct"] else [])
+
+
+def counted(rows: list[dict[str, Any]]) -> dict[str, Counter[str]]:
+    """Certificates, those close to the attack, and violations, by kind and by method."""
+    table: dict[str, Counter[str]] = {}
+    for row in rows:
+        for method, numbers in row["methods"].items():
+            for kind in (*kinds(row), f"method {method}"):
+                one = table.setdefault(kind, Counter())
+                one.update({k: numbers[k] for k in ("certificates", "close", "violations")})
+    return table
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n", maxsplit=1)[0])
+    parser.add_argument("--out", type=Path, required=True, help="file of JSON lines")
+    parser.add_argument("--runs", type=Path, nargs="*", default=[])
+    parser.add_argument("--trained", type=Path, help="folder of train_networks.py")
+    parser.add_argument("--shared", type=Path, default=community_networks.FOLDER.parent)
+    parser.add_argument("--only", nargs="*", help="names of networks")
+    parser.add_argument("--count", action="store_true", help="what FILE holds, and no more")
+    given = parser.parse_args()
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
-    run = RunFolder(cell.run)
-    model, splits = run.load_model(), common_data([run])
-    threshold = threshold_at_tpr(energy(logits_of(model, splits.calibration)), cell.tpr)
-    x, names = samples(splits, cell.side, cell.seed)
-    score = score_function(model)
-    margin = Margin(threshold, cell.side)
-    proven: Counter[str] = Counter()
-    broken: list[dict[str, Any]] = []
-    share: list[float] = []
-    for start in range(0, len(x), CHUNK):
-        if proven.total() >= cell.wanted:
-            break
-        chunk, order = x[start : start + CHUNK], torch.arange(start, min(start + CHUNK, len(x)))
-        radii = _radii(cell, model, chunk, threshold, alpha=ALPHA if start == 0 else 0)
-        plan = AttackPlan(margin, cell.norm, SEED + cell.seed, STEPS, restarts=RESTARTS, polish=40)
-        nearest = smallest_attack(score, chunk, 1.0, plan, order).radius
-        for k, (method, values) in enumerate(radii.items()):
-            rows = (values > 0).nonzero().squeeze(1)
-            if len(rows) == 0:
+    rows = []
+    if given.out.exists():
+        rows = [json.loads(line) for line in given.out.read_text(encoding="utf-8").splitlines()]
+    done = {row["key"] for row in rows}
+    about = environment("cpu, one thread")
+    commit = about["git_commit"]
+    made: dict[str, Subject] = {}
+    kept = list(subjects(given.runs, given.trained, given.shared))
+    kept = [(name, make) for name, make in kept if not given.only or name in given.only]
+    for turn in () if given.count else range(len(TPRS) * len(NORMS)):
+        for name, make in kept:
+            if name not in made:
+                made[name] = make()
+            subject = made[name]
+            cell = list(subject.cells())[turn]
+            if cell.key in done:
                 continue
-            plan = AttackPlan(margin, cell.norm, SEED + cell.seed + 1 + k, STEPS, restarts=RESTARTS)
-            hit, _ = attack_within(score, chunk[rows], values[rows], plan, order[rows])
-            hit |= nearest[rows] <= values[rows]
-            proven[method] += len(rows)
-            share += (values[rows] / nearest[rows]).tolist()  # 0 where no attack was found
-            for row in rows[hit].tolist():
-                what = {"set": names[start + row], "position": start + row, "method": method}
-                broken.append({**what, "radius": float(values[row]), "tpr": cell.tpr})
-    where = {"run": run.config.method, "side": cell.side, "norm": str(cell.norm), "tpr": cell.tpr}
-    return {**where, "proven": dict(proven), "broken": broken, "closest": max(share, default=0.0)}
+            row = {**check(subject, cell), "commit": commit}
+            rows.append(row)
+            with given.out.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(row) + "\n")
+            certificates = sum(m["certificates"] for m in row["methods"].values())
+            print(f"{cell.key}: {certificates} certificates, closest {row['closest']:.4f}, "
+                  f"{row['cpu_seconds']:.0f} CPU s", flush=True)  # fmt: skip
+            if row["broken"]:
+                raise SystemExit(f"violated: {row['broken']}")
+    print(", ".join(f"{k} {v}" for k, v in about["versions"].items()))
+    print(f"{'':24}{'certificates':>14}{'above ' + str(CLOSE):>12}{'violations':>12}")
+    for kind, numbers in counted(rows).items():
+        print(f"{kind:24}{numbers['certificates']:14}{numbers['close']:12}"
+              f"{numbers['violations']:12}")  # fmt: skip
 
 
-def _radii(
-    cell: Cell, model: torch.nn.Module, x: Tensor, threshold: float, alpha: int
-) -> dict[str, Tensor]:
-    """Radii proven by each method; those of slow ones 0 beyond the first `alpha` samples."""
-    given: dict[str, Any] = {"side": cell.side, "norm": cell.norm, "attack": False}
-    found = certify(model, x, threshold, method=METHODS, **given)
-    radii = {
-        "crown": torch.as_tensor(found.other["radius_crown"]),
-        "crown-ibp": torch.as_tensor(found.other["radius_crown_ibp"]),
-        "lipschitz": found.radius_lipschitz,
-    }
-    if alpha:
-        for method in ("alpha-crown", "branch"):
-            few = certify(model, x[:alpha], threshold, method=method, lipschitz=False, **given)
-            radii[method] = torch.zeros(len(x), dtype=torch.float64)
-            radii[method][:alpha] = few.radius_certified
-    return radii
-
-
-def violations(runs: Sequence[Path], wanted: int, processes: int, seed: int) -> dict[str, Any]:
-    """Certificates attacked and violated, in all and by cell."""
-    begun = time.perf_counter()
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(processes, mp_context=context) as pool:
-        rows = list(pool.map(check, cells(runs, wanted, seed)))
-    by_method: Counter[str] = Counter()
-    for row in rows:
-        by_method.update(row["proven"])
-    return {
-        "wanted": wanted,
-        "certificates": by_method.total(),
-        "by_method": dict(by_method),
-        "violations": sum(len(row["broken"]) for row in rows),
-        "cells": rows,
-        "wall_seconds": time.perf_counter() - begun,
-    }
-
-
-def print_violations(found: dict[str, Any]) -> None:
-    """The table."""
-    for row in found["cells"]:
-        counts = ", ".join(f"{k} {v}" for k, v in row["proven"].items())
-        print(
-            f"{row['run']:8s}{row['side']:5s}norm {row['norm']:5s}tpr {row['tpr']:<6g}"
-            f"{len(row['broken'])} violations of {sum(row['proven'].values())} ({counts}); "
-            f"largest radius / attack {row['closest']:.4f}"
-        )
-        for broken in row["broken"]:
-            print(f"  violated: {broken}")
-    print(
-        f"{found['violations']} violations of {found['certificates']} certificates "
-        f"({', '.join(f'{k} {v}' for k, v in found['by_method'].items())}) "
-        f"in {found['wall_seconds']:.0f} s"
-    )
-    if found["certificates"] < found["wanted"]:
-        print(f"fewer than the {found['wanted']} asked for: the samples ran out")
+if __name__ == "__main__":
+    main()

@@ -20,6 +20,7 @@ from soundness import ROUNDING, attack_certificates, attack_relaxation, ball_poi
 from torch import Tensor, nn
 
 from greg_cert.errors import EngineError, UsageError
+from greg_cert.models import MaxMin
 from greg_cert.verify import certify, score_bound
 from greg_cert.verify.bounds import ball_boxes as boxes_module
 from greg_cert.verify.bounds import charges as charges_module
@@ -30,9 +31,10 @@ from greg_cert.verify.bounds.charges import Prices, ProvenPrices, largest_eigenv
 from greg_cert.verify.bounds.coupled import Variables, bisect_balls, bound_rows, first_variables
 from greg_cert.verify.bounds.coupled_engine import CoupledEngine
 from greg_cert.verify.goals import decision_goals
-from greg_cert.verify.graph import Conv, Graph, Linear, forward_all
+from greg_cert.verify.graph import Activation, Conv, Graph, Linear, forward_all
 from greg_cert.verify.lipschitz import band as band_module
 from greg_cert.verify.native_relaxation import NativeRelaxation
+from greg_cert.verify.radius import coupled as radius_module
 from greg_cert.verify.radius.coupled import CoupledEffort, CoupledRadius, charged_activations
 from greg_cert.verify.region import Region
 from greg_cert.verify.rounding import absolute_terms
@@ -201,6 +203,20 @@ def test_boxes_know_what_intervals_do_not() -> None:
     assert float(high - low) == pytest.approx(2 * math.sqrt(100), rel=1e-6)
 
 
+def test_a_jump_moves_further_than_any_slope() -> None:
+    """torch's softplus jumps by 2e-9 at 20: so far a ball moves it, however small it is."""
+    model = nn.Sequential(nn.Linear(1, 1), nn.Softplus(), nn.Linear(1, 2)).double()
+    with torch.no_grad():
+        model[0].weight.fill_(1.0)
+        model[0].bias.fill_(19.5)
+    graph = trace_model(model, (1,))
+    x, radius = torch.tensor([[0.5 - 1e-12]]).double(), torch.tensor([1e-11]).double()
+    moved = ball_boxes(graph, layer_norms(graph), x, radius)
+    before, after = (forward_all(graph, y)[2] for y in (x, x + radius))
+    assert float(before - after) > 100 * float(radius)
+    assert float(before - after) <= float(moved[2].reach)
+
+
 @pytest.mark.parametrize("seed", range(6))
 @pytest.mark.parametrize("name", NETWORKS)
 def test_any_multipliers_are_sound(name: str, seed: int) -> None:
@@ -237,6 +253,181 @@ def test_without_multipliers_it_is_crown_on_the_same_boxes(name: str) -> None:
     better, same = coupled.value_and_slope(with_balls, x)
     assert torch.allclose(same, slope)
     assert bool((better >= ours - 1e-9 * (1 + ours.abs())).all())
+
+
+class Twice(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x + x
+
+
+# Layers before the last activation, and how steep all of them are together.
+TIGHT: dict[str, tuple[list[nn.Module], float]] = {
+    "one layer": ([nn.Linear(4, 4)], 1.0),
+    "a steep layer": ([nn.Linear(4, 4)], 3.0),
+    "a sum": ([nn.Linear(4, 4), Twice()], 2.0),
+    "a layer that is all alive": ([nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 4)], 1.0),
+    "sums of pairs": ([nn.Linear(4, 4), MaxMin(), nn.Linear(4, 4)], 1.0),
+}
+
+
+@pytest.mark.parametrize("kind", ["ball", "charge", "short of charge", "box"])
+@pytest.mark.parametrize("name", TIGHT)
+def test_where_the_bound_is_tight_every_constant_shows(name: str, kind: str) -> None:
+    """The least −Σ ReLU(s·δ_i) over ‖δ‖ ≤ r is −s·r·√n, at equal δ_i, and the bound attains it:
+    with slopes of ½ and the best multiplier; for one neuron, without any, by its box. It may not
+    where a neuron in between carries on less than it is charged."""
+    layers, steep = TIGHT[name]
+    pairs = name == "sums of pairs"
+    size, radius = (1 if kind == "box" and not pairs else 4), 0.5
+    made: list[nn.Module] = []
+    for layer in layers:
+        made.append(nn.Linear(size, size) if isinstance(layer, nn.Linear) else layer)
+    model = nn.Sequential(*made, nn.ReLU(), nn.Linear(size, 2)).double()
+    alive = [m for m in made if isinstance(m, nn.Linear)]
+    with torch.no_grad():
+        for p in model.parameters():
+            p.zero_()
+        for m in alive:
+            m.weight.copy_(torch.eye(size))
+        alive[0].weight.mul_(steep if name == "a steep layer" else 1.0)
+        if pairs:  # what differs within a pair is lost
+            alive[0].weight.copy_((torch.eye(4) + torch.eye(4).roll(2, 0)) / 2)
+        elif len(alive) > 1:
+            alive[0].bias.fill_(10.0)
+            alive[1].bias.fill_(-10.0)
+        model[-1].weight[0] = -1.0  # type: ignore[index, operator]
+    graph = trace_model(model, (size,))
+    x, radii = torch.zeros(1, size).double(), torch.tensor([radius]).double()
+    rows = torch.tensor([[[1.0, 0.0]]]).double()
+    moved = ball_boxes(graph, layer_norms(graph), x, radii)
+    found = first_variables(graph, moved, 1)
+    balls = bisect_balls(graph, moved, rows, found)
+    last = max(graph.activations)
+    for i in graph.activations if "charge" in kind else ():  # alive ones hand it on, and a little
+        like = moved[i].centre.unsqueeze(1)
+        more = 1e-3 if kind == "charge" else -0.7
+        found["charge", i] = balls[last].unsqueeze(2).expand_as(like) + more * (i != last)
+    if kind == "ball":
+        found["ball", last] = balls[last]
+    bound = bound_rows(graph, moved, rows, found, ProvenPrices())
+    value, slope = coupled.value_and_slope(bound, x)
+    low = float(value - radius * slope - bound.curvature * radius**2 / 2)
+    truth = -steep * radius * math.sqrt(size)
+    assert low <= truth * (1 - 1e-9)
+    if kind in ("ball", "charge") or (kind == "box" and not pairs):
+        assert low >= 1.002 * truth
+
+
+def test_the_curvature_is_that_of_the_dearest_input() -> None:
+    """The least −Σ ReLU(s_i·δ_i) over ‖δ‖ ≤ r is −r‖s‖, and charges of c/s_i that each input pays
+    for itself, at their mean and not their largest, would prove −½r(‖s‖ + Σs/√n)."""
+    steep, radius = torch.tensor([0.1, 0.3, 1.0, 4.0]).double(), 0.5
+    model = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 2)).double()
+    with torch.no_grad():
+        for p in model.parameters():
+            p.zero_()
+        model[0].weight.copy_(steep.diag())
+        model[2].weight[0] = -1.0
+    graph = trace_model(model, (4,))
+    x, radii = torch.zeros(1, 4).double(), torch.tensor([radius]).double()
+    moved = ball_boxes(graph, layer_norms(graph), x, radii)
+    found = first_variables(graph, moved, 1)
+    charge = 2 / (2 * radius) / steep
+    found["charge", 2] = charge.log().reshape(1, 1, 4)
+    found["share", 1] = (charge * steep**2).log().reshape(1, 1, 4)
+    rows = torch.tensor([[[1.0, 0.0]]]).double()
+    bound = bound_rows(graph, moved, rows, found, ProvenPrices())
+    value, slope = coupled.value_and_slope(bound, x)
+    low = float(value - radius * slope - bound.curvature * radius**2 / 2)
+    assert low <= -radius * float(steep.norm())
+    paid = float((charge * steep**2).amax())
+    assert float(bound.curvature) == pytest.approx(paid, rel=1e-2)
+
+
+def test_scales_of_channels_count_squared() -> None:
+    layers = (nn.Conv2d(2, 2, 1, groups=2), nn.ReLU(), nn.Flatten(), nn.Linear(2, 2))
+    model = nn.Sequential(*layers).double()
+    with torch.no_grad():
+        layers[0].weight.copy_(torch.tensor([1.0, 3.0]).reshape(2, 1, 1, 1))
+    graph = trace_model(model, (2, 1, 1))
+    x = torch.zeros(1, 2, 1, 1).double()
+    moved = ball_boxes(graph, layer_norms(graph), x, torch.ones(1).double())
+    found = first_variables(graph, moved, 1)
+    (i,) = graph.activations
+    found["charge", i] = torch.zeros(1, 1, 2, 1, 1).double()
+    bound = bound_rows(graph, moved, torch.ones(1, 1, 2).double(), found, ProvenPrices())
+    assert float(bound.curvature) == pytest.approx(9.0, rel=1e-3)
+
+
+class Beside(nn.Module):
+    """Two layers of the same input, one after the other, and the sum of what ReLU makes of them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(2, 2, bias=False), nn.Linear(2, 2, bias=False)
+        self.head = nn.Linear(4, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(torch.relu(torch.cat([self.first(x), self.second(x)], 1)))  # type: ignore[no-any-return]
+
+
+def test_charges_of_a_concatenation_go_to_their_own_operands() -> None:
+    """Layers 2·I and 3·I, charged 1 and 5 an output, cost the input 4·1 + 9·5."""
+    model = Beside().double()
+    with torch.no_grad():
+        model.first.weight.copy_(2 * torch.eye(2))
+        model.second.weight.copy_(3 * torch.eye(2))
+    graph = trace_model(model, (2,))
+    moved = ball_boxes(graph, layer_norms(graph), torch.zeros(1, 2).double(), torch.ones(1))
+    found = first_variables(graph, moved, 1)
+    (i,) = graph.activations
+    found["charge", i] = torch.tensor([[[1.0, 1.0, 5.0, 5.0]]]).double().log()
+    rows = torch.tensor([[[1.0, 0.0]]]).double()
+    bound = bound_rows(graph, moved, rows, found, ProvenPrices())
+    assert float(bound.curvature) == pytest.approx(49.0, rel=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("layer", "steepest"),
+    [(nn.Tanh(), 1 / math.cosh(0.5) ** 2), (nn.GELU(), 1.128904)],  # at 0.5, and at √2
+)
+def test_a_smooth_activation_passes_its_steepest_slope_squared(
+    layer: nn.Module, steepest: float
+) -> None:
+    """A charge of 1 on what an activation of [0.5, 1.5] gives costs its input σ′² at most."""
+    model = nn.Sequential(nn.Linear(1, 1), layer, nn.Linear(1, 1), nn.ReLU(), nn.Linear(1, 2))
+    with torch.no_grad():
+        for p in model.double().parameters():
+            p.fill_(1.0 if p.ndim > 1 else 0.0)
+    graph = trace_model(model, (1,))
+    moved = ball_boxes(graph, layer_norms(graph), torch.ones(1, 1).double(), torch.tensor([0.5]))
+    found = first_variables(graph, moved, 1)
+    found["charge", max(graph.activations)] = torch.zeros(1, 1, 1).double()
+    rows = torch.tensor([[[1.0, 0.0]]]).double()
+    bound = bound_rows(graph, moved, rows, found, ProvenPrices())
+    assert float(bound.curvature) == pytest.approx(steepest**2, rel=2e-3)
+
+
+@pytest.mark.parametrize("slope", [0.0, 0.2, -1.0])
+@pytest.mark.parametrize("charged", [False, True])
+def test_the_minimum_over_a_box_is_that_of_a_grid(slope: float, charged: bool) -> None:
+    """Convex or concave, on one side of zero or both, at an end or between."""
+    generator = torch.Generator().manual_seed(5)
+    a, g, one, other, share = torch.randn(5, 1, 1, 4000, generator=generator).double()
+    weight, charge = torch.rand(2, 1, 1, 4000, generator=generator).double() * 2
+    low, high = torch.minimum(one, other), torch.maximum(one, other)
+    z = low + share.sigmoid() * (high - low)
+    op = Activation(slope)
+    paid = charge if charged else None
+    found = coupled._minimiser(a, g, weight, paid, low, high, z, op)
+
+    def value(t: Tensor) -> Tensor:
+        spent = charge / 2 * (op.apply(t) - op.apply(z)) ** 2 if charged else 0.0
+        return a * op.apply(t) - g * t + weight / 2 * (t - z) ** 2 - spent
+
+    grid = torch.stack([low + k / 200 * (high - low) for k in range(201)])
+    assert bool((value(found) <= value(grid).amin(0) + 1e-12).all())
+    assert bool(((low <= found) & (found <= high)).all())
 
 
 def test_the_best_ball_is_the_best_on_a_grid() -> None:
@@ -383,6 +574,40 @@ def test_affine_radii_are_exact(case: str) -> None:
     assert (found.radius_certified <= truth.clamp(max=5.0) * (1 + 1e-9)).all()
     if case.startswith("affine"):
         assert torch.allclose(found.radius_certified, truth.clamp(max=5.0), rtol=2e-2, atol=1e-6)
+
+
+def kink() -> tuple[nn.Module, float]:
+    """One input at 0, whose first logit is flat up to ½ and crosses at 1, and γ."""
+    model = nn.Sequential(nn.Linear(1, 1), nn.ReLU(), nn.Linear(1, 2)).double()
+    with torch.no_grad():
+        for p, values in zip(
+            model.parameters(), ([[1.0]], [-0.5], [[-4.0], [0.0]], [5.0, -100.0]), strict=True
+        ):
+            p.copy_(torch.tensor(values))
+    return model, -3.0
+
+
+def test_no_radius_goes_beyond_the_ball_that_it_was_proven_for() -> None:
+    model, gamma = kink()
+    graph, x = trace_model(model, (1,)), torch.zeros(1, 1).double()
+    logits = model(x).detach()
+    goal = decision_goals("energy", "id", gamma, logits)[0]
+    radius = CoupledRadius(graph, graph.to(torch.float32), 9.0, CoupledEffort(1, 1))
+    found = radius(x, logits, goal, torch.full((1,), 0.5).double())
+    assert 0 < float(found) <= 1.0
+
+
+def test_nothing_is_proven_by_what_the_search_took_for_prices(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    model, x, gamma = certified_setting("mlp")
+    given = {"method": "sdp-crown", "attack": False, "max_radius": 2.0, **QUICK}
+    honest = certify(model, x, gamma, **given).radius_certified
+    monkeypatch.setattr(
+        radius_module.ProvenPrices, "__call__", lambda s, i, o, c, *_: c[:, :, 0] * math.inf
+    )
+    found = certify(model, x, gamma, **given).radius_certified
+    assert bool((found[honest > 0] < honest[honest > 0]).all())
 
 
 def test_it_proves_more_than_crown_where_many_neurons_share_a_ball() -> None:

@@ -266,6 +266,20 @@ def test_balls_hold_what_layers_move(name: str) -> None:
             assert bool((needed <= found.ball * (1 + 1e-9) + 1e-9).all())
 
 
+def test_each_member_that_may_be_the_largest_pays_for_every_window_it_is_in() -> None:
+    """Four windows see all of four pixels, any of which may be the largest: 1 for each window."""
+    layers = (nn.MaxPool2d(3, 1, 1), nn.ReLU(), nn.Flatten(), nn.Linear(4, 2))
+    graph = trace_model(nn.Sequential(*layers).double(), (1, 2, 2))
+    x, radius = torch.zeros(1, 1, 2, 2).double(), torch.ones(1).double()
+    moved = ball_boxes(graph, layer_norms(graph), x, radius)
+    found = first_variables(graph, moved, 1)
+    (i,) = (i for i in graph.activations if ("lower", i) in found)
+    found["charge", i] = torch.zeros(1, 1, 1, 2, 2).double()
+    rows = torch.tensor([[[1.0, -1.0]]]).double()
+    bound = bound_rows(graph, moved, rows, found, Prices())
+    assert float(bound.curvature) == pytest.approx(4.0, rel=1e-6)
+
+
 def test_charges_pass_a_pool_to_every_member_of_a_window() -> None:
     """Charges that a search likes prove what attacks cannot break: were they lost, it would."""
     graph = trace_model(network("charged"), SHAPE)
