@@ -743,6 +743,29 @@ def test_the_radius_refuses_goals_of_several_rows_only_by_its_caller() -> None:
     assert (found[energy_of(model, x) > gamma] == 0).all()
 
 
+@pytest.mark.parametrize("name", ["mlp", "conv", "leaky"])
+def test_a_proof_is_never_below_the_one_without_multipliers_on_its_boxes(name: str) -> None:
+    model, x, gamma = certified_setting(name)
+    graph = trace_model(model, tuple(x.shape[1:]))
+    goal = decision_goals("energy", "id", gamma, model(x).detach())[0]
+    radius = CoupledRadius(graph, graph.to(torch.float32), 2.0, CoupledEffort(1, 1))
+    radii = torch.full((len(x),), 0.05, dtype=torch.float64)
+    moved = radius._boxes(x, radii)
+    rows = model(x).detach().softmax(1).unsqueeze(1)
+    weights = rows.log()
+    spoilt = random_variables(graph, moved, rows, seed=4)
+    found = radius._prove(x, radii, goal, {**spoilt, radius_module.WEIGHTS: weights})
+    pre = {i: moved[graph.nodes[i].inputs[0]].box for i in graph.activations}
+    nothing = torch.zeros(len(x), dtype=torch.bool)
+    terms = absolute_terms(graph, pre, x, radii)
+    crown = NativeRelaxation(graph, Region(x, radii, 2.0), pre, nothing, terms)
+    value, slope = crown.linear(rows)
+    margin = value - (rows * weights).sum(2) + gamma
+    expected = (margin / slope).clamp_min(0.0).squeeze(1)
+    assert (expected > 0).any()
+    assert (found >= expected * (1 - 1e-6)).all()
+
+
 def test_flat_networks_and_single_logits() -> None:
     w, b = torch.zeros(2, 4).double(), torch.tensor([1.0, 0.0]).double()
     found = certify(affine(w, b), points((4,), 2), 0.0, method="sdp-crown", max_radius=3.0)

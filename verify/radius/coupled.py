@@ -118,12 +118,15 @@ class CoupledRadius:
 
     @torch.no_grad()
     def _prove(self, x: Tensor, radii: Tensor, goal: Goal, found: Variables) -> Tensor:
-        """Reach (B,) of the bound that these variables give, in float64."""
+        """Reach (B,) of the bound that these variables give, in float64; or CROWN's, if longer."""
         moved = self._boxes(x, radii)
         boxes = {i: moved[self._graph.nodes[i].inputs[0]].box for i in self._graph.activations}
         terms = absolute_terms(self._graph, boxes, x, radii)
-        gap, slope, bound = proven_gap(self._graph, x, moved, goal, found, terms)
-        reach = reach_of(gap, slope, bound.curvature).squeeze(1)
+        crown = {**first_variables(self._graph, moved, 1), WEIGHTS: found[WEIGHTS]}
+        reach = torch.zeros_like(radii)
+        for variables in (found, crown):
+            gap, slope, bound = proven_gap(self._graph, x, moved, goal, variables, terms)
+            reach = torch.maximum(reach, reach_of(gap, slope, bound.curvature).squeeze(1))
         return torch.where(goal.level == -torch.inf, torch.inf, reach)
 
 
