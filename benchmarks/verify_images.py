@@ -5,7 +5,7 @@ Run: python benchmarks/verify_images.py RUN [RUN …] [--samples 20] [--methods 
 Each RUN is a run folder, such as of configs/mnist_gregplus.yaml. Times are CPU seconds of this
 process on one thread, on a GPU seconds of the clock until it is idle, beside one forward and
 backward pass of the network on one sample. An entry
-`sdp-crown:ROUNDSxSTEPS` searches for so long.
+`sdp-crown:ROUNDSxSTEPS` searches for so long, `sdp-crown:ROUNDSxSTEPSxSPLITS` splits as well.
 """
 
 from __future__ import annotations
@@ -74,8 +74,7 @@ def measure(
         method, _, effort = entry.partition(":")
         options: dict[str, Any] = {}
         if effort:
-            rounds, steps = map(int, effort.split("x"))
-            options["coupled"] = CoupledEffort(rounds, steps)
+            options["coupled"] = CoupledEffort(*map(int, effort.split("x")))
         certify(model, x[:1], gamma, method=method, attack=False, lipschitz=False, **options)
         start = now(device)
         found = certify(

@@ -77,7 +77,7 @@ class BallBounds:
             return _improve(relaxation, goal, p, effort.mirror_steps)
 
         reach, kept = prove_by_parts(
-            engine, self._method, region, goal, p, effort, improve, _best_row
+            engine, self._method, region, goal, p, effort, improve, best_row
         )
         if not goal.above:
             # Bounds of each z_j by itself may do better than what they have in common.
@@ -103,7 +103,7 @@ def _improve(
     return relaxation, improve_weights(relaxation, goal, p, steps) if steps else p
 
 
-def _best_row(relaxation: NativeRelaxation, goal: Goal, p: Tensor) -> tuple[Tensor, Tensor]:
+def best_row(relaxation: NativeRelaxation, goal: Goal, p: Tensor) -> tuple[Tensor, Tensor]:
     """The row (B, K) and constant (B,) that leave the largest margin, with rounding allowed for.
 
     row·f + constant is below zero for every violation in the region.

@@ -189,8 +189,8 @@ def _split(domains: _Domains, left_behind: Tensor) -> _Domains:
     assert constraint is not None
     if len(domains.owner) == 0:
         return domains
-    given_away = _given_away(relaxation, constraint.row)  # (D, N)
-    most, neuron = given_away.max(1)
+    costs = given_away(relaxation, constraint.row)  # (D, N)
+    most, neuron = costs.max(1)
     _note(left_behind, domains.of((~(most > 0)).nonzero().squeeze(1)))
     able = (most > 0).nonzero().squeeze(1)
     domains, neuron = domains.of(able), neuron[able]
@@ -198,11 +198,11 @@ def _split(domains: _Domains, left_behind: Tensor) -> _Domains:
     both = domains.of(twice)
     assert both.relaxation is not None
     positive = torch.arange(len(twice), device=able.device) < len(able)
-    bounds = _with_signs(both.relaxation, neuron.repeat(2), positive)
+    bounds = with_signs(both.relaxation, neuron.repeat(2), positive)
     return replace(both, relaxation=bounds)
 
 
-def _given_away(relaxation: NativeRelaxation, row: Tensor) -> Tensor:
+def given_away(relaxation: NativeRelaxation, row: Tensor) -> Tensor:
     """What the upper lines of neurons (D, N) may cost the bound of a row (D, K) of the logits.
 
     Zero for neurons of known sign; a little for those whose lower line alone is used.
@@ -234,7 +234,7 @@ def _given_away(relaxation: NativeRelaxation, row: Tensor) -> Tensor:
     return torch.cat(costs, 1).nan_to_num(nan=0.0, posinf=0.0)
 
 
-def _with_signs(relaxation: NativeRelaxation, neuron: Tensor, positive: Tensor) -> NativeRelaxation:
+def with_signs(relaxation: NativeRelaxation, neuron: Tensor, positive: Tensor) -> NativeRelaxation:
     """The relaxation with the sign of one neuron (D,) of each domain given."""
     bounds = dict(relaxation.preactivations)
     first = 0

@@ -67,7 +67,7 @@ class VerifyConfig(Section):
     correct: bool = False
     cuts: NonNegativeInt = 3
     until_share: Annotated[float, Field(gt=0, le=1)] = 0.95
-    budget: PositiveInt | None = 5000
+    budget: PositiveInt | None = 8000
     seconds_per_sample: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
     auc_radii: tuple[PositiveFloat, ...] = ()
     smoothing_sigma: PositiveFloat = 0.25

@@ -67,6 +67,14 @@ class Moved:
         far = torch.maximum(high - self.centre, self.centre - low) + self.error
         return torch.linalg.vector_norm(far.flatten(1), dim=1) * (1 + _SLACK)  # type: ignore[no-any-return]
 
+    def of(self, members: Tensor) -> Moved:
+        """The same for some samples, by index."""
+        low, high = self.box
+        box = low[members], high[members]
+        return Moved(
+            self.centre[members], self.error[members], box, self.ball[members], self.mask[members]
+        )
+
     def whole(self) -> Moved:
         """The same with the mask taken into the ball."""
         return Moved(self.centre, self.error, self.box, self.reach, torch.ones_like(self.mask))
@@ -115,7 +123,7 @@ def ball_boxes(
         if isinstance(node.op, (Conv, Linear)):
             length = row_norms(node.op, parents[0].mask)
             half = per_sample(parents[0].ball, length) * length * (1 + _SLACK) + error
-            interval = _meet(interval, (centre - half, centre + half))
+            interval = met(interval, (centre - half, centre + half))
         found = Moved(centre, error, interval, reach * (1 + _SLACK), mask)
         if isinstance(node.op, Smooth):
             jumps = crosses_jump(node.op.kind, *parents[0].box).flatten(1).any(1)
@@ -160,7 +168,7 @@ def _ball_of(
             raise AssertionError("the input has no operands")
 
 
-def _meet(one: Interval, other: Interval) -> Interval:
+def met(one: Interval, other: Interval) -> Interval:
     """The intersection; where rounding would leave nothing, the two ends stay in order."""
     low, high = torch.maximum(one[0], other[0]), torch.minimum(one[1], other[1])
     return torch.minimum(low, high), torch.maximum(low, high)
@@ -169,4 +177,4 @@ def _meet(one: Interval, other: Interval) -> Interval:
 def _met(moved: Moved, known: Interval | None) -> Moved:
     if known is None:
         return moved
-    return Moved(moved.centre, moved.error, _meet(moved.box, known), moved.ball, moved.mask).whole()
+    return Moved(moved.centre, moved.error, met(moved.box, known), moved.ball, moved.mask).whole()

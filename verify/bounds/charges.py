@@ -19,6 +19,12 @@ from torch import Tensor
 
 from greg_cert.verify.graph import Conv, Linear
 from greg_cert.verify.lipschitz.band import Band, gram_band, level_above
+from greg_cert.verify.lipschitz.dense import (
+    chunks_of,
+    dense_grams,
+    dense_matrix,
+    levels_above,
+)
 from greg_cert.verify.lipschitz.krylov import largest_eigenvalue_estimate
 from greg_cert.verify.lipschitz.layers import as_convolution
 
@@ -129,11 +135,40 @@ class ProvenPrices:
         scale = mask.unsqueeze(1)
         scale = scale if share is None else scale * torch.rsqrt(share)
         scale = scale.expand(*charge.shape[:2], *mask.shape[1:])
-        rows = [
-            [largest_eigenvalue(op, c, s) for c, s in zip(*pair, strict=True)]
-            for pair in zip(charge.sqrt(), scale, strict=True)
-        ]
-        return torch.tensor(rows, dtype=charge.dtype, device=charge.device)
+        rows, columns = charge.sqrt().flatten(0, 1), scale.flatten(0, 1)
+        matrix = dense_matrix(op)
+        if matrix is None:
+            pairs = zip(rows, columns, strict=True)
+            found = charge.new_tensor([largest_eigenvalue(op, *pair) for pair in pairs])
+        else:
+            found = _dense_eigenvalues(op, matrix, rows.flatten(1), columns.flatten(1))
+        return torch.unflatten(found, 0, charge.shape[:2])
+
+
+def _dense_eigenvalues(op: Conv | Linear, matrix: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
+    """`largest_eigenvalue` (B,) of rows (B, outputs) and columns (B, inputs), in one go."""
+    found = []
+    for part in chunks_of(matrix, len(rows)):
+        grams = dense_grams(matrix, rows[part], columns[part])
+        size, traces = grams.shape[1], grams.diagonal(dim1=1, dim2=2).sum(1)
+        usable = grams.isfinite().flatten(1).all(1)
+        # Divided by its trace, so that the iteration is about numbers near 1.
+        divided = torch.where(usable & (traces > 0), 1 / traces, 0.0).reshape(-1, 1, 1) * grams
+        divided = divided.nan_to_num(nan=0.0, posinf=0.0, neginf=0.0)
+
+        def apply(v: Tensor, divided: Tensor = divided) -> Tensor:
+            return (divided @ v.unsqueeze(2)).squeeze(2)
+
+        steps = 2 * _STEPS  # which cost little here
+        below = largest_eigenvalue_estimate(apply, size, grams, batch=len(grams), steps=steps)
+        lost = _lost(op, size, grams.dtype)
+        largest = grams.diagonal(dim1=1, dim2=2).amax(1)
+        levels = levels_above(grams, torch.maximum(traces * below, largest), _MARGINS)
+        levels = torch.where(levels.isfinite(), levels + lost * (size * levels + 2 * traces),
+                             traces * (1 + lost * size))  # fmt: skip
+        levels = torch.where(traces == 0, traces, levels)
+        found.append(torch.where(usable, levels, torch.inf))
+    return torch.cat(found)
 
 
 def largest_eigenvalue(op: Conv | Linear, rows: Tensor, columns: Tensor) -> float:
@@ -163,14 +198,17 @@ def largest_eigenvalue(op: Conv | Linear, rows: Tensor, columns: Tensor) -> floa
 
     below = largest_eigenvalue_estimate(apply, columns.numel(), rows, batch=1, steps=_STEPS)
     estimate = largest * max(float(below), 1.0)
-    eps = torch.finfo(gram.dtype).eps
-    # What building the matrix and factorising it may have rounded off.
-    terms = op.weight[0].numel() + op.weight[:, 0].numel()
-    lost = (4 * terms + size + 8) * eps
+    lost = _lost(op, size, gram.dtype)
     level = level_above(gram, estimate, _MARGINS)
     if level == math.inf:
         return trace * (1 + lost * size)
     return level + lost * (size * level + 2 * trace)
+
+
+def _lost(op: Conv | Linear, size: int, dtype: torch.dtype) -> float:
+    """What building a Gram matrix of this size and factorising it may have rounded off."""
+    terms = op.weight[0].numel() + op.weight[:, 0].numel()
+    return (4 * terms + size + 8) * torch.finfo(dtype).eps
 
 
 def _shaped(numbers: Tensor, like: Tensor) -> Tensor:

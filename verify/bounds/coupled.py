@@ -107,6 +107,7 @@ def bound_rows(
     terms: Mapping[int, Tensor] | None = None,
     balls: dict[int, Tensor] | None = None,
     least: float = 0.0,
+    costs: dict[int, Tensor] | None = None,
 ) -> RowBound:
     """The bound of rows (B, R, K) of the logits for these variables; differentiable in all of them.
 
@@ -121,6 +122,8 @@ def bound_rows(
             where nobody asks for the rounding, as in float32.
         balls: to be filled with the best log μ (B, R) of each activation by itself.
         least: as of `bisect_balls`.
+        costs: to be filled with what each neuron of an activation takes off the bound beside its
+            value at the centre, (B, R, *shape).
     """
     batch, count = rows.shape[:2]
     zero = rows.new_zeros(batch, count)
@@ -158,6 +161,7 @@ def bound_rows(
                 g, carried, gain, rounding = _activation(
                     *(i, node.op, a, charge, moved[node.inputs[0]], variables, times),
                     rounding=terms is not None,
+                    costs=costs,
                 )
                 if balls is not None:
                     balls[i] = _best_ball(a, g, moved[node.inputs[0]], node.op, least)
@@ -252,6 +256,7 @@ def _activation(
     times: Tensor | None,
     *,
     rounding: bool,
+    costs: dict[int, Tensor] | None = None,
 ) -> tuple[Tensor, Tensor | None, Tensor, tuple[Tensor, Tensor] | None]:
     """One activation: g, the charge on z, the sum of minima, and the terms and loss of rounding."""
     g = a * torch.where(a > 0, variables["lower", i], variables["upper", i])
@@ -284,6 +289,8 @@ def _activation(
     moved = op.apply(z)
     if charge is not None:
         terms = terms - charge / 2 * (value - moved) ** 2
+    if costs is not None:
+        costs[i] = a * moved - g * z - terms
     gain = terms.flatten(2).sum(2)
     if mu is not None:
         gain = gain - mu / 2 * source.reach.unsqueeze(1) ** 2

@@ -25,8 +25,8 @@ from greg_cert.errors import UsageError
 from greg_cert.verify.goals import Goal
 from greg_cert.verify.radius.prices import Price
 
-BUDGET = 5000
-"""Passes of a sample by default: cuts and some splits on 8 by 8 digits, `sdp-crown` on images."""
+BUDGET = 8000
+"""Passes of a sample by default: up to `sdp-crown` on 8 by 8 digits and on images."""
 
 UNTIL_SHARE = 0.95
 """Of the attack's radius, by default: no proof can add more than what is missing from there."""

@@ -16,7 +16,8 @@ from greg_cert.verify.native_engine import NativeEngine
 from greg_cert.verify.options import CertifyOptions
 from greg_cert.verify.radius import prices
 from greg_cert.verify.radius.best import BestRadius, Stage
-from greg_cert.verify.radius.coupled import CoupledRadius
+from greg_cert.verify.radius.coupled import Boxes, CoupledRadius
+from greg_cert.verify.radius.coupled_parts import CoupledParts, PartsEffort
 from greg_cert.verify.radius.sdp_crown import ball_radius
 
 _COARSE = 0.04  # tolerance of a search that cuts follow
@@ -105,7 +106,10 @@ def _linear(
 
 
 def _coupled(graph: Graph, draft: Graph, max_radius: float, options: CertifyOptions) -> list[Stage]:
-    """Bounds that know an ℓ2 ball: a multiplier a neuron if one row decides, else one a layer."""
+    """Bounds that know an ℓ2 ball: a multiplier a neuron if one row decides, else one a layer.
+
+    Where CROWN's boxes are at hand, balls are split by signs too.
+    """
     effort = options.coupled
     neurons = Stage(
         "sdp-crown",
@@ -113,10 +117,19 @@ def _coupled(graph: Graph, draft: Graph, max_radius: float, options: CertifyOpti
         CoupledRadius(graph, draft, max_radius, effort),
         _is_one_row,
     )
+    parts = PartsEffort()
+    split = Stage(
+        "sdp-crown",
+        prices.coupled_parts(graph, parts.balls, parts.steps, parts.splits, parts.part_steps),
+        CoupledParts(graph, draft, max_radius, parts),
+        _is_one_row,
+        after=neurons,
+    )
     ladder = replace(options.ladder("sdp-crown"), onwards=True)
     balls = ball_radius(graph, draft, max_radius, ladder)
     price = prices.steps(ladder.rounds * _ROUND_STEPS)
-    return [neurons, Stage("sdp-crown", price, balls, lambda goal: not _is_one_row(goal))]
+    layers = Stage("sdp-crown", price, balls, lambda goal: not _is_one_row(goal))
+    return [neurons, layers, *([split] if Boxes.cheap(graph) and split_nodes(graph) else [])]
 
 
 def _is_one_row(goal: Goal) -> bool:

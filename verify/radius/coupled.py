@@ -8,6 +8,7 @@ float32 with prices from below; one pass in float64 with proven prices gives the
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -59,10 +60,13 @@ class CoupledEffort:
     Attributes:
         rounds: balls tried.
         steps: gradient steps on each.
+        splits: how often a larger ball is split by the signs of neurons afterwards, where one row
+            decides and CROWN's boxes cost little.
     """
 
     rounds: int = 12
     steps: int = 20
+    splits: int = 0
 
 
 class CoupledRadius:
@@ -116,7 +120,7 @@ class CoupledRadius:
         floor: Tensor,
     ) -> tuple[Tensor, Tensor]:
         """Proven radii (B,) by charges on some activations, and which samples gave them up (B,)."""
-        search = _Search(self._draft, self._scouts, charged, x, logits, goal)
+        search = Search(self._draft, self._scouts, charged, x, logits, goal)
         ball = search.run(ball, self._max_radius, self._effort, floor if charged else None)
         radii = torch.zeros_like(ball)
         open_ = ((search.reached > 0) & ~search.behind).nonzero().squeeze(1)
@@ -146,20 +150,45 @@ class CoupledRadius:
     @torch.no_grad()
     def _prove(self, x: Tensor, radii: Tensor, goal: Goal, found: Variables) -> Tensor:
         """Reach (B,) of the bound that these variables give, in float64."""
-        variables = {key: values.double() for key, values in found.items()}
         moved = self._boxes(x, radii)
         boxes = {i: moved[self._graph.nodes[i].inputs[0]].box for i in self._graph.activations}
         terms = absolute_terms(self._graph, boxes, x, radii)
-        rows, constant = lower_rows(goal, _weights(variables[WEIGHTS], goal))
-        bound = bound_rows(self._graph, moved, rows, variables, ProvenPrices(), terms)
-        value, slope = value_and_slope(bound, x)
-        gap = value + constant - allowance(value, goal)
-        sure = torch.stack([_finite(m) for m in moved]).all(0)
-        reach = torch.where(sure, _reach(gap, slope, bound.curvature).squeeze(1), 0.0)
+        gap, slope, bound = proven_gap(self._graph, x, moved, goal, found, terms)
+        reach = reach_of(gap, slope, bound.curvature).squeeze(1)
         return torch.where(goal.level == -torch.inf, torch.inf, reach)
 
 
-class _Search:
+@torch.no_grad()
+def proven_gap(
+    graph: Graph,
+    x: Tensor,
+    moved: Sequence[Moved],
+    goal: Goal,
+    found: Variables,
+    terms: Mapping[int, Tensor],
+) -> tuple[Tensor, Tensor, RowBound]:
+    """As `Search.gap`, in float64 with proven prices and rounding allowed for.
+
+    The gap is 0 where a box is not finite, so that nothing follows.
+
+    Args:
+        graph: in float64.
+        x: (B, ...) centres of the balls.
+        moved: of every node.
+        goal: one that a row decides.
+        found: variables of a search, and its prices.
+        terms: as of `bound_rows`.
+    """
+    variables = {key: values.double() for key, values in found.items()}
+    rows, constant = lower_rows(goal, weights_of(variables[WEIGHTS], goal))
+    bound = bound_rows(graph, moved, rows, variables, ProvenPrices(), terms)
+    value, slope = value_and_slope(bound, x)
+    gap = value + constant - allowance(value, goal)
+    sure = torch.stack([all_finite(m) for m in moved]).all(0).unsqueeze(1)
+    return torch.where(sure, gap, 0.0), slope, bound
+
+
+class Search:
     """The state of a search: variables and prices of a batch, in float32."""
 
     def __init__(
@@ -179,7 +208,7 @@ class _Search:
         self._low = torch.zeros_like(self.reached)
         self._high = torch.full_like(self.reached, torch.inf)
         self.behind = torch.zeros_like(self.reached, dtype=torch.bool)
-        self._prices = Prices()
+        self.prices = Prices()
         self.ascent = Ascent({})
 
     def run(
@@ -190,7 +219,7 @@ class _Search:
         Samples whose bound on the first ball ends before `floor` (B,) are left out, as `behind`.
         """
         ball = ball.clone()
-        self.ascent = Ascent(self._begin(ball))
+        self.ascent = Ascent(self.begin(ball))
         members = torch.arange(len(ball), device=ball.device)
         # A longer search takes smaller steps.
         full = min(1.0, math.sqrt(_FULL_STEPS / max(effort.rounds * effort.steps, 1)))
@@ -200,7 +229,7 @@ class _Search:
             rates = [share * (1.0 - 0.9 * k / effort.steps if last else 1.0)
                      for k in range(effort.steps)]  # fmt: skip
             tried, before = ball[members], self.reached[members]
-            reach = self._climb(members, tried, rates)
+            reach = self.climb(members, tried, rates)
             self.reached[members] = reach
             ball[members] = self._next(members, tried, reach).clamp(max=max_radius)
             capped = (tried >= max_radius) & (reach >= max_radius)
@@ -231,11 +260,11 @@ class _Search:
     def _settled(self, ball: Tensor) -> Tensor:
         """The balls, drawn back to where the bound ends once prices are taken more exactly."""
         everyone = torch.arange(len(ball), device=ball.device)
-        prices = self._prices.of(everyone)
+        prices = self.prices.of(everyone)
         prices.steps = _SETTLING
         with torch.no_grad():
-            gap, slope, bound = self._gap(everyone, self._boxes(self._x, ball), self.found, prices)
-            reach = _reach(gap, slope, bound.curvature).squeeze(1).double()
+            gap, slope, bound = self.gap(everyone, self._boxes(self._x, ball), self.found, prices)
+            reach = reach_of(gap, slope, bound.curvature).squeeze(1).double()
         fallen = (reach < _LEAST_STEP * ball) & (self._low > 0)
         self.reached = torch.where(fallen, self._low, reach)
         ball = torch.where(reach < ball, (ball * reach).sqrt(), ball)
@@ -249,16 +278,16 @@ class _Search:
     @property
     def found(self) -> Variables:
         """The variables, with what the search took for the prices."""
-        prices: Variables = {("price", i): tau for i, tau in self._prices.last.items()}
+        prices: Variables = {("price", i): tau for i, tau in self.prices.last.items()}
         return {**self.ascent.variables, **prices}
 
-    def _begin(self, ball: Tensor) -> Variables:
+    def begin(self, ball: Tensor) -> Variables:
         """CROWN's slopes, softmax weights, and charges from the best balls, added up downwards."""
         moved = self._boxes(self._x, ball)
         goal = self._goal
         weights = goal.shifted(self._logits)
         weights = weights.log_softmax(2) if goal.soft else (8 * weights).log_softmax(2)
-        rows, _ = lower_rows(goal, _weights(weights, goal))
+        rows, _ = lower_rows(goal, weights_of(weights, goal))
         variables = first_variables(self._graph, moved, 1)
         balls = bisect_balls(self._graph, moved, rows, variables, _FIRST_CHARGE)
         if not self._charged:
@@ -272,38 +301,67 @@ class _Search:
         variables[WEIGHTS] = weights
         return variables
 
-    def _climb(self, members: Tensor, ball: Tensor, rates: list[float]) -> Tensor:
+    def climb(self, members: Tensor, ball: Tensor, rates: list[float]) -> Tensor:
         """Reach (B,) after a step of each of these rates, on balls of one radius each."""
         everyone = len(members) == len(self._x)
         ascent = self.ascent if everyone else self.ascent.of(members)
-        prices = self._prices if everyone else self._prices.of(members)
-        moved, radii = self._boxes(self._x[members], ball), ball.to(self._x.dtype).unsqueeze(1)
+        prices = self.prices if everyone else self.prices.of(members)
+        reach = self.ascend(
+            members, self._boxes(self._x[members], ball), ball, ascent, prices, rates
+        )
+        if not everyone:
+            self.ascent.put(members, ascent)
+            self.prices.put(members, prices)
+        return reach
+
+    def ascend(
+        self,
+        members: Tensor,
+        moved: Sequence[Moved],
+        ball: Tensor,
+        ascent: Ascent,
+        prices: Prices,
+        rates: list[float],
+    ) -> Tensor:
+        """As `climb`, on sets that lie in balls of samples, from variables of their own.
+
+        Args:
+            members: (P,) the sample that each set is about.
+            moved: of every node, over the sets.
+            ball: (P,) radii.
+            ascent: of the sets; changed in place.
+            prices: of the sets; changed in place.
+            rates: of the steps.
+        """
+        radii = ball.to(self._x.dtype).unsqueeze(1)
 
         def objective(variables: Variables) -> Tensor:
-            gap, slope, bound = self._gap(members, moved, variables, prices)
+            gap, slope, bound = self.gap(members, moved, variables, prices)
             with torch.no_grad():
-                at = _reach(gap, slope, bound.curvature)
+                at = reach_of(gap, slope, bound.curvature)
                 at = torch.minimum(torch.maximum(at, radii / 2), radii)
             return gap - at * slope - at**2 / 2 * bound.curvature
 
         ascent.climb(objective, rates)
         with torch.no_grad():
-            gap, slope, bound = self._gap(members, moved, ascent.variables, prices)
-        if not everyone:
-            self.ascent.put(members, ascent)
-            self._prices.put(members, prices)
-        return _reach(gap, slope, bound.curvature).squeeze(1).double()
+            gap, slope, bound = self.gap(members, moved, ascent.variables, prices)
+        return reach_of(gap, slope, bound.curvature).squeeze(1).double()
 
-    def _gap(
-        self, members: Tensor, moved: list[Moved], variables: Variables, prices: Prices
+    def gap(
+        self,
+        members: Tensor,
+        moved: Sequence[Moved],
+        variables: Variables,
+        prices: Prices,
+        costs: dict[int, Tensor] | None = None,
     ) -> tuple[Tensor, Tensor, RowBound]:
         """Margin (B, 1) at the centres by the bound, the norm of its slope, and the bound."""
         goal = self._goal.of(members)
-        p = _weights(variables[WEIGHTS], goal)
+        p = weights_of(variables[WEIGHTS], goal)
         rows, constant = goal.rows(p), -goal.level.unsqueeze(1)
         if goal.soft:
             constant = constant + entropy(p)
-        bound = bound_rows(self._graph, moved, rows, variables, prices)
+        bound = bound_rows(self._graph, moved, rows, variables, prices, costs=costs)
         value, slope = value_and_slope(bound, self._x[members])
         return value + constant, slope, bound
 
@@ -314,9 +372,13 @@ class Boxes:
     def __init__(self, graph: Graph, norms: dict[int, float] | None = None) -> None:
         self.norms = layer_norms(graph) if norms is None else norms
         self._graph = graph
+        self._crown = NativeEngine(graph) if self.cheap(graph) else None
+
+    @staticmethod
+    def cheap(graph: Graph) -> bool:
+        """Whether CROWN's boxes cost little."""
         neurons = sum(math.prod(graph.nodes[i].shape) for i in graph.activations)
-        widest = max(math.prod(node.shape) for node in graph.nodes)
-        self._crown = NativeEngine(graph) if neurons * widest <= _CROWN else None
+        return neurons * max(math.prod(node.shape) for node in graph.nodes) <= _CROWN
 
     def __call__(self, x: Tensor, radii: Tensor) -> list[Moved]:
         """One `Moved` a node, for balls of `radii` (B,) about x (B, ...)."""
@@ -416,12 +478,12 @@ def _reads_input(graph: Graph, i: int) -> bool:
     return True
 
 
-def _weights(logarithms: Tensor, goal: Goal) -> Tensor:
+def weights_of(logarithms: Tensor, goal: Goal) -> Tensor:
     """Weights p (B, 1, K) on the simplex of the goal's members."""
     return torch.where(goal.members, logarithms, -torch.inf).softmax(2)
 
 
-def _reach(gap: Tensor, slope: Tensor, curvature: Tensor) -> Tensor:
+def reach_of(gap: Tensor, slope: Tensor, curvature: Tensor) -> Tensor:
     """The largest r with slope·r + ½·curvature·r² ≤ gap; 0 where the gap is not positive."""
     gap = gap.clamp_min(0.0)
     # Written so that nothing cancels; a flat bound reaches anywhere.
@@ -430,6 +492,7 @@ def _reach(gap: Tensor, slope: Tensor, curvature: Tensor) -> Tensor:
     return found.nan_to_num(nan=0.0, posinf=torch.finfo(gap.dtype).max)
 
 
-def _finite(moved: Moved) -> Tensor:
+def all_finite(moved: Moved) -> Tensor:
+    """Whether (B,) all of a box is."""
     low, high = moved.box
     return (low.isfinite() & high.isfinite()).flatten(1).all(1)

@@ -17,6 +17,7 @@ from greg_cert.verify.graph import NONLINEAR, Graph
 _ROW = 0.4  # passes of a row that is walked back through the whole network, among many others
 _STEP = 15.0  # passes of one gradient step of a coupled bound, for each row of the logits
 _PART = 1.0  # relaxations for each part that may be open: parts share bounds, most are closed soon
+_OPEN = 1.2  # parts that are open on the average where each is bounded by coupled bounds
 
 
 @dataclass(frozen=True)
@@ -59,6 +60,14 @@ def parts(graph: Graph, rounds: int, domains: int) -> Price:
 def steps(count: int) -> Price:
     """Of so many gradient steps of a coupled bound."""
     return Price(0.0, _STEP * count)
+
+
+def coupled_parts(graph: Graph, balls: int, steps: int, splits: int, part_steps: int) -> Price:
+    """Of `balls` that are split so often, with so many gradient steps on each and on each part."""
+    parts = 1 + _OPEN * splits
+    bounds = relaxation(graph)
+    climbs = _STEP * (steps + part_steps * parts)
+    return Price(balls * 2 * parts * bounds.fixed, balls * (climbs + 2 * parts * bounds.a_row))
 
 
 def _work(graph: Graph, i: int) -> int:

@@ -12,7 +12,8 @@ from greg_cert.verify.bounds.coupled_engine import CoupledEngine
 from greg_cert.verify.goals import Goal
 from greg_cert.verify.graph import Graph
 from greg_cert.verify.linear_radius import Ladder, LinearRadius
-from greg_cert.verify.radius.coupled import CoupledEffort, CoupledRadius
+from greg_cert.verify.radius.coupled import Boxes, CoupledEffort, CoupledRadius
+from greg_cert.verify.radius.coupled_parts import CoupledParts, PartsEffort
 
 
 def ball_radius(graph: Graph, draft: Graph, max_radius: float, ladder: Ladder) -> LinearRadius:
@@ -50,6 +51,10 @@ class SdpCrownRadius:
             raise UsageError(L2_ONLY)
         self._balls = ball_radius(graph, draft, max_radius, ladder)
         self._neurons = CoupledRadius(graph, draft, max_radius, effort)
+        self._parts: CoupledParts | None = None
+        if effort.splits and Boxes.cheap(graph):
+            parts = PartsEffort(splits=effort.splits)
+            self._parts = CoupledParts(graph, draft, max_radius, parts)
 
     def __call__(
         self,
@@ -64,4 +69,6 @@ class SdpCrownRadius:
         if goal.above and goal.shift.shape[1] == 1:
             start = radii if known is None else torch.maximum(radii, known)
             radii = torch.maximum(radii, self._neurons(x, logits, goal, first_order, start))
+            if self._parts is not None:
+                radii = self._parts(x, logits, goal, first_order, radii)
         return radii
