@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from itertools import pairwise
 
 import pytest
 import torch
@@ -33,9 +34,12 @@ from greg_cert.verify.goals import decision_goals
 from greg_cert.verify.graph import Add, Conv, Graph, Linear, forward_all
 from greg_cert.verify.lipschitz import band as band_module
 from greg_cert.verify.native_relaxation import NativeRelaxation
+from greg_cert.verify.radius import coupled as radius_module
 from greg_cert.verify.radius.coupled import (
+    Boxes,
     CoupledEffort,
     CoupledRadius,
+    Search,
     add_charges,
     charged_activations,
 )
@@ -334,6 +338,58 @@ def test_a_layer_that_is_too_large_to_be_priced_keeps_its_ball(
     found = certify(model, x, gamma, method="sdp-crown", max_radius=2.0, **QUICK)
     assert (found.radius_certified > 0).any()
     attack_certificates(model, x, gamma, "id", 2.0, found)
+
+
+def test_charges_have_a_limit_of_work_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The cheapest first: those that still fit are a part of those that fit a larger limit."""
+    _, graph, _, _ = setting("residual")
+    limits = (0.0, *(10 ** (k / 5) for k in range(10, 40)), 1e12)
+    found = []
+    for limit in limits:
+        monkeypatch.setattr(radius_module, "_WORK", limit)
+        found.append(charged_activations(graph))
+    assert all(few <= more for few, more in pairwise(found))
+    assert found[0] == frozenset()
+    assert found[-1] == set(graph.activations)
+    assert len({len(f) for f in found}) > 2
+
+
+def test_charges_that_fall_behind_are_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, x, gamma = certified_setting("residual")
+    graph = trace_model(model, tuple(x.shape[1:]))
+    logits = model(x).detach()
+    goal = decision_goals("energy", "id", gamma, logits)[0]
+    guess, known = torch.full((2, len(x)), 0.01, dtype=x.dtype)
+
+    def radii(charged: bool) -> Tensor:
+        prove = CoupledRadius(graph, graph.to(torch.float32), 2.0, CoupledEffort(3, 4))
+        if not charged:
+            prove._charged = frozenset()
+        return prove(x, logits, goal, guess, known)
+
+    with_charges, without = radii(True), radii(False)
+    assert not torch.equal(with_charges, without)
+    monkeypatch.setattr(radius_module, "_BEHIND", 1e9)
+    assert torch.equal(radii(True), without)
+
+
+@pytest.mark.parametrize("edge", [0.06, 0.37, 1.1])
+def test_a_search_ends_before_a_cliff(edge: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where a bound reaches ten times a ball, and nowhere beyond the edge."""
+    model, x, gamma = certified_setting("mlp")
+    graph, logits = trace_model(model, (5,)), model(x).detach()
+    goal = decision_goals("energy", "id", gamma, logits)[0]
+
+    def fallen(self: object, members: Tensor, ball: Tensor, rates: list[float]) -> Tensor:
+        return torch.where(ball < edge, 10 * ball, 0.0)
+
+    monkeypatch.setattr(Search, "climb", fallen)
+    monkeypatch.setattr(Search, "_settled", lambda self, ball: ball)
+    search = Search(graph, Boxes(graph), frozenset(), x, logits, goal)
+    ball = search.run(torch.full((len(x),), 0.1).double(), 2.0, CoupledEffort(12, 1))
+    assert bool((ball > 0.9 * edge).all())
+    assert bool((ball < 1.05 * edge).all())
+    assert bool(search.at_cliff.all())
 
 
 # Certificates.
