@@ -2,7 +2,9 @@
 
 Run: python benchmarks/verify_images.py RUN [RUN …] [--samples 20] [--methods lipschitz,sdp-crown,…]
 [--device cpu|cuda|cuda:N]
-Each RUN is a run folder, such as of configs/mnist_gregplus.yaml. Times are CPU seconds of this
+[--data DATA]
+Each RUN is a run folder, such as of configs/mnist_gregplus.yaml, or NAME.json of a network of
+`train_networks.py`, whose data lie in DATA. Times are CPU seconds of this
 process on one thread, on a GPU seconds of the clock until it is idle, beside one forward and
 backward pass of the network on one sample. An entry
 `sdp-crown:ROUNDSxSTEPS` searches for so long, `sdp-crown:ROUNDSxSTEPSxSPLITS` splits as well.
@@ -14,10 +16,12 @@ import argparse
 import json
 import time
 import warnings
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+import train_networks
 from torch import Tensor, nn
 
 from greg_cert.data import load_data
@@ -53,17 +57,49 @@ def pass_seconds(model: nn.Module, x: Tensor) -> float:
     return min(found)
 
 
-def measure(
-    run: Path, samples: int, methods: list[str], seed: int, device: torch.device
-) -> dict[str, Any]:
-    folder = RunFolder(run)
-    model, splits = folder.load_model().to(device), load_data(folder.config.data)
-    evaluation = evaluate_model(model, splits)
+@dataclass(frozen=True)
+class Subject:
+    """What is measured: a network in float64, some accepted samples, and how good it is."""
+
+    name: str
+    model: nn.Module
+    x: Tensor
+    threshold: float
+    about: dict[str, Any]
+
+
+def subject(
+    path: Path, data: Path | None, samples: int, seed: int, device: torch.device
+) -> Subject:
+    """Of a run folder, or of a network of `train_networks.py` by its JSON and the data's folder."""
+    about: dict[str, Any]
+    if path.suffix == ".json":
+        assert data is not None, "expected --data for a network of train_networks.py"
+        made = json.loads(path.read_text(encoding="utf-8"))
+        recipe = train_networks.Recipe(**made["recipe"])
+        model: nn.Module = train_networks.load(path.stem, path.parent)
+        splits, threshold = train_networks.data_of(recipe, data), made["threshold"]
+        about = {"accuracy": made["accuracy"], "auroc": made["auroc"]}
+    else:
+        folder = RunFolder(path)
+        model, splits = folder.load_model(), load_data(folder.config.data)
+        evaluation = evaluate_model(model.to(device), splits)
+        threshold = evaluation.threshold
+        about = {"method": folder.config.method, "accuracy": evaluation.id_accuracy}
+        about["auroc"] = evaluation.mean("auroc")
     chosen = choose_samples(len(splits.test), samples, seed)
     x = splits.test.pixels(chosen).to(device, torch.float64)
+    model = model.to(device).double()
     with torch.no_grad():
-        x = x[energy(model.double()(x)) <= evaluation.threshold]
-    gamma = evaluation.threshold
+        x = x[energy(model(x)) <= threshold]
+    return Subject(path.stem, model, x, threshold, about)
+
+
+def measure(
+    run: Path, data: Path | None, samples: int, methods: list[str], seed: int, device: torch.device
+) -> dict[str, Any]:
+    found = subject(run, data, samples, seed, device)
+    model, x, gamma = found.model, found.x, found.threshold
     attack = attack_radius(
         model, x, gamma, max_radius=MAX_RADIUS, seed=seed, steps=STEPS, restarts=RESTARTS,
         polish=POLISH,
@@ -77,27 +113,25 @@ def measure(
             options["coupled"] = CoupledEffort(*map(int, effort.split("x")))
         certify(model, x[:1], gamma, method=method, attack=False, lipschitz=False, **options)
         start = now(device)
-        found = certify(
+        radii = certify(
             model, x, gamma, method=method, max_radius=MAX_RADIUS, attack=False, lipschitz=False,
             **options,
-        )  # fmt: skip
+        ).radius_certified  # fmt: skip
         seconds = (now(device) - start) / len(x)
-        radii = found.radius_certified
         near = attack.isfinite()
         rows[entry] = {
             "median": float(radii.median()),
             "share": float((radii / attack)[near].median()),
             "seconds": seconds,
             "passes": seconds / one,
+            "positive": int((radii > 0).sum()),
             "above_attack": int((radii > attack).sum()),
         }
         shown = {k: float(f"{v:.3g}") for k, v in rows[entry].items()}
-        print(f"{run.name:>12} {entry:>18} {shown}", flush=True)
+        print(f"{found.name:>12} {entry:>18} {shown}", flush=True)
     return {
-        "run": run.name,
-        "method": folder.config.method,
-        "accuracy": evaluation.id_accuracy,
-        "auroc": evaluation.mean("auroc"),
+        "run": found.name,
+        **found.about,
         "samples": len(x),
         "attack_median": float(attack.median()),
         "pass_seconds": one,
@@ -108,6 +142,7 @@ def measure(
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("runs", type=Path, nargs="+")
+    parser.add_argument("--data", type=Path)
     parser.add_argument("--samples", type=int, default=20)
     parser.add_argument("--methods", default=METHODS)
     parser.add_argument("--seed", type=int, default=0)
@@ -118,7 +153,9 @@ def main() -> None:
     warnings.simplefilter("ignore")
     device = find_device(given.device)
     methods = given.methods.split(",")
-    results = [measure(run, given.samples, methods, given.seed, device) for run in given.runs]
+    results = [
+        measure(run, given.data, given.samples, methods, given.seed, device) for run in given.runs
+    ]
     for result in results:
         print(json.dumps({k: v for k, v in result.items() if k != "rows"}))
     if given.json is not None:

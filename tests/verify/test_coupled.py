@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from itertools import pairwise
 
 import pytest
 import torch
@@ -31,11 +32,18 @@ from greg_cert.verify.bounds.charges import Prices, ProvenPrices, largest_eigenv
 from greg_cert.verify.bounds.coupled import Variables, bisect_balls, bound_rows, first_variables
 from greg_cert.verify.bounds.coupled_engine import CoupledEngine
 from greg_cert.verify.goals import decision_goals
-from greg_cert.verify.graph import Activation, Conv, Graph, Linear, forward_all
+from greg_cert.verify.graph import Activation, Add, Conv, Graph, Linear, forward_all
 from greg_cert.verify.lipschitz import band as band_module
 from greg_cert.verify.native_relaxation import NativeRelaxation
 from greg_cert.verify.radius import coupled as radius_module
-from greg_cert.verify.radius.coupled import CoupledEffort, CoupledRadius, charged_activations
+from greg_cert.verify.radius.coupled import (
+    Boxes,
+    CoupledEffort,
+    CoupledRadius,
+    Search,
+    add_charges,
+    charged_activations,
+)
 from greg_cert.verify.region import Region
 from greg_cert.verify.rounding import absolute_terms
 from greg_cert.verify.trace import trace_model
@@ -113,7 +121,14 @@ def random_variables(graph: Graph, moved: Sequence[Moved], rows: Tensor, seed: i
     for i, node in enumerate(graph.nodes):
         if isinstance(node.op, (Conv, Linear)) and seed % 2:
             found["share", i] = normal(moved[node.inputs[0]].centre.unsqueeze(1), 0.7)
+        if isinstance(node.op, Add) and seed % 2:
+            found["join", i] = normal(joined(moved[i].centre))
     return found
+
+
+def joined(centre: Tensor) -> Tensor:
+    """Equal logits for the two operands of a sum, (B, 1, 2, *shape)."""
+    return torch.stack([torch.zeros_like(centre)] * 2, 1).unsqueeze(1)
 
 
 def searched_variables(
@@ -127,6 +142,9 @@ def searched_variables(
             found["ball", i] = mu
         else:
             found["charge", i] = mu.reshape(-1, 1, *[1] * (like.ndim - 2)).expand_as(like).clone()
+    for i, node in enumerate(graph.nodes):
+        if isinstance(node.op, Add) and kind == "charges":
+            found["join", i] = joined(moved[i].centre)
     price = Prices()
 
     def lowest(variables: Variables) -> Tensor:
@@ -512,6 +530,58 @@ def test_a_layer_that_is_too_large_to_be_priced_keeps_its_ball(
     attack_certificates(model, x, gamma, "id", 2.0, found)
 
 
+def test_charges_have_a_limit_of_work_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The cheapest first: those that still fit are a part of those that fit a larger limit."""
+    _, graph, _, _ = setting("residual")
+    limits = (0.0, *(10 ** (k / 5) for k in range(10, 40)), 1e12)
+    found = []
+    for limit in limits:
+        monkeypatch.setattr(radius_module, "_WORK", limit)
+        found.append(charged_activations(graph))
+    assert all(few <= more for few, more in pairwise(found))
+    assert found[0] == frozenset()
+    assert found[-1] == set(graph.activations)
+    assert len({len(f) for f in found}) > 2
+
+
+def test_charges_that_fall_behind_are_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, x, gamma = certified_setting("residual")
+    graph = trace_model(model, tuple(x.shape[1:]))
+    logits = model(x).detach()
+    goal = decision_goals("energy", "id", gamma, logits)[0]
+    guess, known = torch.full((2, len(x)), 0.01, dtype=x.dtype)
+
+    def radii(charged: bool) -> Tensor:
+        prove = CoupledRadius(graph, graph.to(torch.float32), 2.0, CoupledEffort(3, 4))
+        if not charged:
+            prove._charged = frozenset()
+        return prove(x, logits, goal, guess, known)
+
+    with_charges, without = radii(True), radii(False)
+    assert not torch.equal(with_charges, without)
+    monkeypatch.setattr(radius_module, "_BEHIND", 1e9)
+    assert torch.equal(radii(True), without)
+
+
+@pytest.mark.parametrize("edge", [0.06, 0.37, 1.1])
+def test_a_search_ends_before_a_cliff(edge: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where a bound reaches ten times a ball, and nowhere beyond the edge."""
+    model, x, gamma = certified_setting("mlp")
+    graph, logits = trace_model(model, (5,)), model(x).detach()
+    goal = decision_goals("energy", "id", gamma, logits)[0]
+
+    def fallen(self: object, members: Tensor, ball: Tensor, rates: list[float]) -> Tensor:
+        return torch.where(ball < edge, 10 * ball, 0.0)
+
+    monkeypatch.setattr(Search, "climb", fallen)
+    monkeypatch.setattr(Search, "_settled", lambda self, ball: ball)
+    search = Search(graph, Boxes(graph), frozenset(), x, logits, goal)
+    ball = search.run(torch.full((len(x),), 0.1).double(), 2.0, CoupledEffort(12, 1))
+    assert bool((ball > 0.9 * edge).all())
+    assert bool((ball < 1.05 * edge).all())
+    assert bool(search.at_cliff.all())
+
+
 # Certificates.
 
 
@@ -770,6 +840,76 @@ def test_flat_networks_and_single_logits() -> None:
     w, b = torch.zeros(2, 4).double(), torch.tensor([1.0, 0.0]).double()
     found = certify(affine(w, b), points((4,), 2), 0.0, method="sdp-crown", max_radius=3.0)
     assert torch.allclose(found.radius_certified, torch.full((2,), 3.0).double())
+
+
+def residual(skip: float, branch: float, count: int = 8) -> tuple[Graph, Tensor, Tensor]:
+    """−Σ|skip·x_i + branch·x_i| by ReLU of either sign, a centre at 0, and the row."""
+
+    class Block(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.skip, self.branch = (nn.Linear(count, 2 * count, bias=False) for _ in range(2))
+            self.relu, self.head = nn.ReLU(), nn.Linear(2 * count, 2, bias=False)
+            both = torch.cat([torch.eye(count), -torch.eye(count)])
+            with torch.no_grad():
+                self.skip.weight.copy_(skip * both)
+                self.branch.weight.copy_(branch * both)
+                self.head.weight.copy_(torch.tensor([[-1.0], [0.0]]).expand(2, 2 * count))
+
+        def forward(self, x: Tensor) -> Tensor:
+            found: Tensor = self.head(self.relu(self.skip(x) + self.branch(x)))
+            return found
+
+    row = torch.tensor([[[1.0, 0.0]]]).double()
+    return trace_model(Block().double().eval(), (count,)), torch.zeros(1, count).double(), row
+
+
+def test_a_charge_is_split_over_a_sum_by_any_weights() -> None:
+    """λ on z = a·x + b·x costs λ·(a²/w + b²/(1 − w)), and no less than λ·(a + b)²."""
+    graph, x, rows = residual(3.0, 1.0)
+    add = next(i for i, node in enumerate(graph.nodes) if isinstance(node.op, Add))
+    moved = ball_boxes(graph, layer_norms(graph), x, torch.tensor([0.5]).double())
+    start = first_variables(graph, moved, 1)
+    for i in graph.activations:
+        start["charge", i] = torch.full((1, 1, 16), math.log(0.7)).double()
+    bound = bound_rows(graph, moved, rows, start, ProvenPrices())
+    assert float(bound.curvature) == pytest.approx(2 * 0.7 * 2 * (9 + 1), rel=1e-3)
+    for weight in (0.2, 0.5, 0.75, 0.9):
+        logits = torch.tensor([weight, 1 - weight]).double().log()
+        start["join", add] = logits.reshape(1, 1, 2, 1).repeat(1, 1, 1, 16)
+        found = float(bound_rows(graph, moved, rows, start, ProvenPrices()).curvature)
+        assert found == pytest.approx(2 * 0.7 * (9 / weight + 1 / (1 - weight)), rel=1e-3)
+        assert found >= 2 * 0.7 * 16
+
+
+def test_a_search_splits_a_charge_as_its_operands_move_and_gains() -> None:
+    """The drop is 4·r·√n; equal weights find √(20)·r·√n."""
+    graph, x, rows = residual(3.0, 1.0)
+    add = next(i for i, node in enumerate(graph.nodes) if isinstance(node.op, Add))
+    radii, norms = torch.tensor([0.2]).double(), layer_norms(graph)
+    moved = ball_boxes(graph, norms, x, radii)
+    start = first_variables(graph, moved, 1)
+    balls = {i: torch.zeros(1, 1).double() for i in graph.activations}
+    add_charges(graph, norms, frozenset(graph.activations), moved, balls, start)
+    weights = start["join", add].softmax(2)
+    assert torch.allclose(weights[0, 0, :, 0], torch.tensor([0.75, 0.25]).double(), rtol=1e-2)
+    bound = proven(graph, x, radii, rows, "charges")
+    drop = float(bound.slope.norm() * radii + bound.curvature / 2 * radii**2 - bound.offset)
+    truth = 4 * 0.2 * math.sqrt(8)
+    assert truth <= drop <= 1.08 * truth
+
+
+def test_weights_of_a_sum_above_one_are_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    graph, x, rows = residual(3.0, 1.0)
+    radii = torch.tensor([0.2]).double()
+    assert crossings(graph, x, radii, rows, "charges") == 0
+    honest = coupled._split
+
+    def cheap(*args: object) -> list[Tensor | None]:  # by weights of sum 1.5
+        return [None if c is None else c / 1.5 for c in honest(*args)]  # type: ignore[arg-type]
+
+    monkeypatch.setattr(coupled, "_split", cheap)
+    assert crossings(graph, x, radii, rows, "charges") > 0
 
 
 @pytest.mark.parametrize("shared", [False, True])

@@ -8,12 +8,13 @@ CROWN bounds neurons one by one. Here, for a row c of the logits, each activatio
 with Δ the change from the centre of the ball, for any g, λ ≥ 0 and D ≥ 0; the minimum is taken
 neuron by neuron. The last two sums are charges. −½ Σ λ_i Δz_i² is carried on to the layer below:
 where z = W·u + b, Δzᵀ diag(λ) Δz ≤ τ·Δuᵀ diag(S) Δu (`charges`), which becomes the D of that
-layer's own activations, until at the input ‖Δx‖ ≤ ε ends it. Or a part μ of each λ_i is paid at
+layer's own activations, until at the input ‖Δx‖ ≤ ε ends it; at a sum (Σ Δ_j)² ≤ Σ Δ_j²/w_j for any
+w ≥ 0 of sum 1 splits it. Or a part μ of each λ_i is paid at
 once, by ½ μ ρ² ≥ ½ μ ‖Δz‖², with ρ from `ball_boxes`. λ = 0 is CROWN; μ alone, without boxes, is
 SDP-CROWN; charges carried to the input are a diagonal form of the dual of the semidefinite
 relaxation.
 
-Every choice of g, λ, μ and S is sound, so that they may be searched in float32 and by any means;
+Every choice of g, λ, μ, S and w is sound, so that they may be searched in float32 and by any means;
 the bound is proven by one pass in float64 with proven prices τ.
 
 Sources: Chiu et al., "SDP-CROWN", ICML 2025 (a ball, one multiplier a layer); Dathathri et al.,
@@ -33,7 +34,17 @@ from torch import Tensor
 from greg_cert.verify.bounds.ball_boxes import Moved
 from greg_cert.verify.bounds.charges import Prices, transposed
 from greg_cert.verify.crown import relax_activation, through_windows
-from greg_cert.verify.graph import Activation, Add, Concat, Conv, Flatten, Graph, Linear, Smooth
+from greg_cert.verify.graph import (
+    Activation,
+    Add,
+    Concat,
+    Conv,
+    Flatten,
+    Graph,
+    Linear,
+    Node,
+    Smooth,
+)
 from greg_cert.verify.linear_bound import ROUNDING, slope_norms
 from greg_cert.verify.max_pool import MaxPool, share_range
 from greg_cert.verify.relax_pool import relax_pool
@@ -44,8 +55,9 @@ Price = Callable[[int, Conv | Linear, Tensor, Tensor, Tensor | None], Tensor]
 
 Variables = dict[tuple[str, int], Tensor]
 """What is searched, by kind and node: `lower` and `upper` slopes of an activation, `charge` log λ
-of it, `share` log S of what an affine layer reads, each (B, R, *shape); `ball` log μ and `price` τ
-of a layer as the search estimated it, each (B, R)."""
+of it, `share` log S of what an affine layer reads, each (B, R, *shape); `join` logits of the
+operands of a sum, whose softmax splits its charge, (B, R, operands, *shape); `ball` log μ and
+`price` τ of a layer as the search estimated it, each (B, R)."""
 
 _BISECTIONS = 30
 _LEAST = 1e-12  # relative, of μ
@@ -103,8 +115,8 @@ def bound_rows(
         graph: the network.
         moved: of every node, by `ball_boxes`.
         rows: of the logits.
-        variables: as found by a search; activations without a `charge` and layers without a
-            `share` are taken with λ = 0 and S = 1.
+        variables: as found by a search; activations without a `charge`, layers without a `share`
+            and sums without a `join` are taken with λ = 0, S = 1 and equal w.
         price: τ of a layer.
         terms: for each affine node the absolute terms that it sums, as in `absolute_terms`; None
             where nobody asks for the rounding, as in float32.
@@ -177,8 +189,8 @@ def bound_rows(
                     charge = _up(op.spread((charge.unsqueeze(-3) * live).unbind(-3)))
                 give(node.inputs[0], through_windows(op, a, below, above), charge, times)
             case Add():
-                for j in node.inputs:  # (a + b)² ≤ 2a² + 2b²
-                    give(j, a, None if charge is None else len(node.inputs) * charge, times)
+                for j, own in zip(node.inputs, _split(i, node, charge, variables), strict=True):
+                    give(j, a, own, times)
             case Concat():
                 sizes = [graph.nodes[j].shape[0] for j in node.inputs]
                 parts = [None] * len(sizes) if charge is None else charge.split(sizes, dim=2)
@@ -202,6 +214,16 @@ def _sum(one: Tensor, other: Tensor) -> Tensor:
     if other.ndim < one.ndim:
         other = other.unsqueeze(1)
     return (one * other).flatten(2).sum(2)
+
+
+def _split(
+    i: int, node: Node, charge: Tensor | None, variables: Variables
+) -> Sequence[Tensor | None]:
+    """The charge on each operand of a sum: (Σ a_j)² ≤ Σ a_j²/w_j for w ≥ 0 of sum 1."""
+    count, logits = len(node.inputs), variables.get(("join", i))
+    if charge is None or logits is None:
+        return [None if charge is None else count * charge] * count
+    return [_up(charge * (-w).exp()) for w in logits.log_softmax(2).unbind(2)]
 
 
 def _passed(

@@ -2,11 +2,7 @@
 
 With coordinates in the order (row, column, channel), the Gram matrix of a convolution has
 bandwidth b, a few rows of the image, and its Cholesky factorisation costs n·b² instead of n³.
-The matrix itself comes from far fewer probes than it has columns: unit vectors so far apart that
-their images do not meet are sent through the layer together.
-
-Source of the probes: Curtis, Powell, Reid, "On the estimation of sparse Jacobian matrices",
-IMA Journal of Applied Mathematics 13, 1974.
+Two taps of the kernel make one block of it for every window: a product of two matrices of channels.
 """
 
 from __future__ import annotations
@@ -14,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import product
 
 import torch
 import torch.nn.functional as F
@@ -24,8 +21,6 @@ from greg_cert.verify.graph import Conv
 
 LARGEST_BAND = 2**25  # elements that are stored, 256 MiB
 LARGEST_WORK = 4e10  # multiplications of a factorisation, one or two seconds
-
-_CHUNK = 2**24  # elements of probes at a time
 
 
 @dataclass(frozen=True)
@@ -74,17 +69,6 @@ class Band:
         return min((rows * columns + across + 1) * channels - 1, self.size - 1)
 
     @property
-    def apart(self) -> tuple[int, int]:
-        """From how far on two unit vectors have images that do not meet; the whole image if not."""
-        rows, columns = (min(2 * r + 1, n) for r, n in zip(self.reach, self.shape[1:], strict=True))
-        return rows, columns
-
-    @property
-    def probes(self) -> int:
-        """Images that are sent through the layer for the whole matrix."""
-        return math.prod(self.apart) * self.shape[0]
-
-    @property
     def work(self) -> float:
         """Multiplications of a factorisation, about."""
         return float(self.size) * (self.width + 1) ** 2
@@ -99,7 +83,7 @@ def gram_band(op: Conv, band: Band, rows: Tensor, columns: Tensor) -> Tensor:
     """The lower half (n, b + 1) of the Gram matrix of diag(rows)·W·diag(columns), on the CPU.
 
     Entry (j, d) is that of coordinates j + d and j, in the order (row, column, channel). Each sums
-    as many products as a window has, up to twice.
+    no more products than the larger of a window and what one input reaches has.
 
     Args:
         op: the layer.
@@ -108,58 +92,75 @@ def gram_band(op: Conv, band: Band, rows: Tensor, columns: Tensor) -> Tensor:
         columns: (*input_shape).
     """
     channels, height, width = band.shape
-    reach, apart = band.reach, band.apart
-    images = _images(op, band, rows, columns)
-    # Beyond the image there is nothing.
-    images = F.pad(images, (reach[1], reach[1], 0, reach[0]))
-    images = images.reshape(*apart, channels, channels, *images.shape[2:])
-    h = torch.arange(height, device=rows.device).unsqueeze(1)
-    w = torch.arange(width, device=rows.device).unsqueeze(0)
-    channel = torch.arange(channels, device=rows.device)
-    found = rows.new_zeros(height * width, channels, band.width + 1)
-    for down in range(reach[0] + 1):
-        for across in range(-reach[1] if down else 0, reach[1] + 1):
-            # (H, W, C, C): of a coordinate, and the one that lies (down, across) from it.
-            block = images[h % apart[0], w % apart[1], :, :, h + down, w + across + reach[1]]
-            start = (down * width + across) * channels
-            own, other = channel.unsqueeze(1), channel.unsqueeze(0)
-            away = start + other - own
-            if start == 0:
-                own, other = torch.tril_indices(channels, channels, device=rows.device).flip(0)
-                block, away = block[:, :, own, other], other - own
-            elif start < channels:  # a narrow image: what lies left of the first column is nothing
-                away = away.clamp_min(0)
-                block = torch.where(start + other - own >= 0, block, 0.0)
-            block = block.flatten(0, 1)
-            own = own.expand(away.shape)
-            inside = away <= band.width
-            found[:, own[inside], away[inside]] += block[:, inside]
-    found = found.flatten(0, 1)
+    weight = op.weight.unflatten(0, (op.groups, -1))  # (G, O, C, kernel)
+    if not band.by_inputs:
+        weight = weight.transpose(1, 2)
+    between = rows if band.by_inputs else columns  # what both taps meet in
+    between = (between**2).unflatten(0, (op.groups, -1)).permute(0, 2, 3, 1)
+    # Entry (own, d) of a band lies beside (own + 1, d − 1): with one diagonal more than channels, a
+    # block of all pairs of channels is a grid in memory.
+    each, diagonals = channels // op.groups, max(band.width, channels) + 1
+    found = rows.new_zeros(band.size, diagonals)
+    size = (op.groups, height, width, each, each)
+    pixel = channels * diagonals
+    strides = (each * diagonals, width * pixel, pixel, diagonals - 1, 1)
+    channel = torch.arange(each, device=rows.device)
+    lower = channel >= channel.unsqueeze(1)  # (own, other)
+    taps = list(product(*(range(k) for k in weight.shape[3:])))
+    for first, second in product(taps, taps):
+        down, across = (_meeting(op, band, a, first[a], second[a]) for a in (0, 1))
+        if down is None or across is None or (down.apart, across.apart) < (0, 0):
+            continue
+        own, other = (weight[..., i, j] for i, j in (first, second))  # (G, between, each)
+        part = between[:, down.between, across.between].unsqueeze(3)
+        block = (part * own.mT[:, None, None]).flatten(1, 3) @ other
+        block = block.reshape(op.groups, *part.shape[1:3], each, each)
+        start = (down.apart * width + across.apart) * channels
+        if start == 0:
+            block = torch.where(lower, block, 0.0)
+        found.as_strided(size, strides, start)[:, down.own, across.own] += block
     side = (columns if band.by_inputs else rows).permute(1, 2, 0).flatten()
-    ahead = F.pad(side, (0, band.width)).unfold(0, band.width + 1, 1)
-    return (found * side.unsqueeze(1) * ahead).cpu()
+    found = found[:, : band.width + 1]
+    found *= side.unsqueeze(1)
+    found *= F.pad(side, (0, band.width)).unfold(0, band.width + 1, 1)
+    return found.cpu()
 
 
-def _images(op: Conv, band: Band, rows: Tensor, columns: Tensor) -> Tensor:
-    """What the middle of the Gram matrix makes of the probes, (probes·C, C, H, W)."""
-    channels, height, width = band.shape
-    apart, count = band.apart, band.probes
-    other = op.output_shape if band.by_inputs else op.input_shape
-    chunk = max(1, _CHUNK // max(band.size, math.prod(other)))
-    found = []
-    for chosen in torch.arange(count, device=rows.device).split(chunk):
-        channel = chosen % channels
-        down, across = chosen // channels // apart[1], chosen // channels % apart[1]
-        h, w = (torch.arange(n, device=rows.device) for n in (height, width))
-        at = ((h % apart[0]) == down.unsqueeze(1)).unsqueeze(2)
-        at = at & ((w % apart[1]) == across.unsqueeze(1)).unsqueeze(1)
-        probe = rows.new_zeros(len(chosen), channels, height, width)
-        probe[torch.arange(len(chosen), device=rows.device), channel] = at.to(rows.dtype)
-        if band.by_inputs:
-            found.append(op.adjoint(rows**2 * op.apply(probe, op.weight), op.weight))
-        else:
-            found.append(op.apply(columns**2 * op.adjoint(probe, op.weight), op.weight))
-    return torch.cat(found)
+@dataclass(frozen=True)
+class _Meeting:
+    """On one axis, where two coordinates meet in a window (or a pixel) by a tap of each.
+
+    Attributes:
+        between: the windows.
+        own: the first coordinates.
+        apart: from there to the second ones.
+    """
+
+    between: slice
+    own: slice
+    apart: int
+
+
+def _meeting(op: Conv, band: Band, axis: int, first: int, second: int) -> _Meeting | None:
+    stride, padding, dilation = op.stride[axis], op.padding[axis], op.dilation[axis]
+    inputs, outputs = op.input_shape[axis + 1], op.output_shape[axis + 1]
+    # Output q reads input stride·q + tap by the first tap.
+    tap, apart = dilation * first - padding, dilation * (second - first)
+    low, high = -(tap // stride), (inputs - 1 - tap) // stride + 1
+    low, high = max(0, low), min(outputs, high)
+    if band.by_inputs:
+        low = max(low, -((tap + apart) // stride))
+        high = min(high, (inputs - 1 - tap - apart) // stride + 1)
+    else:
+        apart, rest = divmod(-apart, stride)
+        if rest:
+            return None
+        low, high = max(low, -apart), min(high, outputs - apart)
+    if low >= high:
+        return None
+    read = slice(stride * low + tap, stride * (high - 1) + tap + 1, stride)
+    made = slice(low, high)
+    return _Meeting(made, read, apart) if band.by_inputs else _Meeting(read, made, apart)
 
 
 def level_above(gram: Tensor, estimate: float, margins: Sequence[float]) -> float:

@@ -27,7 +27,7 @@ from greg_cert.verify.bounds.coupled import (
 )
 from greg_cert.verify.duality import allowance, entropy, lower_rows
 from greg_cert.verify.goals import Goal
-from greg_cert.verify.graph import NONLINEAR, Activation, Conv, Graph, Linear
+from greg_cert.verify.graph import NONLINEAR, Activation, Add, Conv, Graph, Linear
 from greg_cert.verify.lipschitz.band import Band
 from greg_cert.verify.lipschitz.layers import as_convolution
 from greg_cert.verify.max_pool import MaxPool
@@ -37,13 +37,18 @@ from greg_cert.verify.rounding import absolute_terms
 WEIGHTS = ("weights", -1)
 """Key of the logarithms of the row's weights among the variables, (B, 1, K)."""
 
-_GUESS = 0.4  # of the first-order radius, where the search begins
+GUESS = 0.4  # of the first-order radius, where the search begins
 _LEAST_STEP, _LARGEST_STEP = 0.5, 1.5  # of ε from one round to the next
+_GAIN = 1.02  # of a ball that failed, a round: multipliers improve
 _FIRST_CHARGE = 0.1  # of the largest multiplier of a ball that may be of use
 _FULL_STEPS = 240  # up to which steps are as long as may be
 _DONE = 0.003  # of ε, by which neither ε nor q still moves
 _CROWN = 2**25  # neurons × values of the widest node, up to which CROWN bounds neurons too
+_SMALLEST = 1e-4  # share of a sum's charge that an operand begins with
 _SETTLING = 30  # steps of power iteration, once, at the end
+_WORK = 2e10  # multiplications of the factorisations of one proof, about a second
+_BEHIND = 0.8  # of the radius known, where charges are given up if they end before on a first ball
+_CLIMBS, _CLIMB = 5, 1.04  # larger balls that are proven before a cliff, and how much larger
 _SHARES = (0.97, 0.85, 0.65)  # of the ball that are proven, the next where one falls short
 _SHORT = 0.9
 
@@ -96,15 +101,34 @@ class CoupledRadius:
         """
         if most is None:
             most = torch.full_like(first_order, self._max_radius)
-        guess = first_order * _GUESS
+        guess = first_order * GUESS
         if known is not None:
             guess = torch.maximum(guess, known)
         usable = guess.isfinite() & (guess > 0)
         ball = torch.minimum(torch.where(usable, guess, self._max_radius / 8), most)
-        search = Search(self._draft, self._scouts, self._charged, x, logits, goal)
-        ball = search.run(ball, most, self._effort)
+        floor = torch.zeros_like(ball) if known is None else _BEHIND * known
+        radii, behind = self._searched(self._charged, x, logits, goal, ball, most, floor)
+        if behind.any():
+            rest = behind.nonzero().squeeze(1)
+            begun = (x[rest], logits[rest], goal.of(rest), ball[rest], most[rest], floor[rest])
+            radii[rest], _ = self._searched(frozenset(), *begun)
+        return radii
+
+    def _searched(
+        self,
+        charged: frozenset[int],
+        x: Tensor,
+        logits: Tensor,
+        goal: Goal,
+        ball: Tensor,
+        most: Tensor,
+        floor: Tensor,
+    ) -> tuple[Tensor, Tensor]:
+        """Proven radii (B,) by charges on some activations, and which samples gave them up (B,)."""
+        search = Search(self._draft, self._scouts, charged, x, logits, goal)
+        ball = search.run(ball, most, self._effort, floor if charged else None)
         radii = torch.zeros_like(ball)
-        open_ = (search.reached > 0).nonzero().squeeze(1)
+        open_ = ((search.reached > 0) & ~search.behind).nonzero().squeeze(1)
         for share in _SHARES:
             if len(open_) == 0:
                 break
@@ -114,7 +138,19 @@ class CoupledRadius:
             found = self._prove(x[open_], tried, goal.of(open_), variables)
             radii[open_] = torch.maximum(radii[open_], torch.minimum(found, tried))
             open_ = open_[radii[open_] < _SHORT * ball[open_] * share]
-        return radii
+        # Before a cliff the search ends on a ball far beyond which the bound still reaches.
+        ball = radii.clone()
+        open_ = (search.at_cliff & (radii > 0) & (radii < self._max_radius)).nonzero().squeeze(1)
+        for _ in range(_CLIMBS):
+            if len(open_) == 0:
+                break
+            tried = (ball[open_] * _CLIMB).clamp(max=self._max_radius)
+            variables = {k: v[open_] for k, v in search.found.items()}
+            found = self._prove(x[open_], tried, goal.of(open_), variables)
+            radii[open_] = torch.maximum(radii[open_], torch.minimum(found, tried))
+            open_ = open_[found >= tried]
+            ball[open_] = radii[open_]
+        return radii, search.behind
 
     @torch.no_grad()
     def _prove(self, x: Tensor, radii: Tensor, goal: Goal, found: Variables) -> Tensor:
@@ -176,11 +212,20 @@ class Search:
         self._x, self._goal = x.to(graph.dtype), goal.to(graph.dtype)
         self._logits = logits.to(graph.dtype)
         self.reached = torch.zeros_like(x.flatten(1)[:, 0])
+        # The largest ball (B,) far beyond which a bound reached, and the smallest that failed.
+        self._low = torch.zeros_like(self.reached)
+        self._high = torch.full_like(self.reached, torch.inf)
+        self.behind = torch.zeros_like(self.reached, dtype=torch.bool)
         self.prices = Prices()
         self.ascent = Ascent({})
 
-    def run(self, ball: Tensor, most: Tensor, effort: CoupledEffort) -> Tensor:
-        """The balls (B,) to be proven, at most `most` (B,), after `effort`."""
+    def run(
+        self, ball: Tensor, most: Tensor, effort: CoupledEffort, floor: Tensor | None = None
+    ) -> Tensor:
+        """The balls (B,) to be proven, at most `most` (B,), after `effort`.
+
+        Samples whose bound on the first ball ends before `floor` (B,) are left out, as `behind`.
+        """
         ball = ball.clone()
         self.ascent = Ascent(self.begin(ball))
         members = torch.arange(len(ball), device=ball.device)
@@ -194,15 +239,32 @@ class Search:
             tried, before = ball[members], self.reached[members]
             reach = self.climb(members, tried, rates)
             self.reached[members] = reach
-            step = (reach / tried).clamp(_LEAST_STEP, _LARGEST_STEP)
             cap = most[members]
-            ball[members] = torch.minimum(tried * step, cap)
+            ball[members] = torch.minimum(self._next(members, tried, reach), cap)
             capped = (tried >= cap) & (reach >= cap)
             still = ((reach / tried - 1).abs() < _DONE) & ((reach - before).abs() < _DONE * tried)
+            if turn == 0 and floor is not None:
+                self.behind = reach < floor
+                still = still | self.behind
             members = members[~(capped | still)]
             if len(members) == 0:
                 break
         return self._settled(ball)
+
+    def _next(self, members: Tensor, tried: Tensor, reach: Tensor) -> Tensor:
+        """The balls to try after these: where the bound ends, unless there is a cliff before.
+
+        Behind many layers a bound may reach far beyond one ball and nowhere on the next. Then what
+        lies between the two is halved.
+        """
+        low, high = self._low[members], self._high[members] * _GAIN
+        share = reach / tried
+        low = torch.where(share > _LARGEST_STEP, torch.maximum(low, tried), low)
+        high = torch.where(share < _LEAST_STEP, torch.minimum(high, tried), high)
+        self._low[members], self._high[members] = low, high
+        step = tried * share.clamp(_LEAST_STEP, _LARGEST_STEP)
+        off = self.at_cliff[members] & ((step <= low) | (step >= high))
+        return torch.where(off, (low * high).sqrt(), step)
 
     def _settled(self, ball: Tensor) -> Tensor:
         """The balls, drawn back to where the bound ends once prices are taken more exactly."""
@@ -212,8 +274,15 @@ class Search:
         with torch.no_grad():
             gap, slope, bound = self.gap(everyone, self._boxes(self._x, ball), self.found, prices)
             reach = reach_of(gap, slope, bound.curvature).squeeze(1).double()
-        self.reached = reach
-        return torch.where(reach < ball, (ball * reach).sqrt(), ball)
+        fallen = (reach < _LEAST_STEP * ball) & (self._low > 0)
+        self.reached = torch.where(fallen, self._low, reach)
+        ball = torch.where(reach < ball, (ball * reach).sqrt(), ball)
+        return torch.where(fallen, self._low, ball)
+
+    @property
+    def at_cliff(self) -> Tensor:
+        """Samples (B,) whose bound reached far beyond one ball and nowhere on another."""
+        return (self._low > 0) & self._high.isfinite()
 
     @property
     def found(self) -> Variables:
@@ -330,18 +399,28 @@ class Boxes:
 
 
 def charged_activations(graph: Graph) -> frozenset[int]:
-    """Activations whose charge can be proven: the affine layers that it passes next are small."""
-    found = set()
+    """Activations whose charge can be proven: the affine layers that it passes next are small.
+
+    The cheapest first, as long as all of them together cost no more than `_WORK` to prove.
+    """
+    passed: dict[int, dict[int, Band]] = {}
     for i in graph.activations:
-        stack, small = [graph.nodes[i].inputs[0]], True
-        while stack and small:
+        stack, bands = [graph.nodes[i].inputs[0]], {}
+        while stack:
             node = graph.nodes[j := stack.pop()]
             if isinstance(node.op, (Conv, Linear)) and not _is_diagonal(node.op):
-                small = Band.of(as_convolution(node.op)).fits
+                bands[j] = Band.of(as_convolution(node.op))
             if j and not isinstance(node.op, Activation):  # other nodes hand on what they are given
                 stack += node.inputs
-        if small:
+        if all(band.fits for band in bands.values()):
+            passed[i] = bands
+    found: set[int] = set()
+    proven: dict[int, Band] = {}
+    for i in sorted(passed, key=lambda i: sum(band.work for band in passed[i].values())):
+        together = proven | passed[i]
+        if sum(band.work for band in together.values()) <= _WORK:
             found.add(i)
+            proven = together
     return frozenset(found)
 
 
@@ -372,12 +451,22 @@ def add_charges(
             variables["charge", i] = log.repeat(1, 1, *shape[1:])
             give(node.inputs[0], total)
         elif charge is not None:
+            if isinstance(node.op, Add):
+                # In proportion to how far each may move: then the roots of what they cost add up.
+                far = torch.stack([moved[j].reach for j in node.inputs], 1)
+                far = torch.maximum(far, _SMALLEST * far.amax(1, keepdim=True)).log().unsqueeze(1)
+                shape = moved[i].centre.shape[1:]
+                logits = far.reshape(*far.shape, *[1] * len(shape)).nan_to_num()
+                variables["join", i] = logits.repeat(1, 1, 1, *shape)
+                for j, weight in zip(node.inputs, logits.flatten(1).softmax(1).T, strict=True):
+                    give(j, charge / weight.unsqueeze(1))
+                continue
             if isinstance(node.op, (Conv, Linear)):
                 charge = charge * norms[i] ** 2
             elif isinstance(node.op, MaxPool):
                 charge = charge * node.op.overlap
             for j in node.inputs:
-                give(j, charge * len(node.inputs))
+                give(j, charge)
 
 
 def _is_diagonal(op: Conv | Linear) -> bool:

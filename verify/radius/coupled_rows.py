@@ -17,7 +17,7 @@ from greg_cert.verify.chord import separate_reach, upper_lines
 from greg_cert.verify.duality import allowance
 from greg_cert.verify.goals import Goal
 from greg_cert.verify.graph import Graph
-from greg_cert.verify.radius.coupled import Boxes, CoupledEffort, CoupledRadius
+from greg_cert.verify.radius.coupled import GUESS, Boxes, CoupledEffort, CoupledRadius
 
 _SHORT = 0.98  # of where the cheaper bounds reach the level
 _STEPS = 8  # of their slopes
@@ -73,11 +73,10 @@ class CoupledRows:
             if len(members) == 0:
                 break
             # The first is searched for; those after it have to reach as far.
-            begin = reached if k else known
-            guess = torch.where(begin > 0, torch.nan, first_order)
+            guess = reached / GUESS if k else torch.where(known > 0, torch.nan, first_order)
             found = self._one(
                 *(x[members], logits[members], single.of(members)),
-                *(guess[members], begin[members], reached[members]),
+                *(guess[members], known[members], reached[members]),
             )
             reached[members] = torch.minimum(reached[members], found)
         return torch.maximum(reached, known)
