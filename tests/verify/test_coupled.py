@@ -576,7 +576,9 @@ def test_a_search_ends_before_a_cliff(edge: float, monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(Search, "climb", fallen)
     monkeypatch.setattr(Search, "_settled", lambda self, ball: ball)
     search = Search(graph, Boxes(graph), frozenset(), x, logits, goal)
-    ball = search.run(torch.full((len(x),), 0.1).double(), 2.0, CoupledEffort(12, 1))
+    ball = search.run(
+        *(torch.full((len(x),), r).double() for r in (0.1, 2.0)), CoupledEffort(12, 1)
+    )
     assert bool((ball > 0.9 * edge).all())
     assert bool((ball < 1.05 * edge).all())
     assert bool(search.at_cliff.all())
@@ -677,7 +679,8 @@ def test_nothing_is_proven_by_what_the_search_took_for_prices(
         radius_module.ProvenPrices, "__call__", lambda s, i, o, c, *_: c[:, :, 0] * math.inf
     )
     found = certify(model, x, gamma, **given).radius_certified
-    assert bool((found[honest > 0] < honest[honest > 0]).all())
+    assert (found <= honest).all()  # CROWN's own bound may be as good
+    assert (found < 0.97 * honest).any()
 
 
 def test_it_proves_more_than_crown_where_many_neurons_share_a_ball() -> None:

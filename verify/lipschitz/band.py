@@ -10,11 +10,13 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from itertools import product
 
 import torch
 import torch.nn.functional as F
 from scipy.linalg import lapack
+from threadpoolctl import ThreadpoolController
 from torch import Tensor
 
 from greg_cert.verify.graph import Conv
@@ -172,9 +174,16 @@ def level_above(gram: Tensor, estimate: float, margins: Sequence[float]) -> floa
     return next((level for level in levels if is_positive(gram, level)), math.inf)
 
 
+@cache
+def _blas() -> ThreadpoolController:
+    """Of SciPy's BLAS, whose threads would otherwise wait for one another beside torch's."""
+    return ThreadpoolController()
+
+
 def is_positive(gram: Tensor, level: float) -> bool:
     """Whether the Cholesky factorisation of level·I less a band (n, b + 1) runs to its end."""
     shifted = gram.neg()
     shifted[:, 0] += level
-    factor, info = lapack.dpbtrf(shifted.numpy().T, lower=1, overwrite_ab=1)
+    with _blas().limit(limits=torch.get_num_threads(), user_api="blas"):
+        factor, info = lapack.dpbtrf(shifted.numpy().T, lower=1, overwrite_ab=1)
     return info == 0 and bool(torch.from_numpy(factor[0]).isfinite().all())

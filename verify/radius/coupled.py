@@ -47,7 +47,8 @@ _CROWN = 2**25  # neurons × values of the widest node, up to which CROWN bounds
 _SMALLEST = 1e-4  # share of a sum's charge that an operand begins with
 _SETTLING = 30  # steps of power iteration, once, at the end
 _WORK = 2e10  # multiplications of the factorisations of one proof, about a second
-_BEHIND = 0.8  # of the radius known, where charges are given up if they end before on a first ball
+_BEHIND = 0.8  # of the radius known: where a bound ends before on a ball of that size, charges are
+_FIRST_BALLS = 4  # given up, if that is among the first balls
 _CLIMBS, _CLIMB = 5, 1.04  # larger balls that are proven before a cliff, and how much larger
 _SHARES = (0.97, 0.85, 0.65)  # of the ball that are proven, the next where one falls short
 _SHORT = 0.9
@@ -224,7 +225,8 @@ class Search:
     ) -> Tensor:
         """The balls (B,) to be proven, at most `most` (B,), after `effort`.
 
-        Samples whose bound on the first ball ends before `floor` (B,) are left out, as `behind`.
+        Samples whose bound ends before `floor` (B,) on a ball about as large are left out, as
+        `behind`, where that is among the first balls.
         """
         ball = ball.clone()
         self.ascent = Ascent(self.begin(ball))
@@ -243,9 +245,11 @@ class Search:
             ball[members] = torch.minimum(self._next(members, tried, reach), cap)
             capped = (tried >= cap) & (reach >= cap)
             still = ((reach / tried - 1).abs() < _DONE) & ((reach - before).abs() < _DONE * tried)
-            if turn == 0 and floor is not None:
-                self.behind = reach < floor
-                still = still | self.behind
+            if turn < _FIRST_BALLS and floor is not None:
+                own = floor[members]
+                behind = (reach < own) & (_BEHIND**2 * tried <= own)
+                self.behind[members] = behind
+                still = still | behind
             members = members[~(capped | still)]
             if len(members) == 0:
                 break
