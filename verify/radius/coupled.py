@@ -47,8 +47,8 @@ _CROWN = 2**25  # neurons × values of the widest node, up to which CROWN bounds
 _SMALLEST = 1e-4  # share of a sum's charge that an operand begins with
 _SETTLING = 30  # steps of power iteration, once, at the end
 _WORK = 2e10  # multiplications of the factorisations of one proof, about a second
-_BEHIND = 0.8  # of the radius known: where a bound ends before on a ball of that size, charges are
-_FIRST_BALLS = 4  # given up, if that is among the first balls
+_BEHIND, _AS_LARGE = 0.8, 1.5  # of the radius known: where a bound ends before on such a ball,
+_FIRST_BALLS = 4  # charges are given up, if that is among the first balls
 _CLIMBS, _CLIMB = 5, 1.04  # larger balls that are proven before a cliff, and how much larger
 _SHARES = (0.97, 0.85, 0.65)  # of the ball that are proven, the next where one falls short
 _SHORT = 0.9
@@ -107,11 +107,11 @@ class CoupledRadius:
             guess = torch.maximum(guess, known)
         usable = guess.isfinite() & (guess > 0)
         ball = torch.minimum(torch.where(usable, guess, self._max_radius / 8), most)
-        floor = torch.zeros_like(ball) if known is None else _BEHIND * known
-        radii, behind = self._searched(self._charged, x, logits, goal, ball, most, floor)
+        known = torch.zeros_like(ball) if known is None else known
+        radii, behind = self._searched(self._charged, x, logits, goal, ball, most, known)
         if behind.any():
             rest = behind.nonzero().squeeze(1)
-            begun = (x[rest], logits[rest], goal.of(rest), ball[rest], most[rest], floor[rest])
+            begun = (x[rest], logits[rest], goal.of(rest), ball[rest], most[rest], known[rest])
             radii[rest], _ = self._searched(frozenset(), *begun)
         return radii
 
@@ -123,11 +123,11 @@ class CoupledRadius:
         goal: Goal,
         ball: Tensor,
         most: Tensor,
-        floor: Tensor,
+        known: Tensor,
     ) -> tuple[Tensor, Tensor]:
         """Proven radii (B,) by charges on some activations, and which samples gave them up (B,)."""
         search = Search(self._draft, self._scouts, charged, x, logits, goal)
-        ball = search.run(ball, most, self._effort, floor if charged else None)
+        ball = search.run(ball, most, self._effort, known if charged else None)
         radii = torch.zeros_like(ball)
         open_ = ((search.reached > 0) & ~search.behind).nonzero().squeeze(1)
         for share in _SHARES:
@@ -221,11 +221,11 @@ class Search:
         self.ascent = Ascent({})
 
     def run(
-        self, ball: Tensor, most: Tensor, effort: CoupledEffort, floor: Tensor | None = None
+        self, ball: Tensor, most: Tensor, effort: CoupledEffort, known: Tensor | None = None
     ) -> Tensor:
         """The balls (B,) to be proven, at most `most` (B,), after `effort`.
 
-        Samples whose bound ends before `floor` (B,) on a ball about as large are left out, as
+        Samples whose bound ends before `known` (B,) on a ball about as large are left out, as
         `behind`, where that is among the first balls.
         """
         ball = ball.clone()
@@ -245,9 +245,9 @@ class Search:
             ball[members] = torch.minimum(self._next(members, tried, reach), cap)
             capped = (tried >= cap) & (reach >= cap)
             still = ((reach / tried - 1).abs() < _DONE) & ((reach - before).abs() < _DONE * tried)
-            if turn < _FIRST_BALLS and floor is not None:
-                own = floor[members]
-                behind = (reach < own) & (_BEHIND**2 * tried <= own)
+            if turn < _FIRST_BALLS and known is not None:
+                own = known[members]
+                behind = (reach < _BEHIND * own) & (tried <= _AS_LARGE * own)
                 self.behind[members] = behind
                 still = still | behind
             members = members[~(capped | still)]
