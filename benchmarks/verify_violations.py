@@ -260,7 +260,7 @@ def proven(
     if method == GLOBAL:
         return global_lipschitz_radius(model, x, threshold, **given)
     if method == SPLIT:
-        method, given["coupled"] = "sdp-crown", CoupledEffort(splits=6)
+        method, given["coupled"] = "sdp-crown", CoupledEffort(splits=7)
     found = certify(
         model, x, threshold, method=method, labels=labels, attack=False,
         lipschitz=method == "lipschitz", **given,

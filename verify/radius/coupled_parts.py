@@ -38,7 +38,7 @@ from greg_cert.verify.radius.coupled import (
 from greg_cert.verify.region import Cut, Region, tighter_cut
 from greg_cert.verify.rounding import absolute_terms
 
-_GROWTH = 1.25  # of the radius known, the ball that is tried
+_GROWTH = 1.27  # of the radius known, the ball that is tried
 _RATE = 0.7  # of the full step, in parts
 _SETTLING = 6  # steps of power iteration before a proof
 _CUTS = 3  # of the whole ball, before it is split
@@ -57,10 +57,10 @@ class PartsEffort:
         domains: parts of a ball that may be open; with more it is given up.
     """
 
-    balls: int = 2
-    steps: int = 160
-    splits: int = 6
-    part_steps: int = 30
+    balls: int = 1
+    steps: int = 60
+    splits: int = 7
+    part_steps: int = 24
     domains: int = 64
 
 
