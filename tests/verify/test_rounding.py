@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from fractions import Fraction
 
 import pytest
 import torch
 from exact_values import cancelling_network, exact_score
+from problems import build, points
 from torch import nn
 
-from greg_cert.verify.graph import Linear, forward_all
-from greg_cert.verify.rounding import absolute_terms, score_rounding, sum_rounding
+from greg_cert.verify.bounds.ball_boxes import layer_norms
+from greg_cert.verify.graph import Conv, Linear, forward_all
+from greg_cert.verify.rounding import (
+    absolute_terms,
+    forward_errors,
+    score_rounding,
+    sum_rounding,
+)
 from greg_cert.verify.trace import trace_model
 
 
@@ -56,3 +64,40 @@ def test_rounding_grows_with_the_length_of_the_sum(backwards: bool) -> None:
     assert sum_rounding(wide, backwards=backwards) == 2.0 * (length + 4) * 2.0**-52
     draft = Linear(torch.ones(3, 100), torch.zeros(3))
     assert sum_rounding(draft, backwards=backwards) == 0.0
+
+
+@pytest.mark.parametrize("name", ["mlp", "conv", "residual", "leaky", "concatenation"])
+def test_lengths_hold_what_float32_is_off_by(name: str) -> None:
+    model, shape = build(name)
+    exact = trace_model(model.double().eval(), shape)
+    rough = exact.to(torch.float32)
+    # The same weights in both, as float32 has them.
+    nodes = [
+        replace(node, op=replace(node.op, weight=op.weight.double(), bias=op.bias.double()))
+        if isinstance(op := other.op, (Conv, Linear)) and isinstance(node.op, (Conv, Linear))
+        else node
+        for node, other in zip(exact.nodes, rough.nodes, strict=True)
+    ]
+    exact = replace(exact, nodes=tuple(nodes))
+    x = points(shape, 4, seed=1).float()
+    found = forward_all(rough, x)
+    without = forward_errors(rough, found)
+    with_norms = forward_errors(rough, found, layer_norms(exact))
+    truth = forward_all(exact, x.double())
+    for value, true, error, more in zip(found, truth, with_norms, without, strict=True):
+        assert bool((error <= more).all())
+        assert bool(((value.double() - true).abs() <= error.double()).all())
+
+
+def test_lengths_do_not_grow_as_absolute_weights_do() -> None:
+    """Forty orthogonal layers: errors by absolute weights grow a thousandfold every few of them."""
+    torch.manual_seed(0)
+    layers: list[nn.Module] = []
+    for _ in range(40):
+        layer = nn.Linear(32, 32)
+        nn.init.orthogonal_(layer.weight)
+        layers += [layer, nn.ReLU()]
+    graph = trace_model(nn.Sequential(*layers, nn.Linear(32, 3)).double(), (32,))
+    values = forward_all(graph, points((32,), 2, seed=1))
+    assert float(forward_errors(graph, values)[-1].amin()) > 1.0
+    assert float(forward_errors(graph, values, layer_norms(graph))[-1].amax()) < 1e-10
