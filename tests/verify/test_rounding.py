@@ -101,3 +101,21 @@ def test_lengths_do_not_grow_as_absolute_weights_do() -> None:
     values = forward_all(graph, points((32,), 2, seed=1))
     assert float(forward_errors(graph, values)[-1].amin()) > 1.0
     assert float(forward_errors(graph, values, layer_norms(graph))[-1].amax()) < 1e-10
+
+
+@pytest.mark.parametrize("share", [1.0, 0.0])
+def test_lengths_hold_what_an_earlier_layer_rounded_off(share: float) -> None:
+    """A sum that cancels, handed on: without the norm of the next layer its error is forgotten."""
+    generator = torch.Generator().manual_seed(0)
+    weight = 1000 * torch.randn(8, 64, generator=generator)
+    x = torch.rand(1, 64, generator=generator)
+    weight[:, -1] = -(weight[:, :-1] @ x[0, :-1]) / x[0, -1]
+    first, second = nn.Linear(64, 8, bias=False), nn.Linear(8, 8, bias=False)
+    first.weight.data, second.weight.data = weight, torch.eye(8)
+    exact = trace_model(nn.Sequential(first, nn.ReLU(), second).double(), (64,))
+    norms = {i: share * norm for i, norm in layer_norms(exact).items()}
+    rough = exact.to(torch.float32)
+    found = forward_all(rough, x)
+    error = forward_errors(rough, found, norms)[-1]
+    off = (found[-1].double() - forward_all(exact, x.double())[-1]).abs()
+    assert bool((off <= error).all()) == (share == 1.0)
