@@ -36,7 +36,7 @@ from greg_cert.verify.selection import choose_samples
 
 METHODS = "lipschitz,crown-ibp,crown,sdp-crown,sdp-crown:25x40"
 MAX_RADIUS = 3.0
-STEPS, RESTARTS, POLISH = 60, 5, 60  # of the attack
+ATTACK = (60, 5, 60)  # steps, restarts, steps along the boundary
 
 
 def now(device: torch.device) -> float:
@@ -96,13 +96,19 @@ def subject(
 
 
 def measure(
-    run: Path, data: Path | None, samples: int, methods: list[str], seed: int, device: torch.device
+    run: Path,
+    data: Path | None,
+    samples: int,
+    methods: list[str],
+    seed: int,
+    device: torch.device,
+    attack_effort: tuple[int, ...],
 ) -> dict[str, Any]:
     found = subject(run, data, samples, seed, device)
     model, x, gamma = found.model, found.x, found.threshold
     attack = attack_radius(
-        model, x, gamma, max_radius=MAX_RADIUS, seed=seed, steps=STEPS, restarts=RESTARTS,
-        polish=POLISH,
+        model, x, gamma, max_radius=MAX_RADIUS, seed=seed, steps=attack_effort[0],
+        restarts=attack_effort[1], polish=attack_effort[2],
     )  # fmt: skip
     rows: dict[str, Any] = {}
     one = pass_seconds(model, x)
@@ -145,6 +151,9 @@ def main() -> None:
     parser.add_argument("--data", type=Path)
     parser.add_argument("--samples", type=int, default=20)
     parser.add_argument("--methods", default=METHODS)
+    parser.add_argument(
+        "--attack", default=",".join(map(str, ATTACK)), help="STEPS,RESTARTS,POLISH"
+    )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--json", type=Path)
@@ -153,8 +162,10 @@ def main() -> None:
     warnings.simplefilter("ignore")
     device = find_device(given.device)
     methods = given.methods.split(",")
+    effort = tuple(int(n) for n in given.attack.split(","))
     results = [
-        measure(run, given.data, given.samples, methods, given.seed, device) for run in given.runs
+        measure(run, given.data, given.samples, methods, given.seed, device, effort)
+        for run in given.runs
     ]
     for result in results:
         print(json.dumps({k: v for k, v in result.items() if k != "rows"}))

@@ -25,8 +25,10 @@ from greg_cert.verify.graph import (
     forward_all,
 )
 from greg_cert.verify.max_pool import MaxPool
+from greg_cert.verify.norms import per_sample
 from greg_cert.verify.smooth import ALLOWANCE, crosses_jump, jump, value_range
 
+_SLACK = 1e-9  # of lengths
 _STEEPEST_SMOOTH = 1.13  # no smooth activation here is steeper (GELU, 1.129)
 
 Boxes = Mapping[int, tuple[Tensor, Tensor]]
@@ -164,26 +166,28 @@ def score_rounding(graph: Graph, x: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def forward_errors(graph: Graph, values: Sequence[Tensor]) -> list[Tensor]:
+def forward_errors(
+    graph: Graph, values: Sequence[Tensor], norms: Mapping[int, float] | None = None
+) -> list[Tensor]:
     """What rounding may have changed of every node's value, (B, *shape) each.
+
+    Absolute weights carry an error neuron by neuron, which at depth grows beyond any margin; norms
+    carry its ℓ2 length, which no neuron's error exceeds.
 
     Args:
         graph: the network.
         values: of every node, as `forward_all` gives them.
+        norms: for each affine node an upper bound of its operator norm, where lengths are wanted.
     """
     unit = torch.finfo(values[0].dtype).eps
     errors = [torch.zeros_like(values[0])]
+    lengths = [values[0].new_zeros(len(values[0]))]
     for node, value in zip(graph.nodes[1:], values[1:], strict=True):
         carried = [errors[j] for j in node.inputs]
         source = values[node.inputs[0]]
         match node.op:
-            case Conv() as op:
-                terms = carried[0] + (op.weight[0].numel() + 2) * unit * source.abs()
-                bias = 2 * unit * op.bias.abs().reshape(-1, 1, 1)
-                error = op.apply(terms, op.weight.abs()) + bias
-            case Linear() as op:
-                terms = carried[0] + (op.weight.shape[1] + 2) * unit * source.abs()
-                error = F.linear(terms, op.weight.abs(), 2 * unit * op.bias.abs())
+            case Conv() | Linear() as op:
+                error = _rounded(op, source, unit, carried[0])
             case Smooth(kind):
                 error = carried[0] * _STEEPEST_SMOOTH + ALLOWANCE * (1 + value.abs())
                 low, high = source - carried[0], source + carried[0]
@@ -198,5 +202,30 @@ def forward_errors(graph: Graph, values: Sequence[Tensor]) -> list[Tensor]:
                 error = carried[0].flatten(1)
             case _:
                 error = carried[0]
-        errors.append(error + unit * value.abs())
+        error = error + unit * value.abs()
+        if norms is not None:
+            longest = torch.linalg.vector_norm(error.flatten(1), dim=1)
+            before = [lengths[j] for j in node.inputs]
+            carry = None
+            if isinstance(node.op, (Conv, Linear)):
+                carry = norms[len(errors)] * before[0]
+                own = _rounded(node.op, source, unit)
+            elif isinstance(node.op, (Activation, Add)):
+                carry, own = torch.stack(before).sum(0), torch.zeros_like(value)
+            if carry is not None:
+                own = torch.linalg.vector_norm((own + unit * value.abs()).flatten(1), dim=1)
+                longest = torch.minimum(longest, carry + own)
+            lengths.append(longest * (1 + _SLACK))
+            error = torch.minimum(error, per_sample(lengths[-1], error))
+        errors.append(error)
     return errors
+
+
+def _rounded(
+    op: Conv | Linear, source: Tensor, unit: float, carried: Tensor | float = 0.0
+) -> Tensor:
+    """Error of an affine layer's outputs for an operand (B, *shape) that is off by `carried`."""
+    terms = carried + (op.weight[0].numel() + 2) * unit * source.abs()
+    if isinstance(op, Conv):
+        return op.apply(terms, op.weight.abs()) + 2 * unit * op.bias.abs().reshape(-1, 1, 1)
+    return F.linear(terms, op.weight.abs(), 2 * unit * op.bias.abs())

@@ -107,7 +107,7 @@ def ball_boxes(
         known: for activation nodes bounds of their inputs over the balls, from elsewhere.
     """
     values = forward_all(graph, x)
-    errors = forward_errors(graph, values) if graph.dtype == torch.float64 else None
+    errors = forward_errors(graph, values, norms) if graph.dtype == torch.float64 else None
     ball = radii.reshape(-1, *[1] * (x.ndim - 1))
     ones = torch.ones_like(x)
     moved = [Moved(x, torch.zeros_like(x), (x - ball, x + ball), radii, ones)]
