@@ -298,7 +298,8 @@ def _activation(
         return g, carried, gain, None
     with torch.no_grad():
         price = torch.zeros_like(a[:, :, :1]) if charge is None else charge
-        width = high - low + 2 * e
+        # Of the box and the centre, which may lie outside.
+        width = torch.maximum(high, z) - torch.minimum(low, z) + 2 * e
         size = a.abs() * value.abs() + g.abs() * t.abs()
         size = size + weight / 2 * change**2 + price / 2 * (value - moved) ** 2
         # The stationary point is computed from terms of this size, and moves by a unit of them.
