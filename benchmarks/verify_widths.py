@@ -17,6 +17,7 @@ import warnings
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 from verify_images import pass_seconds
@@ -114,24 +115,25 @@ def plot(rows: list[dict[str, Any]], file: Path) -> None:
     FigureCanvasAgg(figure)
     left, right = figure.subplots(1, 2, sharey=True)
     seconds = [r["seconds"] for r in rows]
-    left.loglog([r["neurons"] for r in rows], seconds, "o-", color="#0072B2")
-    passes = [r["pass_seconds"] for r in rows]
-    right.loglog(passes, seconds, "o-", color="#0072B2")
-    middle = math.exp(
-        sum(math.log(s / p) for s, p in zip(seconds, passes, strict=True)) / len(rows)
-    )
-    line = [middle * p for p in passes]
-    right.loglog(passes, line, ":", color="#555555", label=f"{middle:.0f} passes")
-    for row in rows:
-        for axis, key in ((left, "neurons"), (right, "pass_seconds")):
-            place = (row[key], row["seconds"])
+    milliseconds = [1000 * r["pass_seconds"] for r in rows]
+    slope, begin = np.polyfit(milliseconds, seconds, 1)
+    for axis, at in ((left, [r["neurons"] / 1000 for r in rows]), (right, milliseconds)):
+        axis.plot(at, seconds, "o-", color="#0072B2")
+        for row, x in zip(rows, at, strict=True):
+            place = (x, row["seconds"])
             axis.annotate(
-                f"width {row['width']}", place, (5, -9), textcoords="offset points", fontsize=7
+                f"width {row['width']}", place, (5, -10), textcoords="offset points", fontsize=7
             )
-    left.set_xlabel("neurons")
+        axis.set_ylim(0, 1.15 * max(seconds))
+        axis.set_xlim(0, 1.25 * max(at))
+    ends = [0, max(milliseconds)]
+    label = f"{begin:.0f} s + {1000 * slope:.0f} passes"
+    line = [begin + slope * x for x in ends]
+    right.plot(ends, line, ":", color="#555555", label=label)
+    left.set_xlabel("neurons, thousands")
     left.set_ylabel("CPU s a sample, sdp-crown")
-    right.set_xlabel("CPU s of a forward and backward pass")
-    right.legend(fontsize=8)
+    right.set_xlabel("CPU ms of a forward and backward pass")
+    right.legend(fontsize=8, loc="lower right")
     for axis in (left, right):
         axis.grid(True, which="major", alpha=0.3, linewidth=0.5)
         axis.tick_params(labelsize=8)
