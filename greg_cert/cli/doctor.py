@@ -91,6 +91,7 @@ def _samples(folder: Any, model: Any) -> Any:
 
     from greg_cert.errors import GregCertError
     from greg_cert.inference import evaluation_copy
+    from greg_cert.metrics import threshold_at_tpr
     from greg_cert.scores import score_of
     from greg_cert.verify.trials import Samples
 
@@ -106,7 +107,7 @@ def _samples(folder: Any, model: Any) -> Any:
         with torch.no_grad():
             return x, value(twin(x))
 
-    threshold = float(scored(splits.calibration)[1].quantile(0.95))
+    threshold = threshold_at_tpr(scored(splits.calibration)[1])
     x, scores = scored(splits.test)
     chosen = scores.argsort()[: max(1, int((scores <= threshold).sum()))]
     chosen = chosen[:: max(1, len(chosen) // _TRIED)][:_TRIED]
