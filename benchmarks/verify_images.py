@@ -74,7 +74,7 @@ def subject(
     """Of a run folder, or of a network of `train_networks.py` by its JSON and the data's folder."""
     about: dict[str, Any]
     if path.suffix == ".json":
-        assert data is not None, "expected --data for a network of train_networks.py"
+        assert data is not None
         made = json.loads(path.read_text(encoding="utf-8"))
         recipe = train_networks.Recipe(**made["recipe"])
         model: nn.Module = train_networks.load(path.stem, path.parent)
@@ -158,6 +158,8 @@ def main() -> None:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--json", type=Path)
     given = parser.parse_args()
+    if given.data is None and any(run.suffix == ".json" for run in given.runs):
+        parser.error("expected --data for a network of train_networks.py")
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
     device = find_device(given.device)

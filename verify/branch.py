@@ -10,7 +10,7 @@ Bound for Piecewise Linear Neural Network Verification", JMLR 2020, and of Wang 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
 import torch
@@ -22,7 +22,7 @@ from greg_cert.verify.goals import Goal
 from greg_cert.verify.graph import Activation, Graph
 from greg_cert.verify.native_engine import NativeEngine, OutputConstraint, sign_unknown
 from greg_cert.verify.native_relaxation import NativeRelaxation
-from greg_cert.verify.region import Region, tighter_cut
+from greg_cert.verify.region import Cut, Region, tighter_cut
 
 _LEAST_GAIN = 0.01  # of the ball's radius: below that, cutting once more is not worth it
 _TURNS = 2  # relaxations of a domain after each split
@@ -52,7 +52,7 @@ class Effort:
 
 
 @dataclass(frozen=True)
-class _Domains:
+class Domains:
     """Parts of balls, of several samples.
 
     Attributes:
@@ -73,9 +73,9 @@ class _Domains:
     constraint: OutputConstraint | None
     distance: Tensor
 
-    def of(self, keep: Tensor) -> _Domains:
+    def of(self, keep: Tensor) -> Domains:
         """Some of the domains, by index."""
-        return _Domains(
+        return Domains(
             self.owner[keep],
             self.region.of(keep),
             self.goal.of(keep),
@@ -85,7 +85,14 @@ class _Domains:
             self.distance[keep],
         )
 
-    def open(self) -> _Domains:
+    def beyond(self, half: Cut) -> Domains:
+        """With a half-space that holds all violations of each, where bounds are finite."""
+        assert self.relaxation is not None
+        cut = tighter_cut(self.region.cut, half, self.region.norm)
+        distance = torch.maximum(self.distance, void(cut.distance, self.relaxation))
+        return replace(self, region=replace(self.region, cut=cut), distance=distance)
+
+    def open(self) -> Domains:
         """Those that a violation inside the ball may still lie in."""
         return self.of((self.distance < self.region.radii).nonzero().squeeze(1))
 
@@ -115,20 +122,20 @@ def prove_by_parts(
     radii = region.radii
     everyone = torch.arange(len(radii), device=radii.device)
     nothing = torch.zeros_like(radii)
-    domains = _Domains(everyone, region, goal, weights, None, None, nothing)
+    domains = Domains(everyone, region, goal, weights, None, None, nothing)
     kept, left_behind = weights.clone(), torch.full_like(radii, torch.inf)
     for depth in range(effort.splits + 1):
         turns = _TURNS if depth else effort.cuts + 1
         for turn in range(turns):
             before = domains.distance
-            domains = _relax(domains, engine, method, effort, improve, best_row)
+            domains = relaxed(domains, engine, method, improve, best_row)
             if depth == 0:
                 kept[domains.owner] = domains.weights
             gains = domains.distance > before + _LEAST_GAIN * domains.region.radii
             done = domains.distance >= domains.region.radii
             stalled = ~gains & ~done & (turn > 0)
             if depth == 0 and effort.splits == 0:  # nothing comes after: drop what has stalled
-                _note(left_behind, domains.of(stalled.nonzero().squeeze(1)))
+                note(left_behind, domains.of(stalled.nonzero().squeeze(1)))
                 domains = domains.of((~done & ~stalled).nonzero().squeeze(1))
             else:
                 domains = domains.open()
@@ -138,27 +145,26 @@ def prove_by_parts(
             break
         crowded = domains.owner.bincount(minlength=len(radii)) > effort.domains // 2
         alone = crowded[domains.owner]
-        _note(left_behind, domains.of(alone.nonzero().squeeze(1)))
+        note(left_behind, domains.of(alone.nonzero().squeeze(1)))
         domains = _split(domains.of((~alone).nonzero().squeeze(1)), left_behind)
         if len(domains.owner) == 0:
             break
-    _note(left_behind, domains)
+    note(left_behind, domains)
     return left_behind, kept
 
 
-def _note(nearest: Tensor, domains: _Domains) -> None:
+def note(nearest: Tensor, domains: Domains) -> None:
     """Take in, in place, that violations may lie in these domains."""
     nearest.scatter_reduce_(0, domains.owner, domains.distance, "amin")
 
 
-def _relax(
-    domains: _Domains,
+def relaxed(
+    domains: Domains,
     engine: NativeEngine,
     method: str,
-    effort: Effort,
     improve: Choose,
     best_row: BestRow,
-) -> _Domains:
+) -> Domains:
     """The domains with tighter bounds, and cut down by what these prove."""
     region = domains.region
     relaxation = engine.relax_region(
@@ -167,19 +173,16 @@ def _relax(
     chosen, weights = improve(relaxation, domains.goal, domains.weights)
     row, constant = best_row(chosen, domains.goal, weights)
     half, steepness = chosen.half_space(row, constant)
-    cut = tighter_cut(region.cut, half, region.norm)
-    distance = torch.maximum(domains.distance, void(cut.distance, relaxation))
-    return replace(
+    found = replace(
         domains,
-        region=replace(region, cut=cut),
         weights=weights,
         relaxation=relaxation,
         constraint=OutputConstraint(row, constant, steepness),
-        distance=distance,
     )
+    return found.beyond(half)
 
 
-def _split(domains: _Domains, left_behind: Tensor) -> _Domains:
+def _split(domains: Domains, left_behind: Tensor) -> Domains:
     """Two domains for each: a neuron at or above zero, and at or below.
 
     A domain without a neuron of unknown sign is linear already; it is left behind.
@@ -189,20 +192,24 @@ def _split(domains: _Domains, left_behind: Tensor) -> _Domains:
     assert constraint is not None
     if len(domains.owner) == 0:
         return domains
-    costs = given_away(relaxation, constraint.row)  # (D, N)
+    costs = _given_away(relaxation, constraint.row)  # (D, N)
     most, neuron = costs.max(1)
-    _note(left_behind, domains.of((~(most > 0)).nonzero().squeeze(1)))
+    note(left_behind, domains.of((~(most > 0)).nonzero().squeeze(1)))
     able = (most > 0).nonzero().squeeze(1)
     domains, neuron = domains.of(able), neuron[able]
-    twice = torch.arange(len(able), device=able.device).repeat(2)
-    both = domains.of(twice)
+    return halves(domains, neuron)
+
+
+def halves(domains: Domains, neuron: Tensor) -> Domains:
+    """Of each domain the part with its neuron (D,) at or above zero; then those at or below."""
+    count = len(neuron)
+    both = domains.of(torch.arange(count, device=neuron.device).repeat(2))
     assert both.relaxation is not None
-    positive = torch.arange(len(twice), device=able.device) < len(able)
-    bounds = with_signs(both.relaxation, neuron.repeat(2), positive)
-    return replace(both, relaxation=bounds)
+    positive = torch.arange(2 * count, device=neuron.device) < count
+    return replace(both, relaxation=_with_signs(both.relaxation, neuron.repeat(2), positive))
 
 
-def given_away(relaxation: NativeRelaxation, row: Tensor) -> Tensor:
+def _given_away(relaxation: NativeRelaxation, row: Tensor) -> Tensor:
     """What the upper lines of neurons (D, N) may cost the bound of a row (D, K) of the logits.
 
     Zero for neurons of known sign; a little for those whose lower line alone is used.
@@ -222,19 +229,29 @@ def given_away(relaxation: NativeRelaxation, row: Tensor) -> Tensor:
             graph, relaxation.preactivations, last, row.unsqueeze(1), None, lines=lines
         )
         found = torch.autograd.grad(offset.sum(), leaves, allow_unused=True, materialize_grads=True)
-    costs = []
-    for i, intercept, negative in zip(split_nodes(graph), leaves, found, strict=True):
+    costs = {
+        i: -negative * intercept.detach()
+        for i, intercept, negative in zip(split_nodes(graph), leaves, found, strict=True)
+    }
+    return of_unknown(relaxation, costs)
+
+
+def of_unknown(relaxation: NativeRelaxation, costs: Mapping[int, Tensor]) -> Tensor:
+    """Costs (D, *shape) of the neurons of each activation as one (D, N): 0 where a sign is known.
+
+    A little is added, so that a neuron which costs nothing is split after all others.
+    """
+    found = []
+    for i in split_nodes(relaxation.graph):
         low, high = relaxation.preactivations[i]
-        op = graph.nodes[i].op
+        op = relaxation.graph.nodes[i].op
         assert isinstance(op, Activation)
-        unknown = sign_unknown(op, low, high)
-        width = torch.minimum(-low, high)
-        cost = -negative * intercept.detach() + 1e-6 * width
-        costs.append(torch.where(unknown, cost, 0.0).flatten(1))
-    return torch.cat(costs, 1).nan_to_num(nan=0.0, posinf=0.0)
+        cost = costs[i] + 1e-6 * torch.minimum(-low, high)
+        found.append(torch.where(sign_unknown(op, low, high), cost, 0.0).flatten(1))
+    return torch.cat(found, 1).nan_to_num(nan=0.0, posinf=0.0)
 
 
-def with_signs(relaxation: NativeRelaxation, neuron: Tensor, positive: Tensor) -> NativeRelaxation:
+def _with_signs(relaxation: NativeRelaxation, neuron: Tensor, positive: Tensor) -> NativeRelaxation:
     """The relaxation with the sign of one neuron (D,) of each domain given."""
     bounds = dict(relaxation.preactivations)
     first = 0

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from greg_cert.errors import EngineError
 from greg_cert.verify import branch, certify
-from greg_cert.verify.branch import _Domains
+from greg_cert.verify.branch import Domains
 from greg_cert.verify.certificates import ContradictionWarning
 
 NORMS = (2.0, math.inf)
@@ -171,7 +171,7 @@ def test_auto_lirpa_does_not_branch() -> None:
 # --- The checks above can fail ------------------------------------------------------------------
 
 
-def _positive_half_alone(domains: _Domains, left_behind: Tensor) -> _Domains:
+def _positive_half_alone(domains: Domains, left_behind: Tensor) -> Domains:
     both = split_before(domains, left_behind)
     return both.of(torch.arange(len(both.owner) // 2))
 

@@ -823,7 +823,7 @@ def test_a_proof_is_never_below_the_one_without_multipliers_on_its_boxes(name: s
     goal = decision_goals("energy", "id", gamma, model(x).detach())[0]
     radius = CoupledRadius(graph, graph.to(torch.float32), 2.0, CoupledEffort(1, 1))
     radii = torch.full((len(x),), 0.05, dtype=torch.float64)
-    moved = radius._boxes(x, radii)
+    moved = radius.boxes(x, radii)
     rows = model(x).detach().softmax(1).unsqueeze(1)
     weights = rows.log()
     spoilt = random_variables(graph, moved, rows, seed=4)

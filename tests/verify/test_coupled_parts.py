@@ -36,15 +36,15 @@ class Problem:
         scores = energy_of(self.model, self.x)
         self.gamma = float(scores.max()) + 0.2
         self.graph = trace_model(self.model, shape)
-        self.draft = self.graph.to(torch.float32)
+        draft = self.graph.to(torch.float32)
         self.logits = self.model(self.x).detach()
         (self.goal,) = decision_goals("energy", "id", self.gamma, self.logits)
         self.guess = torch.full((len(self.x),), math.nan, dtype=torch.float64)
-        whole = CoupledRadius(self.graph, self.draft, MOST, CoupledEffort(5, 8))
-        self.known = whole(self.x, self.logits, self.goal, self.guess)
+        self.whole = CoupledRadius(self.graph, draft, MOST, CoupledEffort(5, 8))
+        self.known = self.whole(self.x, self.logits, self.goal, self.guess)
 
     def split(self, effort: PartsEffort = EFFORT) -> Tensor:
-        parts = CoupledParts(self.graph, self.draft, MOST, effort)
+        parts = CoupledParts(self.whole, effort)
         return parts(self.x, self.logits, self.goal, self.guess, self.known)
 
     def attacked(self) -> Tensor:
@@ -88,7 +88,7 @@ def test_more_splits_of_one_ball_prove_no_less(problems: Callable[[str], Problem
 
 def test_nothing_is_tried_where_nothing_is_known(problems: Callable[[str], Problem]) -> None:
     problem = problems("mlp")
-    parts = CoupledParts(problem.graph, problem.draft, MOST, EFFORT)
+    parts = CoupledParts(problem.whole, EFFORT)
     known = torch.zeros_like(problem.known)
     known[1] = MOST
     found = parts(problem.x, problem.logits, problem.goal, problem.guess, known)
@@ -100,7 +100,7 @@ def test_a_radius_does_not_depend_on_the_samples_beside_it(
 ) -> None:
     problem = problems("mlp")
     one = torch.tensor([2])
-    parts = CoupledParts(problem.graph, problem.draft, MOST, EFFORT)
+    parts = CoupledParts(problem.whole, EFFORT)
     alone = parts(
         *(problem.x[one], problem.logits[one], problem.goal.of(one)),
         *(problem.guess[one], problem.known[one]),

@@ -15,7 +15,7 @@ from greg_cert.verify.goals import Goal, decision_goals
 from greg_cert.verify.linear_radius import LinearRadius
 from greg_cert.verify.options import CertifyOptions
 from greg_cert.verify.radius import coupled_rows
-from greg_cert.verify.radius.coupled import CoupledEffort
+from greg_cert.verify.radius.coupled import CoupledEffort, CoupledRadius
 from greg_cert.verify.radius.coupled_rows import CoupledRows
 from greg_cert.verify.radius.sdp_crown import ball_radius
 from greg_cert.verify.trace import trace_model
@@ -94,7 +94,8 @@ def test_levels_of_a_log_sum_exp_do_not_exceed_it(kind: str, known: float) -> No
     graph = trace_model(model, shape)
     x = points(shape, 6, seed=2)
     goal = goal_of(kind, model(x).detach())
-    rows = CoupledRows(graph, graph.to(torch.float32), MOST, CoupledEffort(2, 2))
+    one = CoupledRadius(graph, graph.to(torch.float32), MOST, CoupledEffort(2, 2))
+    rows = CoupledRows(one)
     levels = rows._levels(x, goal, torch.full((6,), known, dtype=torch.float64))
     members = goal.members.squeeze(1)
     total = torch.where(members, levels, -math.inf).logsumexp(1)
@@ -117,7 +118,8 @@ def test_it_goes_further_than_one_multiplier_a_layer(kind: str) -> None:
     guess = torch.full((12,), math.nan, dtype=torch.float64)
     balls: LinearRadius = ball_radius(graph, draft, MOST, CertifyOptions().ladder("sdp-crown"))
     known = balls(x, logits, goal, guess)
-    found = CoupledRows(graph, draft, MOST, CoupledEffort(5, 8))(x, logits, goal, guess, known)
+    rows = CoupledRows(CoupledRadius(graph, draft, MOST, CoupledEffort(5, 8)))
+    found = rows(x, logits, goal, guess, known)
     assert (found >= known).all()
     right = (known > 0) & (known < MOST)
     if kind != "energy":  # there all logits count, which a chord of them all knows better

@@ -375,7 +375,7 @@ def test_identities_are_neither_bounded_nor_split() -> None:
     engine = NativeEngine(graph)
     made = engine.relax(x, torch.full((2,), 0.5).double(), 2.0)
     row = torch.ones(2, graph.num_classes).double()
-    costs = branch.given_away(made, row).split(
+    costs = branch._given_away(made, row).split(
         [math.prod(graph.nodes[i].shape) for i in graph.activations], 1
     )
     seen = 0

@@ -14,6 +14,11 @@ _RATES = {"weights": 0.05}
 _RATE = 0.1  # of slopes and of logarithms
 
 
+def falling(first: float, steps: int) -> list[float]:
+    """Rates of a search that ends: down to a tenth of the first."""
+    return [first * (1.0 - 0.9 * k / steps) for k in range(steps)]
+
+
 class Ascent:
     """Variables (B, ...) of a batch, and the means that Adam keeps of their gradients."""
 

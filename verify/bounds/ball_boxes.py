@@ -80,6 +80,11 @@ class Moved:
         return Moved(self.centre, self.error, self.box, self.reach, torch.ones_like(self.mask))
 
 
+def preactivations(graph: Graph, moved: Sequence[Moved]) -> dict[int, Interval]:
+    """For each activation node its input's (lower, upper), each (B, *shape)."""
+    return {i: moved[graph.nodes[i].inputs[0]].box for i in graph.activations}
+
+
 def layer_norms(graph: Graph) -> dict[int, float]:
     """For each affine node a proven bound of its operator norm from ℓ2 to ℓ2."""
     return {

@@ -20,7 +20,7 @@ from torch import Tensor
 from greg_cert.verify.graph import Conv, Linear
 from greg_cert.verify.lipschitz.band import Band, gram_band, level_above
 from greg_cert.verify.lipschitz.dense import (
-    chunks_of,
+    chunk_size,
     dense_grams,
     dense_matrix,
     levels_above,
@@ -148,8 +148,9 @@ class ProvenPrices:
 def _dense_eigenvalues(op: Conv | Linear, matrix: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
     """`largest_eigenvalue` (B,) of rows (B, outputs) and columns (B, inputs), in one go."""
     found = []
-    for part in chunks_of(matrix, len(rows)):
-        grams = dense_grams(matrix, rows[part], columns[part])
+    chunk = chunk_size(matrix)
+    for part in zip(rows.split(chunk), columns.split(chunk), strict=True):
+        grams = dense_grams(matrix, *part)
         size, traces = grams.shape[1], grams.diagonal(dim1=1, dim2=2).sum(1)
         usable = grams.isfinite().flatten(1).all(1)
         # Divided by its trace, so that the iteration is about numbers near 1.
@@ -161,13 +162,9 @@ def _dense_eigenvalues(op: Conv | Linear, matrix: Tensor, rows: Tensor, columns:
 
         steps = 2 * _STEPS  # which cost little here
         below = largest_eigenvalue_estimate(apply, size, grams, batch=len(grams), steps=steps)
-        lost = _lost(op, size, grams.dtype)
         largest = grams.diagonal(dim1=1, dim2=2).amax(1)
         levels = levels_above(grams, torch.maximum(traces * below, largest), _MARGINS)
-        levels = torch.where(levels.isfinite(), levels + lost * (size * levels + 2 * traces),
-                             traces * (1 + lost * size))  # fmt: skip
-        levels = torch.where(traces == 0, traces, levels)
-        found.append(torch.where(usable, levels, torch.inf))
+        found.append(torch.where(usable, _proven(op, size, levels, traces), torch.inf))
     return torch.cat(found)
 
 
@@ -186,9 +183,11 @@ def largest_eigenvalue(op: Conv | Linear, rows: Tensor, columns: Tensor) -> floa
         return math.inf
     gram = gram_band(conv, band, rows, columns)
     diagonal = gram[:, 0]
-    size, trace = len(gram), float(diagonal.sum())
-    if trace == 0.0 or not bool(gram.isfinite().all()):
-        return trace if trace == 0.0 else math.inf
+    trace = diagonal.sum()
+    if float(trace) == 0.0:
+        return 0.0
+    if not bool(gram.isfinite().all()):
+        return math.inf
     largest = float(diagonal.max())  # by which the iteration is about numbers near 1
 
     def apply(v: Tensor) -> Tensor:
@@ -198,17 +197,21 @@ def largest_eigenvalue(op: Conv | Linear, rows: Tensor, columns: Tensor) -> floa
 
     below = largest_eigenvalue_estimate(apply, columns.numel(), rows, batch=1, steps=_STEPS)
     estimate = largest * max(float(below), 1.0)
-    lost = _lost(op, size, gram.dtype)
-    level = level_above(gram, estimate, _MARGINS)
-    if level == math.inf:
-        return trace * (1 + lost * size)
-    return level + lost * (size * level + 2 * trace)
+    level = trace.new_tensor(level_above(gram, estimate, _MARGINS))
+    return float(_proven(op, len(gram), level, trace))
 
 
-def _lost(op: Conv | Linear, size: int, dtype: torch.dtype) -> float:
-    """What building a Gram matrix of this size and factorising it may have rounded off."""
+def _proven(op: Conv | Linear, size: int, levels: Tensor, traces: Tensor) -> Tensor:
+    """Upper bounds of the largest eigenvalues of Gram matrices of this size.
+
+    Levels above which a factorisation found none, and what building the matrices and factorising
+    them may have rounded off; where there is no level, the traces.
+    """
     terms = op.weight[0].numel() + op.weight[:, 0].numel()
-    return (4 * terms + size + 8) * torch.finfo(dtype).eps
+    lost = (4 * terms + size + 8) * torch.finfo(traces.dtype).eps
+    proven = levels + lost * (size * levels + 2 * traces)
+    found = torch.where(levels.isfinite(), proven, traces * (1 + lost * size))
+    return torch.where(traces == 0, traces, found)
 
 
 def _shaped(numbers: Tensor, like: Tensor) -> Tensor:

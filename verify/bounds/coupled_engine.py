@@ -10,7 +10,12 @@ from torch import Tensor
 from greg_cert.certify_methods import L2_ONLY
 from greg_cert.errors import UsageError
 from greg_cert.verify.bounds.ascent import Ascent
-from greg_cert.verify.bounds.ball_boxes import Moved, ball_boxes, layer_norms
+from greg_cert.verify.bounds.ball_boxes import (
+    Moved,
+    ball_boxes,
+    layer_norms,
+    preactivations,
+)
 from greg_cert.verify.bounds.charges import Prices
 from greg_cert.verify.bounds.coupled import (
     Variables,
@@ -42,8 +47,7 @@ class CoupledRelaxation:
     @property
     def preactivations(self) -> Mapping[int, Interval]:
         """For each activation node its input's (lower, upper), each (B, *shape)."""
-        nodes = self._graph.nodes
-        return {i: self._moved[nodes[i].inputs[0]].box for i in self._graph.activations}
+        return preactivations(self._graph, self._moved)
 
     def lower(self, rows: Tensor) -> Tensor:
         """Lower bounds (B, R) of rows (B, R, K) times the logits; differentiable in `rows`."""

@@ -53,7 +53,6 @@ def levels_above(grams: Tensor, estimates: Tensor, margins: Sequence[float]) -> 
     return found
 
 
-def chunks_of(matrix: Tensor, batch: int) -> list[slice]:
-    """Parts of a batch whose scaled matrices fit."""
-    size = max(1, _CHUNK // matrix.numel())
-    return [slice(start, start + size) for start in range(0, batch, size)]
+def chunk_size(matrix: Tensor) -> int:
+    """How many scaled matrices are held at a time."""
+    return max(1, _CHUNK // matrix.numel())

@@ -16,7 +16,7 @@ from greg_cert.verify.native_engine import NativeEngine
 from greg_cert.verify.options import CertifyOptions
 from greg_cert.verify.radius import prices
 from greg_cert.verify.radius.best import BestRadius, Stage
-from greg_cert.verify.radius.coupled import Boxes, CoupledRadius
+from greg_cert.verify.radius.coupled import CoupledRadius
 from greg_cert.verify.radius.coupled_parts import CoupledParts, PartsEffort
 from greg_cert.verify.radius.coupled_rows import CoupledRows
 from greg_cert.verify.radius.sdp_crown import ball_radius
@@ -112,28 +112,22 @@ def _coupled(graph: Graph, draft: Graph, max_radius: float, options: CertifyOpti
     Where CROWN's boxes are at hand, balls are split by signs too.
     """
     effort = options.coupled
-    neurons = Stage(
-        "sdp-crown",
-        prices.steps(effort.rounds * effort.steps),
-        CoupledRadius(graph, draft, max_radius, effort),
-        _is_one_row,
-    )
-    parts = PartsEffort()
-    split = Stage(
-        "sdp-crown",
-        prices.coupled_parts(graph, parts.balls, parts.steps, parts.splits, parts.part_steps),
-        CoupledParts(graph, draft, max_radius, parts),
-        _is_one_row,
-        after=neurons,
-    )
+    one = CoupledRadius(graph, draft, max_radius, effort)
+    neurons = Stage("sdp-crown", prices.steps(effort.rounds * effort.steps), one, _is_one_row)
     ladder = replace(options.ladder("sdp-crown"), onwards=True)
     balls = ball_radius(graph, draft, max_radius, ladder)
     price = prices.steps(ladder.rounds * _ROUND_STEPS)
     layers = Stage("sdp-crown", price, balls, _has_rows)
     price = prices.rows(effort.rounds, effort.steps)
-    rows = CoupledRows(graph, draft, max_radius, effort)
-    each = Stage("sdp-crown", price, rows, _has_rows, after=layers)
-    return [neurons, layers, each, *([split] if Boxes.cheap(graph) and split_nodes(graph) else [])]
+    found = [neurons, layers, Stage("sdp-crown", price, CoupledRows(one), _has_rows, after=layers)]
+    if CoupledParts.suits(graph):
+        parts = PartsEffort()
+        price = prices.coupled_parts(
+            graph, parts.balls, parts.steps, parts.splits, parts.part_steps
+        )
+        split = CoupledParts(one, parts)
+        found.append(Stage("sdp-crown", price, split, _is_one_row, after=neurons))
+    return found
 
 
 def _is_one_row(goal: Goal) -> bool:

@@ -14,8 +14,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from greg_cert.verify.bounds.ascent import Ascent
-from greg_cert.verify.bounds.ball_boxes import Moved, ball_boxes, layer_norms
+from greg_cert.verify.bounds.ascent import Ascent, falling
+from greg_cert.verify.bounds.ball_boxes import (
+    Moved,
+    ball_boxes,
+    layer_norms,
+    preactivations,
+)
 from greg_cert.verify.bounds.charges import Prices, ProvenPrices
 from greg_cert.verify.bounds.coupled import (
     RowBound,
@@ -76,10 +81,17 @@ class CoupledRadius:
     def __init__(
         self, graph: Graph, draft: Graph, max_radius: float, effort: CoupledEffort
     ) -> None:
-        self._graph, self._draft = graph, draft
-        self._max_radius, self._effort = max_radius, effort
-        self._boxes, self._charged = Boxes(graph), charged_activations(graph)
-        self._scouts = Boxes(draft, self._boxes.norms)
+        self.graph, self.max_radius, self._effort = graph, max_radius, effort
+        self.boxes = Boxes(graph)
+        self._draft, self._charged = draft, charged_activations(graph)
+        self.scouts = Boxes(draft, self.boxes.norms)
+
+    def search(
+        self, x: Tensor, logits: Tensor, goal: Goal, charged: frozenset[int] | None = None
+    ) -> Search:
+        """A search that has not begun, by all charges that can be proven or by these."""
+        charged = self._charged if charged is None else charged
+        return Search(self._draft, self.scouts, charged, x, logits, goal)
 
     def __call__(
         self,
@@ -101,12 +113,12 @@ class CoupledRadius:
             most: (B,) radii beyond which none is of use.
         """
         if most is None:
-            most = torch.full_like(first_order, self._max_radius)
+            most = torch.full_like(first_order, self.max_radius)
         guess = first_order * GUESS
         if known is not None:
             guess = torch.maximum(guess, known)
         usable = guess.isfinite() & (guess > 0)
-        ball = torch.minimum(torch.where(usable, guess, self._max_radius / 8), most)
+        ball = torch.minimum(torch.where(usable, guess, self.max_radius / 8), most)
         known = torch.zeros_like(ball) if known is None else known
         radii, behind = self._searched(self._charged, x, logits, goal, ball, most, known)
         if behind.any():
@@ -126,45 +138,48 @@ class CoupledRadius:
         known: Tensor,
     ) -> tuple[Tensor, Tensor]:
         """Proven radii (B,) by charges on some activations, and which samples gave them up (B,)."""
-        search = Search(self._draft, self._scouts, charged, x, logits, goal)
+        search = self.search(x, logits, goal, charged)
         ball = search.run(ball, most, self._effort, known if charged else None)
-        radii = torch.zeros_like(ball)
+        radii, variables = torch.zeros_like(ball), search.found
+
+        def attempt(open_: Tensor, tried: Tensor) -> Tensor:
+            own = {k: v[open_] for k, v in variables.items()}
+            found = self._prove(x[open_], tried, goal.of(open_), own)
+            radii[open_] = torch.maximum(radii[open_], torch.minimum(found, tried))
+            return found
+
         open_ = ((search.reached > 0) & ~search.behind).nonzero().squeeze(1)
         for share in _SHARES:
             if len(open_) == 0:
                 break
             # A bound that reaches far beyond its ball needs no room.
-            tried = torch.minimum(ball, share * torch.maximum(ball, search.reached))[open_]
-            variables = {k: v[open_] for k, v in search.found.items()}
-            found = self._prove(x[open_], tried, goal.of(open_), variables)
-            radii[open_] = torch.maximum(radii[open_], torch.minimum(found, tried))
+            attempt(open_, torch.minimum(ball, share * torch.maximum(ball, search.reached))[open_])
             open_ = open_[radii[open_] < _SHORT * ball[open_] * share]
         # Before a cliff the search ends on a ball far beyond which the bound still reaches.
-        ball = radii.clone()
-        open_ = (search.at_cliff & (radii > 0) & (radii < self._max_radius)).nonzero().squeeze(1)
+        open_ = (search.at_cliff & (radii > 0) & (radii < most)).nonzero().squeeze(1)
         for _ in range(_CLIMBS):
             if len(open_) == 0:
                 break
-            tried = (ball[open_] * _CLIMB).clamp(max=self._max_radius)
-            variables = {k: v[open_] for k, v in search.found.items()}
-            found = self._prove(x[open_], tried, goal.of(open_), variables)
-            radii[open_] = torch.maximum(radii[open_], torch.minimum(found, tried))
-            open_ = open_[found >= tried]
-            ball[open_] = radii[open_]
+            tried = torch.minimum(radii[open_] * _CLIMB, most[open_])
+            open_ = open_[attempt(open_, tried) >= tried]
         return radii, search.behind
 
     @torch.no_grad()
     def _prove(self, x: Tensor, radii: Tensor, goal: Goal, found: Variables) -> Tensor:
         """Reach (B,) of the bound that these variables give, in float64; or CROWN's, if longer."""
-        moved = self._boxes(x, radii)
-        boxes = {i: moved[self._graph.nodes[i].inputs[0]].box for i in self._graph.activations}
-        terms = absolute_terms(self._graph, boxes, x, radii)
-        crown = {**first_variables(self._graph, moved, 1), WEIGHTS: found[WEIGHTS]}
+        moved = self.boxes(x, radii)
+        terms = absolute_terms(self.graph, preactivations(self.graph, moved), x, radii)
+        crown = {**first_variables(self.graph, moved, 1), WEIGHTS: found[WEIGHTS]}
         reach = torch.zeros_like(radii)
         for variables in (found, crown):
-            gap, slope, bound = proven_gap(self._graph, x, moved, goal, variables, terms)
+            gap, slope, bound = proven_gap(self.graph, x, moved, goal, variables, terms)
             reach = torch.maximum(reach, reach_of(gap, slope, bound.curvature).squeeze(1))
         return torch.where(goal.level == -torch.inf, torch.inf, reach)
+
+
+def with_prices(variables: Variables, prices: Prices) -> Variables:
+    """The variables, with what a search last took for the prices."""
+    return {**variables, **{("price", i): tau for i, tau in prices.last.items()}}
 
 
 @torch.no_grad()
@@ -236,8 +251,7 @@ class Search:
         for turn in range(effort.rounds):
             last = turn == effort.rounds - 1
             share = full * (1.0 - 0.9 * turn / max(effort.rounds - 1, 1))
-            rates = [share * (1.0 - 0.9 * k / effort.steps if last else 1.0)
-                     for k in range(effort.steps)]  # fmt: skip
+            rates = falling(share, effort.steps) if last else [share] * effort.steps
             tried, before = ball[members], self.reached[members]
             reach = self.climb(members, tried, rates)
             self.reached[members] = reach
@@ -291,8 +305,7 @@ class Search:
     @property
     def found(self) -> Variables:
         """The variables, with what the search took for the prices."""
-        prices: Variables = {("price", i): tau for i, tau in self.prices.last.items()}
-        return {**self.ascent.variables, **prices}
+        return with_prices(self.ascent.variables, self.prices)
 
     def begin(self, ball: Tensor) -> Variables:
         """CROWN's slopes, softmax weights, and charges from the best balls, added up downwards."""

@@ -9,33 +9,33 @@ in float64 before it is split, and what was proven cuts it down.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from greg_cert.verify.ball import best_row
-from greg_cert.verify.bounds.ascent import Ascent
-from greg_cert.verify.bounds.ball_boxes import Moved, met
+from greg_cert.verify.bounds.ascent import Ascent, falling
+from greg_cert.verify.bounds.ball_boxes import Moved, met, preactivations
 from greg_cert.verify.bounds.charges import Prices
-from greg_cert.verify.bounds.coupled import Variables
-from greg_cert.verify.branch import split_nodes, void, with_signs
+from greg_cert.verify.branch import Domains, halves, note, of_unknown, relaxed, split_nodes
 from greg_cert.verify.goals import Goal
-from greg_cert.verify.graph import Activation, Graph
+from greg_cert.verify.graph import Graph
 from greg_cert.verify.max_pool import MaxPool
-from greg_cert.verify.native_engine import NativeEngine, OutputConstraint, sign_unknown
+from greg_cert.verify.native_engine import NativeEngine
 from greg_cert.verify.native_relaxation import NativeRelaxation
 from greg_cert.verify.radius.coupled import (
     WEIGHTS,
     Boxes,
+    CoupledRadius,
     Search,
-    charged_activations,
     proven_gap,
     reach_of,
     weights_of,
+    with_prices,
 )
-from greg_cert.verify.region import Cut, Region, tighter_cut
+from greg_cert.verify.region import Cut, Region
 from greg_cert.verify.rounding import absolute_terms
 
 _GROWTH = 1.27  # of the radius known, the ball that is tried
@@ -69,77 +69,48 @@ class _Parts:
     """Parts of balls, of several samples.
 
     Attributes:
-        owner: (P,) the sample that each is a part of.
-        region: the balls beyond their cuts.
-        goal: of each.
-        relaxation: over sets that hold the parts; None before the first.
-        constraint: of each; None before the first.
-        distance: (P,) that no violation in the part is nearer than.
-        ascent: its variables.
+        domains: what is known of each without coupled bounds, and what these prove.
+        ascent: variables of each.
         prices: where the search for them stands.
     """
 
-    owner: Tensor
-    region: Region
-    goal: Goal
-    relaxation: NativeRelaxation | None
-    constraint: OutputConstraint | None
-    distance: Tensor
+    domains: Domains
     ascent: Ascent
     prices: Prices
 
     def of(self, keep: Tensor) -> _Parts:
         """Some of them, by index."""
-        return _Parts(
-            self.owner[keep],
-            self.region.of(keep),
-            self.goal.of(keep),
-            None if self.relaxation is None else self.relaxation.of(keep),
-            None if self.constraint is None else self.constraint.of(keep),
-            self.distance[keep],
-            self.ascent.of(keep),
-            self.prices.of(keep),
-        )
+        return _Parts(self.domains.of(keep), self.ascent.of(keep), self.prices.of(keep))
 
-    def open(self) -> _Parts:
-        """Those that a violation inside the ball may still lie in."""
-        return self.of((self.distance < self.region.radii).nonzero().squeeze(1))
-
-    def cut_down(self, cut: Cut) -> _Parts:
-        """With a half-space that holds all violations of each."""
-        cut = tighter_cut(self.region.cut, cut, self.region.norm)
-        region = replace(self.region, cut=cut)
-        return replace(self, region=region, distance=torch.maximum(self.distance, cut.distance))
+    @property
+    def is_open(self) -> Tensor:
+        """Those (I,), by index, that a violation inside the ball may still lie in."""
+        return (self.domains.distance < self.domains.region.radii).nonzero().squeeze(1)
 
 
 class CoupledParts:
     """Proven ℓ2 radii of one graph by coupled bounds of the parts of a ball.
 
     Args:
-        graph: the network, in float64.
-        draft: the same in float32, which searches.
-        max_radius: radii are capped here.
+        one: proves whole balls, by the same boxes and searches; its graph has to suit.
         effort: how hard to try.
     """
 
-    def __init__(
-        self, graph: Graph, draft: Graph, max_radius: float, effort: PartsEffort | None = None
-    ) -> None:
-        self._graph, self._draft, self._max_radius = graph, draft, max_radius
-        self._effort = PartsEffort() if effort is None else effort
-        self._boxes = Boxes(graph)
-        self._scouts = Boxes(draft, self._boxes.norms)
-        self._charged = charged_activations(graph)
-        self._engine = NativeEngine(graph)
-        values = sum(torch.Size(node.shape).numel() for node in graph.nodes)
-        self._samples = max(1, _VALUES // (values * self._effort.domains))
+    def __init__(self, one: CoupledRadius, effort: PartsEffort) -> None:
+        self._one, self._graph, self._effort = one, one.graph, effort
+        self._engine = NativeEngine(self._graph)
+        nodes = self._graph.nodes
+        values = sum(torch.Size(node.shape).numel() for node in nodes)
+        self._samples = max(1, _VALUES // (values * effort.domains))
         # Of a node that a max pool reads the box says which of its values may matter at all.
-        pooled = {j for node in graph.nodes if isinstance(node.op, MaxPool) for j in node.inputs}
-        self._narrowed = {
-            i: graph.nodes[i].inputs[0]
-            for i in graph.activations
-            if graph.nodes[i].inputs[0] not in pooled
-        }
+        pooled = {j for node in nodes if isinstance(node.op, MaxPool) for j in node.inputs}
+        sources = {i: nodes[i].inputs[0] for i in self._graph.activations}
+        self._narrowed = {i: source for i, source in sources.items() if source not in pooled}
+
+    @staticmethod
+    def suits(graph: Graph) -> bool:
+        """Whether there are signs to split by, and CROWN's boxes cost little."""
+        return bool(split_nodes(graph)) and Boxes.cheap(graph)
 
     def __call__(
         self,
@@ -149,111 +120,96 @@ class CoupledParts:
         first_order: Tensor,
         known: Tensor | None = None,
     ) -> Tensor:
-        """Radii (B,) within which `goal`, one that a row decides, is proven to hold.
+        """Radii (B,) for goals that one row decides, at least those known.
 
-        Args:
-            x: (B, ...) centres, float64.
-            logits: (B, K) there.
-            goal: what to prove; it has to stay above its level.
-            first_order: unused: balls begin at what is known.
-            known: (B,) radii proven before; nothing is tried where there is none.
+        Arguments are those of `CoupledRadius`. Balls begin at what is known, not at `first_order`,
+        and nothing is tried where nothing is.
         """
         radii = torch.zeros_like(first_order) if known is None else known.clone()
-        if not split_nodes(self._graph):
-            return radii
-        going = (radii > 0) & (radii < self._max_radius)
+        most = self._one.max_radius
+        going = (radii > 0) & (radii < most)
         for _ in range(self._effort.balls):
             if not going.any():
                 break
             for members in going.nonzero().squeeze(1).split(self._samples):
-                ball = (_GROWTH * radii[members]).clamp(max=self._max_radius)
+                ball = (_GROWTH * radii[members]).clamp(max=most)
                 found = self._ball(x[members], logits[members], goal.of(members), ball)
-                going[members] = (found >= ball) & (ball < self._max_radius)
+                going[members] = (found >= ball) & (ball < most)
                 radii[members] = torch.maximum(radii[members], torch.minimum(found, ball))
         return radii
 
     def _ball(self, x: Tensor, logits: Tensor, goal: Goal, ball: Tensor) -> Tensor:
         """How far (B,) the goal is proven, up to `ball` (B,)."""
         effort = self._effort
-        search = Search(self._draft, self._scouts, self._charged, x, logits, goal)
+        search = self._one.search(x, logits, goal)
         search.ascent = Ascent(search.begin(ball))
         everyone = torch.arange(len(x), device=x.device)
-        search.climb(everyone, ball, _falling(1.0, effort.steps))
-        whole = _Whole(search, self._boxes(x, ball), self._scouts(x.to(self._draft.dtype), ball))
+        search.climb(everyone, ball, falling(1.0, effort.steps))
+        moved, drafts = self._one.boxes(x, ball), self._one.scouts(x.float(), ball)
+        terms = absolute_terms(self._graph, preactivations(self._graph, moved), x, ball)
+        whole = _Whole(search, moved, drafts, terms)
         nearest = torch.full_like(ball, torch.inf)
-        nothing = torch.zeros_like(ball)
-        parts = _Parts(
-            everyone, Region(x, ball, 2.0), goal, None, None, nothing, search.ascent, search.prices
-        )
-        boxes = {
-            i: whole.moved[self._graph.nodes[i].inputs[0]].box for i in self._graph.activations
-        }
-        terms = absolute_terms(self._graph, boxes, x, ball)
+        nothing, weights = torch.zeros_like(ball), search.ascent.variables[WEIGHTS]
+        domains = Domains(everyone, Region(x, ball, 2.0), goal, weights, None, None, nothing)
+        parts = _Parts(domains, search.ascent, search.prices)
         for depth in range(effort.splits + 1):
             for _ in range(1 if depth else _CUTS):
-                parts = self._relax(parts).open()
-                if len(parts.owner) == 0:
+                parts = self._relaxed(parts)
+                parts = parts.of(parts.is_open)
+                if len(parts.domains.owner) == 0:
                     return nearest
             # Where it was split last the variables have most to follow.
-            parts, costs = self._climb(parts, whole, terms)
-            left = (parts.distance < parts.region.radii).nonzero().squeeze(1)
+            parts, costs = self._climbed(parts, whole)
+            left = parts.is_open
             parts, costs = parts.of(left), costs[left]
             if depth == effort.splits or len(left) == 0:
                 break
-            crowd = parts.owner.bincount(minlength=len(x)) > effort.domains // 2
-            able = (costs.amax(1) > 0) & ~crowd[parts.owner]
-            _note(nearest, parts.of((~able).nonzero().squeeze(1)))
+            owner = parts.domains.owner
+            crowd = owner.bincount(minlength=len(x)) > effort.domains // 2
+            able = (costs.amax(1) > 0) & ~crowd[owner]
+            note(nearest, parts.domains.of((~able).nonzero().squeeze(1)))
             able = able.nonzero().squeeze(1)
             if len(able) == 0:
                 return nearest
             parts = _split(parts.of(able), costs[able].argmax(1))
-        _note(nearest, parts)
+        note(nearest, parts.domains)
         return nearest
 
-    def _relax(self, parts: _Parts) -> _Parts:
+    def _relaxed(self, parts: _Parts) -> _Parts:
         """Tighter boxes, and the parts cut down by what linear bounds prove."""
-        relaxation = self._engine.relax_region(
-            parts.region, outer=parts.relaxation, constraint=parts.constraint
-        )
-        weights = parts.ascent.variables[WEIGHTS].double()
-        row, constant = best_row(relaxation, parts.goal, weights_of(weights, parts.goal))
-        half, steepness = relaxation.half_space(row, constant)
-        parts = replace(
-            parts,
-            relaxation=relaxation,
-            constraint=OutputConstraint(row, constant, steepness),
-        ).cut_down(half)
-        return replace(parts, distance=void(parts.distance, relaxation))
+        domains = parts.domains
+        weights = weights_of(parts.ascent.variables[WEIGHTS].double(), domains.goal)
+        domains = replace(domains, weights=weights)
+        return replace(parts, domains=relaxed(domains, self._engine, "crown", _keep, best_row))
 
-    def _climb(
-        self, parts: _Parts, whole: _Whole, terms: dict[int, Tensor]
-    ) -> tuple[_Parts, Tensor]:
+    def _climbed(self, parts: _Parts, whole: _Whole) -> tuple[_Parts, Tensor]:
         """The parts with better variables, cut down by what these prove; and what neurons cost."""
-        relaxation, region, owner = parts.relaxation, parts.region, parts.owner
+        domains, ascent, prices = parts.domains, parts.ascent, parts.prices
+        relaxation, region, owner = domains.relaxation, domains.region, domains.owner
         assert relaxation is not None
-        ascent, prices = parts.ascent, parts.prices
         moved = self._within(whole.drafts, owner, relaxation)
-        rates = _falling(_RATE, self._effort.part_steps)
+        rates = falling(_RATE, self._effort.part_steps)
         whole.search.ascend(owner, moved, region.radii, ascent, prices, rates)
         prices.steps = _SETTLING
         costs: dict[int, Tensor] = {}
         with torch.no_grad():
             whole.search.gap(owner, moved, ascent.variables, prices, costs)
         prices.steps = 1
-        taken: Variables = {("price", i): tau for i, tau in prices.last.items()}
         moved = self._within(whole.moved, owner, relaxation)
-        own = {i: t[owner] for i, t in terms.items()}
+        terms = {i: t[owner] for i, t in whole.terms.items()}
+        variables = with_prices(ascent.variables, prices)
         gap, length, bound = proven_gap(
-            self._graph, region.inputs, moved, parts.goal, {**ascent.variables, **taken}, own
+            self._graph, region.inputs, moved, domains.goal, variables, terms
         )
         reach = reach_of(gap, length, bound.curvature).squeeze(1)
         # Violations lie beyond a half-space too, with the curvature taken for its most.
         radii = region.radii.unsqueeze(1)
         distance = ((gap - bound.curvature * radii**2 / 2) / length).squeeze(1)
         normal = bound.slope.flatten(1) / length.clamp_min(torch.finfo(length.dtype).tiny)
-        parts = parts.cut_down(Cut(normal, torch.where(gap.squeeze(1) > 0, distance, torch.nan)))
-        parts = replace(parts, distance=torch.maximum(parts.distance, reach))
-        return parts, self._unknown(costs, relaxation)
+        domains = domains.beyond(Cut(normal, torch.where(gap.squeeze(1) > 0, distance, torch.nan)))
+        domains = replace(domains, distance=torch.maximum(domains.distance, reach))
+        own = {i: cost.squeeze(1).clamp_min(0.0) for i, cost in costs.items()}
+        return replace(parts, domains=domains), of_unknown(relaxation, own)
 
     def _within(
         self, moved: Sequence[Moved], owner: Tensor, relaxation: NativeRelaxation
@@ -267,16 +223,6 @@ class CoupledParts:
             found[source] = replace(own, box=box)
         return found
 
-    def _unknown(self, costs: dict[int, Tensor], relaxation: NativeRelaxation) -> Tensor:
-        """Costs (P, N) of the neurons that may be split, 0 where the sign is known."""
-        found = []
-        for i in split_nodes(self._graph):
-            op, (low, high) = self._graph.nodes[i].op, relaxation.preactivations[i]
-            assert isinstance(op, Activation)
-            cost = costs[i].squeeze(1).clamp_min(0.0) + 1e-6 * torch.minimum(-low, high)
-            found.append(torch.where(sign_unknown(op, low, high), cost, 0.0).flatten(1))
-        return torch.cat(found, 1).nan_to_num(nan=0.0, posinf=0.0)
-
 
 @dataclass(frozen=True)
 class _Whole:
@@ -286,26 +232,21 @@ class _Whole:
         search: of them.
         moved: of every node, in float64.
         drafts: the same in float32.
+        terms: of affine nodes, as of `bound_rows`.
     """
 
     search: Search
     moved: Sequence[Moved]
     drafts: Sequence[Moved]
+    terms: Mapping[int, Tensor]
 
 
-def _falling(first: float, steps: int) -> list[float]:
-    return [first * (1 - 0.9 * k / steps) for k in range(steps)]
-
-
-def _note(nearest: Tensor, parts: _Parts) -> None:
-    """Take in, in place, that violations may lie in these parts."""
-    nearest.scatter_reduce_(0, parts.owner, parts.distance, "amin")
+def _keep(relaxation: NativeRelaxation, goal: Goal, p: Tensor) -> tuple[NativeRelaxation, Tensor]:
+    """No better weights than those of the search."""
+    return relaxation, p
 
 
 def _split(parts: _Parts, neuron: Tensor) -> _Parts:
     """Two for each: its neuron (P,) at or above zero, and at or below."""
-    count = len(neuron)
-    both = parts.of(torch.arange(count, device=neuron.device).repeat(2))
-    assert both.relaxation is not None
-    positive = torch.arange(2 * count, device=neuron.device) < count
-    return replace(both, relaxation=with_signs(both.relaxation, neuron.repeat(2), positive))
+    twice = torch.arange(len(neuron), device=neuron.device).repeat(2)
+    return _Parts(halves(parts.domains, neuron), parts.ascent.of(twice), parts.prices.of(twice))

@@ -16,8 +16,7 @@ from greg_cert.verify.bounds.coupled_engine import CoupledRelaxation
 from greg_cert.verify.chord import separate_reach, upper_lines
 from greg_cert.verify.duality import allowance
 from greg_cert.verify.goals import Goal
-from greg_cert.verify.graph import Graph
-from greg_cert.verify.radius.coupled import GUESS, Boxes, CoupledEffort, CoupledRadius
+from greg_cert.verify.radius.coupled import GUESS, CoupledRadius
 
 _SHORT = 0.98  # of where the cheaper bounds reach the level
 _STEPS = 8  # of their slopes
@@ -27,18 +26,11 @@ class CoupledRows:
     """Proven ℓ2 radii of one graph for any goal, by coupled bounds of one row after another.
 
     Args:
-        graph: the network, in float64.
-        draft: the same in float32, which searches.
-        max_radius: radii are capped here.
-        effort: how long each search goes on.
+        one: proves goals of one row.
     """
 
-    def __init__(
-        self, graph: Graph, draft: Graph, max_radius: float, effort: CoupledEffort
-    ) -> None:
-        self._graph, self._max_radius = graph, max_radius
-        self._one = CoupledRadius(graph, draft, max_radius, effort)
-        self._boxes = Boxes(graph)
+    def __init__(self, one: CoupledRadius) -> None:
+        self._one = one
 
     def __call__(
         self,
@@ -48,15 +40,7 @@ class CoupledRows:
         first_order: Tensor,
         known: Tensor | None = None,
     ) -> Tensor:
-        """Radii (B,) within which `goal` is proven to hold, at least those known.
-
-        Args:
-            x: (B, ...) centres, float64.
-            logits: (B, K) there.
-            goal: what to prove.
-            first_order: (B,) a guess of the radius.
-            known: (B,) radii proven before, where to begin.
-        """
+        """Radii (B,) for any goal, at least those known; arguments as of `CoupledRadius`."""
         known = torch.zeros_like(first_order) if known is None else known
         if goal.one_row:
             return torch.maximum(known, self._one(x, logits, goal, first_order, known))
@@ -66,7 +50,7 @@ class CoupledRows:
             levels, value = self._levels(x, goal, known), goal.shifted(logits).squeeze(1)
         margins = value - levels if goal.above else levels - value
         order = margins.argsort(1)
-        reached = torch.full_like(first_order, self._max_radius)
+        reached = torch.full_like(first_order, self._one.max_radius)
         for k in range(order.shape[1]):
             single = _single(goal, levels, order[:, k])
             members = ((reached > known) & (single.level > -torch.inf)).nonzero().squeeze(1)
@@ -87,8 +71,8 @@ class CoupledRows:
         level = goal.level.unsqueeze(1)
         if not goal.soft:
             return torch.where(members, level, torch.inf)
-        moved = self._boxes(x, known)
-        relaxation = CoupledRelaxation(self._graph, moved, x, known, _STEPS)
+        moved = self._one.boxes(x, known)
+        relaxation = CoupledRelaxation(self._one.graph, moved, x, known, _STEPS)
         upper, slope = upper_lines(relaxation, goal)
         distance = _SHORT * separate_reach(relaxation, goal, 2 * known)
         b = upper + distance.unsqueeze(1) * slope

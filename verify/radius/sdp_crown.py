@@ -12,7 +12,7 @@ from greg_cert.verify.bounds.coupled_engine import CoupledEngine
 from greg_cert.verify.goals import Goal
 from greg_cert.verify.graph import Graph
 from greg_cert.verify.linear_radius import Ladder, LinearRadius
-from greg_cert.verify.radius.coupled import Boxes, CoupledEffort
+from greg_cert.verify.radius.coupled import CoupledEffort, CoupledRadius
 from greg_cert.verify.radius.coupled_parts import CoupledParts, PartsEffort
 from greg_cert.verify.radius.coupled_rows import CoupledRows
 
@@ -51,11 +51,11 @@ class SdpCrownRadius:
         if norm != 2.0:
             raise UsageError(L2_ONLY)
         self._balls = ball_radius(graph, draft, max_radius, ladder)
-        self._neurons = CoupledRows(graph, draft, max_radius, effort)
+        one = CoupledRadius(graph, draft, max_radius, effort)
+        self._rows = CoupledRows(one)
         self._parts: CoupledParts | None = None
-        if effort.splits and Boxes.cheap(graph):
-            parts = PartsEffort(splits=effort.splits)
-            self._parts = CoupledParts(graph, draft, max_radius, parts)
+        if effort.splits and CoupledParts.suits(graph):
+            self._parts = CoupledParts(one, PartsEffort(splits=effort.splits))
 
     def __call__(
         self,
@@ -68,7 +68,7 @@ class SdpCrownRadius:
         """Radii (B,) within which `goal` is proven to hold; arguments as of `LinearRadius`."""
         radii = self._balls(x, logits, goal, first_order, known)
         known = radii if known is None else torch.maximum(radii, known)
-        radii = torch.maximum(radii, self._neurons(x, logits, goal, first_order, known))
+        radii = self._rows(x, logits, goal, first_order, known)
         if self._parts is not None and goal.one_row:
             radii = self._parts(x, logits, goal, first_order, radii)
         return radii
