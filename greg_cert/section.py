@@ -2,7 +2,18 @@
 
 from __future__ import annotations
 
-from pydantic import BaseModel, ConfigDict
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict
+
+
+def _norm_as_text(value: object) -> object:
+    """YAML reads a bare 2 as a number and .inf as infinity."""
+    return f"{value:g}" if isinstance(value, (int, float)) else value
+
+
+NormName = Annotated[Literal["2", "inf"], BeforeValidator(_norm_as_text)]
+"""A norm of perturbations."""
 
 
 class Section(BaseModel):

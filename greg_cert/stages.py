@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, model_validator
 
-from greg_cert.section import Section
+from greg_cert.section import NormName, Section
 
 Method = Literal[
     "ce", "oe", "energy", "greg", "oe+grad", "dos", "poem", "poem+grad", "greg+", "dos+grad"
@@ -65,8 +65,14 @@ class StageConfig(Section):
         scaling: `paper`: L_∇ is the sum of two means; `reference`: as the authors' code has it,
             that divided by the number of samples in the step.
         gradient_space: Whether the gradient is by raw pixels in [0, 1] or by normalised ones.
+        penalty_every: Steps from one gradient penalty to the next, which weighs as many times λ_∇.
         estimator: How the gradient penalty is differentiated: `double-backward` exactly;
             `finite-difference` with one more forward pass, which compiles.
+        lambda_lipschitz: Weight λ_L of L̄, the formula of the score's proven Lipschitz constant over
+            all inputs, its norms of layers by power iteration; 0: no such term.
+        lipschitz_norm: Of the perturbations that L̄ is about.
+        lambda_lipschitz_ramp: Epochs over which λ_L rises from 0 when the stage begins.
+        clip_grad: Largest norm of a step's gradient, by all weights together; None: no limit.
         aux_ratio: Auxiliary samples a step for each ID sample.
         strategy: Which of the candidates are taken: `random`; `greedy`: lowest scores; `dos`:
             lowest score of each cluster; `two_ended`: lowest (for L_S) and highest (for L_∇) of
@@ -97,7 +103,12 @@ class StageConfig(Section):
     m_out: Margin = "auto"
     scaling: Literal["paper", "reference"] = "paper"
     gradient_space: Literal["pixel", "normalized"] = "pixel"
+    penalty_every: PositiveInt = 1
     estimator: Literal["finite-difference", "double-backward"] = "double-backward"
+    lambda_lipschitz: NonNegativeFloat = 0.0
+    lipschitz_norm: NormName = "2"
+    lambda_lipschitz_ramp: NonNegativeFloat = 2.0
+    clip_grad: PositiveFloat | None = None
     aux_ratio: PositiveInt = 1
     strategy: Strategy = "random"
     candidates: PositiveInt = 6

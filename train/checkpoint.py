@@ -39,6 +39,7 @@ class Checkpoint:
         low: auxiliary images chosen for the epoch, or None.
         high: likewise.
         journal: digest of the rows of metrics so far.
+        lipschitz: vectors of the Lipschitz penalty, or None.
     """
 
     stage: int
@@ -52,6 +53,7 @@ class Checkpoint:
     low: Tensor | None = None
     high: Tensor | None = None
     journal: str | None = None
+    lipschitz: dict[str, Tensor] | None = None
 
 
 def save_checkpoint(path: Path, state: Checkpoint) -> None:

@@ -11,7 +11,7 @@ from greg_cert.data import DataSplits
 from greg_cert.errors import ConfigError, RunError
 from greg_cert.records import RunFolder, write_config
 from greg_cert.train.journal import Observer, SilentObserver
-from greg_cert.train.trainer import Trainer, first_model, make_fabric
+from greg_cert.train.trainer import Trainer, first_model, lipschitz_of, make_fabric
 from greg_cert.train.world import World
 
 
@@ -85,7 +85,8 @@ def check(config: ExperimentConfig, splits: DataSplits) -> None:
     fabric = make_fabric(config.train, launch=False)
     _check_shares(config, splits, fabric.world_size)
     with torch.random.fork_rng([]):
-        first_model(config, splits, fabric.device)
+        model, _ = first_model(config, splits, fabric.device)
+        lipschitz_of(config, model, splits.train.image_shape)
 
 
 def _check_methods(config: ExperimentConfig, splits: DataSplits) -> None:

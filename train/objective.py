@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from greg_cert.models import Classifier
 from greg_cert.scores import score_of
+from greg_cert.train.lipschitz import LipschitzPenalty
 from greg_cert.train.losses import (
     absent_class_loss,
     correctly_detected,
@@ -40,8 +41,8 @@ class Batch:
 class Terms:
     """What an objective weighs; margins are resolved numbers here.
 
-    The fields are those of `greg_cert.stages.StageConfig`, and the number of processes that share
-    a step; a margin that has no say is infinite.
+    The fields are those of `greg_cert.stages.StageConfig` at one step, and the number of processes
+    that share it; a margin that has no say is infinite.
     """
 
     outlier_loss: str
@@ -54,11 +55,15 @@ class Terms:
     scaling: str = "paper"
     gradient_space: str = "pixel"
     estimator: str = "double-backward"
+    lambda_lipschitz: float = 0.0
     processes: int = 1
 
 
 class Objective(nn.Module):
-    """L_CE + λ_S·L_S + λ_∇·L_∇ on one batch.
+    """L_CE + λ_S·L_S + λ_∇·L_∇ + λ_L·L̄ on one batch.
+
+    Attributes:
+        lipschitz: L̄ of the model, where it is penalised or can be measured.
 
     Args:
         model: the classifier.
@@ -69,6 +74,7 @@ class Objective(nn.Module):
     def __init__(self, model: Classifier, *, bf16: bool = False) -> None:
         super().__init__()
         self.model, self.bf16 = model, bf16
+        self.lipschitz: LipschitzPenalty | None = None
 
     def logits(self, inputs: Tensor) -> Tensor:
         """Logits (B, K) in float32, or float64 for a model of that type."""
@@ -95,6 +101,10 @@ class Objective(nn.Module):
         m = 0 if batch.low is None else len(batch.low)
         first_high = n if same else n + m
 
+        # Before the pass below, in which each process's own batch moves the running variance.
+        constant = None
+        if self.lipschitz is not None and (terms.lambda_lipschitz or measure):
+            constant = self.lipschitz()
         recording = Recording(terms.estimator)
         with recording.record() if terms.gradient else contextlib.nullcontext():
             logits = self.logits(inputs)
@@ -116,6 +126,10 @@ class Objective(nn.Module):
             if terms.scaling == "reference":  # of the whole step's samples, not this process's
                 out["grad_loss"] = out["grad_loss"] / terms.processes
             loss = loss + terms.lambda_grad * out["grad_loss"]
+        if constant is not None:
+            out["lipschitz_estimate"] = constant
+            if terms.lambda_lipschitz:
+                loss = loss + terms.lambda_lipschitz * constant
         if measure:
             (gradient,) = torch.autograd.grad(scores.sum(), inputs, retain_graph=True)
             norms = torch.linalg.vector_norm(gradient.flatten(1), dim=1)

@@ -19,7 +19,7 @@ from greg_cert.config import ExperimentConfig, TrainConfig, dump_config
 from greg_cert.data import DataSplits
 from greg_cert.digests import tensors_digest
 from greg_cert.draws import generator_for
-from greg_cert.errors import ConfigError, RunError, TrainingError
+from greg_cert.errors import ConfigError, RunError, TrainingError, UnsupportedModelError, UsageError
 from greg_cert.models import Classifier, build_model
 from greg_cert.records import (
     RunFolder,
@@ -41,6 +41,7 @@ from greg_cert.train.choose import Picks
 from greg_cert.train.epoch_pool import choose_for_epoch
 from greg_cert.train.feed import Feed, Look
 from greg_cert.train.journal import Journal, Observer
+from greg_cert.train.lipschitz import LipschitzPenalty, lipschitz_penalty
 from greg_cert.train.objective import Objective, Terms, compile_in_place
 from greg_cert.train.watch import NEVER, FiniteWatch
 from greg_cert.train.world import World
@@ -154,6 +155,9 @@ class Trainer:
             device=self.device,
             channels_last=train.channels_last,
         )
+        self.lipschitz = objective.lipschitz = lipschitz_of(
+            config, self.model, splits.train.image_shape
+        )
         self.watch = FiniteWatch()
         self.done = 0  # steps
         self.journal: Journal | None = None
@@ -228,6 +232,8 @@ class Trainer:
         try:
             self.model.load_state_dict(found.model)
             self.optimizer.load_state_dict(found.optimizer)
+            if self.lipschitz is not None and found.lipschitz is not None:
+                self.lipschitz.load_state_dict(found.lipschitz)
         except (RuntimeError, ValueError, KeyError) as error:
             line = " ".join(str(error).split())[:200]
             raise RunError(
@@ -268,6 +274,8 @@ class Trainer:
             group["momentum"] = stage.momentum
             group["nesterov"] = stage.momentum > 0
             group["weight_decay"] = stage.weight_decay
+        if self.lipschitz is not None:
+            self.lipschitz.norm, self.lipschitz.score = float(stage.lipschitz_norm), stage.score
         if progress.epoch == progress.batch == 0:
             self.optimizer.state.clear()  # a stage begins without the momentum of the one before
             progress = self._begin_stage(index, stage, progress)
@@ -315,6 +323,7 @@ class Trainer:
             low=None if progress.picks is None else progress.picks.low,
             high=None if progress.picks is None else progress.picks.high,
             journal=None if self.journal is None else self.journal.digest,
+            lipschitz=None if self.lipschitz is None else self.lipschitz.state_dict(),
         )
         self.world.once(lambda: save_checkpoint(self.run.checkpoint_file, state))
 
@@ -323,14 +332,15 @@ class Trainer:
         key = (self.config.seed, progress.stage, progress.epoch)
         if stage.pool is not None and stage.uses_outliers and progress.picks is None:
             progress = replace(progress, picks=self._choose_for_epoch(stage, key))
-        terms = _terms(stage, progress, self.world.size)
         per_epoch, step = self.feed.steps(stage), progress.step
         self.objective.train()
         batches = self.feed.batches(stage, key, start=progress.batch, picks=progress.picks)
         for i, batch in enumerate(batches, progress.batch):
             cpu = torch.device("cpu")
             torch.manual_seed(generator_for(cpu, *key, i, self.world.rank).initial_seed())
-            rate = _learning_rate(stage, progress.epoch * per_epoch + i, stage.epochs * per_epoch)
+            in_stage = progress.epoch * per_epoch + i
+            terms = _terms(stage, progress, in_stage, per_epoch, self.world.size)
+            rate = _learning_rate(stage, in_stage, stage.epochs * per_epoch)
             for group in self.optimizer.param_groups:
                 group["lr"] = rate
             measure = step % train.log_every == 0
@@ -343,6 +353,13 @@ class Trainer:
             self.optimizer.zero_grad(set_to_none=True)
             with self._explained(terms):
                 self.fabric.backward(out["loss"])
+            if stage.clip_grad is not None:
+                self.fabric.clip_gradients(
+                    self.objective,
+                    self.optimizer,
+                    max_norm=stage.clip_grad,
+                    error_if_nonfinite=False,
+                )
             self.optimizer.step()
             self.world.align(self.model)
             step += 1
@@ -471,12 +488,34 @@ def first_model(
     return model, load_foreign(model, source, **init.model_dump(exclude={"weights"}))
 
 
-def _terms(stage: StageConfig, progress: _Progress, processes: int) -> Terms:
+def lipschitz_of(
+    config: ExperimentConfig, model: Classifier, image_shape: tuple[int, ...]
+) -> LipschitzPenalty | None:
+    """L̄ of the model, or None where it cannot be had and no stage asks for it.
+
+    Raises:
+        UsageError: where a stage asks for it.
+    """
+    try:
+        return lipschitz_penalty(model, image_shape, seed=config.seed)
+    except (UnsupportedModelError, UsageError) as error:
+        for i, stage in enumerate(config.train.stages):
+            if stage.lambda_lipschitz:
+                raise UsageError(f"train.stages[{i}].lambda_lipschitz: {error}") from error
+        return None
+
+
+def _terms(
+    stage: StageConfig, progress: _Progress, step: int, per_epoch: int, processes: int
+) -> Terms:
+    """Of one step, counted from the stage's beginning, whose epochs have so many."""
+    ramp = stage.lambda_lipschitz_ramp * per_epoch
     return Terms(
         outlier_loss=stage.outlier_loss,
-        gradient=stage.gradient,
+        gradient=stage.gradient and step % stage.penalty_every == 0,
         lambda_score=stage.lambda_score,
-        lambda_grad=stage.lambda_grad,
+        lambda_grad=stage.lambda_grad * stage.penalty_every,
+        lambda_lipschitz=stage.lambda_lipschitz * min(1.0, (step + 1) / max(1.0, ramp)),
         score=stage.score,
         m_in=-math.inf if progress.m_in is None else progress.m_in,
         m_out=math.inf if progress.m_out is None else progress.m_out,

@@ -51,8 +51,8 @@ def _prelu(c: Call) -> int:
         raise c.refuse("it has neither one slope for all channels nor one for each")
     if not bool(weight.isfinite().all()):
         raise c.refuse("its slopes are not finite")
-    slope = float(weight) if weight.numel() == 1 else weight
-    return c.builder.activation(c.name, c.operand(), slope)
+    slopes = weight.reshape(-1).expand(c.builder.shape(c.operand())[0])
+    return c.builder.activation(c.name, c.operand(), slopes)
 
 
 def _abs(c: Call) -> int:

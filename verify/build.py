@@ -53,9 +53,13 @@ class _Draft:
 
 
 class GraphBuilder:
-    """Collects operations in topological order; `finish` gives the canonical graph."""
+    """Collects operations in topological order; `finish` gives the canonical graph.
 
-    def __init__(self, input_shape: tuple[int, ...]) -> None:
+    Weights stay connected to the parameters that they were computed from, where those require grad.
+    """
+
+    def __init__(self, input_shape: tuple[int, ...], dtype: torch.dtype = torch.float64) -> None:
+        self._dtype = dtype
         self._drafts = [_Draft("input", Input(), (), input_shape)]
         self._picked: dict[int, tuple[int, tuple[int, ...]]] = {}  # of which node which channels
         self._extremes: dict[int, tuple[bool, int, int]] = {}  # maximum or minimum of which two
@@ -82,22 +86,21 @@ class GraphBuilder:
         groups: int = 1,
     ) -> int:
         """Append a convolution; a missing bias is zero."""
-        weight = weight.detach().double()
-        bias = weight.new_zeros(len(weight)) if bias is None else bias.detach().double()
+        weight = weight.to(self._dtype)
+        bias = weight.new_zeros(len(weight)) if bias is None else bias.to(self._dtype)
         op = Conv(weight, bias, self.shape(i), stride, padding, dilation, groups)
         return self._append(name, op, (i,), op.output_shape)
 
     def linear(self, name: str, i: int, weight: Tensor, bias: Tensor | None) -> int:
         """Append a linear layer; a missing bias is zero."""
-        weight = weight.detach().double()
-        bias = weight.new_zeros(len(weight)) if bias is None else bias.detach().double()
+        weight = weight.to(self._dtype)
+        bias = weight.new_zeros(len(weight)) if bias is None else bias.to(self._dtype)
         return self._append(name, Linear(weight, bias), (i,), (len(weight),))
 
     def per_channel(self, name: str, i: int, scale: Tensor, shift: Tensor) -> int:
         """Append scale·x + shift with one pair (scale, shift) a channel (or a feature)."""
-        return self._append(
-            name, _Scale(scale.detach().double(), shift.detach().double()), (i,), self.shape(i)
-        )
+        step = _Scale(scale.to(self._dtype), shift.to(self._dtype))
+        return self._append(name, step, (i,), self.shape(i))
 
     def activation(self, name: str, i: int, negative_slope: float | Tensor) -> int:
         """Append z above zero and c·z below, c finite: one for all channels, or (C,).
@@ -109,10 +112,10 @@ class GraphBuilder:
                 return i
             if abs(negative_slope) <= 1.0:
                 return self._append(name, Activation(negative_slope), (i,), self.shape(i))
-            negative_slope = torch.full((self.shape(i)[0],), negative_slope, dtype=torch.float64)
-        slope = negative_slope.detach().double()
-        if bool((slope == slope[0]).all()) and abs(float(slope[0])) <= 1.0:
-            return self.activation(name, i, float(slope[0]))
+            negative_slope = torch.full((self.shape(i)[0],), negative_slope, dtype=self._dtype)
+        slope = negative_slope.to(self._dtype)
+        if bool((slope == slope[0]).all()) and abs(slope[0].item()) <= 1.0:
+            return self.activation(name, i, slope[0].item())
         steep = slope.abs() > 1.0
         if bool(steep.any()):  # for c > 1 it is −σ(−c·z), with σ of slope 1/c; for c < −1 σ(c·z)
             scale = torch.where(steep, -slope.abs(), 1.0)
@@ -123,7 +126,7 @@ class GraphBuilder:
                 self.per_channel(name, i, sign, torch.zeros_like(sign)) if (sign < 0).any() else i
             )
         shape = self.shape(i)
-        op = Activation(slope.reshape(-1, *[1] * (len(shape) - 1)))
+        op = Activation(slope.detach().reshape(-1, *[1] * (len(shape) - 1)))
         return self._append(name, op, (i,), shape)
 
     def smooth(self, name: str, i: int, kind: str, scale: float = 1.0) -> int:
@@ -146,7 +149,7 @@ class GraphBuilder:
     def _rescale(self, name: str, i: int, scale: float, shift: float) -> int:
         if (scale, shift) == (1.0, 0.0):
             return i
-        one = torch.ones(self.shape(i)[0], dtype=torch.float64, device=self._device())
+        one = torch.ones(self.shape(i)[0], dtype=self._dtype, device=self._device())
         return self.per_channel(name, i, scale * one, shift * one)
 
     def add(self, name: str, left: int, right: int) -> int:
@@ -161,7 +164,7 @@ class GraphBuilder:
         if i in self._picked:
             i, before = self._picked[i]
             chosen = tuple(before[c] for c in chosen)
-        eye = torch.eye(self.shape(i)[0], dtype=torch.float64, device=self._device())
+        eye = torch.eye(self.shape(i)[0], dtype=self._dtype, device=self._device())
         weight = eye[list(chosen)]
         if len(shape) == 3:
             made = self.conv(name, i, weight[:, :, None, None], None, (1, 1), (0, 0))
@@ -197,7 +200,7 @@ class GraphBuilder:
             smaller: the others.
         """
         shape, pairs = self.shape(i), (tuple(first), tuple(second))
-        slope = torch.ones(shape[0], dtype=torch.float64, device=self._device())
+        slope = torch.ones(shape[0], dtype=self._dtype, device=self._device())
         slope[list(second)] = -1.0
         apart = self._append(name, Rotation(*pairs, *pairs), (i,), shape)
         bent = self.activation(name, apart, slope)
@@ -264,7 +267,7 @@ class GraphBuilder:
         """Append an average pool (padding counted) as a depthwise convolution."""
         value = 1.0 / (divisor or kernel[0] * kernel[1])
         weight = torch.full(
-            (self.shape(i)[0], 1, *kernel), value, dtype=torch.float64, device=self._device()
+            (self.shape(i)[0], 1, *kernel), value, dtype=self._dtype, device=self._device()
         )
         return self.conv(name, i, weight, None, stride, padding, groups=len(weight))
 
@@ -275,7 +278,7 @@ class GraphBuilder:
     def max_pool(self, name: str, i: int, kernel: tuple[int, int], stride: tuple[int, int]) -> int:
         """Append a max pool without padding, as a tree of max(a, b) = b + ReLU(a − b)."""
         channels = self.shape(i)[0]
-        taps = torch.eye(kernel[0] * kernel[1], dtype=torch.float64, device=self._device())
+        taps = torch.eye(kernel[0] * kernel[1], dtype=self._dtype, device=self._device())
         taps = taps.reshape(-1, 1, *kernel)
 
         def select(tap: Tensor) -> int:
@@ -295,7 +298,7 @@ class GraphBuilder:
         return level[0]
 
     def _maximum(self, name: str, a: int, b: int) -> int:
-        minus = torch.full((self.shape(b)[0],), -1.0, dtype=torch.float64, device=self._device())
+        minus = torch.full((self.shape(b)[0],), -1.0, dtype=self._dtype, device=self._device())
         difference = self.add(name, a, self.per_channel(name, b, minus, torch.zeros_like(minus)))
         return self.add(name, self.activation(name, difference, 0.0), b)
 
@@ -326,7 +329,7 @@ class GraphBuilder:
             """The node of draft i, its rotation a layer of its own where it is still to be done."""
             rotation = turned.pop(i, None)
             if rotation is not None:
-                layer = as_layer(rotation, self.shape(i), self._device())
+                layer = as_layer(rotation, self.shape(i), self._device(), self._dtype)
                 index[i] = append(self._drafts[i], layer, index[i])
             return index[i]
 

@@ -29,6 +29,7 @@ LEAVES: tuple[type[nn.Module], ...] = (
     nn.Linear,
     nn.BatchNorm1d,
     nn.BatchNorm2d,
+    nn.SyncBatchNorm,
     *ACTIVATION_LEAVES,
     MaxMin,
     nn.Flatten,
@@ -302,7 +303,7 @@ _div = _arithmetic(_divide, subtract=False)
 _HANDLERS: dict[Any, Callable[[Call], int]] = {
     **dict.fromkeys((nn.Conv2d, F.conv2d, torch.conv2d), _convolution),
     **dict.fromkeys((nn.Linear, F.linear), _linear),
-    **dict.fromkeys((nn.BatchNorm1d, nn.BatchNorm2d), _batch_norm),
+    **dict.fromkeys((nn.BatchNorm1d, nn.BatchNorm2d, nn.SyncBatchNorm), _batch_norm),
     **ACTIVATION_HANDLERS,
     **CHANNEL_HANDLERS,
     **dict.fromkeys((nn.Identity, nn.Dropout2d, nn.Dropout, "contiguous"), _identity),
@@ -342,7 +343,7 @@ def _per_channel(constant: Any, value: Tensor, channels: int) -> Tensor | None:
     shape = (1,) * (rank - constant.ndim) + tuple(constant.shape)
     if shape[0] != 1 or shape[1] not in (1, channels) or math.prod(shape[2:]) != 1:
         return None
-    return constant.detach().double().reshape(-1).expand(channels).clone()
+    return constant.to(value.dtype).reshape(-1).expand(channels).clone()
 
 
 def _pair(value: Any) -> tuple[int, int]:

@@ -82,10 +82,12 @@ def commutes(op: Conv) -> bool:
     return alike and bool((op.weight == op.weight[:1]).all()) and not bool(op.bias.any())
 
 
-def as_layer(rotation: Rotation, shape: Sequence[int], device: torch.device) -> Conv | Linear:
+def as_layer(
+    rotation: Rotation, shape: Sequence[int], device: torch.device, dtype: torch.dtype
+) -> Conv | Linear:
     """The rotation of a tensor (*shape) as a layer of its own."""
     channels = shape[0]
-    eye = torch.eye(channels, dtype=torch.float64, device=device)
+    eye = torch.eye(channels, dtype=dtype, device=device)
     weight, bias = rotation.of_rows(eye), torch.zeros_like(eye[0])
     if len(shape) == 1:
         return Linear(weight, bias)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 import operator
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -27,7 +28,7 @@ from greg_cert.verify.structure import check_model, check_traceable, says_what_i
 
 _SMALLEST = 1e-100  # far beyond float32, and products of three still fit into float64
 _LARGE = 10**8  # products of one input, beyond which few random points are tried
-_PROBES = 3  # batch of the tracing input; not 1, so that a flattened batch axis cannot pass unseen
+PROBES = 3  # batch of the tracing input; not 1, so that a flattened batch axis cannot pass unseen
 
 
 class _Tracer(fx.Tracer):
@@ -68,18 +69,13 @@ def trace_model(
                 f"products fit into float64, but {name!r} holds sizes {float(size.min()):g} to "
                 f"{float(size.max()):g}"
             )
-    try:
-        traced = fx.GraphModule(twin, _Tracer().trace(twin))
-    except Exception as error:  # torch.fx raises many kinds, all of them mean "not a static graph"
-        raise UnsupportedModelError(
-            f"cannot trace {type(model).__name__} to a static graph: {error}"
-        ) from error
+    traced = static_graph(twin)
     device = device_of(twin)
     generator = torch.Generator().manual_seed(0)
-    shape = (_PROBES, *input_shape)
+    shape = (PROBES, *input_shape)
     probe = torch.rand(shape, generator=generator, dtype=torch.float64, device="cpu").to(device)
     with torch.no_grad():
-        graph = _Translation(traced, probe, whole_pools).run()
+        graph = Translation(traced, probe, whole_pools=whole_pools).run()
     for node in graph.nodes:
         if isinstance(node.op, (Conv, Linear)) and not (
             node.op.weight.isfinite().all() and node.op.bias.isfinite().all()
@@ -95,6 +91,20 @@ def trace_model(
     for inputs in (x, x.sigmoid()):
         check_agreement(lambda x: twin(x.clone()), graph, inputs, "random inputs")
     return graph
+
+
+def static_graph(model: nn.Module) -> fx.GraphModule:
+    """The calls that a model in evaluation mode makes, over its own modules and parameters.
+
+    Raises:
+        UnsupportedModelError: for a model whose calls depend on its input.
+    """
+    try:
+        return fx.GraphModule(model, _Tracer().trace(model))
+    except Exception as error:  # torch.fx raises many kinds, all of them mean "not a static graph"
+        raise UnsupportedModelError(
+            f"cannot trace {type(model).__name__} to a static graph: {error}"
+        ) from error
 
 
 def with_whole_pools(model: nn.Module, graph: Graph) -> Graph:
@@ -118,13 +128,28 @@ def multiplications(graph: Graph) -> int:
     )
 
 
-class _Translation:
-    """Walks the fx graph once, running it on a probe and building the canonical graph beside it."""
+class Translation:
+    """Walks the fx graph once, running it on a probe and building the canonical graph beside it.
 
-    def __init__(self, traced: fx.GraphModule, probe: Tensor, whole_pools: bool) -> None:
+    Args:
+        traced: the calls of a model.
+        probe: (PROBES, *input_shape), of the type that the graph is to have.
+        whole_pools: as in `trace_model`.
+        known: what depends on the probe, by its node, where that need not be run again.
+    """
+
+    def __init__(
+        self,
+        traced: fx.GraphModule,
+        probe: Tensor,
+        *,
+        whole_pools: bool,
+        known: Mapping[fx.Node, Any] | None = None,
+    ) -> None:
         self.traced = traced
         self.probe = probe
-        builder = GraphBuilder(tuple(probe.shape[1:]))
+        self.known = known or {}
+        builder = GraphBuilder(tuple(probe.shape[1:]), probe.dtype)
         self.context = Context(builder, len(probe), whole_pools=whole_pools)
         self.versions: dict[fx.Node, list[int]] = {}
 
@@ -155,10 +180,10 @@ class _Translation:
         if not isinstance(out, fx.Node) or out not in self.context.index:
             raise UnsupportedModelError("expected the model to return one tensor of logits (B, K)")
         logits = self.context.values[out]
-        if logits.ndim != 2 or len(logits) != _PROBES or logits.shape[1] == 0:
+        if logits.ndim != 2 or len(logits) != PROBES or logits.shape[1] == 0:
             raise UnsupportedModelError(
                 "expected logits of shape (B, K) with K >= 1, "
-                f"but got {tuple(logits.shape)} for B = {_PROBES}"
+                f"but got {tuple(logits.shape)} for B = {PROBES}"
             )
         return self.context.builder.finish(self.context.index[out])
 
@@ -181,19 +206,9 @@ class _Translation:
         kwargs = fx.map_arg(node.kwargs, lambda n: self.context.values[n])
         name = _layer_name(node)
         target: Any = node.target
-        try:
-            if node.op == "call_module":
-                target = self.traced.get_submodule(str(node.target))
-                value = target(*args, **kwargs)
-            elif node.op == "call_method":
-                value = getattr(args[0], str(node.target))(*args[1:], **kwargs)
-            else:
-                value = target(*args, **kwargs)
-        except (RuntimeError, ValueError, IndexError, TypeError) as error:
-            line = " ".join(str(error).split())
-            raise UsageError(
-                f"layer {name!r} fails on inputs of shape {tuple(self.probe.shape[1:])}: {line}"
-            ) from error
+        if node.op == "call_module":
+            target = self.traced.get_submodule(str(node.target))
+        value = self.known[node] if node in self.known else self._run(node, target, args, kwargs)
         self.context.values[node] = value
         self.versions[node] = _versions(value)
         context = self.context
@@ -208,6 +223,19 @@ class _Translation:
         if self.context.builder.shape(translated) != tuple(value.shape[1:]):
             raise call.refuse("its output shape was not understood")
         self.context.index[node] = translated
+
+    def _run(self, node: fx.Node, target: Any, args: Any, kwargs: Any) -> Any:
+        """The value of a call."""
+        try:
+            if node.op == "call_method":
+                return getattr(args[0], str(target))(*args[1:], **kwargs)
+            return target(*args, **kwargs)
+        except (RuntimeError, ValueError, IndexError, TypeError) as error:
+            line = " ".join(str(error).split())
+            raise UsageError(
+                f"layer {_layer_name(node)!r} fails on inputs of shape "
+                f"{tuple(self.probe.shape[1:])}: {line}"
+            ) from error
 
 
 def _versions(value: object) -> list[int]:

@@ -166,6 +166,7 @@ class TrainingBar:
                 "score_loss": "L_S",
                 "grad_loss": "L_∇",
                 "grad_norm_id": "‖∇S‖",
+                "lipschitz_estimate": "L̄",
             }
             shown = " ".join(f"{t} {values[k]:.2g}" for k, t in names.items() if k in values)
             self._bar.update(self._task, shown=f"{stage} {epoch}: {shown}")

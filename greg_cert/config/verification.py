@@ -16,7 +16,7 @@ from pydantic import (
 from greg_cert.certify_methods import L2_ONLY, METHODS, chosen_methods
 from greg_cert.devices import check_device
 from greg_cert.errors import UsageError
-from greg_cert.section import Section
+from greg_cert.section import NormName, Section
 
 
 class VerifyConfig(Section):
@@ -54,7 +54,7 @@ class VerifyConfig(Section):
     """
 
     samples: PositiveInt | None = 500
-    norm: Literal["2", "inf"] = "2"
+    norm: NormName = "2"
     max_radius: PositiveFloat = 1.0
     tpr: Annotated[float, Field(gt=0, le=1)] = 0.95
     method: str | tuple[str, ...] = "best"
@@ -74,12 +74,6 @@ class VerifyConfig(Section):
     smoothing_n: PositiveInt = 10_000
     smoothing_alpha: Annotated[float, Field(gt=0, lt=1)] = 0.001
     device: str = "auto"
-
-    @field_validator("norm", mode="before")
-    @classmethod
-    def _norm_as_text(cls, value: object) -> object:
-        """YAML reads a bare 2 as a number and .inf as infinity."""
-        return f"{value:g}" if isinstance(value, (int, float)) else value
 
     @field_validator("method", mode="before")
     @classmethod

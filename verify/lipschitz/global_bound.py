@@ -12,6 +12,7 @@ s(1 − s) ≤ ¼. A maximum of functions, as at ties, is no steeper than they a
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
@@ -29,6 +30,7 @@ from greg_cert.verify.trace import trace_model
 
 _SLACK = 1e-12  # of products and sums of the norms themselves
 _LARGEST_PAIRS = 1024  # classes, up to which differences of all pairs are measured
+_LARGEST_HEAD = 2**24  # numbers, up to which the last layers are written out as one
 _FAR = 1e300
 
 
@@ -61,55 +63,79 @@ def global_lipschitz_bound(
 @torch.no_grad()
 def global_constant(graph: Graph, score: str, norm: float) -> float:
     """`global_lipschitz_bound` of a graph."""
-    constants = node_constants(graph, norm)
-    best, i = math.inf, len(graph.nodes) - 1
-    rows = torch.eye(graph.num_classes, dtype=torch.float64, device=graph.device)
-    absolute, terms = rows, 0
-    # The head is as long as the last affine layers let it go back.
-    while True:
-        lost = terms * UNIT * dual_norm(absolute, norm)
-        best = min(best, _product(_steepest_score(score, rows, lost, norm), constants[i]))
-        op = graph.nodes[i].op
-        if not isinstance(op, (Conv, Linear, Flatten)):
-            return best * (1 + _SLACK)
-        i = graph.nodes[i].inputs[0]
-        if isinstance(op, Flatten):
-            shape = (-1, *graph.nodes[i].shape)
-            rows, absolute = rows.reshape(shape), absolute.reshape(shape)
-        elif isinstance(op, Linear):
-            weight = op.weight.double()
-            rows, absolute = rows @ weight, absolute @ weight.abs()
-            terms += 2 * (len(weight) + 2)
-        else:
-            weight = op.weight.double()
-            rows, absolute = op.adjoint(rows, weight), op.adjoint(absolute, weight.abs())
-            terms += 2 * (weight[:, 0].numel() + 2)
+    return float(score_constant(graph.to(torch.float64), score, norm, _proven(norm)))
 
 
 @torch.no_grad()
 def node_constants(graph: Graph, norm: float = 2.0) -> list[float]:
     """For every node a proven Lipschitz constant in the input, ℓ_norm to ℓ_norm, everywhere."""
-    constants = [1.0]
+    found = _constants(graph.to(torch.float64), norm, _proven(norm))
+    return [float(constant) for constant in found]
+
+
+NormOf = Callable[[Conv | Linear], Tensor]
+"""The operator norm of a layer, of one kind on both sides, as a scalar."""
+
+
+def _proven(norm: float) -> NormOf:
+    return lambda op: torch.tensor(operator_norm(op, norm), dtype=torch.float64, device="cpu")
+
+
+def score_constant(graph: Graph, score: str, norm: float, norm_of: NormOf) -> Tensor:
+    """The formula of `global_lipschitz_bound` with these norms of layers, a scalar.
+
+    It is a bound where they are, and differentiable in the weights where they are.
+    """
+    constants = _constants(graph, norm, norm_of)
+    best = torch.full((), math.inf, dtype=torch.float64, device=graph.device)
+    i = len(graph.nodes) - 1
+    rows = torch.eye(graph.num_classes, dtype=graph.dtype, device=graph.device)
+    absolute, terms = rows, 0
+    # The head is as long as the last affine layers let it go back.
+    while True:
+        lost = terms * UNIT * dual_norm(absolute, norm)
+        found = _product(_steepest_score(score, rows, lost, norm), constants[i])
+        best = torch.minimum(best, found)
+        op = graph.nodes[i].op
+        i = graph.nodes[i].inputs[0] if graph.nodes[i].inputs else i
+        size = len(rows) * math.prod(graph.nodes[i].shape)
+        if not isinstance(op, (Conv, Linear, Flatten)) or size > _LARGEST_HEAD:
+            return best * (1 + _SLACK)
+        if isinstance(op, Flatten):
+            shape = (-1, *graph.nodes[i].shape)
+            rows, absolute = rows.reshape(shape), absolute.reshape(shape)
+        elif isinstance(op, Linear):
+            rows, absolute = rows @ op.weight, absolute @ op.weight.abs()
+            terms += 2 * (len(op.weight) + 2)
+        else:
+            rows, absolute = op.adjoint(rows, op.weight), op.adjoint(absolute, op.weight.abs())
+            terms += 2 * (op.weight[:, 0].numel() + 2)
+
+
+def _constants(graph: Graph, norm: float, norm_of: NormOf) -> list[Tensor]:
+    """A Lipschitz constant in the input for every node."""
+    # In float64 whatever the graph is in: products over many layers leave float32.
+    constants = [torch.ones((), dtype=torch.float64, device=graph.device)]
     for node, made_of in zip(graph.nodes[1:], affine_pieces(graph)[1:], strict=True):
         before = [constants[j] for j in node.inputs]
         whole = None if made_of is None else together(made_of.maps)
-        direct = math.inf
+        direct: Tensor | None = None
         if made_of is not None and whole is not None:
-            direct = _product(constants[made_of.source], operator_norm(whole, norm))
+            direct = _product(constants[made_of.source], norm_of(whole))
         match node.op:
             case Conv() | Linear() as op:
                 # Together with a scale before it a layer is no more than the product of the two.
-                found = (
-                    direct if whole is not None else _product(before[0], operator_norm(op, norm))
-                )
+                found = _product(before[0], norm_of(op)) if direct is None else direct
             case Activation() | Smooth() as op:
                 found = _product(before[0], steepest_slope(op))
             case MaxPool() as op:
                 found = _product(before[0], op.lipschitz(norm))
             case Add():
-                found = min(sum(before), direct)
+                found = before[0] + before[1]
+                found = found if direct is None else torch.minimum(found, direct)
             case Concat():
-                found = max(before) if norm == math.inf else math.hypot(*before)
+                parts = torch.stack(before)
+                found = parts.amax() if norm == math.inf else torch.linalg.vector_norm(parts)
             case Flatten():
                 found = before[0]
             case _:
@@ -129,21 +155,20 @@ def steepest_slope(op: Activation | Smooth) -> float:
     return max(abs(float(smallest)), abs(float(largest)))
 
 
-def _product(one: float, other: float) -> float:
-    found = one * other
-    return math.inf if math.isnan(found) else found
+def _product(one: Tensor, other: Tensor | float) -> Tensor:
+    return (one * other).nan_to_num(nan=math.inf, posinf=math.inf)
 
 
-def _steepest_score(score: str, rows: Tensor, lost: Tensor, norm: float) -> float:
+def _steepest_score(score: str, rows: Tensor, lost: Tensor, norm: float) -> Tensor:
     """Bound of ‖∇S‖* for logits of these rows (K, ...), each off by `lost` (K,) at most."""
     if score not in SCORES:
         raise UsageError(f"expected score in {', '.join(SCORES)}, but got {score!r}")
 
-    def longest(vectors: Tensor, off: Tensor) -> float:
+    def longest(vectors: Tensor, off: Tensor) -> Tensor:
         if len(vectors) == 0:
-            return 0.0
+            return rows.new_zeros(())
         terms = 2 * (vectors[0].numel() + 8) * UNIT
-        return float((dual_norm(vectors, norm) + off).amax()) * (1 + terms)
+        return (dual_norm(vectors, norm) + off).amax() * (1 + terms)
 
     if score in ("energy", "max_logit"):
         return longest(rows, lost)
@@ -155,5 +180,5 @@ def _steepest_score(score: str, rows: Tensor, lost: Tensor, norm: float) -> floa
         return longest(rows[:-1] - rows[-1], lost[:-1] + lost[-1])
     if len(rows) > _LARGEST_PAIRS:
         return longest(rows, lost) / 2
-    pairs = (longest(rows[:i] - rows[i], lost[:i] + lost[i]) for i in range(len(rows)))
-    return max(pairs) / 4
+    pairs = [longest(rows[:i] - rows[i], lost[:i] + lost[i]) for i in range(len(rows))]
+    return torch.stack(pairs).amax() / 4

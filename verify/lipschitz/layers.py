@@ -14,13 +14,17 @@ UNIT = torch.finfo(torch.float64).eps / 2
 """The unit roundoff: what one operation may lose."""
 
 
-def as_convolution(op: Conv | Linear) -> Conv:
-    """The layer in float64, a linear one as a 1×1 convolution of one pixel."""
-    weight = op.weight.detach().double()
+def one_kind(op: Conv | Linear) -> Conv:
+    """The layer itself, a linear one as a 1×1 convolution of one pixel."""
     if isinstance(op, Conv):
-        return replace(op, weight=weight, bias=op.bias.detach().double())
-    bias = op.bias.detach().double()
-    return Conv(weight[:, :, None, None], bias, (weight.shape[1], 1, 1))
+        return op
+    return Conv(op.weight[:, :, None, None], op.bias, (op.weight.shape[1], 1, 1))
+
+
+def as_convolution(op: Conv | Linear) -> Conv:
+    """`one_kind` in float64, apart from what its weights were computed from."""
+    conv = one_kind(op)
+    return replace(conv, weight=conv.weight.detach().double(), bias=conv.bias.detach().double())
 
 
 def distinct_groups(op: Conv) -> Conv:

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from greg_cert.verify.graph import Activation, Add, Conv, Graph, Linear, Node
-from greg_cert.verify.lipschitz.layers import as_convolution
+from greg_cert.verify.lipschitz.layers import one_kind
 
 _MOST = 16  # maps a node
 _LARGEST_SUM = 2**22  # weights of a sum of layers with different groups
@@ -36,7 +36,7 @@ def affine_pieces(graph: Graph) -> list[Pieces | None]:
     for node in graph.nodes:
         match node.op:
             case Conv() | Linear():
-                found.append(_composed(as_convolution(node.op), node.inputs[0], found))
+                found.append(_composed(one_kind(node.op), node.inputs[0], found))
             case Add():
                 found.append(_maximum(graph, node, found) or _sum(graph, node, found))
             case _:
@@ -46,6 +46,8 @@ def affine_pieces(graph: Graph) -> list[Pieces | None]:
 
 def together(maps: Sequence[Conv]) -> Conv | None:
     """[A_1; …; A_m] as one convolution, or None where their shapes do not fit."""
+    if len(maps) == 1:
+        return maps[0]
     aligned = _aligned(maps)
     if aligned is None:
         return None
@@ -77,7 +79,7 @@ def _operand(graph: Graph, i: int, found: Sequence[Pieces | None], source: int) 
     """Node i in terms of `source`, which may be itself."""
     if i == source:
         shape = (*graph.nodes[i].shape, 1, 1)[:3]
-        ones = torch.ones(shape[0], 1, 1, 1, dtype=torch.float64, device=graph.device)
+        ones = torch.ones(shape[0], 1, 1, 1, dtype=graph.dtype, device=graph.device)
         return Pieces(i, (Conv(ones, ones.flatten(), shape, groups=len(ones)),))
     pieces = found[i]
     return pieces if pieces is not None and pieces.source == source else None

@@ -1,0 +1,143 @@
+"""L̄, the formula of the Lipschitz constant that certificates prove, as a penalty for training.
+
+The same walk over the same graph as `greg_cert.verify.global_lipschitz_bound`, but the norm of each
+layer comes from power iteration with vectors that are kept from step to step, one iteration a step:
+from below, so that the value is an estimate and no bound, and differentiable at those vectors, as
+in Miyato et al., "Spectral Normalization for Generative Adversarial Networks", ICLR 2018. No image
+passes through the network for it, and nothing is differentiated twice.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from greg_cert.errors import UnsupportedModelError, UsageError
+from greg_cert.scores import SCORES
+from greg_cert.verify.graph import Conv, Linear
+from greg_cert.verify.lipschitz.global_bound import score_constant
+from greg_cert.verify.lipschitz.layers import one_kind
+from greg_cert.verify.live_graph import LiveGraph
+from greg_cert.verify.norms import check_norm
+
+_FIRST = 20  # iterations before the first step, from random vectors
+
+
+def lipschitz_penalty(
+    model: nn.Module,
+    input_shape: tuple[int, ...],
+    *,
+    norm: float = 2.0,
+    score: str = "energy",
+    iterations: int = 1,
+    seed: int = 0,
+) -> LipschitzPenalty:
+    """L̄(θ), an estimate of a bound of sup ‖∇S‖* over all inputs, as a term of a training loss.
+
+        penalty = lipschitz_penalty(model, (3, 32, 32))
+        loss = ... + 0.01 * penalty()
+
+    The function that is bounded is that of the model in evaluation mode: BatchNorm with its running
+    variance, no dropout. Call it before the forward pass of a step, while the running variance is
+    that of the last one. Its vectors belong in a checkpoint: it is a module with a `state_dict`.
+
+    Args:
+        model: raw images (B, *input_shape) to logits (B, K), of any mode, on any device; left as it
+            was found. Its parameters must stay the same objects, so make this after moving it.
+        input_shape: of one input, (C, H, W) or (D,).
+        norm: of perturbations, 2 or inf; the gradient is measured in its dual.
+        score: one of `greg_cert.scores.SCORES`.
+        iterations: of the power method a call.
+        seed: of the vectors it begins with.
+
+    Returns:
+        A module without arguments, which gives a float64 scalar in score units per pixel unit.
+
+    Raises:
+        UsageError: for a value out of range.
+        UnsupportedModelError: names a layer that certificates cannot bound, or one whose weights
+            cannot be followed.
+    """
+    return LipschitzPenalty(
+        model, input_shape, norm=norm, score=score, iterations=iterations, seed=seed
+    )
+
+
+class LipschitzPenalty(nn.Module):
+    """L̄(θ) of a model; see `lipschitz_penalty`, which makes it.
+
+    Attributes:
+        norm: of perturbations.
+        score: whose slope is bounded.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        input_shape: tuple[int, ...],
+        *,
+        norm: float,
+        score: str,
+        iterations: int,
+        seed: int,
+    ) -> None:
+        super().__init__()
+        if score not in SCORES:
+            raise UsageError(f"expected score in {', '.join(SCORES)}, but got {score!r}")
+        if isinstance(iterations, bool) or not isinstance(iterations, int) or iterations < 1:
+            raise UsageError(f"expected iterations >= 1, but got {iterations!r}")
+        self.norm, self.score, self._iterations = check_norm(norm), score, iterations
+        self._graph = LiveGraph(model, input_shape)
+        self._generator = torch.Generator().manual_seed(seed)
+        # Whatever the norm, so that the vectors are there when it changes.
+        if not self._value(2.0, _FIRST).isfinite():
+            raise UnsupportedModelError(
+                "expected a network with a Lipschitz constant, but a function in it has a jump "
+                "(torch's Softplus), or weights are not finite"
+            )
+
+    def forward(self) -> Tensor:
+        """L̄, a scalar; moves the vectors."""
+        return self._value(self.norm, self._iterations)
+
+    def _value(self, norm: float, iterations: int) -> Tensor:
+        place = -1
+
+        def norm_of(op: Conv | Linear) -> Tensor:
+            nonlocal place
+            place += 1
+            return self._norm(one_kind(op), f"vector_{place}", norm, iterations)
+
+        graph = self._graph()
+        with torch.autocast(graph.device.type, enabled=False):
+            return score_constant(graph, self.score, norm, norm_of)
+
+    def _norm(self, op: Conv, name: str, norm: float, iterations: int) -> Tensor:
+        """‖W‖ of a layer, whose vector has this name."""
+        weight = op.weight
+        if op.is_diagonal:
+            return weight.abs().amax()
+        if norm == math.inf:
+            return op.apply(weight.new_ones(1, *op.input_shape), weight.abs()).amax()
+        if name not in self._buffers:
+            start = torch.randn(1, *op.input_shape, generator=self._generator).to(weight)
+            self.register_buffer(name, start / start.norm())
+        vector = self.get_buffer(name)
+        with torch.no_grad():
+            for _ in range(iterations):
+                found = op.adjoint(_apply(op, vector), weight)
+                length = found.norm()
+                # A layer of zeros has no direction: the vector stays.
+                vector.copy_(torch.where(length > 0, found / length, vector))
+        size: Tensor = torch.linalg.vector_norm(_apply(op, vector))
+        return size
+
+
+def _apply(op: Conv, v: Tensor) -> Tensor:
+    """W·v (1, *output_shape) of v (1, *input_shape)."""
+    if op.input_shape[1:] == op.output_shape[1:] == op.weight.shape[2:] == (1, 1) == op.stride:
+        return F.linear(v.flatten(1), op.weight.flatten(1))[..., None, None]
+    return op.apply(v, op.weight)
