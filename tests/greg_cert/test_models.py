@@ -27,7 +27,7 @@ from greg_cert.models import (
 from greg_cert.models.liresnet import LinearResidual
 from greg_cert.models.names import CHOOSE_ACTIVATION, default_activation
 from greg_cert.verify import global_lipschitz_bound
-from greg_cert.verify.graph import Conv, Linear, forward_all
+from greg_cert.verify.graph import Add, Conv, Linear, forward_all
 from greg_cert.verify.max_pool import MaxPool
 from greg_cert.verify.trace import trace_model
 
@@ -466,8 +466,8 @@ def test_small_models_may_sort_pairs_in_place_of_relu(name: str) -> None:
     }
     graph = trace_model(model.eval(), (3, 8, 8))
     affine = sum(isinstance(n.op, (Conv, Linear)) for n in graph.nodes)
-    if name != "liresnet":
-        assert affine == sum(isinstance(m, (nn.Conv2d, nn.Linear)) for m in model.modules())
+    assert affine == sum(isinstance(m, (nn.Conv2d, nn.Linear)) for m in model.modules())
+    assert not any(isinstance(n.op, Add) for n in graph.nodes)
 
 
 @pytest.mark.parametrize("name", MODEL_NAMES)
