@@ -153,7 +153,13 @@ class GraphBuilder:
         return self.per_channel(name, i, scale * one, shift * one)
 
     def add(self, name: str, left: int, right: int) -> int:
-        """Append the sum of two tensors of one shape."""
+        """Append the sum of two tensors of one shape; x + conv(x) as one convolution by I + W."""
+        for x, branch in ((left, right), (right, left)):
+            op = self._drafts[branch].op
+            if isinstance(op, (Conv, Linear)) and self._drafts[branch].inputs == (x,):
+                whole = plus_identity(op)
+                if whole is not None:
+                    return self._append(self._drafts[branch].name, whole, (x,), self.shape(x))
         return self._append(name, Add(), (left, right), self.shape(left))
 
     def channels(self, name: str, i: int, chosen: Sequence[int]) -> int:
@@ -395,6 +401,22 @@ class GraphBuilder:
                 found.add(i)
                 stack.extend(self._drafts[i].inputs)
         return found
+
+
+def plus_identity(op: Conv | Linear) -> Conv | Linear | None:
+    """The layer x + op(x) for outputs of the shape of x; None if its kernel misses the pixel."""
+    weight = op.weight.clone()
+    if isinstance(op, Linear):
+        weight.diagonal().add_(1.0)
+        return replace(op, weight=weight)
+    centre = [p // d for p, d in zip(op.padding, op.dilation, strict=True)]
+    misses = [p % d for p, d in zip(op.padding, op.dilation, strict=True)]
+    inside = all(c < k for c, k in zip(centre, weight.shape[2:], strict=True))
+    if op.stride != (1, 1) or any(misses) or not inside:
+        return None
+    each = torch.arange(len(weight), device=weight.device)  # output o reads x[o], its own group's
+    weight[each, each % weight.shape[1], centre[0], centre[1]] += 1.0
+    return replace(op, weight=weight)
 
 
 def _fold(op: Conv | Linear, step: _Scale | Rotation) -> Conv | Linear | None:

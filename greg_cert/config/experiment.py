@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
     AfterValidator,
@@ -17,7 +17,12 @@ from pydantic import (
 
 from greg_cert.config.verification import VerifyConfig
 from greg_cert.data.schema import DataConfig
-from greg_cert.models.names import expected_activation, expected_model_name, is_model_name
+from greg_cert.models.names import (
+    default_activation,
+    expected_activation,
+    expected_model_name,
+    is_model_name,
+)
 from greg_cert.section import Section
 from greg_cert.stages import Method, ScoreName, StageConfig
 
@@ -37,14 +42,26 @@ class ModelConfig(Section):
     Attributes:
         name: Name in the registry, or `torchvision/NAME` of one of its classifiers.
         activation: `relu`, or `maxmin` (pairs of channels sorted), which loses nothing of an ℓ2
-            ball; that for `mlp` and `cnn_small` alone.
+            ball; that for `mlp`, `cnn_small`, `lip_cnn` and `liresnet` alone. By default `maxmin`
+            for the last two, `relu` for the others.
     """
 
     name: ModelName
-    activation: Literal["relu", "maxmin"] = "relu"
+    activation: Literal["relu", "maxmin"] | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _activation_of_the_model(cls, value: Any) -> Any:
+        """A resolved configuration names it, whatever later versions take for the default."""
+        if isinstance(value, dict) and value.get("activation") is None:
+            name = value.get("name")
+            if isinstance(name, str):
+                return {**value, "activation": default_activation(name)}
+        return value
 
     @model_validator(mode="after")
     def _activation_fits(self) -> Self:
+        assert self.activation is not None
         if (expected := expected_activation(self.name, self.activation)) is not None:
             raise ValueError(f"activation: {expected}, but got {self.activation!r}")
         return self

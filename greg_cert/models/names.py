@@ -13,6 +13,8 @@ TORCHVISION_PREFIX = "torchvision/"
 MODEL_NAMES: tuple[str, ...] = (
     "mlp",
     "cnn_small",
+    "lip_cnn",
+    "liresnet",
     "resnet18_32x32",
     "wrn16_2",
     "wrn40_2",
@@ -21,8 +23,9 @@ MODEL_NAMES: tuple[str, ...] = (
 )
 
 ACTIVATION_NAMES: tuple[str, ...] = ("relu", "maxmin")
-CHOOSE_ACTIVATION: tuple[str, ...] = ("mlp", "cnn_small")
+CHOOSE_ACTIVATION: tuple[str, ...] = ("mlp", "cnn_small", "lip_cnn", "liresnet")
 """Models that take another activation than ReLU."""
+_MAXMIN_BY_DEFAULT = ("lip_cnn", "liresnet")
 
 _NEAR = 0.7  # resnet50 is not near densenet100
 _IDENTIFIER = re.compile(r"[a-z][a-z0-9_]*")
@@ -61,6 +64,18 @@ def check_model_name(name: str) -> str:
     return name
 
 
+def default_activation(name: str) -> str:
+    """The activation of a model where none is given; `relu` also stands for a model's fixed ones.
+
+    Args:
+        name: a model's name.
+
+    Returns:
+        One of `ACTIVATION_NAMES`.
+    """
+    return "maxmin" if name in _MAXMIN_BY_DEFAULT else "relu"
+
+
 def expected_activation(name: str, activation: str) -> str | None:
     """What the activation of a model may be, where it may not be this one; else None.
 
@@ -88,7 +103,9 @@ def expected_model_name(name: str) -> str:
     """
     choices = f"expected one of {', '.join(MODEL_NAMES)} or {TORCHVISION_PREFIX}<classifier>"
     lower = name.lower()
-    return choices + near_miss(lower, (lower,) if is_model_name(lower) else MODEL_NAMES)
+    # Of the same first letter: resnet18 is meant for resnet18_32x32, though nearer to liresnet.
+    known = (lower,) if is_model_name(lower) else [n for n in MODEL_NAMES if n[:1] == lower[:1]]
+    return choices + near_miss(lower, known)
 
 
 def near_miss(name: str, known: Sequence[str], prefix: str = "") -> str:

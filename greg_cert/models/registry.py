@@ -8,7 +8,14 @@ from collections.abc import Callable, Mapping, Sequence
 from greg_cert.errors import UsageError
 from greg_cert.models.base import Body, Classifier
 from greg_cert.models.densenet import densenet_body
-from greg_cert.models.names import TORCHVISION_PREFIX, check_model_name, expected_activation
+from greg_cert.models.lip_cnn import lip_cnn_body
+from greg_cert.models.liresnet import liresnet_body
+from greg_cert.models.names import (
+    TORCHVISION_PREFIX,
+    check_model_name,
+    default_activation,
+    expected_activation,
+)
 from greg_cert.models.resnet import resnet18_body
 from greg_cert.models.small import cnn_small_body, mlp_body
 from greg_cert.models.wide_resnet import wide_resnet_body
@@ -20,10 +27,15 @@ def _torchvision_body(name: str, in_channels: int, image_size: int) -> Body:
     return torchvision_body(name, in_channels, image_size)
 
 
-_SMALL = {"mlp": mlp_body, "cnn_small": cnn_small_body}  # as `CHOOSE_ACTIVATION` names them
-# One entry for each of `MODEL_NAMES`.
+# One entry for each of `CHOOSE_ACTIVATION`.
+_WITH_ACTIVATION: Mapping[str, Callable[[int, int, str], Body]] = {
+    "mlp": lambda channels, size, act: mlp_body(channels, size, activation=act),
+    "cnn_small": lambda channels, size, act: cnn_small_body(channels, size, activation=act),
+    "lip_cnn": lambda channels, size, act: lip_cnn_body(channels, size, activation=act),
+    "liresnet": lambda channels, size, act: liresnet_body(channels, size, activation=act),
+}
+# One entry for each of the other `MODEL_NAMES`.
 _BODIES: Mapping[str, Callable[[int, int], Body]] = {
-    **_SMALL,
     "resnet18_32x32": lambda channels, _: resnet18_body(channels),
     "wrn16_2": lambda channels, _: wide_resnet_body(channels, 16, 2),
     "wrn40_2": lambda channels, _: wide_resnet_body(channels, 40, 2, dropout=0.3),
@@ -40,7 +52,7 @@ def build_model(
     image_size: int,
     mean: Sequence[float],
     std: Sequence[float],
-    activation: str = "relu",
+    activation: str | None = None,
 ) -> Classifier:
     """A freshly initialised model of the registry, on the CPU in float32.
 
@@ -55,7 +67,8 @@ def build_model(
         image_size: height and width of the images.
         mean: per-channel mean of raw pixels, length C.
         std: per-channel standard deviation of raw pixels, length C, each > 0.
-        activation: `relu`, or for `mlp` and `cnn_small` `maxmin`.
+        activation: `relu` or `maxmin` for one of `greg_cert.models.names.CHOOSE_ACTIVATION`, `relu`
+            for the others; by default the model's own, `maxmin` for `lip_cnn` and `liresnet`.
 
     Returns:
         The model, in training mode.
@@ -65,6 +78,7 @@ def build_model(
             cannot take.
     """
     check_model_name(name)
+    activation = default_activation(name) if activation is None else activation
     if (expected := expected_activation(name, activation)) is not None:
         raise UsageError(f"model.activation: {expected}, but got {activation!r} for {name}")
     for field, value in (
@@ -83,11 +97,10 @@ def build_model(
         raise UsageError(f"expected finite mean and std, but got {tuple(mean)} and {tuple(std)}")
     if name.startswith(TORCHVISION_PREFIX):
         body = _torchvision_body(name.removeprefix(TORCHVISION_PREFIX), in_channels, image_size)
+    elif name in _WITH_ACTIVATION:
+        body = _WITH_ACTIVATION[name](in_channels, image_size, activation)
     else:
-        if activation == "relu":
-            body = _BODIES[name](in_channels, image_size)
-        else:
-            body = _SMALL[name](in_channels, image_size, activation=activation)
+        body = _BODIES[name](in_channels, image_size)
     return Classifier(
         body.module,
         body.num_features,

@@ -74,7 +74,7 @@ def _with(path: str, value: Any) -> dict[str, Any]:
         ("data.calibration", 1.5, ["data.calibration", "1.5"]),
         ("model", {}, ["model.name", "required"]),
         ("model.activation", "gelu", ["model.activation", "'maxmin'", "'gelu'"]),
-        ("model", {"name": "wrn16_2", "activation": "maxmin"}, ["model", "cnn_small", "'maxmin'"]),
+        ("model", {"name": "wrn16_2", "activation": "maxmin"}, ["model", "liresnet", "'maxmin'"]),
         ("verify", {"norm": "1"}, ["verify.norm", "'2' or 'inf'", "'1'"]),
         ("sed", 1, ["sed", "unknown", "'seed'"]),
     ],
@@ -88,6 +88,26 @@ def test_a_bad_field_is_one_line_with_field_and_value(
     assert "\n" not in message
     for part in parts:
         assert part in message
+
+
+@pytest.mark.parametrize(
+    ("model", "activation"),
+    [
+        ({"name": "mlp"}, "relu"),
+        ({"name": "torchvision/mobilenet_v2"}, "relu"),
+        ({"name": "lip_cnn"}, "maxmin"),
+        ({"name": "liresnet", "activation": None}, "maxmin"),
+        ({"name": "liresnet", "activation": "relu"}, "relu"),
+        ({"name": "wrn16_2", "activation": "relu"}, "relu"),  # as versions before wrote it
+    ],
+)
+def test_a_resolved_configuration_names_the_activation(
+    model: dict[str, Any], activation: str
+) -> None:
+    found = parse_config(_with("model", model))
+    again = parse_config(found.model_dump(mode="json"))
+    assert found.model_dump(mode="json")["model"]["activation"] == activation
+    assert again == found
 
 
 def test_margins_in_the_wrong_order_are_refused() -> None:

@@ -24,8 +24,10 @@ from greg_cert.models import (
     check_model_name,
     is_model_name,
 )
-from greg_cert.models.names import CHOOSE_ACTIVATION
-from greg_cert.verify.graph import Conv, Linear, forward_all
+from greg_cert.models.liresnet import LinearResidual
+from greg_cert.models.names import CHOOSE_ACTIVATION, default_activation
+from greg_cert.verify import global_lipschitz_bound
+from greg_cert.verify.graph import Add, Conv, Linear, forward_all
 from greg_cert.verify.max_pool import MaxPool
 from greg_cert.verify.trace import trace_model
 
@@ -33,6 +35,8 @@ MEAN, STD = (0.4914, 0.4822, 0.4465), (0.247, 0.2435, 0.2616)
 FEATURES = {
     "mlp": 128,
     "cnn_small": 64,
+    "lip_cnn": 128,
+    "liresnet": 128,
     "resnet18_32x32": 512,
     "wrn16_2": 128,
     "wrn40_2": 128,
@@ -128,6 +132,13 @@ def test_the_small_cnn_fits_any_size(size: int) -> None:
     assert model(images(2, 1, size)).shape == (2, 10)
 
 
+@pytest.mark.parametrize("size", [4, 5, 6, 7, 28])
+@pytest.mark.parametrize("name", ["lip_cnn", "liresnet"])
+def test_networks_for_certificates_fit_sizes_from_4(name: str, size: int) -> None:
+    model = build(name, in_channels=1, image_size=size, mean=[0.1], std=[0.3])
+    assert model(images(2, 1, size)).shape == (2, 10)
+
+
 @pytest.mark.parametrize("name", MODEL_NAMES)
 def test_samples_do_not_see_each_other_in_eval_mode(name: str) -> None:
     model, x = build(name), images(3, size=side(name))
@@ -198,6 +209,11 @@ def test_state_round_trip_restores_normalisation_too(name: str, tmp_path: Path) 
         ("densenet121", 7_978_856 - 1025 * 1000 + 1025 * 10),  # torchvision's, with our head
         ("mlp", 3073 * 128 + 129 * 128 + 129 * 10),
         ("cnn_small", 28 * 16 + 145 * 32 + 2049 * 64 + 65 * 10),
+        ("lip_cnn", 49 * 32 + 513 * 64 + 4097 * 128 + 129 * 10),
+        (
+            "liresnet",
+            49 * 16 + 2 * 145 * 16 + 65 * 32 + 2 * 289 * 32 + 2049 * 128 + 129 * 10,
+        ),
     ],
 )
 def test_parameter_counts(name: str, published: int) -> None:
@@ -278,7 +294,11 @@ def test_weights_follow_the_seed(name: str) -> None:
         ({"std": (0.2, -1.0, 0.2)}, r"std > 0 in every channel, but got \(0.2, -1.0, 0.2\)"),
         ({"std": (0.2, float("nan"), 0.2)}, "finite mean and std, but got .*nan"),
         ({"mean": (float("inf"), 0.2, 0.2)}, r"finite mean and std, but got \(inf"),
-        ({"activation": "gelu"}, r"^model\.activation: expected relu, .* but got 'gelu' for mlp"),
+        (
+            {"activation": "gelu"},
+            r"^model\.activation: expected relu, or with one of mlp, cnn_small, lip_cnn, liresnet "
+            r"one of relu, maxmin, but got 'gelu' for mlp",
+        ),
     ],
 )
 def test_values_out_of_range_are_refused_by_name(changes: dict[str, Any], message: str) -> None:
@@ -396,6 +416,8 @@ def test_a_vision_transformer_is_built_for_its_images() -> None:
     [
         ("mlp", 8),
         ("cnn_small", 8),
+        ("lip_cnn", 8),
+        ("liresnet", 9),
         ("resnet18_32x32", 8),
         ("wrn16_2", 8),
         ("wrn40_2", 8),
@@ -437,13 +459,71 @@ def test_small_models_may_sort_pairs_in_place_of_relu(name: str) -> None:
     model = build(name, image_size=8, activation="maxmin")
     assert sum(isinstance(m, MaxMin) for m in model.modules()) >= 2
     assert not any(isinstance(m, nn.ReLU) for m in model.modules())
-    plain = build(name, image_size=8)
+    plain = build(name, image_size=8, activation="relu")
+    assert not any(isinstance(m, MaxMin) for m in plain.modules())
     assert {k: v.shape for k, v in model.state_dict().items()} == {
         k: v.shape for k, v in plain.state_dict().items()
     }
     graph = trace_model(model.eval(), (3, 8, 8))
     affine = sum(isinstance(n.op, (Conv, Linear)) for n in graph.nodes)
     assert affine == sum(isinstance(m, (nn.Conv2d, nn.Linear)) for m in model.modules())
+    assert not any(isinstance(n.op, Add) for n in graph.nodes)
+
+
+@pytest.mark.parametrize("name", MODEL_NAMES)
+def test_without_a_choice_a_model_has_its_own_activation(name: str) -> None:
+    sorts = any(isinstance(m, MaxMin) for m in build(name).modules())
+    assert sorts == (name in ("lip_cnn", "liresnet"))
+    assert default_activation(name) == ("maxmin" if sorts else "relu")
+
+
+def dense(operator: Callable[[Tensor], Tensor], shape: tuple[int, ...]) -> Tensor:
+    """The matrix (outputs, inputs) of a linear map of (B, *shape)."""
+    eye = torch.eye(int(torch.Size(shape).numel()), dtype=torch.float64)
+    return (
+        (operator(eye.unflatten(1, shape)) - operator(torch.zeros(1, *shape).double())).flatten(1).T
+    )
+
+
+def spectral(matrix: Tensor) -> float:
+    """The largest singular value."""
+    return float(torch.linalg.matrix_norm(matrix.detach(), ord=2))
+
+
+@pytest.mark.parametrize("activation", ["relu", "maxmin"])
+def test_a_linear_residual_block_counts_as_one_operator(activation: str) -> None:
+    """The product of dense norms of stem, I + W, down-sampling, neck and rows of the head."""
+    model = build(
+        "liresnet", in_channels=1, image_size=8, mean=[0.5], std=[0.25], activation=activation
+    ).double()
+    generator = torch.Generator().manual_seed(4)
+    blocks = [m for m in model.modules() if isinstance(m, LinearResidual)]
+    assert len(blocks) == 4
+    for block in blocks:  # against the identity, so that ‖I + W‖ is far below 1 + ‖W‖
+        weight = block.conv.weight
+        with torch.no_grad():
+            weight.copy_(0.05 * torch.randn(weight.shape, generator=generator))
+            weight[..., 1, 1] -= 0.8 * torch.eye(len(weight))
+    expected, apart, shape = float(model.head.weight.detach().norm(dim=1).max()), 1.0, (1, 8, 8)
+    chain: list[nn.Module] = [model.normalize, *model.body]  # type: ignore[misc]
+    x = torch.zeros(1, *shape, dtype=torch.float64)
+    for layer in chain:
+        if isinstance(layer, (nn.Conv2d, nn.Linear, LinearResidual)):
+            norm = spectral(dense(layer, tuple(x.shape[1:])))
+            expected *= norm
+            if isinstance(layer, LinearResidual):
+                apart *= (1 + spectral(dense(layer.conv, tuple(x.shape[1:])))) / norm
+        x = layer(x).detach()
+    found = global_lipschitz_bound(model, shape)
+    assert apart > 3
+    assert expected <= found <= expected * (1 + 1e-6)
+
+
+@pytest.mark.parametrize("size", [8, 28])
+@pytest.mark.parametrize("name", ["lip_cnn", "liresnet"])
+def test_a_fresh_network_for_certificates_has_a_small_constant(name: str, size: int) -> None:
+    model = build(name, in_channels=1, image_size=size, mean=[0.13], std=[0.31])
+    assert 0.1 < global_lipschitz_bound(model, (1, size, size)) < 10.0
 
 
 def test_the_verifier_takes_a_mobile_net() -> None:
@@ -456,6 +536,8 @@ def test_the_verifier_takes_a_mobile_net() -> None:
     [
         ("resnet19", r"expected one of mlp, .* or torchvision/<classifier>, but got 'resnet19'"),
         ("densenet10", r"did you mean 'densenet100'\?\), but got 'densenet10'"),
+        ("resnet18", r"did you mean 'resnet18_32x32'\?"),
+        ("liresnt", r"did you mean 'liresnet'\?"),
         ("WRN40_2", r"did you mean 'wrn40_2'\?"),
         ("torchvision/ResNet50", r"did you mean 'torchvision/resnet50'\?"),
         ("torchvision/", r"expected one of mlp"),
@@ -480,6 +562,8 @@ def test_other_names_are_refused(name: str, message: str) -> None:
     ("name", "size", "why"),
     [
         ("densenet100", 3, ">= 4"),
+        ("lip_cnn", 3, ">= 4"),
+        ("liresnet", 2, ">= 4"),
         ("densenet121", 16, "'torchvision/densenet121' can take"),
         ("torchvision/alexnet", 32, "can take"),
         ("torchvision/inception_v3", 32, "can take"),

@@ -66,14 +66,14 @@ def trained(name: str, channels: int, size: int) -> nn.Module:
     torch.manual_seed(3)
     model = build_model(
         name, num_classes=10, in_channels=channels, image_size=size,
-        mean=[0.4] * channels, std=[0.2] * channels,
+        mean=[0.4] * channels, std=[0.2] * channels, activation="relu",
     )  # fmt: skip
     with torch.no_grad():
         model(torch.rand(8, channels, size, size))
     return model.eval()
 
 
-@pytest.mark.parametrize("name", ["mlp", "cnn_small", "wrn16_2"])
+@pytest.mark.parametrize("name", ["mlp", "cnn_small", "lip_cnn", "liresnet", "wrn16_2"])
 def test_our_networks_come_back(tmp_path: Path, name: str) -> None:
     model = trained(name, 3, 16)
     found = read_onnx(export(model, tmp_path / "net.onnx", (3, 16, 16)))

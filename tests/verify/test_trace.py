@@ -13,7 +13,7 @@ from problems import ZOO, Arithmetic, Cancelling, build, points
 from torch import Tensor, nn
 
 from greg_cert.errors import UnsupportedModelError, UsageError
-from greg_cert.verify.graph import Conv, Linear, forward_all
+from greg_cert.verify.graph import Add, Conv, Linear, forward_all
 from greg_cert.verify.rebuild import RebuiltModule
 from greg_cert.verify.trace import trace_model
 
@@ -166,6 +166,53 @@ class Function(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.function(self.conv(x), x).flatten(1)  # type: ignore[operator, no-any-return]
+
+
+class Residual(nn.Module):
+    """x + branch(x), or branch(x) + x."""
+
+    def __init__(self, branch: nn.Module, first: bool) -> None:
+        super().__init__()
+        self.branch, self.first = branch, first
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.branch(x) if self.first else self.branch(x) + x
+
+
+@pytest.mark.parametrize("first", [False, True])
+@pytest.mark.parametrize(
+    ("branch", "sums"),
+    [
+        (nn.Conv2d(4, 4, 3, padding=1), 0),
+        (nn.Conv2d(4, 4, (5, 1), padding=(2, 0), bias=False), 0),
+        (nn.Conv2d(4, 4, 3, padding=2, dilation=2, groups=2), 0),
+        (nn.Conv2d(4, 4, 1, groups=4), 0),
+        (nn.AvgPool2d(3, stride=1, padding=1), 0),
+        (nn.Conv2d(4, 4, 2, padding=1, dilation=2), 1),  # no tap of the kernel is the pixel itself
+        (nn.Sequential(nn.Conv2d(4, 4, 1), nn.Conv2d(4, 4, 1)), 1),
+    ],
+)
+def test_a_linear_residual_branch_is_one_layer(branch: nn.Module, sums: int, first: bool) -> None:
+    torch.manual_seed(2)
+    block = Residual(branch, first)
+    model = nn.Sequential(nn.Conv2d(2, 4, 1), block, nn.ReLU(), nn.Flatten(), nn.Linear(100, 3))
+    graph = trace_model(model, (2, 5, 5))
+    assert sum(isinstance(n.op, Add) for n in graph.nodes) == sums
+    x = points((2, 5, 5), 5, seed=3) * 4 - 2
+    torch.testing.assert_close(
+        forward_all(graph, x)[-1], logits_of(model, x), rtol=1e-12, atol=1e-12
+    )
+
+
+def test_a_linear_residual_block_of_vectors_is_one_layer() -> None:
+    layers = (nn.Linear(3, 4), Residual(nn.Linear(4, 4), True), nn.ReLU(), nn.Linear(4, 2))
+    model = nn.Sequential(*layers)
+    graph = trace_model(model, (3,))
+    assert not any(isinstance(n.op, Add) for n in graph.nodes)
+    x = points((3,), 5, seed=3)
+    torch.testing.assert_close(
+        forward_all(graph, x)[-1], logits_of(model, x), rtol=1e-12, atol=1e-12
+    )
 
 
 @pytest.mark.parametrize(
