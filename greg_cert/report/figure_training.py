@@ -12,7 +12,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
 from greg_cert.errors import UsageError
 from greg_cert.report.canvas import name_limit, new_axes, width_of
@@ -20,13 +20,15 @@ from greg_cert.report.clouds import RASTER_ABOVE
 from greg_cert.report.style import FigureStyle, RunStyle, run_styles
 from greg_cert.report.training_log import TrainingLog
 
-GRADIENT_TERMS = ("grad_norm_id", "grad_norm_aux")
+SLOPE_TERMS = ("grad_norm_id", "grad_norm_aux", "lipschitz_estimate")
 SIDE_BY_SIDE = 5.0  # inches of width from which panels stand beside each other
+_TICK = 0.36  # inches that a step number and the space beside it take
 LOG_ABOVE = 20.0  # ratio of the largest to the smallest value
 _NORM = r"mean $\|\nabla S(x)\|_2$"
 _WORDS = {  # quantity: what the panel shows, and its unit
     "grad_norm_id": ("ID batches", _NORM),
     "grad_norm_aux": ("auxiliary batches", _NORM),
+    "lipschitz_estimate": ("all inputs", r"$\bar{L}$ (estimate)"),
     "loss": ("", "whole loss"),
     "ce": ("", "cross-entropy"),
     "score_loss": ("", r"score loss $L_S$"),
@@ -54,7 +56,7 @@ def draw_training(
     logs: Mapping[str, TrainingLog],
     style: FigureStyle,
     *,
-    terms: Sequence[str] = GRADIENT_TERMS,
+    terms: Sequence[str] | None = None,
     window: int | None = None,
     among: Sequence[str] | None = None,
 ) -> Figure:
@@ -66,13 +68,16 @@ def draw_training(
     Args:
         logs: rows of training by run.
         style: the settings.
-        terms: which quantities of `metrics.jsonl`, for example `ce` and `score_loss`.
+        terms: which quantities of `metrics.jsonl`, for example `ce` and `score_loss`; by default
+            those of `SLOPE_TERMS` that a run has measured.
         window: rows in a running median; by default a twentieth of the longest log's, 5 at least.
         among: all runs of a report, where `logs` has only some, so that colours agree.
 
     Raises:
         UsageError: there is no log, or no run measured one of the quantities.
     """
+    if terms is None:
+        terms = [t for t in SLOPE_TERMS if any(log.measured(t) for log in logs.values())]
     if not logs or not terms:
         raise UsageError("training figure: expected at least one log and one quantity")
     for term in terms:
@@ -107,6 +112,7 @@ def draw_training(
         _scale(axes, [log.column(t) for log in logs.values() for t in alike])
         named = beside or k == 0
         room = style.width / (len(terms) if beside else 1) - 0.6
+        axes.xaxis.set_major_locator(MaxNLocator(max(2, int(room / _TICK)), steps=[1, 2, 5, 10]))
         _mark_stages(axes, logs, style, end, room=room if named else 0.0)
         title = _WORDS.get(term, ("", ""))[0]
         axes.set_title(title, fontsize=style.font_size, pad=style.small + 3 if named else 3)

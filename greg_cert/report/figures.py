@@ -18,7 +18,7 @@ from greg_cert.report.figure_gradient import draw_gradient
 from greg_cert.report.figure_histogram import draw_histogram
 from greg_cert.report.figure_ood import draw_ood_fpr
 from greg_cert.report.figure_scores import draw_scores
-from greg_cert.report.figure_training import GRADIENT_TERMS, draw_training
+from greg_cert.report.figure_training import draw_training
 from greg_cert.report.results import Results
 from greg_cert.report.summary_file import Summary
 from greg_cert.report.training_log import TrainingLog
@@ -150,13 +150,13 @@ def training_figure(logs: Mapping[str, TrainingLog]) -> FigureSpec:
         logs: the runs' rows of training by run; some of the verification's runs, or all. At least
             one has measured a gradient norm.
     """
-    terms = [t for t in GRADIENT_TERMS if any(log.measured(t) for log in logs.values())]
     return FigureSpec(
         "training_gradient",
         "Gradient norm over training",
-        lambda results, style: draw_training(logs, style, terms=terms, among=results.runs),
+        lambda results, style: draw_training(logs, style, among=results.runs),
         f"Mean {wording.norm_name(2)} norm of the score's input gradient over training batches "
-        "(measured, no proof), in score units per raw pixel unit. Points: single batches. Lines: "
+        "(measured, no proof), and the product of layer norms that bounds it over all inputs (an "
+        "estimate, from below), in score units per raw pixel unit. Points: single batches. Lines: "
         "running medians within a stage. Vertical lines: where a stage begins, named by its "
         "method. A logarithmic axis begins at the lowest hundredth of the values.",
         of_samples=False,

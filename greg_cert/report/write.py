@@ -11,7 +11,7 @@ from greg_cert.errors import RunError, UsageError
 from greg_cert.files import write_atomic
 from greg_cert.report.canvas import Rendered, render
 from greg_cert.report.comparison import compare
-from greg_cert.report.figure_training import GRADIENT_TERMS
+from greg_cert.report.figure_training import SLOPE_TERMS
 from greg_cert.report.figures import chosen_figures, figure_specs
 from greg_cert.report.gallery import gallery_of, read_gallery
 from greg_cert.report.latex_figures import latex_figures
@@ -220,6 +220,6 @@ def _training_logs(
     drawable = {
         name: logs[name]
         for name in results.runs
-        if name in logs and any(map(logs[name].measured, GRADIENT_TERMS))
+        if name in logs and any(map(logs[name].measured, SLOPE_TERMS))
     }
     return drawable, tuple(notes)

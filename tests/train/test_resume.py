@@ -61,11 +61,13 @@ class Stopper:
             raise Stopped
 
 
-@pytest.mark.parametrize("pool", [None, 300])
+@pytest.mark.parametrize(
+    "penalties", [{"pool": 300}, {"lambda_lipschitz": 0.1, "penalty_every": 4}]
+)
 def test_stopped_in_mid_epoch_a_run_goes_on_from_its_last_checkpoint(
-    splits: DataSplits, tmp_path: Path, pool: int | None
+    splits: DataSplits, tmp_path: Path, penalties: dict[str, Any]
 ) -> None:
-    config = experiment(pool=pool, augment="shift")
+    config = experiment(**penalties, augment="shift")
     whole = fit(config, splits, tmp_path / "whole")
     per_epoch = len(splits.train) // 20
     for at in (per_epoch + 5, 6 * per_epoch + 8):

@@ -1,5 +1,6 @@
 import io
 import json
+from dataclasses import replace
 from itertools import pairwise
 
 import numpy as np
@@ -10,7 +11,7 @@ from greg_cert.digests import sealed
 from greg_cert.errors import RunError, UsageError
 from greg_cert.report import DOUBLE_COLUMN, FigureStyle, write_report
 from greg_cert.report.canvas import drawn, render
-from greg_cert.report.figure_training import GRADIENT_TERMS, draw_training, running_median
+from greg_cert.report.figure_training import SLOPE_TERMS, draw_training, running_median
 from greg_cert.report.style import SMALLEST_TYPE
 from greg_cert.report.training_log import TrainingLog, read_training_log
 
@@ -38,6 +39,18 @@ def two():
 
 def figure(logs, style=STYLE, **options):
     return drawn(lambda _, s: draw_training(logs, s, **options), None, style)
+
+
+def test_the_constant_over_all_inputs_has_a_panel_where_it_was_measured():
+    logs = two()
+    logs["greg+"].values["lipschitz_estimate"] = np.geomspace(5e4, 20.0, 30)
+    with figure(logs, replace(STYLE, width=DOUBLE_COLUMN)) as drawing:
+        titles = [a.get_title() for a in drawing.axes]
+        assert titles == ["ID batches", "auxiliary batches", "all inputs"]
+        assert drawing.axes[2].get_yscale() == "log"
+        assert drawing.axes[0].get_yscale() == "linear"
+        labels = [a.get_ylabel() for a in drawing.axes]
+        assert labels[0] != labels[2] != ""
 
 
 def test_running_median_is_the_median_of_a_window():
@@ -84,10 +97,11 @@ def test_loss_terms_have_panels_of_their_own():
 
 
 @pytest.mark.parametrize("width", [3.25, DOUBLE_COLUMN])
-@pytest.mark.parametrize("terms", [GRADIENT_TERMS, ("ce",), ("odd$name", "ce", "lr")])
+@pytest.mark.parametrize("terms", [SLOPE_TERMS, ("ce",), ("odd$name", "ce", "lr")])
 def test_type_lies_inside_and_can_be_read(width, terms):
     many = [(f"stage-{k} $x$", 3) for k in range(12)]
     values = {"grad_norm_id": 2.0, "grad_norm_aux": np.nan, "ce": 0.0, "odd$name": 1e-9, "lr": 0.1}
+    values["lipschitz_estimate"] = 2e4
     logs = {"$a_" + "long " * 9: log_of(many, values), "模型": log_of([("ce", 1)], values)}
     logs["b"] = log_of([("ce", 5)], {"grad_norm_id": np.inf, "grad_norm_aux": -1.0})
     style = FigureStyle(width=width, dpi=60)
