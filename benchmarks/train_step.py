@@ -6,8 +6,13 @@ first train-mode forward pass for the loss, and a second one inside
 `torch.autograd.functional.jacobian`, differentiated twice, for the penalty. With BatchNorm in
 training mode the penalty is computed on every sample, whatever the mask.
 
+The lines named "plain" are a user's own loop: the model in PyTorch's default memory format, and of
+this project nothing but `gradient_penalty`. They are compared with an energy step and with the
+authors' formulation of that same model.
+
     python benchmarks/train_step.py
     python benchmarks/train_step.py --model wrn40_2 --batch 64 --precision bf16 --compile
+    python benchmarks/train_step.py --device cuda --model wrn40_2 --batch 64 --all-settings
 """
 
 from __future__ import annotations
@@ -19,8 +24,10 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -33,16 +40,20 @@ from greg_cert.stages import StageConfig
 from greg_cert.train.batches import draw_shifts
 from greg_cert.train.choose import choose
 from greg_cert.train.objective import Batch, Objective, Terms, compile_in_place
+from greg_cert.train.penalty import Recording, gradient_penalty
 
 M_IN, M_OUT = -25.0, -7.0
 LAMBDA_SCORE, LAMBDA_GRAD = 0.1, 1.0
 CANDIDATES = 6  # for each ID image
+PLAIN = "plain: "
+BASES = ("energy", "authors' formulation")
+Step = Callable[[], None]
 
 
 class Bench:
     """One model, one batch, and the steps that can be taken with them."""
 
-    def __init__(self, options: argparse.Namespace) -> None:
+    def __init__(self, options: argparse.Namespace, channels_last: bool) -> None:
         self.device = torch.device(options.device)
         torch.manual_seed(0)
         k = options.batch
@@ -54,7 +65,7 @@ class Bench:
             mean=[0.5] * 3,
             std=[0.25] * 3,
         ).to(self.device)
-        self.format = torch.channels_last if options.channels_last else torch.contiguous_format
+        self.format = torch.channels_last if channels_last else torch.contiguous_format
         self.model.to(memory_format=self.format).train()
         shape = (3, options.size, options.size)
         self.pool = torch.randint(256, (CANDIDATES * k, *shape), dtype=torch.uint8).to(self.device)
@@ -71,30 +82,36 @@ class Bench:
         )
         self.generator = torch.Generator(self.device).manual_seed(0)
 
-    def variants(self, compiled: bool) -> dict[str, Callable[[], None]]:
-        """Steps by name; double backward cannot be compiled."""
-        steps: dict[str, Callable[[], None]] = {
-            "energy": lambda: self.ours(False),
-            "greg, finite difference": lambda: self.ours(True, "finite-difference"),
-        }
-        if self.bf16:  # its rounding would drown the finite difference
-            del steps["greg, finite difference"]
+    def variants(self, compiled: bool) -> dict[str, Step]:
+        """Steps by name, each with its `Terms`; double backward cannot be compiled."""
+        steps: dict[str, Step] = {"energy": lambda: self.ours(gradient=False)}
+        if not self.bf16:  # its rounding would drown the finite difference
+            steps["greg, finite difference"] = lambda: self.ours(estimator="finite-difference")
         if not compiled:
-            steps["greg, double backward"] = lambda: self.ours(True, "double-backward")
+            steps["greg, double backward"] = self.ours
             steps["greg+, sampling included"] = self.plus
             steps["one forward, PyTorch's double backward"] = self.plain_double_backward
             steps["authors' formulation"] = self.authors
         return steps
 
-    def ours(self, gradient: bool, estimator: str = "double-backward") -> None:
-        self._step(
-            self._loss(Batch(self.known, self.labels, self.other, self.other), gradient, estimator)
-        )
+    def plain_variants(self) -> dict[str, Step]:
+        """Steps of a loop of the user's own."""
+        steps = {
+            "energy": lambda: self._step(self._value_loss(self._images())[0]),
+            "penalty on the pass of the loss": self.recorded,
+            "loss on the pass of the penalty": self.kept,
+            "penalty with a pass of its own": self.separate,
+            "authors' formulation": self.authors,
+        }
+        return {PLAIN + name: step for name, step in steps.items()}
+
+    def ours(self, **terms: Any) -> None:
+        self._step(self._loss(Batch(self.known, self.labels, self.other, self.other), **terms))
 
     def plus(self) -> None:
         low, high = self.select(*self.look(self.candidates()))
         images = self.shifted
-        self._step(self._loss(Batch(self.known, self.labels, images[low], images[high]), True))
+        self._step(self._loss(Batch(self.known, self.labels, images[low], images[high])))
 
     def candidates(self) -> Tensor:
         images = self.pool.float() / 255
@@ -115,42 +132,64 @@ class Bench:
         return choose(self.stage, features, scores, self.stage.batch_size, generator=self.generator)
 
     def plain_double_backward(self) -> None:
-        inputs = torch.cat([self.known, self.other]).requires_grad_()
+        inputs = self._images().requires_grad_()
         loss, scores = self._value_loss(inputs)
         (slopes,) = torch.autograd.grad(scores.sum(), inputs, create_graph=True)
         self._step(loss + self._masked_mean(scores, slopes))
 
+    def recorded(self) -> None:
+        inputs = self._images().requires_grad_()
+        recording = Recording("double-backward")
+        with recording.record():
+            loss, scores = self._value_loss(inputs)
+        self._step(loss + self._penalty(inputs, self._scores, scores=scores, recording=recording))
+
+    def kept(self) -> None:
+        losses = []
+
+        def score(inputs: Tensor) -> Tensor:
+            loss, scores = self._value_loss(inputs)
+            losses.append(loss)
+            return scores
+
+        penalty = self._penalty(self._images(), score)
+        self._step(losses[0] + penalty)
+
+    def separate(self) -> None:
+        inputs = self._images()
+        loss, _ = self._value_loss(inputs)
+        self._step(loss + self._penalty(inputs, self._scores))
+
     def authors(self) -> None:
-        data = torch.cat([self.known, self.other])
+        data = self._images()
         n = len(self.known)
         loss, _ = self._value_loss(data)
 
         def hinges(x: Tensor) -> Tensor:
-            s = energy(self._logits(x))
+            s = self._scores(x)
             return -F.relu(M_IN - s[:n]).mean() + F.relu(s[n:] - M_OUT).mean()
 
         slopes = torch.autograd.functional.jacobian(hinges, data, create_graph=True)
         assert isinstance(slopes, Tensor)
         self._step(loss + LAMBDA_GRAD * torch.linalg.vector_norm(slopes.flatten(1), dim=1).mean())
 
-    def _loss(self, batch: Batch, gradient: bool, estimator: str = "double-backward") -> Tensor:
-        wanted = Terms(
-            "margin",
-            gradient,
-            LAMBDA_SCORE,
-            LAMBDA_GRAD,
-            m_in=M_IN,
-            m_out=M_OUT,
-            estimator=estimator,
-        )
-        found: Tensor = self.objective(batch, wanted)["loss"]
+    def _loss(self, batch: Batch, **terms: Any) -> Tensor:
+        usual = Terms("margin", True, LAMBDA_SCORE, LAMBDA_GRAD, m_in=M_IN, m_out=M_OUT)
+        found: Tensor = self.objective(batch, replace(usual, **terms))["loss"]
         return found
 
-    def _logits(self, inputs: Tensor) -> Tensor:
-        return self.objective.logits(inputs)
+    def _images(self) -> Tensor:
+        return torch.cat([self.known, self.other])
+
+    def _scores(self, inputs: Tensor) -> Tensor:
+        return energy(self.objective.logits(inputs))
+
+    def _penalty(self, inputs: Tensor, score: Callable[[Tensor], Tensor], **given: Any) -> Tensor:
+        norms = gradient_penalty(score, inputs, estimator="double-backward", **given)
+        return LAMBDA_GRAD * norms.mean()
 
     def _value_loss(self, inputs: Tensor) -> tuple[Tensor, Tensor]:
-        logits, n = self._logits(inputs), len(self.known)
+        logits, n = self.objective.logits(inputs), len(self.known)
         scores = energy(logits)
         value = (scores[:n] - M_IN).relu().square().mean()
         value = value + (M_OUT - scores[n:]).relu().square().mean()
@@ -213,7 +252,7 @@ def breakdown(bench: Bench, rounds: int) -> dict[str, float]:
         seen["features of candidates"] = bench.timed(lambda: bench.look(bench.shifted))
         looked = bench.look(bench.shifted)
         seen["k-means and ends"] = bench.timed(partial(bench.select, *looked))
-        seen["energy step"] = bench.timed(lambda: bench.ours(False))
+        seen["energy step"] = bench.timed(lambda: bench.ours(gradient=False))
         for name, value in seen.items():
             parts.setdefault(name, []).append(value)
     return {name: statistics.median(values[1:]) for name, values in parts.items()}
@@ -228,28 +267,78 @@ def masked(bench: Bench, rounds: int) -> dict[str, float]:
         ordered = energy(bench.objective.logits(bench.known)).sort().values
     found: dict[str, list[float]] = {}
     for _ in range(rounds + 1):
-        base = bench.timed(lambda: bench.ours(False))
+        base = bench.timed(lambda: bench.ours(gradient=False))
         for share in (0.0, 0.25, 0.5):
             correct = int(2 * share * len(ordered))  # ID samples alone: no outlier reaches m_out
             m_in = float(ordered[0]) - 1.0 if correct == 0 else float(ordered[correct - 1])
-            terms = Terms(
-                "margin",
-                gradient=True,
-                lambda_score=LAMBDA_SCORE,
-                lambda_grad=LAMBDA_GRAD,
-                m_in=m_in,
-                m_out=1e6,
-                estimator="finite-difference",
-            )
-            batch = Batch(bench.known, bench.labels, bench.other, bench.other)
-            step = partial(bench.objective, batch, terms)
-            taken = bench.timed(lambda step=step: bench._step(step()["loss"]))  # type: ignore[misc]
+            step = partial(bench.ours, m_in=m_in, m_out=1e6, estimator="finite-difference")
+            taken = bench.timed(step)
             found.setdefault(f"{share:.0%} penalised", []).append(taken / base)
     return {name: statistics.median(values[1:]) for name, values in found.items()}
 
 
+def measure(options: argparse.Namespace) -> dict[str, Any]:
+    """All figures of one precision, compiled or not."""
+    bench = Bench(options, options.channels_last)
+    variants = bench.variants(options.compile)
+    if not options.compile:
+        variants |= Bench(options, channels_last=False).plain_variants()
+    seconds: dict[str, list[float]] = {name: [] for name in variants}
+    for i in range(options.rounds + 2):
+        for name, step in variants.items():
+            taken = bench.timed(step)
+            if i >= 2:
+                seconds[name].append(taken)
+    peak = {name: peak_bytes(bench, step) for name, step in variants.items()}
+    rows = {}
+    for name, values in seconds.items():
+        kind = PLAIN if name.startswith(PLAIN) else ""
+        rows[name] = {
+            "seconds": statistics.median(values),
+            "images_per_second": 2 * options.batch / statistics.median(values),
+            "ratio": {
+                base: statistics.median(
+                    a / b for a, b in zip(values, seconds[kind + base], strict=True)
+                )
+                for base in BASES
+                if kind + base in seconds
+            },
+            "peak_bytes": peak[name],
+            "peak_ratio": peak[name] / peak[kind + "energy"],
+        }
+    coupled = any(isinstance(m, torch.nn.BatchNorm2d) for m in bench.model.modules())
+    return {
+        "precision": options.precision,
+        "compile": options.compile,
+        "variants": rows,
+        "greg+ parts, seconds": {} if options.compile else breakdown(bench, options.rounds),
+        "finite difference by share": {}
+        if coupled or bench.bf16 or options.compile
+        else masked(bench, options.rounds),
+    }
+
+
+def show(found: dict[str, Any]) -> None:
+    """Print what `measure` found."""
+    print(f"\nprecision {found['precision']}{', compiled' if found['compile'] else ''}")
+    print(
+        f"{'step':42s} {'ms':>8s} {'/energy':>8s} {'/authors':>9s} {'peak MB':>8s} {'/energy':>8s}"
+    )
+    for name, row in found["variants"].items():
+        authors = row["ratio"].get("authors' formulation")
+        print(
+            f"{name:42s} {1e3 * row['seconds']:8.1f} {row['ratio']['energy']:8.2f} "
+            f"{'' if authors is None else format(authors, '.2f'):>9s} "
+            f"{row['peak_bytes'] / 1e6:8.1f} {row['peak_ratio']:8.2f}"
+        )
+    for name, value in found["greg+ parts, seconds"].items():
+        print(f"  part of greg+: {name:27s} {1e3 * value:8.1f} ms")
+    for name, value in found["finite difference by share"].items():
+        print(f"  finite difference, {name:17s} {value:8.2f} energy steps")
+
+
 def main() -> None:
-    """Print the table, and write it where asked."""
+    """Print the tables, and write them where asked."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n", maxsplit=1)[0])
     parser.add_argument("--model", default="wrn16_2")
     parser.add_argument("--batch", type=int, default=16, help="ID images; as many outliers")
@@ -260,64 +349,33 @@ def main() -> None:
     parser.add_argument("--precision", choices=("32", "bf16"), default="32")
     parser.add_argument("--contiguous", dest="channels_last", action="store_false")
     parser.add_argument("--compile", action="store_true")
+    parser.add_argument(
+        "--all-settings",
+        action="store_true",
+        help="both precisions, each as it is and compiled, one table after the other",
+    )
     parser.add_argument("--json", help="file to write")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    bench = Bench(options)
-    variants = bench.variants(options.compile)
-    seconds: dict[str, list[float]] = {name: [] for name in variants}
-    for i in range(options.rounds + 2):
-        for name, step in variants.items():
-            taken = bench.timed(step)
-            if i >= 2:
-                seconds[name].append(taken)
-    on_cpu = bench.device.type == "cpu"
-    peak = {name: peak_bytes(bench, step) for name, step in variants.items()}
-    rows = {}
-    for name, values in seconds.items():
-        against = {
-            other: statistics.median(a / b for a, b in zip(values, seconds[other], strict=True))
-            for other in ("energy", "authors' formulation")
-            if other in seconds
-        }
-        rows[name] = {
-            "seconds": statistics.median(values),
-            "images_per_second": 2 * options.batch / statistics.median(values),
-            "ratio": against,
-            "peak_bytes": peak[name],
-            "peak_ratio": peak[name] / peak["energy"],
-        }
-    parts = {} if options.compile else breakdown(bench, options.rounds)
-    coupled = any(isinstance(m, torch.nn.BatchNorm2d) for m in bench.model.modules())
-    shares = {} if coupled or bench.bf16 else masked(bench, options.rounds)
     device = platform.processor() or platform.machine()
-    if not on_cpu:
-        device = torch.cuda.get_device_name(bench.device)
-    result = {
-        "options": {k: v for k, v in vars(options).items() if k != "json"},
-        "environment": environment(device),
-        "variants": rows,
-        "greg+ parts, seconds": parts,
-        "finite difference by share": shares,
-    }
+    if options.device != "cpu":
+        device = torch.cuda.get_device_name(torch.device(options.device))
     images = f"{options.batch} + {options.batch} images"
     print(f"{options.model}, {images}, {device}, {options.rounds} rounds")
-    print(
-        f"{'step':42s} {'ms':>8s} {'/energy':>8s} {'/authors':>9s} {'peak MB':>8s} {'/energy':>8s}"
-    )
-    for name, row in rows.items():
-        ratio = row["ratio"]
-        authors = ratio.get("authors' formulation")
-        print(
-            f"{name:42s} {1e3 * row['seconds']:8.1f} {ratio['energy']:8.2f} "
-            f"{'' if authors is None else format(authors, '.2f'):>9s} "
-            f"{row['peak_bytes'] / 1e6:8.1f} {row['peak_ratio']:8.2f}"
-        )
-    for name, value in parts.items():
-        print(f"  part of greg+: {name:27s} {1e3 * value:8.1f} ms")
-    for name, value in shares.items():
-        print(f"  finite difference, {name:17s} {value:8.2f} energy steps")
+    settings = [(options.precision, options.compile)]
+    if options.all_settings:
+        settings = [(precision, way) for way in (False, True) for precision in ("32", "bf16")]
+    found = []
+    for options.precision, options.compile in settings:
+        found.append(measure(options))
+        show(found[-1])
     if options.json:
+        kept = ("precision", "compile", "all_settings", "json")
+        result = {
+            "options": {k: v for k, v in vars(options).items() if k not in kept},
+            "environment": environment(device),
+            "settings": found,
+        }
         Path(options.json).write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
 
 

@@ -78,7 +78,9 @@ def gradient_penalty(
         score_fn: inputs (B, ...) to scores (B,); for `finite-difference` it must give every sample
             the same function of its input as when `scores` were made (BatchNorm!).
         inputs: (B, ...), floating; a leaf that requires grad where `scores` are given.
-        scores: (B,) `score_fn(inputs)` with its graph, to save a forward pass.
+        scores: (B,) `score_fn(inputs)` with its graph, to save a forward pass; without `recording`
+            `double-backward` then falls back on PyTorch's own, slower derivatives. Another way to
+            the same price is a `score_fn` that keeps its logits, for a loss on the same pass.
         estimator: `finite-difference` or `double-backward`.
         step: h, in the norm of the inputs; by default 1e-3, in float64 1e-6.
         select: (B,) bool, samples to penalise; the others get 0. With it, `score_fn` is called on

@@ -25,6 +25,10 @@ def normal(*shape: int, seed: int = 0) -> Tensor:
     return torch.randn(*shape, generator=generator, dtype=F64).requires_grad_()
 
 
+def channels_last(x: Tensor) -> Tensor:
+    return x.detach().to(memory_format=torch.channels_last).requires_grad_()
+
+
 def second_order(op: Op, tensors: list[Tensor], cheap: bool) -> list[Tensor]:
     """Value, first derivatives by all, and derivatives of ⟨ones-ish, ∇_x⟩² by all."""
     mode = EfficientDoubleBackward()
@@ -59,15 +63,104 @@ def assert_same(op: Op, tensors: list[Tensor]) -> None:
         {"stride": (2, 1), "padding": (0, 2), "dilation": (1, 2)},
         {"padding": "same"},
         {"groups": 2, "padding": 1},
+        {"groups": 4, "stride": 2},
     ],
 )
 @pytest.mark.parametrize("bias", [True, False])
 def test_convolution(options: dict[str, Any], bias: bool) -> None:
     groups = options.get("groups", 1)
-    tensors = [normal(3, 4, 7, 6), normal(6, 4 // groups, 3, 3, seed=1)]
+    tensors = [normal(3, 4, 7, 6), normal(8, 4 // groups, 3, 3, seed=1)]
     if bias:
-        tensors.append(normal(6, seed=2))
+        tensors.append(normal(8, seed=2))
     assert_same(lambda x, w, b=None: F.conv2d(x, w, b, **options), tensors)
+
+
+@pytest.mark.parametrize("lies_last", [(False, False), (True, True), (True, False), (False, True)])
+@pytest.mark.parametrize(
+    ("maps", "kernel", "options"),
+    [
+        ((3, 4, 7, 6), (6, 4, 3, 3), {"stride": 2, "padding": 1}),
+        ((3, 4, 7, 6), (6, 4, 1, 1), {"stride": 2}),
+        ((3, 4, 7, 6), (6, 4, 3, 2), {"dilation": 2}),
+        ((3, 4, 5, 5), (4, 2, 3, 3), {"groups": 2}),
+        ((3, 1, 5, 5), (4, 1, 3, 3), {"padding": 1}),
+        ((1, 1, 5, 5), (1, 1, 3, 3), {}),
+        ((3, 4, 3, 3), (6, 4, 3, 3), {}),
+    ],
+)
+def test_convolution_in_any_layout(
+    maps: tuple[int, ...],
+    kernel: tuple[int, ...],
+    options: dict[str, Any],
+    lies_last: tuple[bool, bool],
+) -> None:
+    tensors = [normal(*maps), normal(*kernel, seed=1), normal(kernel[0], seed=2)]
+    for i, last in enumerate(lies_last):
+        tensors[i] = channels_last(tensors[i]) if last else tensors[i]
+    assert_same(lambda x, w, b: F.conv2d(x, w, b, **options), tensors)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_feature_maps_lie_with_channels_last_and_gradients_as_their_tensors(channels: int) -> None:
+    x, w = normal(2, channels, 5, 6), normal(4, channels, 3, 3, seed=1)
+    with EfficientDoubleBackward():
+        out = F.conv2d(x, w).relu()
+    assert out.stride() == (4 * 3 * 4, 1, 4 * 4, 4)
+    for gradient in torch.autograd.grad(out.square().sum(), (x, w)):
+        assert gradient.is_contiguous()
+
+
+def test_other_numbers_of_axes_keep_their_layout() -> None:
+    with EfficientDoubleBackward():
+        assert F.conv1d(normal(2, 3, 5), normal(4, 3, 3)).is_contiguous()
+        assert F.conv3d(normal(2, 3, 5, 5, 5), normal(4, 3, 3, 3, 3)).is_contiguous()
+        assert F.conv2d(normal(3, 5, 5), normal(4, 3, 3, 3)).shape == (4, 3, 3)  # no batch
+
+
+@pytest.mark.parametrize(
+    "flat",
+    [
+        lambda y: y.view(len(y), -1),
+        lambda y: y.flatten(2).view(len(y), -1),
+        lambda y: y.view_as(torch.empty(len(y), y[0].numel())),
+        lambda y: torch.Tensor.view(y, size=(len(y), -1)),
+    ],
+)
+def test_feature_maps_can_be_viewed_as_if_they_were_contiguous(flat: Op) -> None:
+    def op(x: Tensor, w: Tensor, b: Tensor) -> Tensor:
+        y = F.conv2d(x, w, b).relu()
+        return flat(y) * torch.arange(1.0, y[0].numel() + 1, dtype=F64)
+
+    assert_same(op, [normal(2, 3, 5, 6), normal(4, 3, 3, 3, seed=1), normal(4, seed=2)])
+    with EfficientDoubleBackward(), pytest.raises(RuntimeError, match=r"shape '.7.' is invalid"):
+        normal(2, 3, 5, 6).view(7)
+
+
+@pytest.mark.parametrize(
+    "relu",
+    [
+        F.relu,
+        torch.relu,
+        Tensor.relu,
+        nn.ReLU(inplace=True),
+        torch.relu_,
+        Tensor.relu_,
+        lambda y: y[:, :2].relu_() * y[:, 2:].square(),
+    ],
+)
+def test_relu(relu: Op) -> None:
+    def op(x: Tensor, w: Tensor, b: Tensor) -> Tensor:
+        y = F.conv2d(x, w, b)
+        z = relu(y)
+        return z.square() + y[:, :2].repeat(1, len(z[0]) // 2, 1, 1)  # y as relu has left it
+
+    assert_same(op, [normal(2, 3, 5, 6), normal(4, 3, 3, 3, seed=1), normal(4, seed=2)])
+
+
+def test_relu_in_place_is_refused_where_pytorch_refuses_it() -> None:
+    for mode in (EfficientDoubleBackward(), nullcontext()):
+        with mode, pytest.raises(RuntimeError, match="leaf Variable"):
+            normal(2, 3, 4).relu_()
 
 
 @pytest.mark.parametrize("axes", [1, 3])
@@ -105,12 +198,26 @@ def test_running_statistics_move_as_ever() -> None:
         torch.testing.assert_close(a, b)
 
 
-@pytest.mark.parametrize("name", ["resnet18_32x32", "wrn16_2", "cnn_small"])
-def test_a_whole_network_in_training_mode(name: str) -> None:
+@pytest.mark.parametrize(
+    ("name", "lies_last"),
+    [
+        ("resnet18_32x32", (False, False)),
+        ("wrn16_2", (False, False)),
+        ("wrn16_2", (True, False)),
+        ("wrn16_2", (False, True)),
+        ("cnn_small", (False, False)),
+        ("cnn_small", (True, True)),
+    ],
+)
+def test_a_whole_network_in_training_mode(name: str, lies_last: tuple[bool, bool]) -> None:
     torch.manual_seed(0)
     sizes = {"num_classes": 4, "in_channels": 3, "image_size": 8}
     model = build_model(name, **sizes, mean=[0.5] * 3, std=[0.2] * 3).double().train()  # type: ignore[arg-type]
     x = torch.rand(4, 3, 8, 8, dtype=F64, requires_grad=True)
+    if lies_last[0]:
+        model.to(memory_format=torch.channels_last)
+    if lies_last[1]:
+        x = channels_last(x)
     found = []
     for cheap in (True, False):
         mode = EfficientDoubleBackward()
@@ -151,12 +258,15 @@ def test_a_third_derivative_is_refused_rather_than_wrong() -> None:
         torch.autograd.grad(slope.square().sum(), w, create_graph=True)
 
 
-def test_mixed_precision_is_as_close_to_full_as_pytorchs_own() -> None:
+@pytest.mark.parametrize("lies_last", [False, True])
+def test_mixed_precision_is_as_close_to_full_as_pytorchs_own(lies_last: bool) -> None:
     torch.manual_seed(0)
     model = build_model(
         "resnet18_32x32", num_classes=4, in_channels=3, image_size=8, mean=[0.5] * 3, std=[0.2] * 3
     ).train()
     x = torch.rand(8, 3, 8, 8, requires_grad=True)
+    if lies_last:
+        model.to(memory_format=torch.channels_last)
 
     def weight_gradient(low: bool, cheap: bool) -> Tensor:
         mode = EfficientDoubleBackward()
