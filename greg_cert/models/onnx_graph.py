@@ -275,7 +275,9 @@ def _walk(state: _State, proto: Any) -> None:
         if proto.op_type in ("Softmax", "LogSoftmax", "ArgMax"):
             more = "; export the network without it, so that its outputs are logits"
         raise step.refuse(f"it is none of {', '.join(HANDLERS)}{more}")
-    state.values[proto.output[0]] = handler(step)
+    found = handler(step)
+    several = found if isinstance(found, tuple) else (found,)
+    state.values.update(zip(proto.output, several, strict=False))  # a pool may tell its indices too
 
 
 def _reference(step: Step, inputs: list[Array]) -> Array:

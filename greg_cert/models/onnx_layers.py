@@ -1,8 +1,9 @@
 """ONNX operations as torch layers; what has none here is refused by name.
 
-Each handler takes one `Step` and gives the value of its output. Layers are chosen so that
-`greg_cert.verify` can bound them: padding becomes part of a convolution, averages over the image
-become pools, and every change of shape that keeps the samples apart becomes a flattening.
+Each handler takes one `Step` and gives the value of its output, or of each of several. Layers are
+chosen so that `greg_cert.verify` can bound them: padding becomes part of a convolution, averages
+over the image become pools, and every change of shape that keeps the samples apart becomes a
+flattening.
 """
 
 from __future__ import annotations
@@ -14,6 +15,8 @@ from typing import TYPE_CHECKING, TypeVar
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from greg_cert.models.onnx_channels import extreme, slice_channels, split_channels
 
 if TYPE_CHECKING:
     from greg_cert.models.onnx_graph import Step, Traced
@@ -294,7 +297,7 @@ def _activation(make: Callable[[Step], nn.Module]) -> Callable[[Step], Traced]:
     return lambda s: s.layer(make(s))
 
 
-HANDLERS: dict[str, Callable[[Step], Traced]] = {
+HANDLERS: dict[str, Callable[[Step], Traced | tuple[Traced, ...]]] = {
     "Add": _binary(torch.add),
     "AveragePool": _average_pool,
     "BatchNormalization": _batch_norm,
@@ -313,7 +316,9 @@ HANDLERS: dict[str, Callable[[Step], Traced]] = {
     "Identity": _identity,
     "LeakyRelu": _activation(lambda s: nn.LeakyReLU(s.attribute("alpha", 0.01))),
     "MatMul": _matmul,
+    "Max": extreme(torch.maximum),
     "MaxPool": _max_pool,
+    "Min": extreme(torch.minimum),
     "Mul": _multiply,
     "Neg": lambda s: s.call(torch.mul, s.operand(), -1.0),
     "PRelu": _prelu,
@@ -322,7 +327,9 @@ HANDLERS: dict[str, Callable[[Step], Traced]] = {
     "Relu": _activation(lambda s: nn.ReLU()),
     "Reshape": _reshape,
     "Sigmoid": _activation(lambda s: nn.Sigmoid()),
+    "Slice": slice_channels,
     "Softplus": _activation(lambda s: nn.Softplus()),
+    "Split": split_channels,
     "Squeeze": _squeeze,
     "Sub": _binary(torch.sub),
     "Sum": _sum,

@@ -66,7 +66,7 @@ def trained(name: str, channels: int, size: int) -> nn.Module:
     torch.manual_seed(3)
     model = build_model(
         name, num_classes=10, in_channels=channels, image_size=size,
-        mean=[0.4] * channels, std=[0.2] * channels, activation="relu",
+        mean=[0.4] * channels, std=[0.2] * channels,
     )  # fmt: skip
     with torch.no_grad():
         model(torch.rand(8, channels, size, size))
@@ -190,6 +190,23 @@ W = torch.arange(36.0).reshape(2, 2, 3, 3).sin()
         ),
         (
             [
+                helper.make_node("Split", ["x", "ones"], ["m", "n"], axis=1),
+                helper.make_node("Max", ["m", "n"], ["r"]),
+                helper.make_node("Min", ["n", "m"], ["s"]),
+                helper.make_node("Concat", ["s", "r"], ["c"], axis=-3),
+            ],
+            lambda x: x.sort(1).values,
+        ),
+        (
+            [
+                helper.make_node("Slice", ["x", "minus", "far", "one"], ["m"]),
+                helper.make_node("Slice", ["x", "minus", "far", "one", "one"], ["n"]),
+                helper.make_node("Concat", ["m", "n"], ["c"], axis=1),
+            ],
+            lambda x: x[:, [1, 1]],
+        ),
+        (
+            [
                 helper.make_node("Sigmoid", ["x"], ["g"]),
                 helper.make_node("Mul", ["g", "x"], ["q"]),
                 helper.make_node("Sum", ["q", "x", "channel"], ["c"]),
@@ -212,6 +229,10 @@ def test_operations_mean_what_they_say(
         "zero": torch.tensor(0.0),
         "two": torch.tensor(2.0),
         "var": torch.tensor([3.0, 0.5]),
+        "ones": np.array([1, 1]),
+        "one": np.array([1]),
+        "minus": np.array([-1]),
+        "far": np.array([2**62]),
     }
     weights["channel"] = torch.tensor([1.0, -2.0])
     if any(n.op_type == "Sum" for n in nodes):
@@ -236,6 +257,11 @@ def refused(nodes: list[Any], why: str, **more: Any) -> Any:
         refused([helper.make_node("Transpose", ["x"], ["y"], perm=[0, 2, 3, 1])], "channels first"),
         refused([helper.make_node("Reshape", ["x", "pair"], ["y"])], "mixes the samples"),
         refused([helper.make_node("Flatten", ["x"], ["y"], axis=2)], "from axis 2"),
+        refused([helper.make_node("Split", ["x"], ["y", "z"], axis=2)], "divides axis 2"),
+        refused([helper.make_node("Slice", ["x", "one", "two", "two"], ["y"])], "divides axis 2"),
+        refused([helper.make_node("Slice", ["x", "pair", "pair"], ["y"])], "expected one axis"),
+        refused([helper.make_node("Slice", ["x", "two", "one", "one"], ["y"])], "no channel"),
+        refused([helper.make_node("Max", ["x", "w"], ["y"])], "computed from the image"),
         refused([helper.make_node("Identity", ["x"], ["y"])], "logits .B, K."),
         refused([helper.make_node("Relu", ["w"], ["y"])], "constant"),
         refused([helper.make_node("Flatten", ["x"], ["y"])], "batch axis", shape=(4, 2, 7, 6)),
@@ -249,7 +275,8 @@ def refused(nodes: list[Any], why: str, **more: Any) -> Any:
 def test_what_cannot_be_read_is_refused_by_name(
     tmp_path: Path, nodes: list[Any], why: str, more: dict[str, Any]
 ) -> None:
-    weights = {"w": W, "pads": np.array([0, 0, 1, 1, 0, 0, 1, 1]), "pair": np.array([-1, 12])}
+    weights = {"w": W, "pads": np.array([0, 0, 1, 1, 0, 0, 1, 1]), "pair": np.array([-1, 12]),
+               "one": np.array([1]), "two": np.array([2])}  # fmt: skip
     path = written(tmp_path / "net.onnx", nodes, weights, **more)
     with pytest.raises((RunError, UnsupportedModelError), match=why) as caught:
         read_onnx(path)
