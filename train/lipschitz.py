@@ -9,11 +9,15 @@ passes through the network for it, and nothing is differentiated twice.
 
 from __future__ import annotations
 
+import contextlib
 import math
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from greg_cert.errors import UnsupportedModelError, UsageError
 from greg_cert.scores import SCORES
@@ -40,9 +44,15 @@ def lipschitz_penalty(
         penalty = lipschitz_penalty(model, (3, 32, 32))
         loss = ... + 0.01 * penalty()
 
-    The function that is bounded is that of the model in evaluation mode: BatchNorm with its running
-    variance, no dropout. Call it before the forward pass of a step, while the running variance is
-    that of the last one. Its vectors belong in a checkpoint: it is a module with a `state_dict`.
+    The function that is bounded is that of the model in evaluation mode, without dropout. Its
+    BatchNorm scales by the running variance, which knows nothing of the weights: the penalty would
+    shrink weights that BatchNorm scales up again. Where a network has it, let the penalty see the
+    pass, and it takes the variance of this batch, through which the slope flows:
+
+        with penalty.watch():
+            logits = model(images)
+
+    Its vectors belong in a checkpoint: it is a module with a `state_dict`.
 
     Args:
         model: raw images (B, *input_shape) to logits (B, K), of any mode, on any device; left as it
@@ -92,6 +102,7 @@ class LipschitzPenalty(nn.Module):
         self.norm, self.score, self._iterations = check_norm(norm), score, iterations
         self._graph = LiveGraph(model, input_shape)
         self._generator = torch.Generator().manual_seed(seed)
+        self._variances: dict[int, Tensor] = {}
         # Whatever the norm, so that the vectors are there when it changes.
         if not self._value(2.0, _FIRST).isfinite():
             raise UnsupportedModelError(
@@ -99,9 +110,19 @@ class LipschitzPenalty(nn.Module):
                 "(torch's Softplus), or weights are not finite"
             )
 
+    @contextlib.contextmanager
+    def watch(self) -> Iterator[None]:
+        """The next call takes BatchNorm's variances from the training pass of the model inside."""
+        with _Variances() as seen:
+            yield
+        self._variances = seen.found
+
     def forward(self) -> Tensor:
         """L̄, a scalar; moves the vectors."""
-        return self._value(self.norm, self._iterations)
+        try:
+            return self._value(self.norm, self._iterations)
+        finally:
+            self._variances = {}
 
     def _value(self, norm: float, iterations: int) -> Tensor:
         place = -1
@@ -111,7 +132,7 @@ class LipschitzPenalty(nn.Module):
             place += 1
             return self._norm(one_kind(op), f"vector_{place}", norm, iterations)
 
-        graph = self._graph()
+        graph = self._graph(self._variances)
         with torch.autocast(graph.device.type, enabled=False):
             return score_constant(graph, self.score, norm, norm_of)
 
@@ -134,6 +155,31 @@ class LipschitzPenalty(nn.Module):
                 vector.copy_(torch.where(length > 0, found / length, vector))
         size: Tensor = torch.linalg.vector_norm(_apply(op, vector))
         return size
+
+
+class _Variances(TorchFunctionMode):
+    """Sees the variance of what BatchNorm normalises by its batch, by the id of the running one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: dict[int, Tensor] = {}
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Iterable[type],
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        kwargs = kwargs or {}
+        if func is F.batch_norm:
+            names = ("input", "running_mean", "running_var", "weight", "bias", "training")
+            given = dict(zip(names, args, strict=False)) | kwargs
+            x, running = given["input"], given["running_var"]
+            if given.get("training", False) and running is not None:
+                axes = [0, *range(2, x.ndim)]
+                self.found[id(running)] = x.to(running.dtype).var(axes, unbiased=False)
+        return func(*args, **kwargs)
 
 
 def _apply(op: Conv, v: Tensor) -> Tensor:

@@ -101,12 +101,15 @@ class Objective(nn.Module):
         m = 0 if batch.low is None else len(batch.low)
         first_high = n if same else n + m
 
-        # Before the pass below, in which each process's own batch moves the running variance.
-        constant = None
-        if self.lipschitz is not None and (terms.lambda_lipschitz or measure):
-            constant = self.lipschitz()
+        constant, nothing = None, contextlib.nullcontext()
+        watch: contextlib.AbstractContextManager[None] = nothing
+        if self.lipschitz is not None and terms.lambda_lipschitz:
+            watch = nothing if is_compiled(self.model) else self.lipschitz.watch()
+        elif self.lipschitz is not None and measure:
+            # Before the pass, in which each process's own batch moves the running variance.
+            constant = self.lipschitz().detach()
         recording = Recording(terms.estimator)
-        with recording.record() if terms.gradient else contextlib.nullcontext():
+        with recording.record() if terms.gradient else nothing, watch:
             logits = self.logits(inputs)
             scores = score_of(terms.score)(logits)
         out = {"ce": F.cross_entropy(logits[:n], batch.labels)}
@@ -126,10 +129,11 @@ class Objective(nn.Module):
             if terms.scaling == "reference":  # of the whole step's samples, not this process's
                 out["grad_loss"] = out["grad_loss"] / terms.processes
             loss = loss + terms.lambda_grad * out["grad_loss"]
+        if self.lipschitz is not None and terms.lambda_lipschitz:
+            constant = self.lipschitz()
+            loss = loss + terms.lambda_lipschitz * constant
         if constant is not None:
             out["lipschitz_estimate"] = constant
-            if terms.lambda_lipschitz:
-                loss = loss + terms.lambda_lipschitz * constant
         if measure:
             (gradient,) = torch.autograd.grad(scores.sum(), inputs, retain_graph=True)
             norms = torch.linalg.vector_norm(gradient.flatten(1), dim=1)
@@ -188,6 +192,11 @@ def compile_in_place(model: nn.Module) -> None:
     # The input gradient is taken first and the graph kept, so backward may not reuse its memory.
     config.donated_buffer = False
     model.compile()
+
+
+def is_compiled(model: nn.Module) -> bool:
+    """Whether `compile_in_place` was called on the model."""
+    return model._compiled_call_impl is not None
 
 
 _NORMS = nn.modules.batchnorm._BatchNorm

@@ -362,6 +362,8 @@ class Trainer:
                 )
             self.optimizer.step()
             self.world.align(self.model)
+            if stage.lambda_lipschitz and self.lipschitz is not None:
+                self.world.align(self.lipschitz)  # each saw the variances of its own batch
             step += 1
             self.done = step
             values: Mapping[str, float] = {}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -58,9 +59,15 @@ class LiveGraph:
             if node in context.index or node in context.parts
         }
 
-    def __call__(self) -> Graph:
-        """The graph at the values that parameters and buffers have now."""
-        return Translation(self._traced, self._probe, whole_pools=True, known=self._known).run()
+    def __call__(self, variances: Mapping[int, Tensor] | None = None) -> Graph:
+        """The graph at the values that parameters and buffers have now.
+
+        Args:
+            variances: of BatchNorm's channels, each in place of the running one of that id.
+        """
+        return Translation(
+            self._traced, self._probe, whole_pools=True, known=self._known, variances=variances
+        ).run()
 
 
 def _size_of(value: Tensor) -> Tensor:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -52,6 +52,7 @@ class Context:
     index: dict[fx.Node, int] = field(default_factory=dict)  # canonical node, if not a constant
     parts: dict[fx.Node, tuple[int, ...]] = field(default_factory=dict)  # nodes of a tuple
     whole_pools: bool = False  # whether max pools that could be trees of ReLU are not
+    variances: Mapping[int, Tensor] = field(default_factory=dict)  # in place of running ones, by id
 
 
 @dataclass(frozen=True)
@@ -156,7 +157,8 @@ def _batch_norm(c: Call) -> int:
     m = c.target
     if m.running_mean is None or m.running_var is None:
         raise c.refuse("it has no running statistics, so its output depends on the batch")
-    scale = torch.rsqrt(m.running_var + m.eps)
+    variance = c.context.variances.get(id(m.running_var), m.running_var)
+    scale = torch.rsqrt(variance + m.eps)
     if m.weight is not None:
         scale = scale * m.weight
     shift = -m.running_mean * scale

@@ -136,6 +136,7 @@ class Translation:
         probe: (PROBES, *input_shape), of the type that the graph is to have.
         whole_pools: as in `trace_model`.
         known: what depends on the probe, by its node, where that need not be run again.
+        variances: what BatchNorm divides by in place of its running variance, by the id of that.
     """
 
     def __init__(
@@ -145,12 +146,15 @@ class Translation:
         *,
         whole_pools: bool,
         known: Mapping[fx.Node, Any] | None = None,
+        variances: Mapping[int, Tensor] | None = None,
     ) -> None:
         self.traced = traced
         self.probe = probe
         self.known = known or {}
         builder = GraphBuilder(tuple(probe.shape[1:]), probe.dtype)
-        self.context = Context(builder, len(probe), whole_pools=whole_pools)
+        self.context = Context(
+            builder, len(probe), whole_pools=whole_pools, variances=variances or {}
+        )
         self.versions: dict[fx.Node, list[int]] = {}
 
     def run(self) -> Graph:

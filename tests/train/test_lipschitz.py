@@ -127,6 +127,44 @@ def test_value_and_gradient_are_those_of_the_singular_values() -> None:
         torch.testing.assert_close(gradient, wanted, rtol=1e-5, atol=1e-7)
 
 
+def test_a_watched_pass_gives_the_variances_and_their_slope() -> None:
+    model, images = small_block(), torch.randn(8, *IMAGE, dtype=torch.float64)
+    penalty = lipschitz_penalty(model, IMAGE, iterations=2000)
+    with penalty.watch():
+        model(images)
+    found = penalty()
+    found.backward()
+    kernels = [model.first.weight, model.block.conv1.weight, model.norm.weight]
+    direction = [torch.randn_like(kernel) for kernel in kernels]
+    slope = sum(
+        float((k.grad * d).sum())
+        for k, d in zip(kernels, direction, strict=True)
+        if k.grad is not None
+    )
+
+    def constant(step: float) -> float:
+        """By matrices, of a model whose running variances are those of the batch."""
+        twin = copy.deepcopy(model)
+        moved = [twin.first.weight, twin.block.conv1.weight, twin.norm.weight]
+        with torch.no_grad():
+            for kernel, by in zip(moved, direction, strict=True):
+                kernel.add_(step * by)
+            norms = [m for m in twin.modules() if isinstance(m, nn.BatchNorm2d)]
+            for norm in norms:
+                norm.momentum = 1.0
+            twin(images)
+            for norm, pixels in zip(norms, (36, 9, 9, 9), strict=True):
+                assert norm.running_var is not None
+                norm.running_var.mul_(1 - 1 / (8 * pixels))  # it is the unbiased one
+            return float(twin.eval().constant())
+
+    assert found.item() == pytest.approx(constant(0.0), rel=1e-9)
+    h = 1e-6  # within one linear region
+    assert slope == pytest.approx((constant(h) - constant(-h)) / (2 * h), rel=1e-5)
+    model.eval()
+    assert penalty().item() == pytest.approx(model.constant().item(), rel=1e-9)  # the running ones
+
+
 def test_it_follows_the_weights_and_the_running_variance() -> None:
     model = small_block()
     penalty = lipschitz_penalty(model, IMAGE, iterations=300)
