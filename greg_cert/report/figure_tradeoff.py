@@ -9,6 +9,7 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.patheffects import Normal, Stroke
 from matplotlib.ticker import MaxNLocator
 
 from greg_cert.report.canvas import new_panels, width_of
@@ -19,6 +20,7 @@ from greg_cert.tuned_runs import TunedValue
 TRADEOFF_STYLE = FigureStyle(width=DOUBLE_COLUMN)
 LEAST_SPAN = 0.02  # of a measure's axis, so that noise does not look like a trade-off
 _ROOM = 0.35  # of the span, above and below, for labels
+_HALO = [Stroke(linewidth=1.6, foreground="white"), Normal()]
 _LONGEST = 14  # characters of a value beside its point
 _ASPECT = 0.55
 _MOST_LIFTED = 5  # lines by which a label makes way for others
@@ -155,7 +157,7 @@ def _label(
         if lifted is None:
             continue  # the table has it
         taken.append((x, half, y + up * lifted * line))
-        axes.annotate(
+        drawn = axes.annotate(
             text,
             point,
             xytext=(0, up * (3 + lifted * style.small)),
@@ -165,3 +167,4 @@ def _label(
             fontsize=style.small,
             color=colour,
         )
+        drawn.set_path_effects(_HALO)
