@@ -66,8 +66,8 @@ def measured_runs(plan: Plan) -> list[TunedRun]:
     """Train and measure every run, or read what an earlier call left.
 
     Raises:
-        UsageError: for a folder that is in use, values that one folder would serve, or a method
-            that proves nothing.
+        UsageError: for a folder that is in use, values that one folder would serve, a method that
+            proves nothing, or training by several processes.
         RunError: as `greg_cert.train.fit`.
         DataError: as `greg_cert.data.load_data`.
     """
@@ -80,6 +80,13 @@ def measured_runs(plan: Plan) -> list[TunedRun]:
         raise UsageError(
             f"--method: expected a proof among {', '.join(PROOFS)}, but got {plan.settings.method}"
         )
+    for _, config, _ in plan.runs():
+        for name in ("devices", "nodes"):
+            if (found := getattr(config.train, name)) != 1:
+                raise UsageError(
+                    f"train.{name}: expected 1, as tune is one process, but got {found}; "
+                    f"--set train.{name}=1"
+                )
     folders = [folder for *_, folder in plan.runs()]
     if twice := [folder for folder in folders if folders.count(folder) > 1]:
         raise UsageError(
@@ -134,7 +141,7 @@ def _trained(
         config, splits
     )  # which also imports what training needs, so that no run is charged for it
     start = time.process_time()
-    with screen.training_bar(title) as bar:
+    with screen.training_bar(f"train {title}".replace("[", r"\[")) as bar:
         run = fit(config, splits, folder, resume=plan.resume, observer=bar, command=plan.command)
     if begun:
         return run, known.get("train_cpu_seconds")
@@ -219,7 +226,7 @@ def write_tuning(plan: Plan, runs: Sequence[TunedRun]) -> tuple[list[Path], Shee
     Raises:
         UsageError: where they cannot be written.
     """
-    from greg_cert.devices import find_device
+    from greg_cert.devices import device_title, find_device
     from greg_cert.errors import UsageError
     from greg_cert.files import write_atomic
     from greg_cert.records import environment
@@ -227,7 +234,7 @@ def write_tuning(plan: Plan, runs: Sequence[TunedRun]) -> tuple[list[Path], Shee
     from greg_cert.report.figure_tradeoff import TRADEOFF_STYLE, draw_tradeoff
     from greg_cert.report.tables import markdown_sheet
     from greg_cert.report.tradeoff import tradeoff_csv, tradeoff_sheet
-    from greg_cert.tuned_runs import over_seeds
+    from greg_cert.tuned_runs import NUMBERS, over_seeds
 
     values, settings = over_seeds(runs), plan.settings
     about = {"norm": settings.norm_value, "tpr": settings.tpr}
@@ -247,7 +254,8 @@ def write_tuning(plan: Plan, runs: Sequence[TunedRun]) -> tuple[list[Path], Shee
             "rows": [
                 {
                     **{"value": run.value, "seed": run.seed, "run": str(folder)},
-                    **{"error": run.error, **run.numbers},
+                    **{name: run.numbers.get(name) for name in NUMBERS},
+                    "error": run.error,
                 }
                 for run, folder in zip(runs, folders, strict=True)
             ],
@@ -260,7 +268,7 @@ def write_tuning(plan: Plan, runs: Sequence[TunedRun]) -> tuple[list[Path], Shee
                     for value, config in plan.tuned.configs.items()
                 },
             },
-            "environment": environment(str(find_device(settings.device))),
+            "environment": environment(device_title(find_device(settings.device))),
             "command": plan.command,
         }
     )

@@ -23,6 +23,7 @@ from greg_cert.errors import RunError
 from greg_cert.records import RunFolder
 from greg_cert.report.wording import MISSING
 from greg_cert.subjects import common_data
+from greg_cert.tuned_runs import NUMBERS
 
 pytestmark = pytest.mark.usefixtures("hasty")
 Command = Callable[..., int]
@@ -94,7 +95,8 @@ def test_rows_files_a_picture_and_a_value_that_fails(
     assert [row["value"] for row in rows] == ["0.02", "1e30"]
     failed = rows.pop(1)
     assert "not finite" in failed["error"]
-    assert "accuracy" not in failed
+    assert failed["accuracy"] is None
+    assert set(failed) == {"value", "seed", "run", "error", *NUMBERS}
     for row in rows:
         run = RunFolder(Path(row["run"]))
         assert run.path == out / "runs" / row["value"]
@@ -174,6 +176,7 @@ def test_no_value_that_can_be_trained(command: Command, capsys: pytest.CaptureFi
         (["--for", "lr", "--values", "1", "--held-out", "1"], "--held-out: expected a share"),
         (["--for", "lr", "--values", "1", "--method", "smoothing"], "--method: expected a proof"),
         (["--for", "lr", "--values", "1", "--method", "crwn"], "--method: "),
+        (["--for", "train.devices", "--values", "1,2"], "train.devices: expected 1, as tune is"),
         (["--for", "train.init", "--values", "a/b,a?b"], "would serve two of them"),
         (["--for", "lr", "--values", "1", "--set", "train.lrr=1"], "did you mean 'train.lr'"),
     ],
