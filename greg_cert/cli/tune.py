@@ -121,7 +121,8 @@ def terminal_table(sheet: Sheet) -> Table:
         pad_edge=False,
         padding=(0, 1, 0, 0),
     )
-    table.add_column("value", overflow="fold")
+    longest = max(len(line.names[0]) for line in sheet.lines)
+    table.add_column("value", overflow="fold", min_width=min(longest, 10))
     for head in sheet.heads:
         table.add_column(head.short, justify="right", no_wrap=" " not in head.short)
     for line in sheet.lines:

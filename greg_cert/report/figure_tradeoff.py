@@ -22,8 +22,6 @@ LEAST_SPAN = 0.02  # of a measure's axis, so that noise does not look like a tra
 _ROOM = 0.35  # of the span, above and below, for labels
 _HALO = [Stroke(linewidth=1.6, foreground="white"), Normal()]
 _LONGEST = 14  # characters of a value beside its point
-_ASPECT = 0.55
-_MOST_LIFTED = 5  # lines by which a label makes way for others
 
 
 def draw_tradeoff(
@@ -54,9 +52,8 @@ def draw_tradeoff(
     }
     shown = [k for k in words if any(_point(v, "radius_certified", k) for v in values)]
     shown = shown or ["accuracy"]
-    across = min(2, len(shown))
     figure, panels = new_panels(
-        style, [words[k] for k in shown], aspect=_ASPECT, shared=False, across=across
+        style, [words[k] for k in shown], aspect=0.55, shared=False, across=min(2, len(shown))
     )
     first, second, *_ = PALETTES[style.palette]
     looks: dict[str, dict[str, Any]] = {
@@ -67,9 +64,6 @@ def draw_tradeoff(
         for radius, look in looks.items():
             _draw_line(axes, values, radius, measure, look)
         _set_limits(axes)
-        for radius, look in looks.items():
-            up = 1 if radius == "radius_certified" else -1
-            _label(axes, values, radius, measure, up, str(look["color"]), style, across)
     figure.legend(
         [Line2D([], [], marker="o", markersize=4, **look) for look in looks.values()],
         ["certified (proof)", "attack (upper bound)"],
@@ -81,6 +75,9 @@ def draw_tradeoff(
     figure.supxlabel(
         f"median {norm_tex(norm)} radius (raw pixels in [0,1])", fontsize=style.font_size
     )
+    figure.draw_without_rendering()  # now panels have their size
+    for axes, measure in zip(panels, shown, strict=True):
+        _label(axes, values, measure, {k: str(look["color"]) for k, look in looks.items()}, style)
     return figure
 
 
@@ -126,45 +123,45 @@ def _set_limits(axes: Axes) -> None:
 def _label(
     axes: Axes,
     values: Sequence[TunedValue],
-    radius: str,
     measure: str,
-    up: int,
-    colour: str,
+    colours: Mapping[str, str],
     style: FigureStyle,
-    across: int,
 ) -> None:
-    """Each value above its point, or below; farther where another label is there already."""
-    right, (bottom, top) = axes.get_xlim()[1], axes.get_ylim()
-    wide = (style.width - 0.5) / across
-    line = style.small / 72 / (wide * _ASPECT)  # of the panel's height
-    taken: list[tuple[float, float, float]] = []
-    for value in values:
-        if (point := _point(value, radius, measure)) is None:
-            continue
+    """Each value above its proof and below its attack, or where else there is room near by.
+
+    One that finds none is left to the table. All places are in inches from the panel's corner.
+    """
+    box, dots = axes.get_window_extent(), style.dpi
+    line, corner = 1.1 * style.small / 72, (box.x0, box.y0)
+    points = [
+        (radius, value, *((axes.transData.transform(point) - corner) / dots))
+        for radius in colours
+        for value in values
+        if (point := _point(value, radius, measure)) is not None
+    ]
+    # Centre and half the size of what labels make way for: the points first.
+    taken = [(x, y, 0.025, 0.025) for _, _, x, y in points]
+    for radius, value, x, y in points:
         text = drawable(one_line(value.value)[:_LONGEST])
-        half = 0.55 * width_of(text, style) / wide
-        x, y = point[0] / right, (point[1] - bottom) / (top - bottom)
-        free = (
-            k
-            for k in range(_MOST_LIFTED)
-            if 0 <= y + up * (k + 1) * line <= 1
-            and all(
-                abs(x - a) > half + b or abs(y + up * k * line - c) >= 0.99 * line
-                for a, b, c in taken
-            )
-        )
-        lifted = next(free, None)
-        if lifted is None:
-            continue  # the table has it
-        taken.append((x, half, y + up * lifted * line))
-        drawn = axes.annotate(
-            text,
-            point,
-            xytext=(0, up * (3 + lifted * style.small)),
-            textcoords="offset points",
+        half, up = 0.52 * width_of(text, style), 1 if radius == "radius_certified" else -1
+        beside = half + 0.05
+        places = [(0.0, 0.8), (-up * beside, 0.0), (-up * beside, 0.8), (0.0, 1.75)]
+        for dx, lines in (*places, (0.0, 2.7), (0.0, -0.8)):
+            a, c = x + dx, y + up * lines * line
+            inside = half < a < box.width / dots - half and line / 2 < c < box.height / dots
+            if inside and all(
+                abs(a - b) > half + w or abs(c - d) > 0.45 * line + h for b, d, w, h in taken
+            ):
+                break
+        else:
+            continue
+        taken.append((a, c, half, 0.45 * line))
+        drawn = axes.text(
+            *(a * dots / box.width, c * dots / box.height, text),
+            transform=axes.transAxes,
             ha="center",
-            va="bottom" if up > 0 else "top",
+            va="center",
             fontsize=style.small,
-            color=colour,
+            color=colours[radius],
         )
         drawn.set_path_effects(_HALO)

@@ -43,25 +43,33 @@ def tradeoff_sheet(
         Column("upper bound", f"attack, {unit}", "attack", radius("radius_attack")),
         Column("check", "certified / attack, median", "share", fixed[2]),
         Column("proof", f"{gap}, {unit}", gap.replace(" ", ""), radius("radius_lipschitz")),
-        Column("count", "undecided", "undec.", _cell("undecided", "{:.4g}".format)),
-        Column("measured", "training, CPU s", "train, s", _cell("train_cpu_seconds", _seconds)),
+        Column(
+            "measured",
+            "training, CPU s",
+            "train s",
+            _cell("train_cpu_seconds", _seconds, std=False),
+        ),
         Column(
             "measured",
             "certifying a sample, CPU s",
-            "s each",
-            _cell("certify_cpu_seconds", _seconds),
+            "each s",
+            _cell("certify_cpu_seconds", _seconds, std=False),
         ),
     ]
     if all(v.mean["auroc"] is None for v in values):
         columns = [c for c in columns if c.title not in ("AUROC", fpr)]
-    if not any(v.mean["undecided"] for v in values):
-        columns = [c for c in columns if c.title != "undecided"]
     remarks = [f"{setting} = {v.value}: {error}" for v in values for error in v.errors]
     remarks += [
         f"{setting} = {v.value}: {capped:g} radii a run are as large as was looked for "
         f"(verify.max_radius = {max_radius:g}), so medians may be larger"
         for v in values
         if (capped := v.mean["capped"])
+    ]
+    remarks += [
+        f"{setting} = {v.value}: {undecided:.3g} accepted samples a run have no certificate, and "
+        "count as radius 0"
+        for v in values
+        if (undecided := v.mean["undecided"])
     ]
     samples = max((v.mean["samples"] or 0 for v in values), default=0)
     runs = max((v.runs for v in values), default=0)
@@ -101,12 +109,16 @@ def tradeoff_csv(setting: str, runs: Sequence[TunedRun]) -> str:
     return buffer.getvalue()
 
 
-def _cell(name: str, shown: Callable[[float], str]) -> Callable[[TunedValue], str]:
+def _cell(
+    name: str, shown: Callable[[float], str], *, std: bool = True
+) -> Callable[[TunedValue], str]:
     def cell(value: TunedValue) -> str:
-        mean, std = value.mean[name], value.std[name]
+        mean, deviation = value.mean[name], value.std[name]
         if mean is None:
             return wording.MISSING
-        return shown(mean) if std is None else f"{shown(mean)} ± {shown(std)}"
+        return (
+            shown(mean) if deviation is None or not std else f"{shown(mean)} ± {shown(deviation)}"
+        )
 
     return cell
 
