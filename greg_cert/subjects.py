@@ -19,6 +19,7 @@ from greg_cert.config import OwnModelConfig, VerifyConfig, load_own_model, revis
 from greg_cert.config.overrides import parse_override
 from greg_cert.data import DataSplits, load_data
 from greg_cert.data.schema import DataConfig
+from greg_cert.data.withheld import WITHHELD
 from greg_cert.digests import DIGEST, json_digest, tensors_digest
 from greg_cert.errors import ConfigError, RunError
 from greg_cert.models import build_model
@@ -141,6 +142,11 @@ def common_data(runs: Sequence[Subject], splits: DataSplits | None = None) -> Da
         for part in now:
             if part in ("train", "aux"):
                 continue
+            if then.get("test") == WITHHELD:
+                raise RunError(
+                    f"run: {run.path} is one of `greg-cert tune`, which is not for tests; train "
+                    "with the setting that was chosen"
+                )
             if then.get(part) != now[part]:
                 why = (
                     "has changed since training"

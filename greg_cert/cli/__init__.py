@@ -16,6 +16,7 @@ from greg_cert.cli import (
     report,
     screen,
     train,
+    tune,
     verify,
 )
 
@@ -26,7 +27,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode="markdown",
 )
-for module in (demo, train, verify, compare, evaluate, report, predict, doctor, config):
+for module in (demo, train, tune, verify, compare, evaluate, report, predict, doctor, config):
     module.register(app)
 
 

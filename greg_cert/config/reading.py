@@ -37,13 +37,13 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> ExperimentConfig:
         ConfigError: for a missing or unreadable file, an unknown key, or a value out of range; one
             line that names the field, what was expected and what was found.
     """
-    raw = apply_overrides(_read(path), overrides, ExperimentConfig)
+    raw = apply_overrides(read_mapping(path), overrides, ExperimentConfig)
     return parse_config(raw, base=path.resolve().parent)
 
 
 def load_own_model(path: Path) -> OwnModelConfig:
     """The description of a model trained elsewhere; paths and errors as of `load_config`."""
-    raw = _read(path)
+    raw = read_mapping(path)
     if "train" in raw:
         raise ConfigError(
             f"config: expected a run folder or the description of a model, but {path} describes an "
@@ -57,7 +57,7 @@ def load_any(path: Path, overrides: Sequence[str] = ()) -> ExperimentConfig | Ow
 
     It is the latter where it has no `train`, but a `model` with `factory`, `onnx` or `weights`.
     """
-    raw, base = _read(path), path.resolve().parent
+    raw, base = read_mapping(path), path.resolve().parent
     model = raw.get("model")
     own = (
         "train" not in raw
@@ -69,8 +69,12 @@ def load_any(path: Path, overrides: Sequence[str] = ()) -> ExperimentConfig | Ow
     return _parse(ExperimentConfig, apply_overrides(raw, overrides, ExperimentConfig), base)
 
 
-def _read(path: Path) -> dict[str, Any]:
-    """A YAML file's mapping."""
+def read_mapping(path: Path) -> dict[str, Any]:
+    """A YAML file's mapping.
+
+    Raises:
+        ConfigError: for a file that cannot be read, or holds something else.
+    """
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:

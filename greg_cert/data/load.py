@@ -14,17 +14,23 @@ from greg_cert.data.schema import DataConfig
 from greg_cert.data.sources import load_labelled, load_unlabelled
 from greg_cert.data.splits import stratified_split
 from greg_cert.data.types import DataSplits, Images, ImageSet
+from greg_cert.data.withheld import Withheld
 
 MOMENTS_OF = 5000  # images on disk that stand for all of them
 _CHUNK = 256
 
 
-def load_data(config: DataConfig, *, field: str = "data") -> DataSplits:
+def load_data(config: DataConfig, *, field: str = "data", tests: bool = True) -> DataSplits:
     """All sets of an experiment, known to be sound and disjoint before anything is trained.
+
+    Without `tests` there are no OOD test sets, and the test split is `Withheld`. Sets that are for
+    tests alone are not even read then, unless `shared: drop` takes what they hold out of others; a
+    test split that is cut from `id` is, as its copies are found in training sets.
 
     Args:
         config: The `data` part of a configuration.
         field: What errors call that part.
+        tests: Whether test data are handed out.
 
     Raises:
         DataError: A source is missing, damaged, of the wrong shape or mislabelled, two sources that
@@ -32,21 +38,23 @@ def load_data(config: DataConfig, *, field: str = "data") -> DataSplits:
     """
     check_disjoint(config, field=field)
     try:
-        return _load(config, field)
+        return _load(config, field, tests)
     finally:
         close_archives()  # each is opened once for all the sets in it
 
 
-def _load(config: DataConfig, field: str) -> DataSplits:
+def _load(config: DataConfig, field: str, tests: bool) -> DataSplits:
+    read_tests = tests or config.shared == "drop"
     known = load_labelled(
         config.id, field=f"{field}.id", channels=config.channels, size=config.image_size
     )
-    channels, size, _ = known.image_shape
+    shape = channels, size, _ = known.image_shape
     content, kept = Content(known), torch.arange(len(known))
     fractions = {"calibration": config.calibration}
+    tested: Content | None = None
     if config.id_test is None:
         fractions["test"] = config.test
-    else:
+    elif read_tests:
         name = f"{field}.id_test"
         test = load_labelled(config.id_test, field=name, channels=channels, size=size)
         _check_same_classes(test, known, field=name)
@@ -65,16 +73,17 @@ def _load(config: DataConfig, field: str) -> DataSplits:
     splits = _split_apart(content, indices, num_classes, config.shared, field=f"{field}.id")
     if config.id_test is None:
         tested = splits["test"]
-    else:
+    elif tested is not None:
         indices["test"] = torch.arange(len(tested.images))
     train = splits["train"].images
     of_test = f"{field}.id" if config.id_test is None else f"{field}.id_test"
     # What is in-distribution is no outlier, and what is tested on is not trained on.
     others = [(f"{field}.id", splits["train"]), (f"{field}.id", splits["calibration"])]
-    others.append((of_test, tested))
+    if tested is not None:
+        others.append((of_test, tested))
     ood: dict[str, Images] = {}
     outliers: list[tuple[str, Content]] = []
-    for i, source in enumerate(config.ood):
+    for i, source in enumerate(config.ood if read_tests else ()):
         name = f"{field}.ood[{i}]"
         images = load_unlabelled(source, field=name, role="ood", channels=channels, size=size)
         outliers.append((name, _apart(images, others, name, config.shared)))
@@ -88,15 +97,17 @@ def _load(config: DataConfig, field: str) -> DataSplits:
     return DataSplits(
         train=train,
         calibration=splits["calibration"].images,
-        test=tested.images,
+        test=Withheld("test", train.classes, shape)
+        if not tests or tested is None
+        else tested.images,
         aux=aux,
-        ood=ood,
+        ood=ood if tests else {},
         num_classes=num_classes,
         channels=channels,
         image_size=size,
         mean=mean,
         std=std,
-        indices=indices,
+        indices=indices if tests else {n: i for n, i in indices.items() if n != "test"},
     )
 
 

@@ -117,6 +117,7 @@ def new_panels(
     aspect: float = 0.8,
     shared: bool = True,
     above: float = 0.0,
+    across: int | None = None,
 ) -> tuple[Figure, list[Axes]]:
     """Small multiples: a panel a title, two in a row, or up to four on a wide figure.
 
@@ -126,14 +127,15 @@ def new_panels(
         aspect: height of a panel over its width.
         shared: whether all have the axes of the first one; only outer ones have numbers then.
         above: room in inches that is kept for what stands above each panel beside its title.
+        across: panels in a row; by default as above.
 
     Returns:
         The figure and its panels, in the order of the titles.
     """
-    across = _across(style, len(titles))
+    across = _across(style, len(titles)) if across is None else across
     rows = -(-len(titles) // across)
     title = max(t.count("\n") + 1 for t in titles) * 1.4 * style.small / 72
-    high = aspect * panel_width(style, len(titles)) + title + above
+    high = aspect * (style.width - 0.5) / across + title + above
     figure = new_figure(style, rows * high + 0.3)
     panels: list[Axes] = []
     for k, text in enumerate(titles):

@@ -57,7 +57,7 @@ def test_help_imports_nothing_heavy(tmp_path: Path) -> None:
         [sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=120
     )
     assert done.returncode == 0, done.stderr
-    for command in ("demo", "train", "verify", "evaluate", "report", "doctor"):
+    for command in ("demo", "train", "tune", "verify", "evaluate", "report", "doctor"):
         assert command in done.stdout
 
 

@@ -1,0 +1,288 @@
+"""The runs of `greg-cert tune`: trained and measured one by one, and what is written of them."""
+
+from __future__ import annotations
+
+import json
+import re
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from greg_cert.cli import screen
+
+if TYPE_CHECKING:
+    from greg_cert.config import ExperimentConfig, VerifyConfig
+    from greg_cert.config.tuned import Tuned
+    from greg_cert.data import DataSplits, Images
+    from greg_cert.records import RunFolder
+    from greg_cert.report.sheets import Sheet
+    from greg_cert.tuned_runs import TunedRun
+
+MOST_HELD_OUT = 2000
+_NOTE = "tuning.json"  # in a run folder: what it took, and what was measured
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is asked for.
+
+    Attributes:
+        tuned: the experiments.
+        setting: as it was typed.
+        seeds: trainings of each value.
+        settings: how calibration samples are certified.
+        held_out: share of the auxiliary set that stands for OOD data.
+        out: folder of runs and results.
+        resume: go on with what is there.
+        command: the command line, for the record.
+    """
+
+    tuned: Tuned
+    setting: str
+    seeds: int
+    settings: VerifyConfig
+    held_out: float
+    out: Path
+    resume: bool
+    command: str
+
+    def runs(self) -> Iterator[tuple[str, ExperimentConfig, Path]]:
+        """Value, experiment and run folder of each run."""
+        for value, config in self.tuned.configs.items():
+            for k in range(self.seeds):
+                seed = config.seed + k
+                name = file_name(value) + (f"-seed{seed}" if self.seeds > 1 else "")
+                yield value, config.model_copy(update={"seed": seed}), self.out / "runs" / name
+
+
+def file_name(value: str) -> str:
+    """A value as the name of a folder."""
+    return re.sub(r"[^\w.+=-]+", "_", value).lstrip(".") or "_"
+
+
+def measured_runs(plan: Plan) -> list[TunedRun]:
+    """Train and measure every run, or read what an earlier call left.
+
+    Raises:
+        UsageError: for a folder that is in use, values that one folder would serve, a method that
+            proves nothing, or training by several processes.
+        RunError: as `greg_cert.train.fit`.
+        DataError: as `greg_cert.data.load_data`.
+    """
+    from greg_cert.certify_methods import PROOFS, chosen_methods
+    from greg_cert.data import load_data
+    from greg_cert.data.withheld import hold_out
+    from greg_cert.errors import UsageError
+
+    if not set(chosen_methods(plan.settings.method)) & set(PROOFS):
+        raise UsageError(
+            f"--method: expected a proof among {', '.join(PROOFS)}, but got {plan.settings.method}"
+        )
+    for _, config, _ in plan.runs():
+        for name in ("devices", "nodes"):
+            if (found := getattr(config.train, name)) != 1:
+                raise UsageError(
+                    f"train.{name}: expected 1, as tune is one process, but got {found}; "
+                    f"--set train.{name}=1"
+                )
+    folders = [folder for *_, folder in plan.runs()]
+    if twice := [folder for folder in folders if folders.count(folder) > 1]:
+        raise UsageError(
+            f"--values: expected values that differ in letters and digits, but {twice[0]} would "
+            "serve two of them"
+        )
+    if not plan.resume and plan.out.exists() and (plan.out.is_file() or any(plan.out.iterdir())):
+        raise UsageError(
+            f"--out: expected a new or empty folder, but {plan.out} has content; name another, or "
+            "go on with --resume"
+        )
+    data = next(plan.runs())[1].data
+    splits, held_out = load_data(data, tests=False), None
+    if plan.held_out and splits.aux is not None:
+        kept, held_out = hold_out(splits.aux, plan.held_out, most=MOST_HELD_OUT, seed=data.seed)
+        splits = replace(splits, aux=kept)
+    return [_measured(plan, splits, held_out, *one) for one in plan.runs()]
+
+
+def _measured(
+    plan: Plan,
+    splits: DataSplits,
+    held_out: Images | None,
+    value: str,
+    config: ExperimentConfig,
+    folder: Path,
+) -> TunedRun:
+    from greg_cert.errors import DataError, GregCertError, RunError
+    from greg_cert.tuned_runs import TunedRun
+
+    title = f"{value} (seed {config.seed})" if plan.seeds > 1 else value
+    numbers: dict[str, float | None] = {}
+    try:
+        run, numbers["train_cpu_seconds"] = _trained(plan, splits, title, config, folder)
+        found, error = _measure(plan, splits, held_out, title, run, numbers["train_cpu_seconds"])
+    except (RunError, DataError):  # about folders and files: the next value would meet them too
+        raise
+    except GregCertError as failed:
+        return TunedRun(value, config.seed, numbers, " ".join(str(failed).split()))
+    return TunedRun(value, config.seed, {**numbers, **found}, error)
+
+
+def _trained(
+    plan: Plan, splits: DataSplits, title: str, config: ExperimentConfig, folder: Path
+) -> tuple[RunFolder, float | None]:
+    """The complete run, and the CPU seconds of its training where one call did all of it."""
+    from greg_cert.records import RunFolder
+    from greg_cert.train import check, fit
+
+    known, begun = _read_note(folder), RunFolder(folder).config_file.exists()
+    check(
+        config, splits
+    )  # which also imports what training needs, so that no run is charged for it
+    start = time.process_time()
+    with screen.training_bar(f"train {title}".replace("[", r"\[")) as bar:
+        run = fit(config, splits, folder, resume=plan.resume, observer=bar, command=plan.command)
+    if begun:
+        return run, known.get("train_cpu_seconds")
+    seconds = time.process_time() - start
+    _write_note(folder, {"train_cpu_seconds": seconds})
+    return run, seconds
+
+
+def _measure(
+    plan: Plan,
+    splits: DataSplits,
+    held_out: Images | None,
+    title: str,
+    run: RunFolder,
+    train_seconds: float | None,
+) -> tuple[dict[str, float | None], str | None]:
+    """Numbers of a run on calibration data, from its folder where they are of the same kind."""
+    from greg_cert.devices import find_device
+    from greg_cert.records import package_versions
+    from greg_cert.verify.on_calibration import measure
+
+    versions = package_versions()
+    identity = {
+        "weights": run.weights_digest,
+        "settings": plan.settings.model_dump(mode="json", exclude={"batch", "memory", "device"}),
+        "held_out": None if held_out is None else held_out.fingerprint(),
+        "versions": {name: versions.get(name) for name in ("greg-cert", "torch")},
+    }
+    if (note := _read_note(run.path)).get("identity") == identity:
+        return note["numbers"], note["error"]
+    with screen.bar(f"measure {title}") as tell:
+        found = measure(
+            run.load_model().to(find_device(plan.settings.device)),
+            splits,
+            held_out,
+            plan.settings,
+            score=run.config.score,
+            progress=lambda done, of: tell(done, of, f"{done}/{of} samples"),
+        )
+    note = {"train_cpu_seconds": train_seconds, "identity": identity, **asdict(found)}
+    _write_note(run.path, note)
+    return found.numbers, found.error
+
+
+def _read_note(folder: Path) -> dict[str, Any]:
+    """What an earlier call wrote into a run folder; empty where it wrote nothing.
+
+    Raises:
+        RunError: where the file is not as it was written.
+    """
+    from greg_cert.digests import check_seal
+    from greg_cert.errors import RunError
+
+    path = folder / _NOTE
+    try:
+        found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError) as error:
+        raise RunError(f"{path}: expected what tune wrote, but got: {error}") from error
+    check_seal(found, path)
+    return found
+
+
+def _write_note(folder: Path, note: Mapping[str, object]) -> None:
+    from greg_cert.digests import sealed
+    from greg_cert.errors import RunError
+    from greg_cert.files import write_atomic
+
+    try:
+        write_atomic(folder / _NOTE, json.dumps(sealed(note), indent=2) + "\n")
+    except OSError as error:
+        raise RunError(f"out: cannot write {folder / _NOTE}: {error}") from error
+
+
+def write_tuning(plan: Plan, runs: Sequence[TunedRun]) -> tuple[list[Path], Sheet, dict[str, Any]]:
+    """Write `tune.json`, `tune.csv`, `tune.md`, `tradeoff.png` and `tradeoff.pdf`.
+
+    Returns:
+        The files, the table, and what `tune.json` says.
+
+    Raises:
+        UsageError: where they cannot be written.
+    """
+    from greg_cert.devices import device_title, find_device
+    from greg_cert.errors import UsageError
+    from greg_cert.files import write_atomic
+    from greg_cert.records import environment
+    from greg_cert.report.canvas import render
+    from greg_cert.report.figure_tradeoff import TRADEOFF_STYLE, draw_tradeoff
+    from greg_cert.report.tables import markdown_sheet
+    from greg_cert.report.tradeoff import tradeoff_csv, tradeoff_sheet
+    from greg_cert.tuned_runs import NUMBERS, over_seeds
+
+    values, settings = over_seeds(runs), plan.settings
+    about = {"norm": settings.norm_value, "tpr": settings.tpr}
+    sheet = tradeoff_sheet(plan.setting, values, max_radius=settings.max_radius, **about)
+    nothing: Any = None  # the picture needs no verification
+    picture = render(
+        lambda _, style: draw_tradeoff(plan.setting, values, style=style, **about),
+        nothing,
+        TRADEOFF_STYLE,
+    )
+    folders = [folder for *_, folder in plan.runs()]
+    record: dict[str, Any] = screen.strict(
+        {
+            "schema": 1,
+            "setting": plan.setting,
+            "keys": list(plan.tuned.keys),
+            "rows": [
+                {
+                    **{"value": run.value, "seed": run.seed, "run": str(folder)},
+                    **{name: run.numbers.get(name) for name in NUMBERS},
+                    "error": run.error,
+                }
+                for run, folder in zip(runs, folders, strict=True)
+            ],
+            "values": [asdict(value) for value in values],
+            "settings": {
+                **{"seeds": plan.seeds, "held_out": plan.held_out},
+                "verify": settings.model_dump(mode="json"),
+                "configs": {
+                    value: config.model_dump(mode="json")
+                    for value, config in plan.tuned.configs.items()
+                },
+            },
+            "environment": environment(device_title(find_device(settings.device))),
+            "command": plan.command,
+        }
+    )
+    contents: dict[str, bytes | str] = {
+        "tune.json": json.dumps(record, indent=2, allow_nan=False) + "\n",
+        "tune.csv": tradeoff_csv(plan.setting, runs),
+        "tune.md": markdown_sheet(sheet, sheet.title) + "\n",
+        "tradeoff.png": picture.png,
+        "tradeoff.pdf": picture.pdf,
+    }
+    try:
+        plan.out.mkdir(parents=True, exist_ok=True)
+        files = [write_atomic(plan.out / name, text) for name, text in contents.items()]
+    except OSError as error:
+        line = error.strerror or error
+        raise UsageError(f"--out {plan.out}: cannot be written ({line})") from error
+    return files, sheet, record
