@@ -37,7 +37,6 @@ from train_networks import (
     M_IN,
     M_OUT,
     RAMP,
-    LipschitzConstant,
     Recipe,
     data_of,
 )
@@ -49,7 +48,7 @@ from greg_cert.models import build_model
 from greg_cert.models.base import Classifier
 from greg_cert.records import environment
 from greg_cert.scores import energy
-from greg_cert.train import energy_margin_loss
+from greg_cert.train import energy_margin_loss, lipschitz_penalty
 from greg_cert.train.batches import DeviceImages, Draw, batch_indices, draw_shifts
 from greg_cert.verify import attack_radius, global_lipschitz_bound, global_lipschitz_radius
 
@@ -163,7 +162,7 @@ def train(
     constant: Callable[[], Tensor] = (
         model.constant
         if isinstance(model, OneLipschitz)
-        else LipschitzConstant(plain, splits.train.pixels([0]))
+        else lipschitz_penalty(plain, splits.train.image_shape, seed=given.seed)
     )
     cpu = torch.device("cpu")
     known, outliers = DeviceImages(splits.train, cpu), DeviceImages(splits.aux, cpu)

@@ -8,9 +8,8 @@ gives the network back. A network whose JSON is there already is left as it is, 
 interrupted goes on after its last epoch.
 
 Loss: cross-entropy + 0.1·(energy margin loss) + λ_L·L̄, with λ_L rising over the first two epochs.
-L̄ is max_i‖w_i‖ of the head times the norms of what stands before it, a product over layers and
-‖skip‖ + ‖branch‖ over residual blocks; each norm comes from one power iteration a step, from below,
-so it is for training and no bound.
+L̄ is `greg_cert.train.lipschitz_penalty`. The recorded runs of `resnet18` were made by an earlier
+version of it, which lived here.
 """
 
 from __future__ import annotations
@@ -27,7 +26,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
+from torch import nn
 
 from greg_cert.data import DataSplits, load_data
 from greg_cert.data.schema import DataConfig
@@ -38,7 +37,7 @@ from greg_cert.models.base import Classifier
 from greg_cert.models.resnet import BasicBlock, resnet18_body
 from greg_cert.records import environment
 from greg_cert.scores import energy
-from greg_cert.train import energy_margin_loss
+from greg_cert.train import energy_margin_loss, lipschitz_penalty
 from greg_cert.train.batches import DeviceImages, Draw, batch_indices, draw_shifts
 
 LAMBDA_SCORE, M_IN, M_OUT = 0.1, -12.0, -4.0
@@ -128,104 +127,6 @@ def load(name: str, folder: Path) -> Classifier:
     return model.eval()
 
 
-class Operator:
-    """A linear map, several layers deep, and its norm by power iteration with a kept vector."""
-
-    def __init__(self, layers: list[nn.Module], vector: Tensor) -> None:
-        self.layers, self.vector = layers, vector
-
-    def __call__(self, v: Tensor) -> Tensor:
-        for layer in self.layers:
-            if isinstance(layer, nn.Linear):
-                v = F.linear(v, layer.weight)
-            elif isinstance(layer, nn.Conv2d):
-                weight = layer.weight
-                v = F.conv2d(v, weight, None, layer.stride, layer.padding, 1, layer.groups)
-            else:  # BatchNorm with the variance of this batch, through which the slope has to flow
-                v = v * (layer.weight * (layer.seen + layer.eps).rsqrt()).reshape(-1, 1, 1)
-        return v
-
-    def norm(self) -> Tensor:
-        """‖A‖₂ from below; differentiable in the weights at this vector."""
-        with torch.enable_grad():
-            v = self.vector.requires_grad_(True)
-            w = self(v)
-            v = torch.autograd.grad(w, v, w.detach(), retain_graph=True)[0].detach()
-        self.vector = v / v.norm().clamp_min(1e-30)
-        return self(self.vector).norm()
-
-
-class LipschitzConstant:
-    """L̄ of a `Classifier` whose body is convolutions, BatchNorm, basic blocks and linear layers."""
-
-    def __init__(self, model: Classifier, example: Tensor) -> None:
-        self.head = model.head
-        shapes: dict[nn.Module, torch.Size] = {}
-        hooks = [
-            m.register_forward_pre_hook(lambda m, args: shapes.update({m: args[0].shape[1:]}))
-            for m in model.modules()
-        ]
-        model.eval()(example[:1])
-        for hook in hooks:
-            hook.remove()
-        for m in model.modules():
-            if isinstance(m, nn.BatchNorm2d):
-                m.register_forward_pre_hook(_see)
-        self.factors: list[Any] = []
-        chain: list[nn.Module] = [model.normalize]
-        for layer in (*model.body, model.head):
-            if isinstance(layer, nn.BatchNorm2d) or chain == [model.normalize]:
-                chain.append(layer)
-                continue
-            if chain:
-                self.factors.append(_operator(chain, shapes))
-                chain = []
-            if isinstance(layer, BasicBlock):
-                skip = [m for m in layer.shortcut.modules() if not list(m.children())]
-                self.factors.append(
-                    (
-                        None
-                        if isinstance(layer.shortcut, nn.Identity)
-                        else _operator(skip, shapes),
-                        _operator([layer.conv1, layer.bn1], shapes),
-                        _operator([layer.conv2, layer.bn2], shapes),
-                    )
-                )
-            elif isinstance(layer, nn.AdaptiveAvgPool2d):
-                self.factors.append(shapes[layer][1:].numel() ** -0.5)
-            elif isinstance(layer, (nn.Conv2d, nn.Linear)) and layer is not model.head:
-                chain = [layer]
-        model.train()
-
-    def operators(self) -> list[Operator]:
-        """All of them, in their order."""
-        parts = [f if isinstance(f, tuple) else (f,) for f in self.factors]
-        return [o for part in parts for o in part if isinstance(o, Operator)]
-
-    def __call__(self) -> Tensor:
-        product = self.head.weight.norm(dim=1).max()
-        for factor in self.factors:
-            if isinstance(factor, Operator):
-                product = product * factor.norm()
-            elif isinstance(factor, tuple):
-                skip, first, second = factor
-                around = 1.0 if skip is None else skip.norm()
-                product = product * (around + first.norm() * second.norm())
-            else:
-                product = product * factor
-        return product
-
-
-def _see(m: nn.Module, args: tuple[Tensor]) -> None:
-    if m.training:
-        m.seen = args[0].var((0, 2, 3), unbiased=False)
-
-
-def _operator(layers: list[nn.Module], shapes: dict[nn.Module, torch.Size]) -> Operator:
-    vector = torch.randn(1, *shapes[layers[0]])
-    return Operator(list(layers), vector / vector.norm())
-
-
 def data_of(recipe: Recipe, folder: Path) -> DataSplits:
     """Its sets: auxiliary outliers are Tiny-ImageNet's, others of it and four kinds are tested."""
     known = SOURCES[recipe.data]
@@ -255,7 +156,7 @@ def train(name: str, recipe: Recipe, splits: DataSplits, out: Path, seed: int) -
     cpu = torch.device("cpu")
     known, outliers = DeviceImages(splits.train, cpu), DeviceImages(splits.aux, cpu)
     draw = Draw(len(outliers), generator)
-    constant = LipschitzConstant(model, splits.train.pixels([0]))
+    constant = lipschitz_penalty(model, splits.train.image_shape, seed=seed)
     optimizer = torch.optim.Adam(model.parameters(), lr=recipe.lr, weight_decay=1e-5)
     steps = len(known) // BATCH * recipe.epochs
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
@@ -268,15 +169,15 @@ def train(name: str, recipe: Recipe, splits: DataSplits, out: Path, seed: int) -
         schedule.load_state_dict(state["schedule"])
         generator.set_state(state["generator"])
         draw._left, first, start = state["left"], state["epoch"], start - state["seconds"]
-        for operator, vector in zip(constant.operators(), state["vectors"], strict=True):
-            operator.vector = vector
+        constant.load_state_dict(state["vectors"])
         done = steps // recipe.epochs * first
     for epoch in range(first, recipe.epochs):
         for chosen in batch_indices(len(known), BATCH, generator):
             x = torch.cat([known.pixels(chosen), outliers.pixels(draw.take(BATCH))])
             flip = recipe.data != "mnist"
             x = draw_shifts(len(x), known.width, generator, flip=flip).apply(x)
-            logits = model(x)
+            with constant.watch():
+                logits = model(x)
             inside, outside = logits.split([len(chosen), BATCH])
             loss = F.cross_entropy(inside, known.labels[chosen])
             loss = loss + LAMBDA_SCORE * energy_margin_loss(
@@ -304,7 +205,7 @@ def train(name: str, recipe: Recipe, splits: DataSplits, out: Path, seed: int) -
                     "left": draw._left,
                     "epoch": epoch + 1,
                     "seconds": time.process_time() - start,
-                    "vectors": [operator.vector.detach() for operator in constant.operators()],
+                    "vectors": constant.state_dict(),
                 },
                 path,
             )
