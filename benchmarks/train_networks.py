@@ -193,7 +193,7 @@ def train(name: str, recipe: Recipe, splits: DataSplits, out: Path, seed: int) -
             optimizer.step()
             schedule.step()
             done += 1
-        print(f"{name}: epoch {epoch + 1}, loss {float(loss):.3f}, L {float(value):.3f}, "
+        print(f"{name}: epoch {epoch + 1}, loss {loss.item():.3f}, L {value.item():.3f}, "
               f"{time.process_time() - start:.0f} CPU s", flush=True)  # fmt: skip
         with atomic_path(kept) as path:
             torch.save(
@@ -220,7 +220,7 @@ def train(name: str, recipe: Recipe, splits: DataSplits, out: Path, seed: int) -
         "accuracy": found.id_accuracy,
         "auroc": found.mean("auroc"),
         "auroc_tinyimagenet": found.ood["tinyimagenet"]["auroc"],
-        "lipschitz_estimate": float(value) if recipe.lambda_lipschitz else None,
+        "lipschitz_estimate": value.item() if recipe.lambda_lipschitz else None,
         "threshold": found.threshold,
         "train_images": len(known),
         "cpu_seconds": time.process_time() - start,
