@@ -146,14 +146,15 @@ class LipschitzPenalty(nn.Module):
         if name not in self._buffers:
             start = torch.randn(1, *op.input_shape, generator=self._generator).to(weight)
             self.register_buffer(name, start / start.norm())
-        vector = self.get_buffer(name)
-        with torch.no_grad():
-            for _ in range(iterations):
-                found = op.adjoint(_apply(op, vector), weight)
+        for _ in range(iterations):
+            vector = self.get_buffer(name)
+            image = _apply(op, vector)
+            with torch.no_grad():
+                found = op.adjoint(image, weight)
                 length = found.norm()
                 # A layer of zeros has no direction: the vector stays.
-                vector.copy_(torch.where(length > 0, found / length, vector))
-        size: Tensor = torch.linalg.vector_norm(_apply(op, vector))
+                setattr(self, name, torch.where(length > 0, found / length, vector))
+        size: Tensor = torch.linalg.vector_norm(image)
         return size
 
 
@@ -177,9 +178,27 @@ class _Variances(TorchFunctionMode):
             given = dict(zip(names, args, strict=False)) | kwargs
             x, running = given["input"], given["running_var"]
             if given.get("training", False) and running is not None:
-                axes = [0, *range(2, x.ndim)]
-                self.found[id(running)] = x.to(running.dtype).var(axes, unbiased=False)
+                self.found[id(running)] = _Variance.apply(x.to(running.dtype))
         return func(*args, **kwargs)
+
+
+class _Variance(torch.autograd.Function):
+    """Of each channel of x (B, C, ...), by BatchNorm's kernel: a tenth of the time of `var`."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        mean, variance = torch.ops.aten.batch_norm_update_stats(x, None, None, 0.0)
+        ctx.save_for_backward(x, mean)
+        found: Tensor = variance
+        return found
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, g: Tensor) -> Tensor:
+        x, mean = ctx.saved_tensors
+        scale = 2 * g / (x.numel() // x.shape[1])
+        shape = (1, -1, *[1] * (x.ndim - 2))
+        return torch.addcmul((-scale * mean).view(shape), x, scale.view(shape))
 
 
 def _apply(op: Conv, v: Tensor) -> Tensor:

@@ -183,9 +183,12 @@ def test_one_call_is_one_step_of_the_power_method() -> None:
     penalty = lipschitz_penalty(model, (6,))
     (name, vector), *_ = penalty.named_buffers()
     before, w = vector.clone().reshape(6), model[0].weight.detach()
-    penalty()
+    found = penalty()
+    head = model[2].weight.detach().norm(dim=1).max()
+    torch.testing.assert_close(found.detach(), head * (w @ before).norm())
     after = w.T @ (w @ before)
-    torch.testing.assert_close(vector.reshape(6), after / after.norm())
+    moved = penalty.get_buffer(name).reshape(6)
+    torch.testing.assert_close(moved, after / after.norm())
     assert name == "vector_0"
 
 
