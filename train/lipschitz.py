@@ -203,6 +203,7 @@ class _Variance(torch.autograd.Function):
 
 def _apply(op: Conv, v: Tensor) -> Tensor:
     """W·v (1, *output_shape) of v (1, *input_shape)."""
-    if op.input_shape[1:] == op.output_shape[1:] == op.weight.shape[2:] == (1, 1) == op.stride:
+    single = op.input_shape[1:] == op.output_shape[1:] == op.weight.shape[2:] == (1, 1)
+    if single and op.groups == 1:
         return F.linear(v.flatten(1), op.weight.flatten(1))[..., None, None]
     return op.apply(v, op.weight)

@@ -192,6 +192,14 @@ def test_one_call_is_one_step_of_the_power_method() -> None:
     assert name == "vector_0"
 
 
+def test_groups_on_maps_of_one_pixel() -> None:
+    torch.manual_seed(0)
+    grouped = nn.Conv2d(4, 6, 1, groups=2, bias=False)
+    model = nn.Sequential(grouped, nn.ReLU(), nn.Flatten(), nn.Linear(6, 2)).double()
+    truth = spectral(grouped, (4, 1, 1)) * model[3].weight.norm(dim=1).max()
+    assert settled(model, (4, 1, 1)).item() == pytest.approx(truth.item(), rel=1e-9)
+
+
 def test_a_layer_of_zeros_keeps_its_vector_and_its_gradient_finite() -> None:
     model = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 2))
     nn.init.zeros_(model[0].weight)
