@@ -86,7 +86,8 @@ def check(config: ExperimentConfig, splits: DataSplits) -> None:
     _check_shares(config, splits, fabric.world_size)
     with torch.random.fork_rng([]):
         model, _ = first_model(config, splits, fabric.device)
-        lipschitz_of(config, model, splits.train.image_shape)
+        if any(stage.lambda_lipschitz for stage in config.train.stages):  # else it may be missing
+            lipschitz_of(config, model, splits.train.image_shape)
 
 
 def _check_methods(config: ExperimentConfig, splits: DataSplits) -> None:

@@ -103,8 +103,9 @@ class Objective(nn.Module):
 
         constant, nothing = None, contextlib.nullcontext()
         watch: contextlib.AbstractContextManager[None] = nothing
-        if self.lipschitz is not None and terms.lambda_lipschitz:
-            watch = nothing if is_compiled(self.model) else self.lipschitz.watch()
+        penalty = self.lipschitz if terms.lambda_lipschitz else None
+        if penalty is not None:
+            watch = nothing if is_compiled(self.model) else penalty.watch()
         elif self.lipschitz is not None and measure:
             # Before the pass, in which each process's own batch moves the running variance.
             constant = self.lipschitz().detach()
@@ -129,8 +130,8 @@ class Objective(nn.Module):
             if terms.scaling == "reference":  # of the whole step's samples, not this process's
                 out["grad_loss"] = out["grad_loss"] / terms.processes
             loss = loss + terms.lambda_grad * out["grad_loss"]
-        if self.lipschitz is not None and terms.lambda_lipschitz:
-            constant = self.lipschitz()
+        if penalty is not None:
+            constant = penalty()
             loss = loss + terms.lambda_lipschitz * constant
         if constant is not None:
             out["lipschitz_estimate"] = constant

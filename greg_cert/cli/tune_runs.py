@@ -137,9 +137,8 @@ def _trained(
     from greg_cert.train import check, fit
 
     known, begun = _read_note(folder), RunFolder(folder).config_file.exists()
-    check(
-        config, splits
-    )  # which also imports what training needs, so that no run is charged for it
+    # Which also imports what training needs, so that no run is charged for it.
+    check(config, splits)
     start = time.process_time()
     with screen.training_bar(f"train {title}".replace("[", r"\[")) as bar:
         run = fit(config, splits, folder, resume=plan.resume, observer=bar, command=plan.command)
