@@ -154,6 +154,7 @@ def train(name: str, recipe: Recipe, splits: DataSplits, out: Path, seed: int) -
         if isinstance(m, BasicBlock):  # so that L̄, a product over blocks, does not begin at 1e9
             nn.init.constant_(m.bn2.weight, 0.1)
     cpu = torch.device("cpu")
+    assert splits.aux is not None
     known, outliers = DeviceImages(splits.train, cpu), DeviceImages(splits.aux, cpu)
     draw = Draw(len(outliers), generator)
     constant = lipschitz_penalty(model, splits.train.image_shape, seed=seed)
@@ -179,6 +180,7 @@ def train(name: str, recipe: Recipe, splits: DataSplits, out: Path, seed: int) -
             with constant.watch():
                 logits = model(x)
             inside, outside = logits.split([len(chosen), BATCH])
+            assert known.labels is not None
             loss = F.cross_entropy(inside, known.labels[chosen])
             loss = loss + LAMBDA_SCORE * energy_margin_loss(
                 energy(inside), energy(outside), m_in=M_IN, m_out=M_OUT

@@ -56,7 +56,7 @@ NORMS = (2.0, math.inf)
 SIDES = ("id", "ood")
 SCORES = ("energy", "max_logit", "max_softmax")  # in turn
 MAX_RADIUS = {2.0: 3.0, math.inf: 1.0}
-CLOSE = 0.95  # of the attack's radius
+CLOSE = (0.9, 0.95)  # of the attack's radius
 SEED = 1000  # of attacks; certify's own begin at 0
 BISECTIONS = 20  # on the way from one image to another
 POOL = 600  # samples of a side that are chosen from
@@ -68,7 +68,7 @@ SAMPLES = {
              SPLIT: 3, "best": 3, "alpha-crown": 1, "branch": 1},
     "small": {GLOBAL: 64, "lipschitz": 4, "crown-ibp": 64, "crown": 4, "sdp-crown": 8, SPLIT: 1,
               "best": 1},
-    "image": {GLOBAL: 24, "lipschitz": 1, "crown-ibp": 8, "crown": 1, "sdp-crown": 3},
+    "image": {GLOBAL: 24, "lipschitz": 1, "crown-ibp": 24, "crown": 2, "sdp-crown": 8},
     "deep": {GLOBAL: 24, "sdp-crown": 1},
 }  # fmt: skip
 # Steps of an attack's run, restarts and steps along the boundary.
@@ -313,7 +313,7 @@ def check(subject: Subject, cell: Cell) -> dict[str, Any]:
             closest = max(closest, float(share.max()))
             by_method[method] = {
                 "certificates": int(found.sum()),
-                "close": int((share > CLOSE).sum()),
+                **{f"above {level}": int((share > level).sum()) for level in CLOSE},
                 "violations": int(hit.sum()),
                 "seconds": round(seconds, 3),
             }
@@ -346,12 +346,13 @@ def kinds(row: dict[str, Any]) -> list[str]:
 
 def counted(rows: list[dict[str, Any]]) -> dict[str, Counter[str]]:
     """Certificates, those close to the attack, and violations, by kind and by method."""
+    columns = ("certificates", *(f"above {level}" for level in CLOSE), "violations")
     table: dict[str, Counter[str]] = {}
     for row in rows:
         for method, numbers in row["methods"].items():
             for kind in (*kinds(row), f"method {method}"):
                 one = table.setdefault(kind, Counter())
-                one.update({k: numbers[k] for k in ("certificates", "close", "violations")})
+                one.update({k: int(numbers[k]) for k in columns})
     return table
 
 
@@ -393,10 +394,10 @@ def main() -> None:
             if row["broken"]:
                 raise SystemExit(f"violated: {row['broken']}")
     print(", ".join(f"{k} {v}" for k, v in about["versions"].items()))
-    print(f"{'':24}{'certificates':>14}{'above ' + str(CLOSE):>12}{'violations':>12}")
-    for kind, numbers in counted(rows).items():
-        print(f"{kind:24}{numbers['certificates']:14}{numbers['close']:12}"
-              f"{numbers['violations']:12}")  # fmt: skip
+    for k, (kind, numbers) in enumerate(counted(rows).items()):
+        if k == 0:
+            print(f"{'':24}" + "".join(f"{column:>14}" for column in numbers))
+        print(f"{kind:24}" + "".join(f"{number:14}" for number in numbers.values()))
 
 
 if __name__ == "__main__":
