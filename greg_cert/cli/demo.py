@@ -10,7 +10,7 @@ import typer
 
 from greg_cert.cli import screen
 
-CONFIGS = ("digits_energy.yaml", "digits_gregplus.yaml")
+CONFIGS = ("digits_energy.yaml", "digits_gregplus.yaml", "digits_lipschitz.yaml")
 
 
 def register(app: typer.Typer) -> None:
@@ -31,7 +31,7 @@ def demo(
     json: screen.Json = False,
     quiet: screen.Quiet = False,
 ) -> None:
-    """Train energy and GReg+ on bundled digits, certify both, compare and report.
+    """Train energy, GReg+ and a Lipschitz penalty on bundled digits, certify and compare them.
 
     Needs no network; minutes on two CPU cores. With --toy, trains on points in a plane with the
     gradient penalty and without, and draws the score and its slope everywhere.
