@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from greg_cert.certified_metrics import median_radius
+from greg_cert.certify_methods import chosen_methods
 from greg_cert.config import VerifyConfig
 from greg_cert.data import DataSplits, Images
 from greg_cert.errors import UnsupportedModelError
@@ -101,7 +102,7 @@ def _radii(
     """
     start = time.process_time()
     chosen = choose_samples(len(images), settings.samples, settings.seed)
-    size = settings.batch or chunk_size(model, images.image_shape)
+    size = settings.batch or chunk_size(model, images.image_shape, chosen_methods(settings.method))
     certifier = ChunkCertifier(model, gamma, "id", settings, score, images.image_shape)
     frames = []
     for rows in chosen.split(size):

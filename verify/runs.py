@@ -8,7 +8,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from greg_cert.certify_methods import PROOFS, chosen_methods
+from greg_cert.certify_methods import chosen_methods
 from greg_cert.config import VerifyConfig, dump_config
 from greg_cert.data import DataSplits
 from greg_cert.devices import device_title, find_device
@@ -83,8 +83,8 @@ def verify_runs(
     if out.exists() and not out.is_dir():
         raise RunError(f"out: cannot write to {out}: it is a file")
     shape = splits.test.image_shape
-    bounds = any(method in PROOFS for method in chosen_methods(settings.method))
-    chunk = settings.batch or min(chunk_size(r.model, shape, bounds=bounds) for r in found)
+    methods = chosen_methods(settings.method)
+    chunk = settings.batch or min(chunk_size(r.model, shape, methods) for r in found)
     with joined_ranks() as ranks:
         store = ShardStore(out / "shards", ranks.rank)
 

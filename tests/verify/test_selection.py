@@ -6,10 +6,11 @@ from typing import Any
 
 import pytest
 import torch
+from torch import nn
 
 from greg_cert.certify_methods import METHODS, PROOFS
 from greg_cert.config import VerifyConfig, parse_config
-from greg_cert.errors import ConfigError, UsageError
+from greg_cert.errors import ConfigError, UnsupportedModelError, UsageError
 from greg_cert.models import build_model
 from greg_cert.verify.selection import (
     Selection,
@@ -118,18 +119,34 @@ def test_what_was_verified_of_a_round_number_has_the_chunks_it_has_among_more(si
     assert {len(chunk) for chunk in more} == {size}
 
 
-def test_a_larger_network_has_smaller_chunks() -> None:
-    sizes = [
-        chunk_size(
-            build_model(
-                "cnn_small", num_classes=10, in_channels=1, image_size=n, mean=[0.5], std=[0.5]
-            ),
-            (1, n, n),
-        )
-        for n in (8, 16, 32)
-    ]
-    assert sizes[0] == 32
-    assert sizes[0] > sizes[1] > sizes[2] >= 1
+def test_a_larger_network_has_smaller_chunks_and_batched_methods_larger_ones() -> None:
+    sizes = {
+        methods: [
+            chunk_size(
+                build_model(
+                    "cnn_small", num_classes=10, in_channels=1, image_size=n, mean=[0.5], std=[0.5]
+                ),
+                (1, n, n),
+                methods,
+            )
+            for n in (8, 16, 32, 64)
+        ]
+        for methods in (("best",), ("sdp-crown", "lipschitz"), ("sdp-crown", "crown"))
+    }
+    best, batched, mixed = sizes.values()
+    assert best == mixed
+    assert best[0] == 32
+    assert best[0] > best[1] > best[2] >= 1
+    assert batched[0] == 64
+    assert batched[2] > batched[3] >= 1
+    assert all(few <= many for few, many in zip(best, batched, strict=True))
+
+
+def test_a_network_without_bounds_has_chunks_for_methods_that_need_none() -> None:
+    model = nn.Sequential(nn.Flatten(), nn.Linear(4, 3), nn.Hardshrink())
+    with pytest.raises(UnsupportedModelError):
+        chunk_size(model, (1, 2, 2), ("smoothing", "crown"))
+    assert chunk_size(model, (1, 2, 2), ("smoothing", "clever")) >= 1
 
 
 def test_methods_are_one_name_or_several() -> None:
