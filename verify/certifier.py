@@ -101,7 +101,8 @@ class Certifier:
         if "best" in methods:
             self.best = best_radius(graph, draft, pooled, prover, norm, max_radius, options)
         if options.lipschitz or {"lipschitz", "best"} & {*methods}:
-            whole = "lipschitz" in methods or "best" not in methods
+            # The local constant costs more than sdp-crown's radius, and is asked for by its name.
+            whole = "lipschitz" in methods or {"best", "sdp-crown"}.isdisjoint(methods)
             self.lipschitz = LipschitzRadius(
                 graph,
                 draft,
