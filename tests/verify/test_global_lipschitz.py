@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -350,6 +351,20 @@ def test_depth_is_no_obstacle() -> None:
     )
     assert bool((result.radius_lipschitz >= found * (1 - 1e-6)).all())
     assert attack_certificates_of(model, x, threshold, found) == 6
+
+
+@pytest.mark.parametrize("method", ["sdp-crown", "best", "crown", ("sdp-crown", "lipschitz")])
+def test_the_local_constant_is_computed_where_it_is_asked_for(method: Any) -> None:
+    model, x = penalised(depth=3).double(), points((8,), 6, seed=11)
+    scores = -torch.logsumexp(model(x), 1).detach()
+    threshold = float(scores.max()) + 0.5
+    whole = global_lipschitz_radius(model, x, threshold, max_radius=100.0)
+    options: dict[str, Any] = {"max_radius": 100.0, "attack": False}
+    result = certify(model, x, threshold, method=method, **options)
+    local = certify(model, x, threshold, method="lipschitz", **options).radius_lipschitz
+    assert bool((local > 1.02 * whole).all())
+    expected = whole if method in ("sdp-crown", "best") else local
+    torch.testing.assert_close(result.radius_lipschitz, expected, rtol=1e-5, atol=0)
 
 
 def attack_certificates_of(model: nn.Module, x: Tensor, threshold: float, radius: Tensor) -> int:
