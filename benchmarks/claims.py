@@ -1,13 +1,13 @@
 """What training for the proof gains and costs, over seeds and on test data, as docs/results.md.
 
-Run: python benchmarks/claims.py [CELL …] --work WORK [--only train|verify] [--samples 200]
+Run: python benchmarks/claims.py [CELL …] --work WORK [--train] [--samples 200]
      python benchmarks/claims.py --write      # docs/results.md from the files that are there
 
 A CELL is DATA-SEED, such as mnist-0; by default all of them in turn. Each trains the runs of
 `GRID[DATA]` on one CPU thread, evaluates them, certifies the same test samples under each, attacks
 every certificate, and writes docs/results/CELL.json. A cell whose file is there is not done again.
-WORK keeps run folders and certificates, so an interrupted cell goes on where it was; with `--only
-train` it stops before the first look at test data.
+WORK keeps run folders and certificates, so an interrupted cell goes on where it was; with `--train`
+it stops before the first look at test data.
 """
 
 from __future__ import annotations
@@ -39,6 +39,7 @@ CELLS, PAGE = ROOT / "docs" / "results", ROOT / "docs" / "results.md"
 MARK = "<!-- The tables below are written by benchmarks/claims.py. -->"
 SEEDS = (0, 1, 2)
 BATCH = 25  # samples certified and attacked at once
+MAX_RADIUS = 3.0
 
 
 @dataclass(frozen=True)
@@ -62,14 +63,12 @@ class Grid:
         title: of its section.
         runs: by name; the first is the baseline.
         against: names of further baselines.
-        max_radius: of `verify`.
         samples: at most so many test samples are certified.
     """
 
     title: str
     runs: dict[str, Run]
     against: tuple[str, ...]
-    max_radius: float
     samples: int
 
 
@@ -90,7 +89,6 @@ GRID = {
             "Lipschitz, MaxMin": Run("digits_lipschitz.yaml", MAXMIN),
         },
         (),
-        3.0,
         360,
     ),
     "mnist": Grid(
@@ -102,7 +100,6 @@ GRID = {
             "Lipschitz": Run("mnist_lipschitz.yaml"),
         },
         ("energy, far margins",),
-        3.0,
         150,
     ),
     "cifar10small": Grid(
@@ -114,7 +111,6 @@ GRID = {
             "Lipschitz, farther": Run("cifar10small_lipschitz.yaml", FARTHER),
         },
         ("energy, lip_cnn",),
-        3.0,
         100,
     ),
 }
@@ -146,14 +142,9 @@ def trained(data: str, seed: int, work: Path) -> dict[str, tuple[RunFolder, floa
     return found
 
 
-def measured(run: RunFolder, seconds: float) -> dict[str, Any]:
+def measured(run: RunFolder, evaluator: Evaluator, seconds: float) -> dict[str, Any]:
     """What a run is worth before anything of a sample is certified."""
-    config, splits = run.config, load_data(run.config.data)
-    evaluator = Evaluator(run.path)
-    predicted = evaluator.predictions
-    detection = evaluator.detection()
-    shape = splits.test.image_shape
-    model = run.load_model().eval().double()
+    config, predicted, detection = run.config, evaluator.predictions, evaluator.detection()
     return {
         "model": config.model.name,
         "activation": config.model.activation,
@@ -163,7 +154,6 @@ def measured(run: RunFolder, seconds: float) -> dict[str, Any]:
         "ood": {
             name: {"auroc": m["auroc"], "fpr95": m["fpr95"]} for name, m in detection.sets.items()
         },
-        "constant": global_lipschitz_bound(model, shape, score=config.score),
         "train_seconds": round(seconds, 1),
     }
 
@@ -178,28 +168,34 @@ def cell(data: str, seed: int, work: Path, samples: int | None) -> dict[str, Any
         update={
             "method": "sdp-crown",
             "samples": n,
-            "max_radius": grid.max_radius,
+            "max_radius": MAX_RADIUS,
             "batch": BATCH,
         }
     )
     out = work / f"{data}-{seed}" / "verify"
     done = verify_runs(others, settings, out, baseline=first)
     results = load_results(out)
-    test = load_data(first.config.data).test
-    numbers = {name: measured(run, seconds) for name, (run, seconds) in runs.items()}
-    for name in runs:
-        frame, found = results.of(name), numbers[name]
+    splits = load_data(first.config.data)  # of all runs
+    numbers = {}
+    for name, (run, seconds) in runs.items():
+        evaluator, summary = Evaluator(run.path, splits), results.summary.runs[name]
+        found = measured(run, evaluator, seconds)
+        model = evaluator.model.eval().double()  # only now: scores are those of its own type
+        frame = results.of(name)
         certified, attack = (
             results.column(name, column) for column in ("radius_certified", "radius_attack")
         )
         kept = results.kept(name)
         radius = global_lipschitz_radius(
-            runs[name][0].load_model().eval().double(),
-            test.pixels(frame["index"].tolist()).double(),
-            results.summary.runs[name].threshold,
-            max_radius=grid.max_radius,
+            model,
+            splits.test.pixels(frame["index"].tolist()).double(),
+            summary.threshold,
+            max_radius=MAX_RADIUS,
         )
-        found |= {
+        numbers[name] = found | {
+            "constant": global_lipschitz_bound(
+                model, splits.test.image_shape, score=run.config.score
+            ),
             "samples": len(frame),
             "accepted": int(kept.sum()),
             "certified": float(median(certified)),
@@ -207,8 +203,8 @@ def cell(data: str, seed: int, work: Path, samples: int | None) -> dict[str, Any
             "lipschitz": float(radius.median()),
             "share": float(median((certified / attack)[kept])),
             "shares_above_0.9": int((certified / attack > 0.9)[kept].sum()),
-            "violations": results.summary.runs[name].violations,
-            "verify_seconds": results.summary.runs[name].seconds,
+            "violations": summary.violations,
+            "verify_seconds": summary.seconds,
             "radii": [
                 [int(i), round(float(c), 5), round(float(a), 5)]
                 for i, c, a in zip(frame["index"], certified, attack, strict=True)
@@ -216,10 +212,10 @@ def cell(data: str, seed: int, work: Path, samples: int | None) -> dict[str, Any
         }
     comparisons = []
     for baseline in (first.config.title, *grid.against):
-        summary = results.summary.model_copy(update={"baseline": baseline})
+        against = results.summary.model_copy(update={"baseline": baseline})
         comparisons += [
             asdict(found)
-            for found in compare(replace(results, summary=summary))
+            for found in compare(replace(results, summary=against))
             if found.main and found.run not in grid.against
         ]
     return {
@@ -252,7 +248,7 @@ def section(data: str, cells: list[dict[str, Any]]) -> list[str]:
         f"## {grid.title}",
         "",
         f"Seeds {seeds}; {n} test samples certified a run (ℓ2, `sdp-crown`, radii up to "
-        f"{grid.max_radius:g}); {sum(c['violations'] for c in cells)} certificates contradicted; "
+        f"{MAX_RADIUS:g}); {sum(c['violations'] for c in cells)} certificates contradicted; "
         f"torch {', '.join(versions)}, one CPU thread; commits {', '.join(commits)}.",
         "",
         "| run | accuracy | ECE | AUROC, mean of sets | FPR95, mean of sets | certified (proof) "
@@ -329,7 +325,7 @@ def main() -> None:
     parser.add_argument("cells", nargs="*", metavar="CELL", help=", ".join(names))
     parser.add_argument("--work", type=Path, help="folder of runs and certificates")
     parser.add_argument("--samples", type=int, help="certify fewer than the grid says")
-    parser.add_argument("--only", choices=("train", "verify"))
+    parser.add_argument("--train", action="store_true", help="train and no more")
     parser.add_argument("--write", action="store_true", help="write the page and no more")
     given = parser.parse_args()
     if unknown := sorted(set(given.cells) - set(names)):
@@ -343,7 +339,7 @@ def main() -> None:
         file = CELLS / f"{name}.json"
         if file.exists():
             continue
-        if given.only == "train":
+        if given.train:
             trained(data, int(seed), given.work)
             continue
         found = cell(data, int(seed), given.work, given.samples)
