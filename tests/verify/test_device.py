@@ -50,6 +50,7 @@ from greg_cert.verify.clever import CleverOptions
 from greg_cert.verify.diagnose import diagnose
 from greg_cert.verify.graph import sums_of_products
 from greg_cert.verify.judge import judge
+from greg_cert.verify.lipschitz import operator_norms
 from greg_cert.verify.lipschitz.global_radius import global_lipschitz_radius
 from greg_cert.verify.options import CertifyOptions
 from greg_cert.verify.radius.coupled import CoupledEffort
@@ -123,6 +124,13 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
     return fit(config, load_data(config.data), tmp_path_factory.mktemp("run"))
 
 
+class Forgetful(dict[bytes, float]):
+    """Keeps the norm of a layer no longer than until it is read."""
+
+    def __contains__(self, key: object) -> bool:
+        return False
+
+
 @pytest.fixture(
     params=[
         "pretended",
@@ -132,8 +140,11 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
         ),
     ]
 )
-def device(request: pytest.FixtureRequest) -> Iterator[torch.device]:
-    """A device that is not the CPU."""
+def device(
+    request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[torch.device]:
+    """A device that is not the CPU, where norms are found anew."""
+    monkeypatch.setattr(operator_norms, "_found", Forgetful())
     if request.param == "cuda":
         yield torch.device("cuda", 0)
         return
@@ -257,7 +268,8 @@ def test_a_whole_verification_is_too(
     run: RunFolder, device: torch.device, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     changed = {"samples": 2, "ood_samples": 1, "side": "both", "auc_radii": (0.1,), "batch": None}
-    settings = SETTINGS.model_copy(update={**changed, "correct": True, "method": "crown-ibp"})
+    changed |= {"device": "cpu", "correct": True, "method": "crown-ibp"}
+    settings = SETTINGS.model_copy(update=changed)
     expected = greg_cert.verify.runs.verify_runs([run], settings, tmp_path / "cpu", audit=True)
     with monkeypatch.context() as patched:
         patched.setattr(greg_cert.verify.runs, "find_device", lambda name: device)

@@ -71,7 +71,7 @@ def band_norm(op: Conv) -> float:
     gram = gram_band(op, band, rows, columns)
 
     below = largest_eigenvalue_estimate(
-        partial(gram_map, op), columns.numel(), gram, batch=1, steps=_STEPS
+        partial(gram_map, op), columns.numel(), op.weight, batch=1, steps=_STEPS
     )
     estimate = max(float(below), float(gram[:, 0].max()))
     # Where a factorisation is dear the first tries, mostly in vain, are left out.
