@@ -1,7 +1,7 @@
 """Certificates by the thousand, each attacked inside its own radius: none may break.
 
 Run: python benchmarks/verify_violations.py --out FILE [--runs RUN …] [--trained FOLDER]
-     [--shared SHARED] [--seed 0]
+     [--shared SHARED] [--device cpu|cuda|cuda:N]
 RUNs are run folders, FOLDER is one that `train_networks.py` filled, SHARED holds `networks/` and
 `data/`. A certificate is one sample at one threshold, on one side, of one score, with its class or
 without, in one norm, by one method. Each cell of these, on one network, is one line of FILE,
@@ -36,6 +36,7 @@ from torch import Tensor, nn
 
 from greg_cert.data import DataSplits, load_data
 from greg_cert.data.schema import DataConfig
+from greg_cert.devices import device_title, find_device
 from greg_cert.metrics import threshold_at_tpr
 from greg_cert.models import MaxMin
 from greg_cert.models.resnet import BasicBlock
@@ -181,7 +182,7 @@ def subjects(
 
 def chosen(subject: Subject, cell: Cell, count: int) -> tuple[float, Tensor, Tensor | None]:
     """Threshold of a cell, its samples in float64, and their classes where they count."""
-    model, splits = subject.model.double(), subject.splits
+    model, splits = subject.model.cpu().double(), subject.splits  # same samples on all devices
     value = score_of(cell.score)
     generator = torch.Generator().manual_seed(zlib.crc32(cell.key.encode()))
 
@@ -268,8 +269,8 @@ def proven(
     return found.radius_lipschitz if method == "lipschitz" else found.radius_certified
 
 
-def check(subject: Subject, cell: Cell) -> dict[str, Any]:
-    """Certify the samples of a cell and attack everything proven."""
+def check(subject: Subject, cell: Cell, device: torch.device) -> dict[str, Any]:
+    """Certify the samples of a cell on a device, and attack everything proven there."""
     begun = time.process_time()
     counts = dict(SAMPLES[subject.size])
     if cell.norm != 2.0:
@@ -278,8 +279,9 @@ def check(subject: Subject, cell: Cell) -> dict[str, Any]:
     if cell.correct:  # the Lipschitz radius is one of the score alone
         for method in (GLOBAL, "lipschitz"):
             counts.pop(method, None)
-    model = subject.model
     threshold, x, labels = chosen(subject, cell, max(counts.values()))
+    model, x = subject.model.to(device), x.to(device)
+    labels = None if labels is None else labels.to(device)
     by_method: dict[str, dict[str, float]] = {}
     broken: list[dict[str, Any]] = []
     closest = 0.0
@@ -294,7 +296,7 @@ def check(subject: Subject, cell: Cell) -> dict[str, Any]:
         attacker = Certifier(
             model, None, "auto", margin, cell.norm, MAX_RADIUS[cell.norm], (), options
         )
-        none = torch.zeros(len(x), dtype=torch.bool)
+        none = torch.zeros(len(x), dtype=torch.bool, device=device)
         nearest = attacker.nearest_attack(x, names, labels, none).radius
         graph = trace_model(model, tuple(x.shape[1:]))
         for k, (method, count) in enumerate(counts.items()):
@@ -362,6 +364,7 @@ def main() -> None:
     parser.add_argument("--runs", type=Path, nargs="*", default=[])
     parser.add_argument("--trained", type=Path, help="folder of train_networks.py")
     parser.add_argument("--shared", type=Path, default=community_networks.FOLDER.parent)
+    parser.add_argument("--device", default="cpu")
     parser.add_argument("--only", nargs="*", help="names of networks")
     parser.add_argument("--count", action="store_true", help="what FILE holds, and no more")
     given = parser.parse_args()
@@ -371,7 +374,9 @@ def main() -> None:
     if given.out.exists():
         rows = [json.loads(line) for line in given.out.read_text(encoding="utf-8").splitlines()]
     done = {row["key"] for row in rows}
-    about = environment("cpu, one thread")
+    device = find_device(given.device)
+    title = "cpu, one thread" if device.type == "cpu" else device_title(device)
+    about = environment(title)
     commit = about["git_commit"]
     made: dict[str, Subject] = {}
     kept = list(subjects(given.runs, given.trained, given.shared))
@@ -384,7 +389,7 @@ def main() -> None:
             cell = list(subject.cells())[turn]
             if cell.key in done:
                 continue
-            row = {**check(subject, cell), "commit": commit}
+            row = {**check(subject, cell, device), "device": title, "commit": commit}
             rows.append(row)
             with given.out.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(row) + "\n")

@@ -65,7 +65,8 @@ class StageConfig(Section):
         scaling: `paper`: L_∇ is the sum of two means; `reference`: as the authors' code has it,
             that divided by the number of samples in the step.
         gradient_space: Whether the gradient is by raw pixels in [0, 1] or by normalised ones.
-        penalty_every: Steps from one gradient penalty to the next, which weighs as many times λ_∇.
+        penalty_every: Steps from one penalty to the next, of the gradient or of L̄, which weighs as
+            many times λ_∇ or λ_L.
         estimator: How the gradient penalty is differentiated: `double-backward` exactly;
             `finite-difference` with one more forward pass, which compiles.
         lambda_lipschitz: Weight λ_L of L̄, the formula of the score's proven Lipschitz constant over

@@ -11,7 +11,8 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -125,37 +126,61 @@ class LipschitzPenalty(nn.Module):
             self._variances = {}
 
     def _value(self, norm: float, iterations: int) -> Tensor:
-        place = -1
-
-        def norm_of(op: Conv | Linear) -> Tensor:
-            nonlocal place
-            place += 1
-            return self._norm(one_kind(op), f"vector_{place}", norm, iterations)
+        def norms_of(ops: Sequence[Conv | Linear]) -> Sequence[Tensor]:
+            named = {f"vector_{i}": one_kind(op) for i, op in enumerate(ops)}
+            alike: dict[Any, dict[str, Conv]] = {}
+            for name, op in named.items():
+                geometry = (op.weight.shape, op.input_shape, op.stride, op.padding)
+                alike.setdefault((*geometry, op.dilation, op.groups), {})[name] = op
+            found: dict[str, Tensor] = {}
+            for some in alike.values():
+                found |= zip(some, self._norms(some, norm, iterations), strict=True)
+            # One transfer of single numbers, with which the rest is done.
+            return torch.stack([found[name] for name in named]).to("cpu", torch.float64).unbind()
 
         graph = self._graph(self._variances)
         with torch.autocast(graph.device.type, enabled=False):
-            return score_constant(graph, self.score, norm, norm_of)
+            return score_constant(graph, self.score, norm, norms_of).to(graph.device)
 
-    def _norm(self, op: Conv, name: str, norm: float, iterations: int) -> Tensor:
-        """‖W‖ of a layer, whose vector has this name."""
-        weight = op.weight
-        if op.is_diagonal:
-            return weight.abs().amax()
+    def _norms(self, layers: dict[str, Conv], norm: float, iterations: int) -> Sequence[Tensor]:
+        """‖W‖ of layers of one geometry, by the names of their vectors.
+
+        Side by side in one convolution of so many groups: a deep network has many layers and few
+        geometries, and on a GPU an operation costs much the same for one as for all.
+        """
+        first, count = next(iter(layers.values())), len(layers)
+        weight = torch.stack([op.weight for op in layers.values()])
+        if first.is_diagonal:
+            return weight.abs().flatten(1).amax(1).unbind()
+        channels, *size = first.input_shape
+        every = replace(
+            first,
+            weight=weight.flatten(0, 1),
+            input_shape=(count * channels, *size),
+            groups=count * first.groups,
+        )
         if norm == math.inf:
-            return op.apply(weight.new_ones(1, *op.input_shape), weight.abs()).amax()
-        if name not in self._buffers:
-            start = torch.randn(1, *op.input_shape, generator=self._generator).to(weight)
-            self.register_buffer(name, start / start.norm())
+            sums = every.apply(weight.new_ones(1, *every.input_shape), every.weight.abs())
+            largest: Tensor = sums.reshape(count, -1).amax(1)
+            return largest.unbind()
+        for name in layers:
+            if name not in self._buffers:
+                start = torch.randn(1, *first.input_shape, generator=self._generator).to(weight)
+                self.register_buffer(name, start / start.norm())
+        vectors = torch.cat([self.get_buffer(name) for name in layers], 1)
         for _ in range(iterations):
-            vector = self.get_buffer(name)
-            image = _apply(op, vector)
+            image = every.apply(vectors, every.weight).reshape(count, -1)
             with torch.no_grad():
-                found = op.adjoint(image, weight)
-                length = found.norm()
+                back = every.adjoint(image.reshape(1, *every.output_shape), every.weight)
+                back = back.reshape(count, -1)
+                length = torch.linalg.vector_norm(back, dim=1, keepdim=True)
                 # A layer of zeros has no direction: the vector stays.
-                setattr(self, name, torch.where(length > 0, found / length, vector))
-        size: Tensor = torch.linalg.vector_norm(image)
-        return size
+                back = torch.where(length > 0, back / length, vectors.reshape(count, -1))
+                vectors = back.reshape(vectors.shape)
+        for name, vector in zip(layers, vectors.split(channels, 1), strict=True):
+            setattr(self, name, vector)
+        sizes: Tensor = torch.linalg.vector_norm(image, dim=1)
+        return sizes.unbind()
 
 
 class _Variances(TorchFunctionMode):
@@ -178,7 +203,7 @@ class _Variances(TorchFunctionMode):
             given = dict(zip(names, args, strict=False)) | kwargs
             x, running = given["input"], given["running_var"]
             if given.get("training", False) and running is not None:
-                self.found[id(running)] = _Variance.apply(x.to(running.dtype))
+                self.found[id(running)] = _Variance.apply(x, running.dtype)
         return func(*args, **kwargs)
 
 
@@ -186,24 +211,17 @@ class _Variance(torch.autograd.Function):
     """Of each channel of x (B, C, ...), by BatchNorm's kernel: a tenth of the time of `var`."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor) -> Tensor:
-        mean, variance = torch.ops.aten.batch_norm_update_stats(x, None, None, 0.0)
-        ctx.save_for_backward(x, mean)
+    def forward(ctx: Any, x: Tensor, dtype: torch.dtype) -> Tensor:
+        mean, variance = torch.ops.aten.batch_norm_update_stats(x.to(dtype), None, None, 0.0)
+        ctx.save_for_backward(x, mean)  # x as it came, which BatchNorm keeps as well
         found: Tensor = variance
         return found
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, g: Tensor) -> Tensor:
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor, None]:
         x, mean = ctx.saved_tensors
         scale = 2 * g / (x.numel() // x.shape[1])
         shape = (1, -1, *[1] * (x.ndim - 2))
-        return torch.addcmul((-scale * mean).view(shape), x, scale.view(shape))
-
-
-def _apply(op: Conv, v: Tensor) -> Tensor:
-    """W·v (1, *output_shape) of v (1, *input_shape)."""
-    single = op.input_shape[1:] == op.output_shape[1:] == op.weight.shape[2:] == (1, 1)
-    if single and op.groups == 1:
-        return F.linear(v.flatten(1), op.weight.flatten(1))[..., None, None]
-    return op.apply(v, op.weight)
+        slope = torch.addcmul((-scale * mean).view(shape), x.to(g.dtype), scale.view(shape))
+        return slope.to(x.dtype), None

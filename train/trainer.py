@@ -512,12 +512,14 @@ def _terms(
 ) -> Terms:
     """Of one step, counted from the stage's beginning, whose epochs have so many."""
     ramp = stage.lambda_lipschitz_ramp * per_epoch
+    penalised, weight = step % stage.penalty_every == 0, stage.penalty_every
+    risen = min(1.0, (step + 1) / max(1.0, ramp))
     return Terms(
         outlier_loss=stage.outlier_loss,
-        gradient=stage.gradient and step % stage.penalty_every == 0,
+        gradient=stage.gradient and penalised,
         lambda_score=stage.lambda_score,
-        lambda_grad=stage.lambda_grad * stage.penalty_every,
-        lambda_lipschitz=stage.lambda_lipschitz * min(1.0, (step + 1) / max(1.0, ramp)),
+        lambda_grad=stage.lambda_grad * weight,
+        lambda_lipschitz=stage.lambda_lipschitz * risen * weight if penalised else 0.0,
         score=stage.score,
         m_in=-math.inf if progress.m_in is None else progress.m_in,
         m_out=math.inf if progress.m_out is None else progress.m_out,

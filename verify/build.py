@@ -126,7 +126,8 @@ class GraphBuilder:
                 self.per_channel(name, i, sign, torch.zeros_like(sign)) if (sign < 0).any() else i
             )
         shape = self.shape(i)
-        op = Activation(slope.detach().reshape(-1, *[1] * (len(shape) - 1)))
+        slope = slope.detach().to(self._device())
+        op = Activation(slope.reshape(-1, *[1] * (len(shape) - 1)))
         return self._append(name, op, (i,), shape)
 
     def smooth(self, name: str, i: int, kind: str, scale: float = 1.0) -> int:
@@ -206,7 +207,7 @@ class GraphBuilder:
             smaller: the others.
         """
         shape, pairs = self.shape(i), (tuple(first), tuple(second))
-        slope = torch.ones(shape[0], dtype=self._dtype, device=self._device())
+        slope = torch.ones(shape[0], dtype=self._dtype, device="cpu")
         slope[list(second)] = -1.0
         apart = self._append(name, Rotation(*pairs, *pairs), (i,), shape)
         bent = self.activation(name, apart, slope)

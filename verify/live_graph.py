@@ -12,6 +12,7 @@ from torch.utils import _pytree as pytree
 from greg_cert.errors import UnsupportedModelError
 from greg_cert.inference import device_of
 from greg_cert.verify.graph import Graph
+from greg_cert.verify.operations import Scale, batch_norm_scales
 from greg_cert.verify.structure import check_model, check_traceable
 from greg_cert.verify.trace import PROBES, Translation, static_graph
 
@@ -65,8 +66,16 @@ class LiveGraph:
         Args:
             variances: of BatchNorm's channels, each in place of the running one of that id.
         """
+        norms: list[Any] = [
+            m for m in self._traced.modules() if isinstance(getattr(m, "running_var", None), Tensor)
+        ]
+        scales: dict[nn.Module, Scale] = {}
+        if norms:
+            running = [m.running_var for m in norms]
+            used = [(variances or {}).get(id(v), v) for v in running]
+            scales = dict(zip(norms, batch_norm_scales(norms, used), strict=True))
         return Translation(
-            self._traced, self._probe, whole_pools=True, known=self._known, variances=variances
+            self._traced, self._probe, whole_pools=True, known=self._known, scales=scales
         ).run()
 
 

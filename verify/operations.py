@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import operator
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -42,6 +42,10 @@ LEAVES: tuple[type[nn.Module], ...] = (
 )
 
 
+Scale = tuple[Tensor, Tensor]
+"""What each channel is multiplied by, and what is added to it."""
+
+
 @dataclass(frozen=True)
 class Context:
     """State of a translation: the graph so far and what the probe batch gives at each fx node."""
@@ -52,7 +56,7 @@ class Context:
     index: dict[fx.Node, int] = field(default_factory=dict)  # canonical node, if not a constant
     parts: dict[fx.Node, tuple[int, ...]] = field(default_factory=dict)  # nodes of a tuple
     whole_pools: bool = False  # whether max pools that could be trees of ReLU are not
-    variances: Mapping[int, Tensor] = field(default_factory=dict)  # in place of running ones, by id
+    scales: Mapping[nn.Module, Scale] = field(default_factory=dict)  # of BatchNorm, where known
 
 
 @dataclass(frozen=True)
@@ -153,17 +157,29 @@ def _linear(c: Call) -> int:
     return c.builder.linear(c.name, i, weight, bias)
 
 
+def batch_norm_scales(modules: Sequence[Any], variances: Sequence[Tensor]) -> list[Scale]:
+    """What BatchNorm in evaluation mode does, with these variances; all of them in one go."""
+
+    def joined(name: str, missing: float) -> Tensor:
+        values = [getattr(m, name) for m in modules]
+        pairs = zip(values, variances, strict=True)
+        return torch.cat([torch.full_like(v, missing) if x is None else x for x, v in pairs])
+
+    padded = torch.cat([v + m.eps for m, v in zip(modules, variances, strict=True)])
+    scale = torch.rsqrt(padded) * joined("weight", 1.0)
+    shift = joined("bias", 0.0) - joined("running_mean", 0.0) * scale
+    sizes = [len(v) for v in variances]
+    return list(zip(scale.split(sizes), shift.split(sizes), strict=True))
+
+
 def _batch_norm(c: Call) -> int:
     m = c.target
     if m.running_mean is None or m.running_var is None:
         raise c.refuse("it has no running statistics, so its output depends on the batch")
-    variance = c.context.variances.get(id(m.running_var), m.running_var)
-    scale = torch.rsqrt(variance + m.eps)
-    if m.weight is not None:
-        scale = scale * m.weight
-    shift = -m.running_mean * scale
-    if m.bias is not None:
-        shift = shift + m.bias
+    if m in c.context.scales:
+        scale, shift = c.context.scales[m]
+    else:
+        ((scale, shift),) = batch_norm_scales([m], [m.running_var])
     return c.builder.per_channel(c.name, c.operand(), scale, shift)
 
 

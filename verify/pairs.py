@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -36,10 +37,9 @@ class Rotation:
 
     def of_rows(self, x: Tensor) -> Tensor:
         """The map of x (C, ...), pixel by pixel."""
-        a, b = x[list(self.first)], x[list(self.second)]
-        y = torch.empty_like(x)
-        y[list(self.sums)], y[list(self.differences)] = _ROOT * (a + b), _ROOT * (a - b)
-        return y
+        first, second, places = _indices(self, x.device)
+        a, b = x.index_select(0, first), x.index_select(0, second)
+        return torch.cat((_ROOT * (a + b), _ROOT * (a - b))).index_select(0, places)
 
     @property
     def transposed(self) -> Rotation:
@@ -51,6 +51,18 @@ class Rotation:
         block = 2 * len(self.first) // groups
         every = zip(self.first, self.second, self.sums, self.differences, strict=True)
         return all(len({c // block for c in pair}) == 1 for pair in every)
+
+
+@lru_cache(maxsize=64)
+@torch.inference_mode(False)
+def _indices(rotation: Rotation, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+    """The first and second of each pair, and where each channel of y is in (sums, differences)."""
+
+    def tensor(values: Sequence[int]) -> Tensor:
+        return torch.tensor(values, device=device)
+
+    places = tensor((*rotation.sums, *rotation.differences)).argsort()
+    return tensor(rotation.first), tensor(rotation.second), places
 
 
 def rotated_output(op: Conv | Linear, rotation: Rotation) -> Conv | Linear | None:

@@ -22,7 +22,7 @@ from greg_cert.verify.agreement import check_agreement
 from greg_cert.verify.build import GraphBuilder
 from greg_cert.verify.channel_calls import divided
 from greg_cert.verify.graph import Conv, Graph, Linear
-from greg_cert.verify.operations import LEAVES, Call, Context
+from greg_cert.verify.operations import LEAVES, Call, Context, Scale
 from greg_cert.verify.scorer import check_weights
 from greg_cert.verify.structure import check_model, check_traceable, says_what_it_does
 
@@ -136,7 +136,7 @@ class Translation:
         probe: (PROBES, *input_shape), of the type that the graph is to have.
         whole_pools: as in `trace_model`.
         known: what depends on the probe, by its node, where that need not be run again.
-        variances: what BatchNorm divides by in place of its running variance, by the id of that.
+        scales: what BatchNorms do, where that is known.
     """
 
     def __init__(
@@ -146,15 +146,13 @@ class Translation:
         *,
         whole_pools: bool,
         known: Mapping[fx.Node, Any] | None = None,
-        variances: Mapping[int, Tensor] | None = None,
+        scales: Mapping[nn.Module, Scale] | None = None,
     ) -> None:
         self.traced = traced
         self.probe = probe
         self.known = known or {}
         builder = GraphBuilder(tuple(probe.shape[1:]), probe.dtype)
-        self.context = Context(
-            builder, len(probe), whole_pools=whole_pools, variances=variances or {}
-        )
+        self.context = Context(builder, len(probe), whole_pools=whole_pools, scales=scales or {})
         self.versions: dict[fx.Node, list[int]] = {}
 
     def run(self) -> Graph:

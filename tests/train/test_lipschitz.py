@@ -22,6 +22,7 @@ from greg_cert.models.base import Classifier
 from greg_cert.models.resnet import BasicBlock
 from greg_cert.scores import SCORES
 from greg_cert.train import check, fit, lipschitz_penalty, trainer
+from greg_cert.train.lipschitz import _Variance
 from greg_cert.train.trainer import first_model
 from greg_cert.verify import global_lipschitz_bound
 
@@ -192,6 +193,37 @@ def test_one_call_is_one_step_of_the_power_method() -> None:
     assert name == "vector_0"
 
 
+def test_layers_of_one_shape_are_each_measured_by_themselves() -> None:
+    torch.manual_seed(0)
+    alike = [nn.Conv2d(4, 4, 3, padding=1, groups=2, bias=False).double() for _ in range(3)]
+    head = nn.Linear(36, 2).double()
+    with torch.no_grad():
+        alike[1].weight.mul_(5.0)
+        alike[2].weight[:2].mul_(7.0)  # one group alone
+    layers = [module for conv in alike for module in (conv, nn.ReLU())]
+    model = nn.Sequential(*layers, nn.Flatten(), head)
+    norms = [spectral(conv, (4, 3, 3)) for conv in alike]
+    truth = torch.stack(norms).prod() * head.weight.norm(dim=1).max()
+    found = settled(model, (4, 3, 3))
+    assert found.item() == pytest.approx(truth.item(), rel=1e-9)
+    weights = [conv.weight for conv in alike]
+    expected = torch.autograd.grad(truth, weights)
+    for gradient, wanted in zip(torch.autograd.grad(found, weights), expected, strict=True):
+        torch.testing.assert_close(gradient, wanted, rtol=1e-5, atol=1e-7)
+
+
+def test_variances_of_half_precision_are_computed_in_full() -> None:
+    x = torch.randn(8, 3, 4, 4).bfloat16().requires_grad_()
+    wide = x.detach().float().requires_grad_()
+    found, expected = _Variance.apply(x, torch.float32), wide.var((0, 2, 3), correction=0)
+    assert found.dtype == torch.float32
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=0.0)
+    weights = torch.tensor([1.0, -2.0, 3.0])
+    (gradient,) = torch.autograd.grad((found * weights).sum(), x)
+    (wanted,) = torch.autograd.grad((expected * weights).sum(), wide)
+    torch.testing.assert_close(gradient, wanted.bfloat16(), rtol=1e-2, atol=1e-4)
+
+
 def test_groups_on_maps_of_one_pixel() -> None:
     torch.manual_seed(0)
     grouped = nn.Conv2d(4, 6, 1, groups=2, bias=False)
@@ -344,18 +376,21 @@ def test_a_step_is_no_longer_than_its_limit(splits: DataSplits, tmp_path: Path) 
 
 
 @pytest.mark.parametrize("every", [1, 3])
-def test_a_gradient_penalty_every_few_steps_weighs_as_many_times(
+def test_penalties_every_few_steps_weigh_as_many_times(
     every: int, splits: DataSplits, tmp_path: Path
 ) -> None:
     margins = {"m_in": -2.0, "m_out": -1.9}  # which samples are past from the first step on
+    weights = {"lambda_grad": 0.25, "lambda_score": 0.5, "lambda_lipschitz": 0.125}
     config = experiment(
-        method="greg", penalty_every=every, lambda_grad=0.25, lambda_score=0.5, **margins
+        method="greg", penalty_every=every, lambda_lipschitz_ramp=0, **weights, **margins
     )
     found = rows(fit(config, splits, tmp_path / "run").path)
     for i, row in enumerate(found):
         assert ("grad_loss" in row) == (i % every == 0)
         extra = row["loss"] - row["ce"] - 0.5 * row["score_loss"]
         wanted = 0.25 * every * row.get("grad_loss", 0.0)
+        if i % every == 0:
+            wanted += 0.125 * every * row["lipschitz_estimate"]
         assert extra == pytest.approx(wanted, rel=1e-4, abs=1e-5)
         assert wanted > 0.001 or i % every
 

@@ -28,6 +28,7 @@ def experiment(**stage: Any) -> ExperimentConfig:
         },
         "model": {"name": "cnn_small"},
         "train": {
+            "accelerator": "cpu",  # where the same seed gives the same bits
             "log_every": 1,
             "checkpoint_every": 3,
             "stages": [

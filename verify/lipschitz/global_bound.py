@@ -12,7 +12,7 @@ s(1 − s) ≤ ¼. A maximum of functions, as at ties, is no steeper than they a
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -73,20 +73,22 @@ def node_constants(graph: Graph, norm: float = 2.0) -> list[float]:
     return [float(constant) for constant in found]
 
 
-NormOf = Callable[[Conv | Linear], Tensor]
-"""The operator norm of a layer, of one kind on both sides, as a scalar."""
+NormsOf = Callable[[Sequence[Conv | Linear]], Sequence[Tensor]]
+"""The operator norms of layers, each of one kind on both sides, as scalars."""
 
 
-def _proven(norm: float) -> NormOf:
-    return lambda op: torch.tensor(operator_norm(op, norm), dtype=torch.float64, device="cpu")
+def _proven(norm: float) -> NormsOf:
+    return lambda ops: torch.tensor(
+        [operator_norm(op, norm) for op in ops], dtype=torch.float64, device="cpu"
+    ).unbind()
 
 
-def score_constant(graph: Graph, score: str, norm: float, norm_of: NormOf) -> Tensor:
+def score_constant(graph: Graph, score: str, norm: float, norms_of: NormsOf) -> Tensor:
     """The formula of `global_lipschitz_bound` with these norms of layers, a scalar.
 
     It is a bound where they are, and differentiable in the weights where they are.
     """
-    constants = _constants(graph, norm, norm_of)
+    constants = _constants(graph, norm, norms_of)
     best = torch.full((), math.inf, dtype=torch.float64, device=graph.device)
     i = len(graph.nodes) - 1
     rows = torch.eye(graph.num_classes, dtype=graph.dtype, device=graph.device)
@@ -112,20 +114,31 @@ def score_constant(graph: Graph, score: str, norm: float, norm_of: NormOf) -> Te
             terms += 2 * (op.weight[:, 0].numel() + 2)
 
 
-def _constants(graph: Graph, norm: float, norm_of: NormOf) -> list[Tensor]:
+def _constants(graph: Graph, norm: float, norms_of: NormsOf) -> list[Tensor]:
     """A Lipschitz constant in the input for every node."""
-    # In float64 whatever the graph is in: products over many layers leave float32.
-    constants = [torch.ones((), dtype=torch.float64, device=graph.device)]
-    for node, made_of in zip(graph.nodes[1:], affine_pieces(graph)[1:], strict=True):
-        before = [constants[j] for j in node.inputs]
+    pieces = affine_pieces(graph)
+    # Of each node that is measured: the layer, and the node it is a layer of.
+    layers: dict[int, tuple[Conv | Linear, int]] = {}
+    for i, (node, made_of) in enumerate(zip(graph.nodes, pieces, strict=True)):
         whole = None if made_of is None else together(made_of.maps)
-        direct: Tensor | None = None
         if made_of is not None and whole is not None:
-            direct = _product(constants[made_of.source], norm_of(whole))
+            layers[i] = whole, made_of.source
+        elif isinstance(node.op, (Conv, Linear)):
+            layers[i] = node.op, node.inputs[0]
+    norms = dict(zip(layers, norms_of([op for op, _ in layers.values()]), strict=True))
+    # In float64 whatever the graph is in: products over many layers leave float32. On the CPU
+    # wherever it is: they are single numbers.
+    constants = [torch.ones((), dtype=torch.float64, device="cpu")]
+    for i, node in enumerate(graph.nodes[1:], 1):
+        before = [constants[j] for j in node.inputs]
+        direct: Tensor | None = None
+        if i in layers:
+            direct = _product(constants[layers[i][1]], norms[i])
         match node.op:
-            case Conv() | Linear() as op:
+            case Conv() | Linear():
                 # Together with a scale before it a layer is no more than the product of the two.
-                found = _product(before[0], norm_of(op)) if direct is None else direct
+                assert direct is not None
+                found = direct
             case Activation() | Smooth() as op:
                 found = _product(before[0], steepest_slope(op))
             case MaxPool() as op:
