@@ -135,7 +135,7 @@ def trained(data: str, seed: int, work: Path) -> dict[str, tuple[RunFolder, floa
             splits = splits or load_data(config.data)
             start = time.process_time()
             fit(config, splits, folder, resume=folder.exists())
-            # Of a run that was interrupted, only its last part; the least over seeds is shown.
+            # Of a run that was interrupted, only its last part; the median over seeds is shown.
             note.write_text(json.dumps(time.process_time() - start), encoding="utf-8")
             print(f"{data}-{seed}: trained {name}", flush=True)
         found[name] = RunFolder(folder), float(json.loads(note.read_text(encoding="utf-8")))
@@ -264,7 +264,7 @@ def section(data: str, cells: list[dict[str, Any]]) -> list[str]:
         def ood(key: str, rows: list[Any] = rows) -> str:
             return spread([mean(m[key] for m in row["ood"].values()) for row in rows], 3)
 
-        seconds = min(row["train_seconds"] for row in rows)
+        seconds = median(row["train_seconds"] for row in rows)
         lines.append(
             f"| {name} | {over('accuracy', 3)} | {over('ece', 3)} | {ood('auroc')} | "
             f"{ood('fpr95')} | {over('certified', 3)} | {over('attack', 3)} | {over('share', 2)} | "

@@ -33,7 +33,7 @@ def find_device(name: str) -> torch.device:
     a device of its own in turn, by LOCAL_RANK.
 
     Raises:
-        UsageError: for a device that is not to be had; names the option.
+        UsageError: for a device that is not available; names the option.
     """
     import torch
 
@@ -45,7 +45,7 @@ def find_device(name: str) -> torch.device:
         return torch.device("cpu")
     if not there:
         raise UsageError(
-            f"--device: expected auto or cpu, as no CUDA device is to be had here, but got {name!r}"
+            f"--device: expected auto or cpu, as no CUDA device is available here, but got {name!r}"
         )
     index = int(found[1] or 0)
     if found[1] is None and os.environ.get("LOCAL_RANK", "").isdecimal():

@@ -28,7 +28,7 @@ NUMBERS = (
 )
 """What is measured of a run, on calibration data alone. Shares are of 1, radii medians over the
 accepted samples, `radius_lipschitz` that of `global_lipschitz_radius`; the seconds of certifying
-are those of a sample. A number that is not to be had is None, a median of attacks that were not
+are those of a sample. A number that is not available is None, a median of attacks that were not
 found infinite."""
 
 

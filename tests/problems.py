@@ -106,7 +106,7 @@ class Branches(nn.Module):
 
 
 class Arithmetic(nn.Module):
-    """(x − mean)/std written as arithmetic, the first thing done to the input (DESIGN §6.1)."""
+    """(x − mean)/std written as arithmetic, the first thing done to the input."""
 
     def __init__(self, body: nn.Module, channels: int, inplace: bool = False) -> None:
         super().__init__()

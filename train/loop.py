@@ -77,7 +77,7 @@ def check(config: ExperimentConfig, splits: DataSplits) -> None:
         splits: its data.
 
     Raises:
-        ConfigError: as `fit`, or for a device that is not to be had here.
+        ConfigError: as `fit`, or for a device that is not available here.
         UsageError: for a model that cannot take the images, or weights to begin with that are
             missing or do not fit.
     """

@@ -57,7 +57,7 @@ def make_fabric(config: TrainConfig, *, launch: bool = True) -> Fabric:
     """Lightning Fabric as configured, its processes launched unless only they are asked for.
 
     Raises:
-        ConfigError: for an accelerator or a number of devices that is not to be had.
+        ConfigError: for an accelerator or a number of devices that is not available.
     """
     from lightning_fabric import Fabric
 
@@ -73,7 +73,7 @@ def make_fabric(config: TrainConfig, *, launch: bool = True) -> Fabric:
         line = " ".join(str(error).split())
         raise ConfigError(
             f"train.accelerator: {config.accelerator!r} with devices = {config.devices!r} and "
-            f"nodes = {config.nodes} is not to be had here: {line}"
+            f"nodes = {config.nodes} is not available here: {line}"
         ) from error
     if not launch:
         return fabric
@@ -115,7 +115,7 @@ class Trainer:
     """Runs all stages of a configuration and keeps the run folder up to date.
 
     Raises:
-        ConfigError: for a model or an accelerator that is not to be had.
+        ConfigError: for a model or an accelerator that is not available.
     """
 
     def __init__(

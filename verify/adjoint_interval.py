@@ -1,4 +1,4 @@
-"""Interval backward pass: boxes around ∂S/∂v for every node v, over a whole ball (DESIGN §5, A)."""
+"""Interval backward pass: boxes around ∂S/∂v for every node v, over a whole ball."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""From linear bounds of the logits to radii, by convex duality (DESIGN §5).
+"""From linear bounds of the logits to radii, by convex duality.
 
 logsumexp z = max over the simplex of p·z + H(p). So for any fixed p, logsumexp z ≥ p·z + H(p), and
 a linear bound p·z ≥ c + a·(x′ − x) on the ball of radius ε shows logsumexp z ≥ ℓ within

@@ -1,4 +1,4 @@
-"""What `certify` needs from bound propagation, and nothing else (DESIGN §4)."""
+"""What `certify` needs from bound propagation, and nothing else."""
 
 from __future__ import annotations
 

@@ -124,7 +124,7 @@ class LinearRadius:
             begun = known > (_NEAR * guess if ladder.onwards else 0)
             guess = torch.where(begun, known, guess)
         if self._vanguard is not None and (known is None or ladder.onwards):
-            # Where most signs are unknown CROWN is dear, and in vain: come from below.
+            # Where most signs are unknown CROWN costs much and proves nothing: start from below.
             first = RadiusSearch(guess, self._max_radius)
             first.climb(scouted(self._vanguard, Effort()), ladder.rounds, _ROUGH, ~begun)
             guess = torch.where(first.best > 0, _ABOVE * first.best, guess)

@@ -1,4 +1,4 @@
-"""Masked products of operator norms: how fast each node can move with the input (DESIGN §5, B)."""
+"""Masked products of operator norms: how fast each node can move with the input."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """MaxMin as |·| between two rotations of pairs of channels, which fold into layers beside them.
 
 With s = (a + b)/√2 and d = (a − b)/√2, max(a, b) = (s + |d|)/√2 and min(a, b) = (s − |d|)/√2. Both
-maps are orthogonal: nothing of an ℓ2 ball is lost. Source: DESIGN §5; Anil et al., ICML 2019.
+maps are orthogonal: nothing of an ℓ2 ball is lost. Source: Anil et al., ICML 2019.
 """
 
 from __future__ import annotations

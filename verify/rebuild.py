@@ -17,7 +17,7 @@ class RebuiltModule(nn.Module):
     """The graph's function (B, *input_shape) -> (B, K), whose first operation is always affine.
 
     Where the graph begins with anything but one convolution or linear layer, an identity layer is
-    put first: auto-LiRPA's ℓ2 bounds are silently unsound otherwise (DESIGN §6.1).
+    put first: auto-LiRPA's ℓ2 bounds are silently unsound otherwise.
     """
 
     def __init__(self, graph: Graph) -> None:

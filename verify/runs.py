@@ -51,7 +51,7 @@ def verify_runs(
 
     Results are kept in `out`/shards chunk by chunk, so a call that was stopped goes on where it
     was. Writes `certificates.parquet` (ID samples), `ood_certificates.parquet` (side `ood`),
-    `summary.json` (DESIGN §4) and `pictures.npz` (the samples that the report shows) into `out`, of
+    `summary.json` and `pictures.npz` (the samples that the report shows) into `out`, of
     the samples that are finished under every run. Every
     certificate is attacked inside its own radius; successes are counted as `violations`.
 

@@ -32,7 +32,7 @@ for module in (demo, train, tune, verify, compare, evaluate, report, predict, do
 
 
 def main() -> None:
-    """Run the command line; exit 2 for what the user can mend, 1 for anything else."""
+    """Run the command line; exit 2 for an error of input, 1 for anything else."""
     from greg_cert.errors import GregCertError, UsageError
 
     try:

@@ -13,8 +13,8 @@ from greg_cert.errors import UsageError
 class Normalize(nn.Conv2d):
     """Per-channel (x − mean)/std, written as a frozen depthwise 1×1 convolution.
 
-    Subtraction and division as the first operations make auto-LiRPA's ℓ2 bounds silently unsound
-    (DESIGN §6.1); a convolution does not. Weight and bias are buffers: they are saved with the
+    Subtraction and division as the first operations make auto-LiRPA's ℓ2 bounds silently unsound;
+    a convolution does not. Weight and bias are buffers: they are saved with the
     model and never trained.
     """
 

@@ -162,7 +162,7 @@ def test_normalise_is_mean_and_std_channel_by_channel() -> None:
 
 
 def test_normalise_is_a_depthwise_convolution() -> None:
-    """Bound propagation is silently unsound where the first operation is none (DESIGN §6.1)."""
+    """Bound propagation is silently unsound where the first operation is none."""
     layer = build("cnn_small").normalize
     assert isinstance(layer, nn.Conv2d)
     assert (layer.kernel_size, layer.groups, layer.padding) == ((1, 1), 3, (0, 0))

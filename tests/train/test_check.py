@@ -96,7 +96,7 @@ REFUSED: dict[str, tuple[Refused, str]] = {
 if not torch.cuda.is_available():
     REFUSED["accelerator"] = (
         lambda _: {"train": {"accelerator": "gpu"}},
-        r"train\.accelerator: 'gpu' .* is not to be had here",
+        r"train\.accelerator: 'gpu' .* is not available here",
     )
 
 

@@ -206,14 +206,14 @@ def calls(radius: BestRadius) -> dict[str, list[list[int]]]:
 
 
 def test_the_cheapest_comes_first_and_a_budget_ends_the_rest(ladder: Ladder) -> None:
-    rungs = (("dear", 70, 3.0, None), ("cheap", 10, 1.0, None), ("middle", 30, 2.0, None))
+    rungs = (("costly", 70, 3.0, None), ("cheap", 10, 1.0, None), ("middle", 30, 2.0, None))
     radius = ladder(*rungs, budget=75)  # each by itself would fit
-    assert [stage.method for stage in radius.order(1)] == ["cheap", "middle", "dear"]
+    assert [stage.method for stage in radius.order(1)] == ["cheap", "middle", "costly"]
     assert climb(radius) == ([2.0] * 3, ["middle"] * 3, ["budget"] * 3)
-    assert calls(radius) == {"dear": [], "cheap": [[0, 1, 2]], "middle": [[0, 1, 2]]}
-    unlimited = ladder(("dear", 70, 3.0, None), ("cheap", 10, 1.0, None), budget=None)
-    assert climb(unlimited) == ([3.0] * 3, ["dear"] * 3, ["exhausted"] * 3)
-    first_at_least = ladder(("dear", 70, 3.0, None), ("cheap", 10, 1.0, None), budget=1)
+    assert calls(radius) == {"costly": [], "cheap": [[0, 1, 2]], "middle": [[0, 1, 2]]}
+    unlimited = ladder(("costly", 70, 3.0, None), ("cheap", 10, 1.0, None), budget=None)
+    assert climb(unlimited) == ([3.0] * 3, ["costly"] * 3, ["exhausted"] * 3)
+    first_at_least = ladder(("costly", 70, 3.0, None), ("cheap", 10, 1.0, None), budget=1)
     assert climb(first_at_least) == ([1.0] * 3, ["cheap"] * 3, ["budget"] * 3)
     later = ladder(("plain", 30, 1.0, None), ("cuts", 10, 2.0, "plain"), ("other", 20, 1.5, None))
     assert [stage.method for stage in later.order(1)] == ["other", "plain", "cuts"]

@@ -333,7 +333,7 @@ def test_a_gpu_that_is_not_there_is_one_line_before_anything_is_done(
 ) -> None:
     for command in (["verify"], ["predict", str(tmp_path / "x.png")], ["evaluate"]):
         arguments = [command[0], str(run.path), *command[1:], "--device"]
-        for name, said in (("cuda", "no CUDA device is to be had"), ("tpu", "cuda or cuda:N")):
+        for name, said in (("cuda", "no CUDA device is available"), ("tpu", "cuda or cuda:N")):
             result = CliRunner().invoke(app, [*arguments, name])
             assert isinstance(result.exception, UsageError)
             assert str(result.exception).startswith("--device: expected")

@@ -130,20 +130,20 @@ def bound_rows(
     offset, size, lost = zero, zero, zero
     slopes: dict[int, Tensor] = {len(graph.nodes) - 1: rows}
     charges: dict[int, Tensor] = {}
-    dearer: dict[int, Tensor] = {}  # by how much a charge exceeds what the search took it for
+    excess: dict[int, Tensor] = {}  # by what factor a charge exceeds what the search assumed
 
     def give(node: int, slope: Tensor, charge: Tensor | None, times: Tensor | None = None) -> None:
         slopes[node] = slopes[node] + slope if node in slopes else slope
         if charge is not None:
             charges[node] = charges[node] + charge if node in charges else charge
         if times is not None:
-            dearer[node] = torch.maximum(dearer[node], times) if node in dearer else times
+            excess[node] = torch.maximum(excess[node], times) if node in excess else times
 
     for i in range(len(graph.nodes) - 1, 0, -1):
         if i not in slopes:
             continue
         a, charge, node = slopes.pop(i), charges.pop(i, None), graph.nodes[i]
-        times = dearer.pop(i, None)
+        times = excess.pop(i, None)
         match node.op:
             case Conv() | Linear():
                 source = node.inputs[0]

@@ -1,4 +1,4 @@
-"""Proven local Lipschitz constants of the energy score (DESIGN §5, the paper's L_S)."""
+"""Proven local Lipschitz constants of the energy score, the paper's L_S."""
 
 from __future__ import annotations
 

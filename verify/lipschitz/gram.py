@@ -30,7 +30,7 @@ _UNDERFLOW = 1e-280  # of a whole factorisation of numbers near 1
 _STEPS = 40  # of the iteration that finds λ
 _SHARES = (1e-8, 1e-5, 1e-3, 4e-3)  # above the estimate, tried in turn
 _COARSE = (0.02, 0.1)  # beyond them
-_DEAR = 4e9  # multiplications of a factorisation
+_EXPENSIVE = 4e9  # multiplications of a factorisation
 _ELEMENTS = 2**22  # of the vectors that a layer is applied to at once
 
 
@@ -74,8 +74,8 @@ def band_norm(op: Conv) -> float:
         partial(gram_map, op), columns.numel(), op.weight, batch=1, steps=_STEPS
     )
     estimate = max(float(below), float(gram[:, 0].max()))
-    # Where a factorisation is dear the first tries, mostly in vain, are left out.
-    shares = _SHARES if band.work < _DEAR else _SHARES[2:]
+    # Where a factorisation is expensive, the first levels, which mostly fail, are left out.
+    shares = _SHARES if band.work < _EXPENSIVE else _SHARES[2:]
     level = level_above(gram, estimate, (*shares, *_COARSE))
     unit = (band.size + 2) * UNIT
     lost = 2 * UNIT + band.size * unit / (1 - unit)
