@@ -3,11 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import assert_never
 
 import torch
 from torch import Tensor
 
-from greg_cert.verify.graph import Activation, Add, Concat, Conv, Flatten, Graph, Linear, Op, Smooth
+from greg_cert.verify.graph import (
+    Activation,
+    Add,
+    Concat,
+    Conv,
+    Flatten,
+    Graph,
+    Input,
+    Linear,
+    Op,
+    Smooth,
+)
 from greg_cert.verify.interval import Interval, activation_derivative
 from greg_cert.verify.max_pool import MaxPool, share_range
 from greg_cert.verify.rounding import sum_rounding
@@ -90,8 +102,10 @@ def _back(
             return list(zip(low.split(sizes, 1), high.split(sizes, 1), strict=True))
         case Flatten():
             return [(low.unflatten(1, shapes[0]), high.unflatten(1, shapes[0]))]
+        case Input():
+            raise AssertionError("no pass goes beyond the input")
         case _:
-            raise AssertionError(f"unexpected operation {op}")
+            assert_never(op)
 
 
 def _product(one: Interval, other: Interval) -> Interval:

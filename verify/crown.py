@@ -8,11 +8,22 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from typing import assert_never
 
 import torch
 from torch import Tensor
 
-from greg_cert.verify.graph import Activation, Add, Concat, Conv, Flatten, Graph, Linear, Smooth
+from greg_cert.verify.graph import (
+    Activation,
+    Add,
+    Concat,
+    Conv,
+    Flatten,
+    Graph,
+    Input,
+    Linear,
+    Smooth,
+)
 from greg_cert.verify.interval import Interval
 from greg_cert.verify.max_pool import MaxPool
 from greg_cert.verify.relax_pool import relax_pool
@@ -126,8 +137,10 @@ def backward_rows(
                     give(j, part)
             case Flatten():
                 give(node.inputs[0], a.unflatten(2, graph.nodes[node.inputs[0]].shape))
+            case Input():
+                raise AssertionError("no pass goes beyond the input")
             case _:
-                raise AssertionError(f"unexpected operation {node.op}")
+                assert_never(node.op)
     slope = coefficients.get(0)
     if slope is None:
         slope = rows.new_zeros(batch, count, *graph.input_shape)

@@ -6,13 +6,25 @@ import math
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
+from typing import assert_never
 
 from torch import Tensor, nn
 
 from greg_cert.certify_methods import PROOFS, STATUS
 from greg_cert.errors import EngineError, UnsupportedModelError
 from greg_cert.verify.engine import make_engine
-from greg_cert.verify.graph import Activation, Conv, Graph, Linear, Smooth
+from greg_cert.verify.graph import (
+    Activation,
+    Add,
+    Concat,
+    Conv,
+    Flatten,
+    Graph,
+    Input,
+    Linear,
+    Op,
+    Smooth,
+)
 from greg_cert.verify.lipschitz import global_constant, norm_from_below, operator_norm
 from greg_cert.verify.lipschitz.costs import iteration_operations, norm_operations
 from greg_cert.verify.max_pool import MaxPool
@@ -176,7 +188,7 @@ def _layer(graph: Graph, i: int) -> Layer:
     return Layer(node.name, _kind(node.op), reads, node.shape, engines)
 
 
-def _kind(op: object) -> str:
+def _kind(op: Op) -> str:
     match op:
         case Conv():
             groups = "" if op.groups == 1 else f", {op.groups} groups"
@@ -190,8 +202,10 @@ def _kind(op: object) -> str:
             return f"smooth {kind}"
         case MaxPool():
             return f"max pool {op.kernel[0]}x{op.kernel[1]}, {op.overlap} windows a pixel"
-        case _:
+        case Input() | Add() | Concat() | Flatten():
             return type(op).__name__.lower()
+        case _:
+            assert_never(op)
 
 
 def _two_lines(slope: float | Tensor) -> str:

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import assert_never
 
 import torch
 import torch.nn.functional as F
@@ -277,8 +278,10 @@ def apply_op(op: Op, operands: Sequence[Tensor]) -> Tensor:
             return torch.cat(list(operands), dim=1)
         case Flatten():
             return operands[0].flatten(1)
+        case Input():
+            raise AssertionError("the input is computed by nothing")
         case _:
-            raise AssertionError(f"{op} has no value of its own")
+            assert_never(op)
 
 
 def forward_all(graph: Graph, inputs: Tensor) -> list[Tensor]:

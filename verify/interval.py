@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import assert_never
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from greg_cert.verify.graph import Activation, Add, Concat, Conv, Flatten, Linear, Op, Smooth
+from greg_cert.verify.graph import Activation, Add, Concat, Conv, Flatten, Input, Linear, Op, Smooth
 from greg_cert.verify.max_pool import MaxPool
 from greg_cert.verify.rounding import sum_rounding
 from greg_cert.verify.smooth import value_range
@@ -51,8 +52,10 @@ def forward_interval(op: Op, operands: Sequence[Interval]) -> Interval:
             return torch.cat([o[0] for o in operands], 1), torch.cat([o[1] for o in operands], 1)
         case Flatten():
             return low.flatten(1), high.flatten(1)
+        case Input():
+            raise AssertionError("the input is computed by nothing")
         case _:
-            raise AssertionError(f"unexpected operation {op}")
+            assert_never(op)
 
 
 def activation_derivative(low: Tensor, high: Tensor, negative_slope: float | Tensor) -> Interval:

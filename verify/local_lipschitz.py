@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import assert_never
 
 import torch
 from torch import Tensor
@@ -16,6 +17,7 @@ from greg_cert.verify.graph import (
     Conv,
     Flatten,
     Graph,
+    Input,
     Linear,
     Smooth,
 )
@@ -84,8 +86,10 @@ class NodeSlopes:
                     slopes.append(Slope(together, torch.cat([p.mask for p in parents], 1)))
                 case Flatten():
                     slopes.append(Slope(parents[0].constant, parents[0].mask.flatten(1)))
+                case Input():
+                    raise AssertionError("the input is computed by nothing")
                 case _:
-                    raise AssertionError(f"unexpected operation {node.op}")
+                    assert_never(node.op)
         return slopes
 
     def _through(self, i: int, source: Slope, rows: Tensor, norm: float) -> Tensor:

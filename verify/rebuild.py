@@ -3,12 +3,23 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import assert_never
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from greg_cert.verify.graph import Activation, Add, Concat, Conv, Flatten, Graph, Linear, Smooth
+from greg_cert.verify.graph import (
+    Activation,
+    Add,
+    Concat,
+    Conv,
+    Flatten,
+    Graph,
+    Input,
+    Linear,
+    Smooth,
+)
 from greg_cert.verify.max_pool import MaxPool
 from greg_cert.verify.smooth import SHAPES
 
@@ -67,8 +78,10 @@ class RebuiltModule(nn.Module):
                     out = torch.cat(operands, dim=1)
                 case Flatten():
                     out = torch.flatten(operands[0], 1)
+                case Input():
+                    raise AssertionError("the input is computed by nothing")
                 case _:
-                    raise AssertionError(f"unexpected operation {node.op}")
+                    assert_never(node.op)
             values.append(out)
         return values[-1]
 

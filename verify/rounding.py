@@ -8,6 +8,7 @@ the result says nothing of their size, so it is measured by itself.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import assert_never
 
 import torch
 import torch.nn.functional as F
@@ -20,6 +21,7 @@ from greg_cert.verify.graph import (
     Conv,
     Flatten,
     Graph,
+    Input,
     Linear,
     Smooth,
     forward_all,
@@ -104,6 +106,10 @@ def _magnitudes(
                 largest[i] = torch.cat(operands, dim=1)
             case Flatten():
                 largest[i] = operands[0].flatten(1)
+            case Input():
+                raise AssertionError("the input is computed by nothing")
+            case _:
+                assert_never(node.op)
     return largest, terms
 
 
@@ -141,8 +147,12 @@ def interval_rounding(
                 errors[i] = torch.cat(carried, dim=1)
             case Flatten():
                 errors[i] = carried[0].flatten(1)
-            case _:
+            case Activation() | Smooth():
                 errors[i] = torch.zeros_like(carried[0])
+            case Input():
+                raise AssertionError("the input is computed by nothing")
+            case _:
+                assert_never(node.op)
     return errors
 
 
@@ -200,8 +210,12 @@ def forward_errors(
                 error = torch.cat(carried, dim=1)
             case Flatten():
                 error = carried[0].flatten(1)
-            case _:
+            case Activation():
                 error = carried[0]
+            case Input():
+                raise AssertionError("the input is computed by nothing")
+            case _:
+                assert_never(node.op)
         error = error + unit * value.abs()
         if norms is not None:
             longest = torch.linalg.vector_norm(error.flatten(1), dim=1)

@@ -11,15 +11,27 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from typing import assert_never
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from greg_cert.verify.crown import Lines, backward_rows, lines_of
-from greg_cert.verify.graph import Activation, Add, Concat, Conv, Graph, Input, Smooth
+from greg_cert.verify.graph import (
+    Activation,
+    Add,
+    Concat,
+    Conv,
+    Flatten,
+    Graph,
+    Input,
+    Linear,
+    Smooth,
+)
 from greg_cert.verify.interval import Interval
 from greg_cert.verify.linear_bound import ROUNDING, value_at_centre
+from greg_cert.verify.max_pool import MaxPool
 from greg_cert.verify.norms import dual_norm
 from greg_cert.verify.region import Region
 
@@ -246,8 +258,10 @@ class WindowPass:
                 counts = [self._plan.graph.nodes[j].shape[0] * area for j in node.inputs]
                 for j, part in zip(node.inputs, values.split(counts, dim=-1), strict=True):
                     walk.give(j, part, frame, dirty=i in walk.dirty)
-            case _:
+            case Input() | Linear() | MaxPool() | Flatten():
                 raise AssertionError(f"no windows in {node.op}")
+            case _:
+                assert_never(node.op)
 
     def _windows_at_input(self, walk: _Walk) -> Tensor:
         values = walk.values[0]

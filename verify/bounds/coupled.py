@@ -27,6 +27,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import assert_never
 
 import torch
 from torch import Tensor
@@ -41,6 +42,7 @@ from greg_cert.verify.graph import (
     Conv,
     Flatten,
     Graph,
+    Input,
     Linear,
     Node,
     Smooth,
@@ -200,8 +202,10 @@ def bound_rows(
                 shape = graph.nodes[node.inputs[0]].shape
                 own = None if charge is None else charge.unflatten(2, shape)
                 give(node.inputs[0], a.unflatten(2, shape), own, times)
+            case Input():
+                raise AssertionError("no pass goes beyond the input")
             case _:
-                raise AssertionError(f"unexpected operation {node.op}")
+                assert_never(node.op)
     slope = slopes.get(0)
     if slope is None:
         slope = rows.new_zeros(batch, count, *graph.input_shape)

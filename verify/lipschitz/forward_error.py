@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from typing import assert_never
 
 import torch
 from torch import Tensor
@@ -21,6 +22,7 @@ from greg_cert.verify.graph import (
     Conv,
     Flatten,
     Graph,
+    Input,
     Linear,
     Smooth,
     apply_op,
@@ -104,8 +106,12 @@ class ForwardError:
                     found = carried[0] + carried[1] + eps * size
                 case Concat():
                     found = torch.stack(carried).norm(dim=0)
-                case _:
+                case Flatten():
                     found = carried[0]
+                case Input():
+                    raise AssertionError("the input is computed by nothing")
+                case _:
+                    assert_never(node.op)
             values[i], errors[i] = value, found * (1 + 1e-12)
             for j in node.inputs:
                 reads[j] -= 1

@@ -13,13 +13,24 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from typing import assert_never
 
 import torch
 from torch import Tensor, nn
 
 from greg_cert.errors import UsageError
 from greg_cert.scores import SCORES
-from greg_cert.verify.graph import Activation, Add, Concat, Conv, Flatten, Graph, Linear, Smooth
+from greg_cert.verify.graph import (
+    Activation,
+    Add,
+    Concat,
+    Conv,
+    Flatten,
+    Graph,
+    Input,
+    Linear,
+    Smooth,
+)
 from greg_cert.verify.lipschitz.layers import UNIT
 from greg_cert.verify.lipschitz.operator_norms import operator_norm
 from greg_cert.verify.lipschitz.pieces import affine_pieces, together
@@ -151,8 +162,10 @@ def _constants(graph: Graph, norm: float, norms_of: NormsOf) -> list[Tensor]:
                 found = parts.amax() if norm == math.inf else torch.linalg.vector_norm(parts)
             case Flatten():
                 found = before[0]
+            case Input():
+                raise AssertionError("the input is computed by nothing")
             case _:
-                raise AssertionError(f"unexpected operation {node.op}")
+                assert_never(node.op)
         constants.append(found * (1 + _SLACK))
     return constants
 

@@ -10,13 +10,26 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import assert_never
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from greg_cert.verify.graph import Activation, Add, Conv, Graph, Linear, Node
+from greg_cert.verify.graph import (
+    Activation,
+    Add,
+    Concat,
+    Conv,
+    Flatten,
+    Graph,
+    Input,
+    Linear,
+    Node,
+    Smooth,
+)
 from greg_cert.verify.lipschitz.layers import one_kind
+from greg_cert.verify.max_pool import MaxPool
 
 _MOST = 16  # maps a node
 _LARGEST_SUM = 2**22  # weights of a sum of layers with different groups
@@ -39,8 +52,10 @@ def affine_pieces(graph: Graph) -> list[Pieces | None]:
                 found.append(_composed(one_kind(node.op), node.inputs[0], found))
             case Add():
                 found.append(_maximum(graph, node, found) or _sum(graph, node, found))
-            case _:
+            case Input() | Activation() | Smooth() | MaxPool() | Concat() | Flatten():
                 found.append(None)
+            case _:
+                assert_never(node.op)
     return found
 
 
