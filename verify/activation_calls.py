@@ -5,16 +5,14 @@ from __future__ import annotations
 import math
 import operator
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from greg_cert.verify.calls import Call
 from greg_cert.verify.smooth import SOFTPLUS_THRESHOLD
-
-if TYPE_CHECKING:
-    from greg_cert.verify.operations import Call
 
 ACTIVATION_LEAVES: tuple[type[nn.Module], ...] = (
     nn.ReLU,
@@ -27,10 +25,6 @@ ACTIVATION_LEAVES: tuple[type[nn.Module], ...] = (
     nn.SiLU,
     nn.GELU,
     nn.ELU,
-)
-ACTIVATION_NAMES = (
-    "ReLU, LeakyReLU, PReLU, abs, MaxMin, Hardtanh, ReLU6, Sigmoid, Tanh, Softplus, SiLU, GELU, "
-    "ELU (alpha 1)"
 )
 
 

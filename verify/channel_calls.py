@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, fx
 
 from greg_cert.models.maxmin import MaxMin
-
-if TYPE_CHECKING:
-    from greg_cert.verify.operations import Call
+from greg_cert.verify.calls import Call
 
 _ADVICE = "; for sorted pairs of channels use greg_cert.models.MaxMin"
 

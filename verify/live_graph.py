@@ -11,8 +11,9 @@ from torch.utils import _pytree as pytree
 
 from greg_cert.errors import UnsupportedModelError
 from greg_cert.inference import device_of
+from greg_cert.verify.calls import Scale
 from greg_cert.verify.graph import Graph
-from greg_cert.verify.operations import Scale, batch_norm_scales
+from greg_cert.verify.operations import batch_norm_scales
 from greg_cert.verify.structure import check_model, check_traceable
 from greg_cert.verify.trace import PROBES, Translation, static_graph
 

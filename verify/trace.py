@@ -20,9 +20,10 @@ from greg_cert.errors import UnsupportedModelError, UsageError
 from greg_cert.inference import device_of, evaluation_copy
 from greg_cert.verify.agreement import check_agreement
 from greg_cert.verify.build import GraphBuilder
+from greg_cert.verify.calls import Call, Context, Scale
 from greg_cert.verify.channel_calls import divided
 from greg_cert.verify.graph import Conv, Graph, Linear
-from greg_cert.verify.operations import LEAVES, Call, Context, Scale
+from greg_cert.verify.operations import LEAVES, translate
 from greg_cert.verify.scorer import check_weights
 from greg_cert.verify.structure import check_model, check_traceable, says_what_it_does
 
@@ -221,7 +222,7 @@ class Translation:
         if not isinstance(value, Tensor) or target is torch.stack:
             context.parts[node] = divided(call)
             return
-        translated = call.translate()
+        translated = translate(call)
         if self.context.builder.shape(translated) != tuple(value.shape[1:]):
             raise call.refuse("its output shape was not understood")
         self.context.index[node] = translated
