@@ -16,7 +16,7 @@ from soundness import ball_points, middle_threshold
 from torch import Tensor, nn
 
 from greg_cert.verify import certify
-from greg_cert.verify.engine import make_engine
+from greg_cert.verify.engines import make_engine
 from greg_cert.verify.graph import Activation, Add, Concat, Conv, Flatten, Graph, Linear
 from greg_cert.verify.trace import trace_model
 

@@ -18,7 +18,8 @@ from problems import climb, in_ball
 from torch import Tensor, nn
 
 from greg_cert.verify import Certificates, lipschitz_bound
-from greg_cert.verify.engine import Engine, make_engine
+from greg_cert.verify.engine import Engine
+from greg_cert.verify.engines import make_engine
 from greg_cert.verify.graph import (
     Activation,
     Add,

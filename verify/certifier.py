@@ -17,7 +17,7 @@ from greg_cert.verify.attack import AttackPlan, AttackResult, smallest_attack
 from greg_cert.verify.audit import RESTARTS, STEPS, Audit
 from greg_cert.verify.certificates import CERTIFIED, REJECTED, UNDECIDED, Certificates
 from greg_cert.verify.clever import clever_estimate, clever_radius_estimate
-from greg_cert.verify.engine import make_engine
+from greg_cert.verify.engines import make_engine
 from greg_cert.verify.goals import decision_goals
 from greg_cert.verify.gradient import first_order_radius
 from greg_cert.verify.graph import Graph

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from greg_cert.certify_methods import PROOFS, STATUS
 from greg_cert.errors import EngineError, UnsupportedModelError
-from greg_cert.verify.engine import make_engine
+from greg_cert.verify.engines import make_engine
 from greg_cert.verify.graph import (
     Activation,
     Add,

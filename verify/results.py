@@ -17,7 +17,7 @@ from greg_cert.evaluation import Evaluation
 from greg_cert.files import write_atomic
 from greg_cert.frames import frame_bytes
 from greg_cert.verify.chunk import Harder
-from greg_cert.verify.engine import resolve_engine
+from greg_cert.verify.engines import resolve_engine
 from greg_cert.verify.job import Job
 from greg_cert.verify.paired import ID, part_of
 from greg_cert.verify.tables import RunTables, paired_rows, run_summary, run_tables, worst_of

@@ -18,7 +18,7 @@ from greg_cert.inference import device_of
 from greg_cert.records import environment, package_versions
 from greg_cert.subjects import Subject, common_data
 from greg_cert.verify.chunk import Harder
-from greg_cert.verify.engine import resolve_engine
+from greg_cert.verify.engines import resolve_engine
 from greg_cert.verify.job import Job, Progress
 from greg_cert.verify.paired import ID, Candidate, candidates, part_of
 from greg_cert.verify.pictures import write_sample_pictures

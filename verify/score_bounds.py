@@ -15,7 +15,8 @@ from greg_cert.verify.attack import AttackPlan, within_ball
 from greg_cert.verify.bounds.coupled_engine import CoupledEngine
 from greg_cert.verify.chord import upper_value
 from greg_cert.verify.duality import first_weights, improve_weights, lower_value
-from greg_cert.verify.engine import Engine, finite_bounds, make_engine
+from greg_cert.verify.engine import Engine, finite_bounds
+from greg_cert.verify.engines import make_engine
 from greg_cert.verify.goals import decision_goals
 from greg_cert.verify.graph import Graph, forward_all
 from greg_cert.verify.memory import fitting_batch, in_chunks

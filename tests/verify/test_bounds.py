@@ -11,7 +11,7 @@ from torch import Tensor
 
 from greg_cert.errors import EngineError, UsageError
 from greg_cert.verify import crown, interval, native_engine, region
-from greg_cert.verify.engine import make_engine
+from greg_cert.verify.engines import make_engine
 from greg_cert.verify.graph import Activation, Graph, forward_all
 from greg_cert.verify.trace import trace_model
 

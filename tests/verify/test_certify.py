@@ -31,7 +31,7 @@ from greg_cert.verify.attack import AttackPlan, AttackResult, attack_within
 from greg_cert.verify.certificates import ContradictionWarning
 from greg_cert.verify.certifier import Certifier
 from greg_cert.verify.duality import entropy, improve_weights, lower_reach
-from greg_cert.verify.engine import make_engine
+from greg_cert.verify.engines import make_engine
 from greg_cert.verify.goals import decision_goals
 from greg_cert.verify.graph import forward_all
 from greg_cert.verify.linear_radius import LinearRadius

@@ -15,7 +15,7 @@ from greg_cert.scores import score_of
 from greg_cert.verify import certify, global_lipschitz_bound
 from greg_cert.verify import diagnose as module
 from greg_cert.verify.diagnose import diagnose, diagnosed
-from greg_cert.verify.engine import make_engine
+from greg_cert.verify.engines import make_engine
 from greg_cert.verify.graph import Conv, Linear
 from greg_cert.verify.lipschitz import operator_norm
 from greg_cert.verify.trace import trace_model

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from greg_cert.verify import attack_radius, certify, gradient_norm, lipschitz_bound, score_bound
 from greg_cert.verify.clever import CleverOptions, clever_estimate
-from greg_cert.verify.engine import make_engine
+from greg_cert.verify.engines import make_engine
 from greg_cert.verify.scorer import score_function
 from greg_cert.verify.smoothing import smoothed_decisions
 from greg_cert.verify.smoothing_state import SmoothingOptions

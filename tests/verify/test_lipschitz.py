@@ -31,7 +31,7 @@ from greg_cert.verify import (
     local_lipschitz,
     score_box,
 )
-from greg_cert.verify.engine import make_engine
+from greg_cert.verify.engines import make_engine
 from greg_cert.verify.graph import Conv, Linear, forward_all
 from greg_cert.verify.interval import activation_derivative
 from greg_cert.verify.norms import dual_norm

@@ -11,7 +11,7 @@ from exact_values import exact_values, fractions
 from torch import Tensor, nn
 
 from greg_cert.verify import certify
-from greg_cert.verify.engine import make_engine
+from greg_cert.verify.engines import make_engine
 from greg_cert.verify.lirpa_rounding import node_rounding
 from greg_cert.verify.rounding import interval_rounding
 from greg_cert.verify.trace import trace_model

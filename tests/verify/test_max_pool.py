@@ -31,7 +31,8 @@ from greg_cert.verify.bounds.coupled import (
     value_and_slope,
 )
 from greg_cert.verify.bounds.coupled_engine import CoupledEngine
-from greg_cert.verify.engine import Engine, make_engine
+from greg_cert.verify.engine import Engine
+from greg_cert.verify.engines import make_engine
 from greg_cert.verify.graph import Graph, forward_all
 from greg_cert.verify.max_pool import MaxPool, share_range
 from greg_cert.verify.radius.coupled import CoupledEffort

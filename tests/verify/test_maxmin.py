@@ -42,7 +42,7 @@ from greg_cert.verify.bounds.coupled import (
     first_variables,
 )
 from greg_cert.verify.diagnose import diagnose
-from greg_cert.verify.engine import make_engine
+from greg_cert.verify.engines import make_engine
 from greg_cert.verify.graph import Activation, Conv, Flatten, Input, Linear, forward_all
 from greg_cert.verify.lipschitz import global_constant
 from greg_cert.verify.native_engine import NativeEngine, sign_unknown

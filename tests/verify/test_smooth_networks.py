@@ -22,7 +22,7 @@ from greg_cert.verify import (
     lipschitz_bound,
     local_lipschitz,
 )
-from greg_cert.verify.engine import make_engine, resolve_engine
+from greg_cert.verify.engines import make_engine, resolve_engine
 from greg_cert.verify.graph import Activation, Smooth, forward_all
 from greg_cert.verify.rebuild import RebuiltModule
 from greg_cert.verify.trace import trace_model

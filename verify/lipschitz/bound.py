@@ -12,7 +12,8 @@ from greg_cert.inference import device_of
 from greg_cert.scores import SCORES
 from greg_cert.verify.adjoint_interval import adjoint_boxes
 from greg_cert.verify.agreement import check_agreement
-from greg_cert.verify.engine import Relaxation, finite_bounds, make_engine
+from greg_cert.verify.engine import Relaxation, finite_bounds
+from greg_cert.verify.engines import make_engine
 from greg_cert.verify.graph import Graph, Linear, Smooth
 from greg_cert.verify.lipschitz.global_bound import global_constant
 from greg_cert.verify.local_lipschitz import NodeSlopes
