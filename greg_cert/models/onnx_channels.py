@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-if TYPE_CHECKING:
-    from greg_cert.models.onnx_graph import Step, Traced
+from greg_cert.models.onnx_step import Step, Traced
 
 
 def _narrowed(s: Step, start: int, count: int) -> Traced:

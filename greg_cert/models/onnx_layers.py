@@ -10,16 +10,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import TYPE_CHECKING, TypeVar
+from typing import TypeVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from greg_cert.models.onnx_channels import extreme, slice_channels, split_channels
-
-if TYPE_CHECKING:
-    from greg_cert.models.onnx_graph import Step, Traced
+from greg_cert.models.onnx_step import Step, Traced
 
 Layer = TypeVar("Layer", bound=nn.Module)
 Pads = list[tuple[int, int]]  # before and behind, of rows and of columns

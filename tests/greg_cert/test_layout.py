@@ -9,6 +9,7 @@ import subprocess
 import tomllib
 from collections.abc import Iterator
 from fnmatch import fnmatch
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 from typing import Any
 
@@ -140,6 +141,26 @@ def test_the_walk_sees_the_library() -> None:
     assert expected | {"greg_cert.train.losses", "greg_cert.verify.certify"} <= TREES.keys()
     assert "greg_cert.errors" in imported(TREES["greg_cert.scores"])
     assert "greg_cert.errors" in reached("greg_cert.train")
+
+
+def read(tree: ast.Module) -> set[str]:
+    """Modules of the library that one needs: of `from package import module` the module alone."""
+    names = imported(tree) & TREES.keys()
+    return {n for n in names if not any(inside(other, n) for other in names - {n})}
+
+
+def test_no_module_imports_itself_by_way_of_others() -> None:
+    """Neither for type checking alone nor inside of a function."""
+    TopologicalSorter({name: read(tree) - {name} for name, tree in TREES.items()}).prepare()
+
+
+def test_a_circle_is_seen_wherever_an_import_stands() -> None:
+    inner = ast.parse("def f():\n    from greg_cert.verify import graph\n")
+    assert read(inner) == {"greg_cert.verify.graph"}
+    typed = ast.parse("if TYPE_CHECKING:\n    from greg_cert.verify.graph import Node\n")
+    assert read(typed) == {"greg_cert.verify.graph"}
+    with pytest.raises(CycleError):
+        TopologicalSorter({"a": {"b"}, "b": {"a"}}).prepare()
 
 
 def test_verify_never_imports_train() -> None:
