@@ -117,7 +117,10 @@ def _set_limits(axes: Axes) -> None:
     low, high = low - short, high + short
     axes.set_xlim(0, 1.06 * right or 1.0)
     axes.set_ylim(low - _ROOM * (high - low), high + _ROOM * (high - low))
-    axes.yaxis.set_major_locator(MaxNLocator(5))
+    low, high = axes.get_ylim()
+    ticks = MaxNLocator(5).tick_values(low, high)
+    # All measures are shares: there is room beyond 0 and 1, and nothing to be read there.
+    axes.set_yticks([t for t in ticks if max(low, -1e-9) <= t <= min(high, 1 + 1e-9)])
 
 
 def _label(

@@ -67,6 +67,10 @@ def test_each_panel_has_the_means_in_the_order_of_the_values() -> None:
         assert places == pytest.approx([0.15, 0.4, 0.3, 0.8])
         low, high = axes.get_ylim()
         assert high - low > LEAST_SPAN
+        ticks = axes.get_yticks()  # of shares
+        assert len(ticks) >= 2
+        assert (ticks >= -1e-9).all()
+        assert (ticks <= 1 + 1e-9).all()
         assert axes.get_xlim()[0] == 0
         assert axes.get_xlim()[1] > 0.8
 
