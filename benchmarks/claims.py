@@ -32,7 +32,7 @@ from greg_cert.report import load_results
 from greg_cert.report.comparison import compare
 from greg_cert.train import fit
 from greg_cert.verify import global_lipschitz_bound, global_lipschitz_radius
-from greg_cert.verify.runs import verify_runs
+from greg_cert.verify.run.runs import verify_runs
 
 ROOT = Path(__file__).parents[1]
 CELLS, PAGE = ROOT / "docs" / "results", ROOT / "docs" / "results.md"

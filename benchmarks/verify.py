@@ -32,19 +32,14 @@ from greg_cert.records import RunFolder, environment
 from greg_cert.scores import energy
 from greg_cert.subjects import common_data
 from greg_cert.train import fit
-from greg_cert.verify import (
-    attack_radius,
-    certify,
-    global_lipschitz_bound,
-    global_lipschitz_radius,
-)
-from greg_cert.verify.clever import CleverOptions, clever_estimate
-from greg_cert.verify.lirpa_compat import load_auto_lirpa
-from greg_cert.verify.lirpa_engine import _surroundings
-from greg_cert.verify.rebuild import RebuiltModule
+from greg_cert.verify import attack_radius, certify, global_lipschitz_bound, global_lipschitz_radius
+from greg_cert.verify.bounds.lirpa.compat import load_auto_lirpa
+from greg_cert.verify.bounds.lirpa.engine import _surroundings
+from greg_cert.verify.bounds.lirpa.rebuild import RebuiltModule
+from greg_cert.verify.graph.trace import trace_model
+from greg_cert.verify.radius.sampled.clever import CleverOptions, clever_estimate
+from greg_cert.verify.run.selection import choose_samples
 from greg_cert.verify.scorer import score_function
-from greg_cert.verify.selection import choose_samples
-from greg_cert.verify.trace import trace_model
 
 CONFIGS = ("digits_energy.yaml", "digits_gregplus.yaml")
 PARTS = ("radii", "speed", "lipschitz", "global", "estimates")

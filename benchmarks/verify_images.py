@@ -30,9 +30,9 @@ from greg_cert.evaluation import evaluate_model
 from greg_cert.records import RunFolder, environment
 from greg_cert.scores import energy
 from greg_cert.verify import attack_radius, certify
-from greg_cert.verify.radius.coupled import CoupledEffort
+from greg_cert.verify.radius.coupled.one_ball import CoupledEffort
+from greg_cert.verify.run.selection import choose_samples
 from greg_cert.verify.scorer import score_and_gradient, score_function
-from greg_cert.verify.selection import choose_samples
 
 METHODS = "lipschitz,crown-ibp,crown,sdp-crown,sdp-crown:25x40"
 MAX_RADIUS = 3.0

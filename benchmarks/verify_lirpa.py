@@ -26,8 +26,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from greg_cert.verify.native_engine import NativeEngine
-from greg_cert.verify.trace import trace_model
+from greg_cert.verify.bounds.native_engine import NativeEngine
+from greg_cert.verify.graph.trace import trace_model
 
 # Channels, padding, features behind the convolutions, and the radius of the balls.
 NETWORKS: dict[str, tuple[int, int, int, float]] = {

@@ -30,7 +30,7 @@ from greg_cert.models.resnet import BasicBlock
 from greg_cert.models.small import cnn_small_body, mlp_body
 from greg_cert.records import RunFolder, environment
 from greg_cert.verify import certify, gradient_norm
-from greg_cert.verify.trace import trace_model
+from greg_cert.verify.graph.trace import trace_model
 
 METHODS: dict[str, dict[str, Any]] = {
     "crown": {},

@@ -44,13 +44,13 @@ from greg_cert.records import RunFolder, environment
 from greg_cert.scores import score_of
 from greg_cert.subjects import common_data
 from greg_cert.verify import certify, global_lipschitz_radius
-from greg_cert.verify.attack import AttackPlan
-from greg_cert.verify.audit import Audit
+from greg_cert.verify.attack.audit import Audit
+from greg_cert.verify.attack.pgd import AttackPlan
 from greg_cert.verify.certifier import Certifier
+from greg_cert.verify.graph.trace import trace_model
 from greg_cert.verify.options import CertifyOptions
-from greg_cert.verify.radius.coupled import CoupledEffort
+from greg_cert.verify.radius.coupled.one_ball import CoupledEffort
 from greg_cert.verify.scorer import Margin, class_margin
-from greg_cert.verify.trace import trace_model
 
 TPRS = (0.3, 0.6, 0.9, 0.95, 0.99)
 NORMS = (2.0, math.inf)

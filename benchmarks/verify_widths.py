@@ -28,10 +28,10 @@ from greg_cert.records import environment
 from greg_cert.scores import energy
 from greg_cert.verify import gradient_norm
 from greg_cert.verify.certify import PreparedCertify
-from greg_cert.verify.graph import Conv
+from greg_cert.verify.graph.ops import Conv
+from greg_cert.verify.graph.trace import trace_model
 from greg_cert.verify.lipschitz import norm_from_below
 from greg_cert.verify.options import read_options
-from greg_cert.verify.trace import trace_model
 
 SHAPE = (3, 32, 32)
 GAP, BRANCH = 0.5, 0.3

@@ -16,9 +16,9 @@ from soundness import ball_points, middle_threshold
 from torch import Tensor, nn
 
 from greg_cert.verify import certify
-from greg_cert.verify.engines import make_engine
-from greg_cert.verify.graph import Activation, Add, Concat, Conv, Flatten, Graph, Linear
-from greg_cert.verify.trace import trace_model
+from greg_cert.verify.bounds.engines import make_engine
+from greg_cert.verify.graph.ops import Activation, Add, Concat, Conv, Flatten, Graph, Linear
+from greg_cert.verify.graph.trace import trace_model
 
 Vector = list[Fraction]
 

@@ -18,9 +18,10 @@ from problems import climb, in_ball
 from torch import Tensor, nn
 
 from greg_cert.verify import Certificates, lipschitz_bound
-from greg_cert.verify.engine import Engine
-from greg_cert.verify.engines import make_engine
-from greg_cert.verify.graph import (
+from greg_cert.verify.bounds.engine import Engine
+from greg_cert.verify.bounds.engines import make_engine
+from greg_cert.verify.graph.max_pool import MaxPool
+from greg_cert.verify.graph.ops import (
     Activation,
     Add,
     Concat,
@@ -31,7 +32,6 @@ from greg_cert.verify.graph import (
     Smooth,
     forward_all,
 )
-from greg_cert.verify.max_pool import MaxPool
 
 ROUNDING = 1e-13  # of the sum of absolute terms: a few hundred units in the last place
 _TARGETS = 2  # neurons a layer, and rows, that are climbed against one by one

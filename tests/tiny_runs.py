@@ -15,14 +15,15 @@ from commands import FORKS, launched, speak_into
 from torch import Tensor
 
 import greg_cert.report
-import greg_cert.verify.runs
+import greg_cert.verify.run.runs
 from greg_cert.cli import main
 from greg_cert.config import ExperimentConfig, VerifyConfig, parse_config
 from greg_cert.data import load_data
 from greg_cert.records import RunFolder
 from greg_cert.train import fit
-from greg_cert.verify import certifier, job
-from greg_cert.verify.attack import AttackPlan, smallest_attack
+from greg_cert.verify import certifier
+from greg_cert.verify.attack.pgd import AttackPlan, smallest_attack
+from greg_cert.verify.run import job
 
 SETTINGS = VerifyConfig(method="crown", samples=12, engine="native", seed=4, batch=4, ood_samples=5)
 

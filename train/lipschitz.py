@@ -22,11 +22,11 @@ from torch.overrides import TorchFunctionMode
 
 from greg_cert.errors import UnsupportedModelError, UsageError
 from greg_cert.scores import SCORES
-from greg_cert.verify.graph import Conv, Linear
+from greg_cert.verify.graph.live_graph import LiveGraph
+from greg_cert.verify.graph.ops import Conv, Linear
 from greg_cert.verify.lipschitz.global_bound import score_constant
-from greg_cert.verify.lipschitz.layers import one_kind
-from greg_cert.verify.live_graph import LiveGraph
 from greg_cert.verify.norms import check_norm
+from greg_cert.verify.operators.layers import one_kind
 
 _FIRST = 20  # iterations before the first step, from random vectors
 

@@ -1,9 +1,9 @@
 """Sound bounds, certificates and attacks for the OOD scores of an image classifier."""
 
-from greg_cert.verify.attack import attack_radius
+from greg_cert.verify.attack.gradient import gradient_norm
+from greg_cert.verify.attack.pgd import attack_radius
 from greg_cert.verify.certificates import Certificates
 from greg_cert.verify.certify import certify
-from greg_cert.verify.gradient import gradient_norm
 from greg_cert.verify.lipschitz import (
     global_lipschitz_bound,
     global_lipschitz_radius,

@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from greg_cert.config import VerifyConfig
-from greg_cert.verify.clever import CleverOptions
-from greg_cert.verify.smoothing_state import SmoothingOptions
+from greg_cert.verify.radius.sampled.clever import CleverOptions
+from greg_cert.verify.radius.sampled.smoothing_state import SmoothingOptions
 
 
 def asked(settings: VerifyConfig) -> dict[str, Any]:

@@ -12,23 +12,27 @@ from torch import Tensor, nn
 from greg_cert.certify_methods import LINEAR, NO_METHOD, RADIUS_METHOD, STOPPED_BY, column_of
 from greg_cert.errors import EngineError, UsageError
 from greg_cert.scores import score_of
-from greg_cert.verify.agreement import check_agreement
-from greg_cert.verify.attack import AttackPlan, AttackResult, smallest_attack
-from greg_cert.verify.audit import RESTARTS, STEPS, Audit
+from greg_cert.verify.attack.audit import RESTARTS, STEPS, Audit
+from greg_cert.verify.attack.gradient import first_order_radius
+from greg_cert.verify.attack.pgd import AttackPlan, AttackResult, smallest_attack
+from greg_cert.verify.best_stages import best_radius
+from greg_cert.verify.bounds.engines import make_engine
 from greg_cert.verify.certificates import CERTIFIED, REJECTED, UNDECIDED, Certificates
-from greg_cert.verify.clever import clever_estimate, clever_radius_estimate
-from greg_cert.verify.engines import make_engine
-from greg_cert.verify.goals import decision_goals
-from greg_cert.verify.gradient import first_order_radius
-from greg_cert.verify.graph import Graph
-from greg_cert.verify.linear_radius import LinearRadius
-from greg_cert.verify.lipschitz_radius import LipschitzRadius
+from greg_cert.verify.graph.agreement import check_agreement
+from greg_cert.verify.graph.ops import Graph
+from greg_cert.verify.graph.trace import with_whole_pools
 from greg_cert.verify.norms import dual_norm
 from greg_cert.verify.options import CertifyOptions
 from greg_cert.verify.per_sample import check_rowwise
 from greg_cert.verify.radius.best import BestRadius, Climb
-from greg_cert.verify.radius.best_stages import best_radius
-from greg_cert.verify.radius.sdp_crown import SdpCrownRadius
+from greg_cert.verify.radius.coupled.sdp_crown import SdpCrownRadius
+from greg_cert.verify.radius.goals import decision_goals
+from greg_cert.verify.radius.linear import LinearRadius
+from greg_cert.verify.radius.lipschitz import LipschitzRadius
+from greg_cert.verify.radius.sampled.clever import clever_estimate, clever_radius_estimate
+from greg_cert.verify.radius.sampled.smoothing import ACCEPTED as SMOOTHED_IN
+from greg_cert.verify.radius.sampled.smoothing import REJECTED as SMOOTHED_OUT
+from greg_cert.verify.radius.sampled.smoothing import Accept, smoothed_decisions
 from greg_cert.verify.scorer import (
     Margin,
     ScoreFunction,
@@ -36,10 +40,6 @@ from greg_cert.verify.scorer import (
     logit_function,
     score_and_gradient,
 )
-from greg_cert.verify.smoothing import ACCEPTED as SMOOTHED_IN
-from greg_cert.verify.smoothing import REJECTED as SMOOTHED_OUT
-from greg_cert.verify.smoothing import Accept, smoothed_decisions
-from greg_cert.verify.trace import with_whole_pools
 
 
 class Certifier:

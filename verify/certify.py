@@ -12,11 +12,12 @@ from greg_cert.errors import UsageError
 from greg_cert.inference import device_of
 from greg_cert.verify.certificates import Certificates, join
 from greg_cert.verify.certifier import Certifier
-from greg_cert.verify.memory import fitting_batch, in_chunks
+from greg_cert.verify.graph.sizes import fitting_batch
+from greg_cert.verify.graph.trace import trace_model
+from greg_cert.verify.memory import in_chunks
 from greg_cert.verify.norms import check_norm, check_radius
 from greg_cert.verify.options import CertifyOptions, Progress, read_options
 from greg_cert.verify.scorer import Margin, check_inputs
-from greg_cert.verify.trace import trace_model
 
 
 def certify(

@@ -10,11 +10,11 @@ from torch import Tensor
 
 from greg_cert.errors import UsageError
 from greg_cert.scores import SCORES
-from greg_cert.verify.clever import CleverOptions
-from greg_cert.verify.linear_radius import Ladder
 from greg_cert.verify.radius.best import BUDGET, UNTIL_SHARE, BestEffort
-from greg_cert.verify.radius.coupled import CoupledEffort
-from greg_cert.verify.smoothing_state import SmoothingOptions
+from greg_cert.verify.radius.coupled.one_ball import CoupledEffort
+from greg_cert.verify.radius.linear import Ladder
+from greg_cert.verify.radius.sampled.clever import CleverOptions
+from greg_cert.verify.radius.sampled.smoothing_state import SmoothingOptions
 
 Progress = Callable[[int, int], None]
 """Called with (samples done, samples in all)."""

@@ -10,17 +10,19 @@ from torch import Tensor, nn
 from greg_cert.errors import UsageError
 from greg_cert.inference import device_of
 from greg_cert.scores import SCORES
-from greg_cert.verify.agreement import check_agreement
-from greg_cert.verify.attack import AttackPlan, within_ball
-from greg_cert.verify.bounds.coupled_engine import CoupledEngine
-from greg_cert.verify.chord import upper_value
-from greg_cert.verify.duality import first_weights, improve_weights, lower_value
-from greg_cert.verify.engine import Engine, finite_bounds
-from greg_cert.verify.engines import make_engine
-from greg_cert.verify.goals import decision_goals
-from greg_cert.verify.graph import Graph, forward_all
-from greg_cert.verify.memory import fitting_batch, in_chunks
+from greg_cert.verify.attack.pgd import AttackPlan, within_ball
+from greg_cert.verify.bounds.coupled.engine import CoupledEngine
+from greg_cert.verify.bounds.engine import Engine, finite_bounds
+from greg_cert.verify.bounds.engines import make_engine
+from greg_cert.verify.graph.agreement import check_agreement
+from greg_cert.verify.graph.ops import Graph, forward_all
+from greg_cert.verify.graph.sizes import fitting_batch
+from greg_cert.verify.graph.trace import trace_model
+from greg_cert.verify.memory import in_chunks
 from greg_cert.verify.norms import check_norm, check_radius
+from greg_cert.verify.radius.chord import upper_value
+from greg_cert.verify.radius.duality import first_weights, improve_weights, lower_value
+from greg_cert.verify.radius.goals import decision_goals
 from greg_cert.verify.scorer import (
     SIDES,
     ScoreFunction,
@@ -28,7 +30,6 @@ from greg_cert.verify.scorer import (
     logit_function,
     score_and_gradient,
 )
-from greg_cert.verify.trace import trace_model
 
 _MIRROR_STEPS = 5
 _BATCH = 128

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from greg_cert.evaluation.decision import Decision
-    from greg_cert.verify.judge import Verdict
+    from greg_cert.verify.run.judge import Verdict
 
 
 def register(app: typer.Typer) -> None:
@@ -61,7 +61,7 @@ def predict(
     from greg_cert.evaluation.decision import decision_of
     from greg_cert.subjects import open_subject
     from greg_cert.verify.certificates import CONTRADICTED, ContradictionWarning
-    from greg_cert.verify.judge import judge
+    from greg_cert.verify.run.judge import judge
 
     subject = open_subject(run)
     settings = verify_settings(

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from rich.console import Console, RenderableType
     from rich.progress import Progress, TaskID
 
-    from greg_cert.verify.job import Tick
+    from greg_cert.verify.run.job import Tick
 
 
 Json = Annotated[
@@ -198,7 +198,7 @@ class VerifyBar:
         self._begun: dict[tuple[str, str], tuple[TaskID, int, float]] = {}
 
     def __call__(self, tick: Tick) -> None:
-        """See `greg_cert.verify.job.Progress`."""
+        """See `greg_cert.verify.run.job.Progress`."""
         key = tick.step, tick.run
         if key not in self._begun:
             # Escaped, as a run may be called [1].

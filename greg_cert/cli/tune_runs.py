@@ -160,7 +160,7 @@ def _measure(
     """Numbers of a run on calibration data, from its folder where they are of the same kind."""
     from greg_cert.devices import find_device
     from greg_cert.records import package_versions
-    from greg_cert.verify.on_calibration import measure
+    from greg_cert.verify.run.on_calibration import measure
 
     versions = package_versions()
     identity = {

@@ -121,7 +121,7 @@ def verify(
     from greg_cert.config import revised
     from greg_cert.errors import UsageError
     from greg_cert.subjects import open_subject
-    from greg_cert.verify.selection import Selection, parse_numbers, parse_seconds
+    from greg_cert.verify.run.selection import Selection, parse_numbers, parse_seconds
 
     if samples is not None and indices is not None:
         raise UsageError("expected --samples or --indices, but got both")
@@ -175,11 +175,11 @@ def verify_and_report(
 ) -> None:
     """Verify runs, write the report, show the tables and where everything lies.
 
-    `options` are those of `greg_cert.verify.runs.verify_runs`.
+    `options` are those of `greg_cert.verify.run.runs.verify_runs`.
     """
     from greg_cert.report import load_results, summary_table, write_report
-    from greg_cert.verify.results import CERTIFICATES
-    from greg_cert.verify.runs import verify_runs
+    from greg_cert.verify.run.results import CERTIFICATES
+    from greg_cert.verify.run.runs import verify_runs
 
     # One of several processes of a launcher: the first one speaks for all.
     first = os.environ.get("RANK", "0") == "0"

@@ -155,12 +155,48 @@ def test_no_module_imports_itself_by_way_of_others() -> None:
 
 
 def test_a_circle_is_seen_wherever_an_import_stands() -> None:
-    inner = ast.parse("def f():\n    from greg_cert.verify import graph\n")
-    assert read(inner) == {"greg_cert.verify.graph"}
-    typed = ast.parse("if TYPE_CHECKING:\n    from greg_cert.verify.graph import Node\n")
-    assert read(typed) == {"greg_cert.verify.graph"}
+    inner = ast.parse("def f():\n    from greg_cert.verify.graph import ops\n")
+    assert read(inner) == {"greg_cert.verify.graph.ops"}
+    typed = ast.parse("if TYPE_CHECKING:\n    from greg_cert.verify.graph.ops import Node\n")
+    assert read(typed) == {"greg_cert.verify.graph.ops"}
     with pytest.raises(CycleError):
         TopologicalSorter({"a": {"b"}, "b": {"a"}}).prepare()
+
+
+ORDER = {
+    "base": (),
+    "graph": ("base",),
+    "operators": ("base", "graph"),
+    "bounds": ("base", "graph", "operators"),
+    "lipschitz": ("base", "graph", "operators", "bounds"),
+    "radius": ("base", "graph", "operators", "bounds", "lipschitz"),
+    "attack": ("base", "graph"),
+    "top": ("base", "graph", "bounds", "lipschitz", "radius", "attack"),
+    "run": ("base", "graph", "operators", "bounds", "lipschitz", "attack", "top"),
+}
+"""Which part of `verify` reads which."""
+BASE = {"memory", "norms", "per_sample", "scorer", "streams", "structure"}
+MOST_FILES = 16
+
+
+def part_of_verify(name: str) -> str:
+    """A folder, or of the files beside the folders those that all others may read, or the rest."""
+    first = name.removeprefix("greg_cert.verify").strip(".").partition(".")[0]
+    return first if first in ORDER else "base" if first in BASE else "top"
+
+
+def test_parts_of_verify_read_only_those_below_them() -> None:
+    seen: dict[str, set[str]] = {part: set() for part in ORDER}
+    for name, tree in TREES.items():
+        if inside(name, "greg_cert.verify"):
+            parts = {part_of_verify(n) for n in read(tree) if inside(n, "greg_cert.verify")}
+            seen[part_of_verify(name)] |= parts - {part_of_verify(name)}
+    assert seen == {part: set(below) for part, below in ORDER.items()}
+
+
+def test_no_folder_of_verify_holds_more_than_one_can_look_through() -> None:
+    many = {path: len(list(path.glob("*.py"))) for _, path in folders("verify")}
+    assert {path: n for path, n in many.items() if n > MOST_FILES} == {}
 
 
 def test_verify_never_imports_train() -> None:

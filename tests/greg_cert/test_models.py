@@ -27,9 +27,9 @@ from greg_cert.models import (
 from greg_cert.models.liresnet import LinearResidual
 from greg_cert.models.names import CHOOSE_ACTIVATION, default_activation
 from greg_cert.verify import global_lipschitz_bound
-from greg_cert.verify.graph import Add, Conv, Linear, forward_all
-from greg_cert.verify.max_pool import MaxPool
-from greg_cert.verify.trace import trace_model
+from greg_cert.verify.graph.max_pool import MaxPool
+from greg_cert.verify.graph.ops import Add, Conv, Linear, forward_all
+from greg_cert.verify.graph.trace import trace_model
 
 MEAN, STD = (0.4914, 0.4822, 0.4465), (0.247, 0.2435, 0.2616)
 FEATURES = {

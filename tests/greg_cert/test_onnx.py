@@ -23,8 +23,8 @@ from greg_cert.models.onnx_layers import HANDLERS
 from greg_cert.scores import energy
 from greg_cert.subjects import open_subject
 from greg_cert.verify import certify
-from greg_cert.verify.graph import forward_all
-from greg_cert.verify.trace import trace_model
+from greg_cert.verify.graph.ops import forward_all
+from greg_cert.verify.graph.trace import trace_model
 
 onnx = pytest.importorskip("onnx")
 helper, numpy_helper = onnx.helper, onnx.numpy_helper

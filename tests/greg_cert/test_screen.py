@@ -10,7 +10,7 @@ from rich.progress import Progress, TextColumn
 
 from greg_cert.cli import screen
 from greg_cert.cli.screen import VerifyBar, pace
-from greg_cert.verify.job import Tick
+from greg_cert.verify.run.job import Tick
 
 RECORD = '{\n  "found": [\n    null,\n    "x/y"\n  ]\n}\n'
 

@@ -19,7 +19,7 @@ from greg_cert.scores import max_softmax
 from greg_cert.stages import Method, StageConfig
 from greg_cert.train import fit
 from greg_cert.train.objective import Batch, Objective
-from greg_cert.verify.runs import verify_runs
+from greg_cert.verify.run.runs import verify_runs
 
 DATA = {
     "id": {"source": "digits", "limit": 400},

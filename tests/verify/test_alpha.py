@@ -12,17 +12,17 @@ from random_networks import random_network
 from soundness import attack_relaxation
 from torch import Tensor, nn
 
-from greg_cert.verify.alpha import SlopeAscent, best_slopes, first_slopes
-from greg_cert.verify.duality import (
+from greg_cert.verify.bounds.alpha import SlopeAscent, best_slopes, first_slopes
+from greg_cert.verify.bounds.native_engine import NativeEngine
+from greg_cert.verify.graph.trace import trace_model
+from greg_cert.verify.radius.duality import (
     _usual,
     first_weights,
     improve_weights,
     improve_weights_and_slopes,
 )
-from greg_cert.verify.duality import lower_rows as rows_of
-from greg_cert.verify.goals import Goal, decision_goals
-from greg_cert.verify.native_engine import NativeEngine
-from greg_cert.verify.trace import trace_model
+from greg_cert.verify.radius.duality import lower_rows as rows_of
+from greg_cert.verify.radius.goals import Goal, decision_goals
 
 NORMS = (2.0, math.inf)
 NETWORKS = ("mlp", "leaky", "max_min", "bent", "2", "5")

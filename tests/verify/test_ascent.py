@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from greg_cert.verify.bounds.ascent import Ascent
+from greg_cert.verify.bounds.coupled.ascent import Ascent
 
 
 @pytest.mark.parametrize("size", [1.0, 1e-12, 1e-22, 1e-30, 1e-38])

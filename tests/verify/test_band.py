@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from greg_cert.verify.graph import Conv
-from greg_cert.verify.lipschitz.band import Band, gram_band, is_positive
+from greg_cert.verify.graph.ops import Conv
+from greg_cert.verify.operators.band import Band, gram_band, is_positive
 
 # (C, O), image, kernel, stride, padding, dilation, groups
 CASES = {

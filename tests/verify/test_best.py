@@ -17,14 +17,14 @@ from torch import Tensor, nn
 from greg_cert.certify_methods import STOPS
 from greg_cert.errors import UsageError
 from greg_cert.verify import Certificates, certify
-from greg_cert.verify.goals import Goal, decision_goals
-from greg_cert.verify.native_engine import NativeEngine
+from greg_cert.verify.best_stages import best_radius
+from greg_cert.verify.bounds.native_engine import NativeEngine
+from greg_cert.verify.graph.trace import trace_model
 from greg_cert.verify.options import CertifyOptions
 from greg_cert.verify.radius import prices
 from greg_cert.verify.radius.best import BestEffort, BestRadius, Stage
-from greg_cert.verify.radius.best_stages import best_radius
-from greg_cert.verify.radius.coupled import CoupledEffort
-from greg_cert.verify.trace import trace_model
+from greg_cert.verify.radius.coupled.one_ball import CoupledEffort
+from greg_cert.verify.radius.goals import Goal, decision_goals
 
 QUICK = {
     "rounds": 8, "cut_rounds": 2, "cuts": 2, "coupled": CoupledEffort(4, 6), "attack_steps": 8,

@@ -10,10 +10,10 @@ from problems import BIG, SMALL, build, climb, exact_cases, in_ball, points
 from torch import Tensor
 
 from greg_cert.errors import EngineError, UsageError
-from greg_cert.verify import crown, interval, native_engine, region
-from greg_cert.verify.engines import make_engine
-from greg_cert.verify.graph import Activation, Graph, forward_all
-from greg_cert.verify.trace import trace_model
+from greg_cert.verify.bounds import crown, interval, native_engine, region
+from greg_cert.verify.bounds.engines import make_engine
+from greg_cert.verify.graph.ops import Activation, Graph, forward_all
+from greg_cert.verify.graph.trace import trace_model
 
 ENGINES = ("native", "auto-lirpa")
 NORMS = (2.0, math.inf)

@@ -14,9 +14,10 @@ from soundness import attack_certificates, middle_threshold
 from torch import Tensor, nn
 
 from greg_cert.errors import EngineError
-from greg_cert.verify import branch, certify
-from greg_cert.verify.branch import Domains
+from greg_cert.verify import certify
 from greg_cert.verify.certificates import ContradictionWarning
+from greg_cert.verify.radius import branch
+from greg_cert.verify.radius.branch import Domains
 
 NORMS = (2.0, math.inf)
 SIDES = ("id", "ood")

@@ -27,17 +27,17 @@ from torch import Tensor, nn
 
 from greg_cert.errors import UnsupportedModelError, UsageError
 from greg_cert.verify import Certificates, attack_radius, certify, gradient_norm, lipschitz_bound
-from greg_cert.verify.attack import AttackPlan, AttackResult, attack_within
+from greg_cert.verify.attack.pgd import AttackPlan, AttackResult, attack_within
+from greg_cert.verify.bounds.engines import make_engine
 from greg_cert.verify.certificates import ContradictionWarning
 from greg_cert.verify.certifier import Certifier
-from greg_cert.verify.duality import entropy, improve_weights, lower_reach
-from greg_cert.verify.engines import make_engine
-from greg_cert.verify.goals import decision_goals
-from greg_cert.verify.graph import forward_all
-from greg_cert.verify.linear_radius import LinearRadius
-from greg_cert.verify.lipschitz_radius import LipschitzRadius
+from greg_cert.verify.graph.ops import forward_all
+from greg_cert.verify.graph.trace import trace_model
+from greg_cert.verify.radius.duality import entropy, improve_weights, lower_reach
+from greg_cert.verify.radius.goals import decision_goals
+from greg_cert.verify.radius.linear import LinearRadius
+from greg_cert.verify.radius.lipschitz import LipschitzRadius
 from greg_cert.verify.scorer import Margin, score_function
-from greg_cert.verify.trace import trace_model
 
 NORMS = (2.0, math.inf)
 SIDES = ("id", "ood")

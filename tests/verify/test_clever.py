@@ -12,14 +12,14 @@ from scipy import stats
 from torch import Tensor, nn
 
 from greg_cert.errors import UsageError
-from greg_cert.verify import clever
-from greg_cert.verify.clever import (
+from greg_cert.verify.lipschitz import lipschitz_bound
+from greg_cert.verify.radius.sampled import clever
+from greg_cert.verify.radius.sampled.clever import (
     CleverEstimate,
     CleverOptions,
     clever_estimate,
     clever_radius_estimate,
 )
-from greg_cert.verify.lipschitz import lipschitz_bound
 from greg_cert.verify.scorer import ScoreFunction, score_function
 
 NORMS = (2.0, math.inf)

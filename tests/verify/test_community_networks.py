@@ -16,9 +16,9 @@ from torch import Tensor
 from benchmarks.community_networks import FOLDER, NETWORKS, load
 from greg_cert.scores import energy
 from greg_cert.verify import certify
-from greg_cert.verify.graph import forward_all
-from greg_cert.verify.radius.coupled import CoupledEffort
-from greg_cert.verify.trace import trace_model
+from greg_cert.verify.graph.ops import forward_all
+from greg_cert.verify.graph.trace import trace_model
+from greg_cert.verify.radius.coupled.one_ball import CoupledEffort
 
 MNIST = FOLDER.parent / "data" / "mnist.npz"
 QUICK: dict[str, Any] = {

@@ -23,20 +23,27 @@ from torch import Tensor, nn
 from greg_cert.errors import EngineError, UsageError
 from greg_cert.models import MaxMin
 from greg_cert.verify import certify, score_bound
-from greg_cert.verify.bounds import ball_boxes as boxes_module
-from greg_cert.verify.bounds import charges as charges_module
-from greg_cert.verify.bounds import coupled
-from greg_cert.verify.bounds.ascent import Ascent
-from greg_cert.verify.bounds.ball_boxes import Moved, ball_boxes, layer_norms
-from greg_cert.verify.bounds.charges import Prices, ProvenPrices, largest_eigenvalue
-from greg_cert.verify.bounds.coupled import Variables, bisect_balls, bound_rows, first_variables
-from greg_cert.verify.bounds.coupled_engine import CoupledEngine
-from greg_cert.verify.goals import decision_goals
-from greg_cert.verify.graph import Activation, Add, Conv, Graph, Linear, forward_all
-from greg_cert.verify.lipschitz import band as band_module
-from greg_cert.verify.native_relaxation import NativeRelaxation
-from greg_cert.verify.radius import coupled as radius_module
-from greg_cert.verify.radius.coupled import (
+from greg_cert.verify.bounds.coupled import backward as coupled
+from greg_cert.verify.bounds.coupled import ball_boxes as boxes_module
+from greg_cert.verify.bounds.coupled import charges as charges_module
+from greg_cert.verify.bounds.coupled.ascent import Ascent
+from greg_cert.verify.bounds.coupled.backward import (
+    Variables,
+    bisect_balls,
+    bound_rows,
+    first_variables,
+)
+from greg_cert.verify.bounds.coupled.ball_boxes import Moved, ball_boxes, layer_norms
+from greg_cert.verify.bounds.coupled.charges import Prices, ProvenPrices, largest_eigenvalue
+from greg_cert.verify.bounds.coupled.engine import CoupledEngine
+from greg_cert.verify.bounds.native_relaxation import NativeRelaxation
+from greg_cert.verify.bounds.region import Region
+from greg_cert.verify.graph.ops import Activation, Add, Conv, Graph, Linear, forward_all
+from greg_cert.verify.graph.rounding import absolute_terms
+from greg_cert.verify.graph.trace import trace_model
+from greg_cert.verify.operators import band as band_module
+from greg_cert.verify.radius.coupled import one_ball as radius_module
+from greg_cert.verify.radius.coupled.one_ball import (
     Boxes,
     CoupledEffort,
     CoupledRadius,
@@ -44,9 +51,7 @@ from greg_cert.verify.radius.coupled import (
     add_charges,
     charged_activations,
 )
-from greg_cert.verify.region import Region
-from greg_cert.verify.rounding import absolute_terms
-from greg_cert.verify.trace import trace_model
+from greg_cert.verify.radius.goals import decision_goals
 
 RADII = (0.02, 0.2, 1.0)
 QUICK = {"coupled": CoupledEffort(5, 8), "rounds": 6, "attack_restarts": 1}

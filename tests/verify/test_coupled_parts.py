@@ -12,14 +12,14 @@ from problems import build, energy_of, points
 from torch import Tensor, nn
 
 from greg_cert.verify import attack_radius, certify
-from greg_cert.verify.bounds.charges import ProvenPrices, largest_eigenvalue
-from greg_cert.verify.goals import decision_goals
-from greg_cert.verify.graph import Conv, Linear
-from greg_cert.verify.lipschitz.dense import dense_matrix
-from greg_cert.verify.radius import coupled_parts
-from greg_cert.verify.radius.coupled import CoupledEffort, CoupledRadius
-from greg_cert.verify.radius.coupled_parts import CoupledParts, PartsEffort
-from greg_cert.verify.trace import trace_model
+from greg_cert.verify.bounds.coupled.charges import ProvenPrices, largest_eigenvalue
+from greg_cert.verify.graph.ops import Conv, Linear
+from greg_cert.verify.graph.trace import trace_model
+from greg_cert.verify.operators.dense import dense_matrix
+from greg_cert.verify.radius.coupled import parts as coupled_parts
+from greg_cert.verify.radius.coupled.one_ball import CoupledEffort, CoupledRadius
+from greg_cert.verify.radius.coupled.parts import CoupledParts, PartsEffort
+from greg_cert.verify.radius.goals import decision_goals
 
 NETWORKS = ("mlp", "conv", "leaky", "residual", "max_min", "max_pool_2", "bent")
 EFFORT = PartsEffort(balls=3, steps=12, splits=3, part_steps=5, domains=8)

@@ -11,14 +11,14 @@ from torch import Tensor
 
 from greg_cert.verify import certify
 from greg_cert.verify.certificates import ContradictionWarning
-from greg_cert.verify.goals import Goal, decision_goals
-from greg_cert.verify.linear_radius import LinearRadius
+from greg_cert.verify.graph.trace import trace_model
 from greg_cert.verify.options import CertifyOptions
-from greg_cert.verify.radius import coupled_rows
-from greg_cert.verify.radius.coupled import CoupledEffort, CoupledRadius
-from greg_cert.verify.radius.coupled_rows import CoupledRows
-from greg_cert.verify.radius.sdp_crown import ball_radius
-from greg_cert.verify.trace import trace_model
+from greg_cert.verify.radius.coupled import rows as coupled_rows
+from greg_cert.verify.radius.coupled.one_ball import CoupledEffort, CoupledRadius
+from greg_cert.verify.radius.coupled.rows import CoupledRows
+from greg_cert.verify.radius.coupled.sdp_crown import ball_radius
+from greg_cert.verify.radius.goals import Goal, decision_goals
+from greg_cert.verify.radius.linear import LinearRadius
 
 CLASSES = 4
 MOST = 3.0

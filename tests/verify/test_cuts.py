@@ -9,15 +9,16 @@ import torch
 from problems import build, climb, in_ball, points
 from score_oracles import QUICK, SCORE_NAMES, middle, past
 
-from greg_cert.verify import branch, certify
-from greg_cert.verify.ball import BallBounds, Effort
-from greg_cert.verify.duality import first_weights
-from greg_cert.verify.goals import decision_goals
-from greg_cert.verify.graph import forward_all
-from greg_cert.verify.native_engine import NativeEngine
-from greg_cert.verify.native_relaxation import NativeRelaxation
-from greg_cert.verify.region import Cut, Region, tighter_cut
-from greg_cert.verify.trace import trace_model
+from greg_cert.verify import certify
+from greg_cert.verify.bounds.native_engine import NativeEngine
+from greg_cert.verify.bounds.native_relaxation import NativeRelaxation
+from greg_cert.verify.bounds.region import Cut, Region, tighter_cut
+from greg_cert.verify.graph.ops import forward_all
+from greg_cert.verify.graph.trace import trace_model
+from greg_cert.verify.radius import branch
+from greg_cert.verify.radius.ball import BallBounds, Effort
+from greg_cert.verify.radius.duality import first_weights
+from greg_cert.verify.radius.goals import decision_goals
 
 NORMS = (2.0, math.inf)
 DTYPE = torch.float64

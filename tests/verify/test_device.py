@@ -19,8 +19,8 @@ from tiny_runs import SETTINGS, experiment
 from torch import Tensor, nn
 from typer.testing import CliRunner
 
-import greg_cert.verify.judge
-import greg_cert.verify.runs
+import greg_cert.verify.run.judge
+import greg_cert.verify.run.runs
 from greg_cert.cli import app
 from greg_cert.config import VerifyConfig, parse_config
 from greg_cert.data import load_data, splits_from_tensors
@@ -35,27 +35,27 @@ from greg_cert.verify import (
     attack_radius,
     certifier,
     certify,
-    chord,
-    chunk,
     gradient_norm,
     lipschitz_bound,
-    relax_smooth,
     score_bound,
-    trials,
 )
-from greg_cert.verify.attack import AttackPlan, AttackResult, smallest_attack
+from greg_cert.verify.attack.pgd import AttackPlan, AttackResult, smallest_attack
+from greg_cert.verify.bounds import relax_smooth
 from greg_cert.verify.certificates import Certificates
-from greg_cert.verify.chunk import Harder
-from greg_cert.verify.clever import CleverOptions
-from greg_cert.verify.diagnose import diagnose
-from greg_cert.verify.graph import sums_of_products
-from greg_cert.verify.judge import judge
-from greg_cert.verify.lipschitz import operator_norms
+from greg_cert.verify.graph.ops import sums_of_products
 from greg_cert.verify.lipschitz.global_radius import global_lipschitz_radius
+from greg_cert.verify.operators import operator_norms
 from greg_cert.verify.options import CertifyOptions
-from greg_cert.verify.radius.coupled import CoupledEffort
+from greg_cert.verify.radius import chord
+from greg_cert.verify.radius.coupled.one_ball import CoupledEffort
+from greg_cert.verify.radius.sampled.clever import CleverOptions
+from greg_cert.verify.radius.sampled.smoothing_state import SmoothingOptions
+from greg_cert.verify.run import chunk, trials
+from greg_cert.verify.run.chunk import Harder
+from greg_cert.verify.run.diagnose import diagnose
+from greg_cert.verify.run.judge import judge
+from greg_cert.verify.run.runs import verify_runs
 from greg_cert.verify.scorer import ScoreFunction
-from greg_cert.verify.smoothing_state import SmoothingOptions
 
 SHORT: dict[str, Any] = {
     "rounds": 1,
@@ -100,14 +100,14 @@ def short(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(chord, "_STEPS", 3)
     monkeypatch.setattr(relax_smooth, "_TOUCH_STEPS", 1)
     monkeypatch.setattr(relax_smooth, "_PEAK_STEPS", 2)
-    monkeypatch.setattr(greg_cert.verify.runs, "Harder", lambda: Harder(2, 2))
+    monkeypatch.setattr(greg_cert.verify.run.runs, "Harder", lambda: Harder(2, 2))
     monkeypatch.setattr(trials, "_COUNT", 1)
     for module in (chunk, trials):
         monkeypatch.setattr(module, "CertifyOptions", lambda **o: CertifyOptions(**{**o, **SHORT}))
     monkeypatch.setattr(
-        greg_cert.verify.judge, "certify", lambda *given, **o: certify(*given, **{**o, **SHORT})
+        greg_cert.verify.run.judge, "certify", lambda *given, **o: certify(*given, **{**o, **SHORT})
     )
-    for module in (certifier, greg_cert.verify.judge):
+    for module in (certifier, greg_cert.verify.run.judge):
         monkeypatch.setattr(module, "smallest_attack", hasty_attack)
 
 
@@ -270,16 +270,16 @@ def test_a_whole_verification_is_too(
     changed = {"samples": 2, "ood_samples": 1, "side": "both", "auc_radii": (0.1,), "batch": None}
     changed |= {"device": "cpu", "correct": True, "method": "crown-ibp"}
     settings = SETTINGS.model_copy(update=changed)
-    expected = greg_cert.verify.runs.verify_runs([run], settings, tmp_path / "cpu", audit=True)
+    expected = verify_runs([run], settings, tmp_path / "cpu", audit=True)
     with monkeypatch.context() as patched:
-        patched.setattr(greg_cert.verify.runs, "find_device", lambda name: device)
-        found = greg_cert.verify.runs.verify_runs([run], settings, tmp_path / "there", audit=True)
+        patched.setattr(greg_cert.verify.run.runs, "find_device", lambda name: device)
+        found = verify_runs([run], settings, tmp_path / "there", audit=True)
     for name in ("frame", "ood_frame", "ood_scores"):
         same(getattr(found.runs[0], name), getattr(expected.runs[0], name), device)
     assert {path.name for path in found.files} == {path.name for path in expected.files}
     # The rows of one device go on where those of another ended, and all of them are named.
     more = settings.model_copy(update={"samples": 3})
-    greg_cert.verify.runs.verify_runs([run], more, tmp_path / "there")
+    verify_runs([run], more, tmp_path / "there")
     told = json.loads((tmp_path / "there" / "summary.json").read_text())
     assert sorted(told["provenance"]["device"].split(", ")) == sorted(["cpu", device_title(device)])
 

@@ -13,13 +13,13 @@ from greg_cert.certify_methods import LINEAR, STATUS
 from greg_cert.errors import EngineError, UnsupportedModelError
 from greg_cert.scores import score_of
 from greg_cert.verify import certify, global_lipschitz_bound
-from greg_cert.verify import diagnose as module
-from greg_cert.verify.diagnose import diagnose, diagnosed
-from greg_cert.verify.engines import make_engine
-from greg_cert.verify.graph import Conv, Linear
+from greg_cert.verify.bounds.engines import make_engine
+from greg_cert.verify.graph.ops import Conv, Linear
+from greg_cert.verify.graph.trace import trace_model
 from greg_cert.verify.lipschitz import operator_norm
-from greg_cert.verify.trace import trace_model
-from greg_cert.verify.trials import duration, made_up
+from greg_cert.verify.run import diagnose as module
+from greg_cert.verify.run.diagnose import diagnose, diagnosed
+from greg_cert.verify.run.trials import duration, made_up
 
 
 def network(activation: nn.Module) -> nn.Module:

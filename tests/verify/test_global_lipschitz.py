@@ -30,13 +30,13 @@ from greg_cert.verify import (
     global_lipschitz_radius,
     lipschitz_bound,
 )
-from greg_cert.verify.graph import forward_all
+from greg_cert.verify.graph.ops import forward_all
+from greg_cert.verify.graph.trace import trace_model
 from greg_cert.verify.lipschitz import forward_error, global_bound, global_radius, node_constants
 from greg_cert.verify.lipschitz.forward_error import ForwardError
 from greg_cert.verify.lipschitz.pieces import affine_pieces
 from greg_cert.verify.norms import dual_norm
 from greg_cert.verify.scorer import Margin, score_and_gradient
-from greg_cert.verify.trace import trace_model
 
 NORMS = (2.0, math.inf)
 

@@ -19,14 +19,8 @@ from torch.nn.utils import parametrizations, prune
 
 from greg_cert.errors import UnsupportedModelError
 from greg_cert.scores import energy
-from greg_cert.verify import (
-    attack_radius,
-    certify,
-    gradient_norm,
-    lipschitz_bound,
-    score_bound,
-)
-from greg_cert.verify.trace import trace_model
+from greg_cert.verify import attack_radius, certify, gradient_norm, lipschitz_bound, score_bound
+from greg_cert.verify.graph.trace import trace_model
 
 SHAPE = (1, 5, 5)
 

@@ -10,10 +10,10 @@ from torch import nn
 
 from greg_cert.config import VerifyConfig
 from greg_cert.evaluation.decision import Decision
-from greg_cert.verify import judge as judge_module
-from greg_cert.verify.attack import AttackResult
+from greg_cert.verify.attack.pgd import AttackResult
 from greg_cert.verify.certificates import ContradictionWarning
-from greg_cert.verify.judge import judge
+from greg_cert.verify.run import judge as judge_module
+from greg_cert.verify.run.judge import judge
 
 SLOPE = torch.tensor([0.6, -0.8, 0.0, 0.5], dtype=torch.float64)
 

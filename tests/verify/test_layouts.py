@@ -11,12 +11,12 @@ import torch
 from torch import Tensor, nn
 
 from greg_cert.verify import attack_radius, certify, gradient_norm, lipschitz_bound, score_bound
-from greg_cert.verify.clever import CleverOptions, clever_estimate
-from greg_cert.verify.engines import make_engine
+from greg_cert.verify.bounds.engines import make_engine
+from greg_cert.verify.graph.trace import trace_model
+from greg_cert.verify.radius.sampled.clever import CleverOptions, clever_estimate
+from greg_cert.verify.radius.sampled.smoothing import smoothed_decisions
+from greg_cert.verify.radius.sampled.smoothing_state import SmoothingOptions
 from greg_cert.verify.scorer import score_function
-from greg_cert.verify.smoothing import smoothed_decisions
-from greg_cert.verify.smoothing_state import SmoothingOptions
-from greg_cert.verify.trace import trace_model
 
 NOISE = SmoothingOptions(n0=5, n=40)
 CLEVER = CleverOptions(10, 5)

@@ -23,22 +23,17 @@ from scipy.optimize import linprog
 from torch import Tensor, nn
 
 from greg_cert.errors import UsageError
-from greg_cert.verify import (
-    adjoint_interval,
-    gradient_norm,
-    interval,
-    lipschitz_bound,
-    local_lipschitz,
-    score_box,
-)
-from greg_cert.verify.engines import make_engine
-from greg_cert.verify.graph import Conv, Linear, forward_all
-from greg_cert.verify.interval import activation_derivative
+from greg_cert.verify import gradient_norm, lipschitz_bound
+from greg_cert.verify.bounds import interval
+from greg_cert.verify.bounds.engines import make_engine
+from greg_cert.verify.bounds.interval import activation_derivative
+from greg_cert.verify.graph.ops import Conv, Linear, forward_all
+from greg_cert.verify.graph.trace import trace_model
+from greg_cert.verify.lipschitz import adjoint_interval, local_lipschitz, score_box
+from greg_cert.verify.lipschitz.softmax_box import mixture_box, softmax_box
 from greg_cert.verify.norms import dual_norm
-from greg_cert.verify.operator_norm import MaskedNorm, spectral_norm_bound
+from greg_cert.verify.operators.masked_norm import MaskedNorm, spectral_norm_bound
 from greg_cert.verify.scorer import score_and_gradient, score_function
-from greg_cert.verify.softmax_box import mixture_box, softmax_box
-from greg_cert.verify.trace import trace_model
 
 NORMS = (2.0, math.inf)
 

@@ -11,10 +11,10 @@ from exact_values import exact_values, fractions
 from torch import Tensor, nn
 
 from greg_cert.verify import certify
-from greg_cert.verify.engines import make_engine
-from greg_cert.verify.lirpa_rounding import node_rounding
-from greg_cert.verify.rounding import interval_rounding
-from greg_cert.verify.trace import trace_model
+from greg_cert.verify.bounds.engines import make_engine
+from greg_cert.verify.bounds.lirpa.rounding import node_rounding
+from greg_cert.verify.graph.rounding import interval_rounding
+from greg_cert.verify.graph.trace import trace_model
 
 NORMS = (2.0, math.inf)
 

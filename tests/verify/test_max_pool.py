@@ -21,24 +21,24 @@ from torch import Tensor, nn
 
 from greg_cert.errors import EngineError
 from greg_cert.verify import certify, global_lipschitz_bound, score_bound
-from greg_cert.verify.bounds.ascent import Ascent
-from greg_cert.verify.bounds.ball_boxes import ball_boxes, layer_norms
-from greg_cert.verify.bounds.charges import Prices
-from greg_cert.verify.bounds.coupled import (
+from greg_cert.verify.bounds.coupled.ascent import Ascent
+from greg_cert.verify.bounds.coupled.backward import (
     Variables,
     bound_rows,
     first_variables,
     value_and_slope,
 )
-from greg_cert.verify.bounds.coupled_engine import CoupledEngine
-from greg_cert.verify.engine import Engine
-from greg_cert.verify.engines import make_engine
-from greg_cert.verify.graph import Graph, forward_all
-from greg_cert.verify.max_pool import MaxPool, share_range
-from greg_cert.verify.radius.coupled import CoupledEffort
-from greg_cert.verify.relax_pool import relax_pool
-from greg_cert.verify.rounding import forward_errors
-from greg_cert.verify.trace import trace_model, with_whole_pools
+from greg_cert.verify.bounds.coupled.ball_boxes import ball_boxes, layer_norms
+from greg_cert.verify.bounds.coupled.charges import Prices
+from greg_cert.verify.bounds.coupled.engine import CoupledEngine
+from greg_cert.verify.bounds.engine import Engine
+from greg_cert.verify.bounds.engines import make_engine
+from greg_cert.verify.bounds.relax_pool import relax_pool
+from greg_cert.verify.graph.max_pool import MaxPool, share_range
+from greg_cert.verify.graph.ops import Graph, forward_all
+from greg_cert.verify.graph.rounding import forward_errors
+from greg_cert.verify.graph.trace import trace_model, with_whole_pools
+from greg_cert.verify.radius.coupled.one_ball import CoupledEffort
 
 SHAPE = (2, 6, 6)
 POOLS = {

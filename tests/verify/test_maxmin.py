@@ -23,31 +23,25 @@ from torch import Tensor, nn
 
 from greg_cert.errors import UnsupportedModelError, UsageError
 from greg_cert.models import MaxMin
-from greg_cert.verify import (
-    adjoint_interval,
-    branch,
-    certify,
-    crown,
-    interval,
-    local_lipschitz,
-    native_engine,
-)
-from greg_cert.verify.bounds import coupled
-from greg_cert.verify.bounds.ball_boxes import ball_boxes, layer_norms
-from greg_cert.verify.bounds.charges import ProvenPrices
-from greg_cert.verify.bounds.coupled import (
+from greg_cert.verify import certify
+from greg_cert.verify.bounds import crown, interval, native_engine
+from greg_cert.verify.bounds.coupled import backward as coupled
+from greg_cert.verify.bounds.coupled.backward import (
     Variables,
     bisect_balls,
     bound_rows,
     first_variables,
 )
-from greg_cert.verify.diagnose import diagnose
-from greg_cert.verify.engines import make_engine
-from greg_cert.verify.graph import Activation, Conv, Flatten, Input, Linear, forward_all
-from greg_cert.verify.lipschitz import global_constant
-from greg_cert.verify.native_engine import NativeEngine, sign_unknown
-from greg_cert.verify.radius.coupled import CoupledEffort
-from greg_cert.verify.trace import trace_model
+from greg_cert.verify.bounds.coupled.ball_boxes import ball_boxes, layer_norms
+from greg_cert.verify.bounds.coupled.charges import ProvenPrices
+from greg_cert.verify.bounds.engines import make_engine
+from greg_cert.verify.bounds.native_engine import NativeEngine, sign_unknown
+from greg_cert.verify.graph.ops import Activation, Conv, Flatten, Input, Linear, forward_all
+from greg_cert.verify.graph.trace import trace_model
+from greg_cert.verify.lipschitz import adjoint_interval, global_constant, local_lipschitz
+from greg_cert.verify.radius import branch
+from greg_cert.verify.radius.coupled.one_ball import CoupledEffort
+from greg_cert.verify.run.diagnose import diagnose
 
 NORMS = (2.0, math.inf)
 SEEDS = (1, 2, 3, 5, 6)

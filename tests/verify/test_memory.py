@@ -11,9 +11,10 @@ from score_oracles import QUICK, middle
 
 from greg_cert.errors import EngineError
 from greg_cert.verify import certify
-from greg_cert.verify.memory import fitting_batch, in_chunks, is_out_of_memory, sample_bytes
-from greg_cert.verify.native_engine import NativeEngine
-from greg_cert.verify.trace import trace_model
+from greg_cert.verify.bounds.native_engine import NativeEngine
+from greg_cert.verify.graph.sizes import fitting_batch, sample_bytes
+from greg_cert.verify.graph.trace import trace_model
+from greg_cert.verify.memory import in_chunks, is_out_of_memory
 
 ENDED = [
     torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"),

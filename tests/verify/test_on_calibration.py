@@ -15,8 +15,9 @@ from greg_cert.config import VerifyConfig
 from greg_cert.data import DataSplits, Images, ImageSet, splits_from_tensors
 from greg_cert.data.withheld import Withheld
 from greg_cert.errors import UnsupportedModelError
-from greg_cert.verify import certify, global_lipschitz_radius, on_calibration
-from greg_cert.verify.on_calibration import measure
+from greg_cert.verify import certify, global_lipschitz_radius
+from greg_cert.verify.run import on_calibration
+from greg_cert.verify.run.on_calibration import measure
 
 SETTINGS = VerifyConfig(samples=12, tpr=0.8, method="crown", batch=5, max_radius=2.0, seed=3)
 

@@ -10,17 +10,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from greg_cert.verify.graph import Conv, Linear
-from greg_cert.verify.lipschitz import (
-    band,
-    gram,
-    norm_from_below,
-    operator_norm,
-    operator_norms,
-    row_norms,
-    symbol,
-)
-from greg_cert.verify.lipschitz.layers import as_convolution, distinct_groups
+from greg_cert.verify.graph.ops import Conv, Linear
+from greg_cert.verify.lipschitz import norm_from_below, operator_norm, row_norms
+from greg_cert.verify.operators import band, gram, operator_norms, symbol
+from greg_cert.verify.operators.layers import as_convolution, distinct_groups
 
 ROUNDING = 1e-13  # of the singular values that bounds are compared with
 

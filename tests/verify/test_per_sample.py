@@ -13,10 +13,10 @@ from torch import Tensor, nn
 
 from greg_cert.errors import UnsupportedModelError
 from greg_cert.verify import attack_radius, certify, gradient_norm
-from greg_cert.verify.clever import CleverOptions, clever_estimate
 from greg_cert.verify.per_sample import check_rowwise, refuse_batch_layers
+from greg_cert.verify.radius.sampled.clever import CleverOptions, clever_estimate
+from greg_cert.verify.radius.sampled.smoothing_state import SmoothingOptions
 from greg_cert.verify.scorer import logit_function, score_function
-from greg_cert.verify.smoothing_state import SmoothingOptions
 
 
 class Body(nn.Module):

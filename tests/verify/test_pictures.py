@@ -11,7 +11,7 @@ import pytest
 import torch
 from tiny_runs import SETTINGS as USUAL
 
-import greg_cert.verify.pictures as module
+import greg_cert.verify.run.pictures as module
 from greg_cert.config import VerifyConfig
 from greg_cert.data import load_data
 from greg_cert.errors import RunError
@@ -19,8 +19,8 @@ from greg_cert.extremes import LISTED, OOD_LISTED, extremes
 from greg_cert.picture_file import PICTURES, SamplePicture, as_floats, read_pictures
 from greg_cert.records import RunFolder
 from greg_cert.scores import energy
-from greg_cert.verify.runs import verify_runs
-from greg_cert.verify.selection import Selection
+from greg_cert.verify.run.runs import verify_runs
+from greg_cert.verify.run.selection import Selection
 
 SETTINGS = USUAL.model_copy(update={"method": "crown-ibp", "cuts": 0, "batch": 32})
 MANY = SETTINGS.model_copy(

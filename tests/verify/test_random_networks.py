@@ -22,17 +22,11 @@ from soundness import (
 )
 from torch import Tensor, nn
 
-from greg_cert.verify import (
-    Certificates,
-    adjoint_interval,
-    certify,
-    crown,
-    interval,
-    linear_bound,
-    score_box,
-)
-from greg_cert.verify.graph import Activation
-from greg_cert.verify.trace import trace_model
+from greg_cert.verify import Certificates, certify
+from greg_cert.verify.bounds import crown, interval, linear_bound
+from greg_cert.verify.graph.ops import Activation
+from greg_cert.verify.graph.trace import trace_model
+from greg_cert.verify.lipschitz import adjoint_interval, score_box
 
 NORMS = (2.0, math.inf)
 SAMPLES = 4

@@ -13,9 +13,9 @@ from scipy.optimize import linprog
 from score_oracles import dual
 from torch import Tensor
 
-from greg_cert.verify.native_engine import NativeEngine
-from greg_cert.verify.region import Cut, Region, tighter_cut
-from greg_cert.verify.trace import trace_model
+from greg_cert.verify.bounds.native_engine import NativeEngine
+from greg_cert.verify.bounds.region import Cut, Region, tighter_cut
+from greg_cert.verify.graph.trace import trace_model
 
 NORMS = (2.0, math.inf)
 DEPTHS = (-1.5, -0.7, -0.1, 0.0, 0.2, 0.6, 0.95, 0.9999)  # of the cut, in radii

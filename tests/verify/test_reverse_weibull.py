@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from greg_cert.verify.reverse_weibull import Array, fit_reverse_weibull, goodness
+from greg_cert.verify.radius.sampled.reverse_weibull import Array, fit_reverse_weibull, goodness
 
 
 def draw(shape: float, n: int, seed: int, location: float = 3.0, scale: float = 1.5) -> Array:

@@ -11,15 +11,15 @@ from exact_values import cancelling_network, exact_score
 from problems import build, points
 from torch import nn
 
-from greg_cert.verify.bounds.ball_boxes import layer_norms
-from greg_cert.verify.graph import Conv, Linear, forward_all
-from greg_cert.verify.rounding import (
+from greg_cert.verify.bounds.coupled.ball_boxes import layer_norms
+from greg_cert.verify.graph.ops import Conv, Linear, forward_all
+from greg_cert.verify.graph.rounding import (
     absolute_terms,
     forward_errors,
     score_rounding,
     sum_rounding,
 )
-from greg_cert.verify.trace import trace_model
+from greg_cert.verify.graph.trace import trace_model
 
 
 def test_the_score_is_off_by_no_more_than_its_allowance() -> None:

@@ -20,10 +20,10 @@ from greg_cert.records import RunFolder
 from greg_cert.report import load_results
 from greg_cert.scores import energy
 from greg_cert.train import fit
-from greg_cert.verify.attack import AttackPlan, AttackResult, attack_within
+from greg_cert.verify.attack.pgd import AttackPlan, AttackResult, attack_within
 from greg_cert.verify.certifier import Certifier
-from greg_cert.verify.linear_radius import LinearRadius
-from greg_cert.verify.runs import choose_samples, verify_runs
+from greg_cert.verify.radius.linear import LinearRadius
+from greg_cert.verify.run.runs import choose_samples, verify_runs
 from greg_cert.verify.scorer import Margin, score_function
 
 SETTINGS = VerifyConfig(samples=24, engine="native", seed=4)

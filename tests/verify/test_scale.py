@@ -25,10 +25,10 @@ from greg_cert.verify import attack_radius
 from greg_cert.verify.certificates import Certificates
 from greg_cert.verify.certifier import Certifier
 from greg_cert.verify.certify import PreparedCertify
-from greg_cert.verify.chunk import ChunkCertifier
-from greg_cert.verify.job import Tick
-from greg_cert.verify.runs import verify_runs
-from greg_cert.verify.selection import Selection
+from greg_cert.verify.run.chunk import ChunkCertifier
+from greg_cert.verify.run.job import Tick
+from greg_cert.verify.run.runs import verify_runs
+from greg_cert.verify.run.selection import Selection
 
 
 @pytest.fixture(scope="module")
@@ -278,7 +278,7 @@ def test_one_side_alone_and_data_without_the_other(
     assert done.samples == 4
     with pytest.raises(UsageError, match="--side: expected id or both beside"):
         verify_runs(pair[:1], settings, tmp_path, selection=Selection(classes=(1,)))
-    monkeypatch.setattr("greg_cert.verify.runs.common_data", lambda runs: _no_ood(runs[0]))
+    monkeypatch.setattr("greg_cert.verify.run.runs.common_data", lambda runs: _no_ood(runs[0]))
     with pytest.raises(UsageError, match="--side: expected id for data without OOD test sets"):
         verify_runs(pair[:1], settings, tmp_path)
 

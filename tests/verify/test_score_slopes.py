@@ -18,10 +18,10 @@ from score_oracles import (
 )
 from torch import Tensor, nn
 
-from greg_cert.verify import certify, lipschitz_bound, score_box
-from greg_cert.verify.lipschitz import FORMS, LipschitzBound
-from greg_cert.verify.native_engine import NativeEngine
-from greg_cert.verify.trace import trace_model
+from greg_cert.verify import certify, lipschitz_bound
+from greg_cert.verify.bounds.native_engine import NativeEngine
+from greg_cert.verify.graph.trace import trace_model
+from greg_cert.verify.lipschitz import FORMS, LipschitzBound, score_box
 
 NORMS = (2.0, math.inf)
 

@@ -24,8 +24,9 @@ from torch import Tensor, nn
 from greg_cert.certify_methods import column_of
 from greg_cert.errors import UsageError
 from greg_cert.scores import score_of
-from greg_cert.verify import Certificates, certify, duality, goals
+from greg_cert.verify import Certificates, certify
 from greg_cert.verify.certificates import REJECTED, ContradictionWarning
+from greg_cert.verify.radius import duality, goals
 
 NORMS = (2.0, math.inf)
 SIDES = ("id", "ood")
@@ -94,7 +95,7 @@ def test_a_wrong_entropy_or_level_is_found(monkeypatch: pytest.MonkeyPatch) -> N
 
 
 def test_a_wrong_chord_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
-    from greg_cert.verify import ball, chord
+    from greg_cert.verify.radius import ball, chord
 
     def too_large(*given: object) -> tuple[Tensor, Tensor]:
         rows, constant = chord.chord_rows(*given)  # type: ignore[arg-type]

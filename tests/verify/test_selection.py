@@ -12,14 +12,14 @@ from greg_cert.certify_methods import METHODS, PROOFS
 from greg_cert.config import VerifyConfig, parse_config
 from greg_cert.errors import ConfigError, UnsupportedModelError, UsageError
 from greg_cert.models import build_model
-from greg_cert.verify.selection import (
+from greg_cert.verify.run.selection import (
     Selection,
     choose_samples,
     parse_numbers,
     parse_seconds,
     select_samples,
 )
-from greg_cert.verify.tasks import Task, chunk_size, cut, plan_tasks
+from greg_cert.verify.run.tasks import Task, chunk_size, cut, plan_tasks
 
 LABELS = torch.arange(100) % 10
 

@@ -15,7 +15,7 @@ import pytest
 
 from greg_cert.digests import sealed
 from greg_cert.errors import RunError, UncheckedFileWarning
-from greg_cert.verify.shards import ShardKey, ShardStore, first_difference
+from greg_cert.verify.run.shards import ShardKey, ShardStore, first_difference
 
 Opened = Callable[..., ShardStore]
 KEY = ShardKey("certify", "a" * 64, "ood/a b")

@@ -11,9 +11,9 @@ import torch
 from smooth_networks import KINDS, LAYERS, dense, hard_intervals
 from torch import Tensor
 
-from greg_cert.verify import relax_smooth as relaxing
-from greg_cert.verify.relax_smooth import relax_smooth
-from greg_cert.verify.smooth import SHAPES, crosses_jump, slope_range, value_range
+from greg_cert.verify.bounds import relax_smooth as relaxing
+from greg_cert.verify.bounds.relax_smooth import relax_smooth
+from greg_cert.verify.graph.smooth import SHAPES, crosses_jump, slope_range, value_range
 
 
 def exact(kind: str, z: float) -> mpmath.mpf:

@@ -13,19 +13,13 @@ from smooth_networks import KINDS, LAYERS, NETWORKS, build_smooth
 from torch import Tensor, nn
 
 from greg_cert.errors import EngineError, UnsupportedModelError
-from greg_cert.verify import (
-    adjoint_interval,
-    certify,
-    crown,
-    gradient_norm,
-    interval,
-    lipschitz_bound,
-    local_lipschitz,
-)
-from greg_cert.verify.engines import make_engine, resolve_engine
-from greg_cert.verify.graph import Activation, Smooth, forward_all
-from greg_cert.verify.rebuild import RebuiltModule
-from greg_cert.verify.trace import trace_model
+from greg_cert.verify import certify, gradient_norm, lipschitz_bound
+from greg_cert.verify.bounds import crown, interval
+from greg_cert.verify.bounds.engines import make_engine, resolve_engine
+from greg_cert.verify.bounds.lirpa.rebuild import RebuiltModule
+from greg_cert.verify.graph.ops import Activation, Smooth, forward_all
+from greg_cert.verify.graph.trace import trace_model
+from greg_cert.verify.lipschitz import adjoint_interval, local_lipschitz
 from tests.verify.test_bounds import check_bounds
 from tests.verify.test_certify import QUICK, check_no_violation
 from tests.verify.test_lipschitz import check_lipschitz

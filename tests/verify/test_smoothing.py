@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from greg_cert.digests import sealed
 from greg_cert.errors import UncheckedFileWarning, UsageError
 from greg_cert.verify import Certificates, certify
-from greg_cert.verify.smoothing import (
+from greg_cert.verify.radius.sampled.smoothing import (
     ABSTAINED,
     ACCEPTED,
     REJECTED,
@@ -25,12 +25,12 @@ from greg_cert.verify.smoothing import (
     SmoothedDecisions,
     smoothed_decisions,
 )
-from greg_cert.verify.smoothing_bounds import (
+from greg_cert.verify.radius.sampled.smoothing_bounds import (
     clopper_pearson_lower,
     linf_radius,
     smoothing_radius,
 )
-from greg_cert.verify.smoothing_state import SmoothingOptions, SmoothingState
+from greg_cert.verify.radius.sampled.smoothing_state import SmoothingOptions, SmoothingState
 
 W = torch.tensor([0.6, -0.8], dtype=torch.float64)  # of length 1
 FAST = SmoothingOptions(sigma=0.5, n0=30, n=300, alpha=0.01, batch=64)

@@ -13,9 +13,9 @@ from problems import ZOO, Arithmetic, Cancelling, build, points
 from torch import Tensor, nn
 
 from greg_cert.errors import UnsupportedModelError, UsageError
-from greg_cert.verify.graph import Add, Conv, Linear, forward_all
-from greg_cert.verify.rebuild import RebuiltModule
-from greg_cert.verify.trace import trace_model
+from greg_cert.verify.bounds.lirpa.rebuild import RebuiltModule
+from greg_cert.verify.graph.ops import Add, Conv, Linear, forward_all
+from greg_cert.verify.graph.trace import trace_model
 
 
 def logits_of(model: nn.Module, x: Tensor) -> Tensor:

@@ -8,13 +8,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from greg_cert.verify import native_engine, windows
-from greg_cert.verify.affine_rows import AffineRows
-from greg_cert.verify.graph import Conv, Graph, forward_all
-from greg_cert.verify.native_engine import NativeEngine
-from greg_cert.verify.region import Cut, Region
-from greg_cert.verify.trace import trace_model
-from greg_cert.verify.windows import WindowPlan
+from greg_cert.verify.bounds import native_engine, windows
+from greg_cert.verify.bounds.affine_rows import AffineRows
+from greg_cert.verify.bounds.native_engine import NativeEngine
+from greg_cert.verify.bounds.region import Cut, Region
+from greg_cert.verify.bounds.windows import WindowPlan
+from greg_cert.verify.graph.ops import Conv, Graph, forward_all
+from greg_cert.verify.graph.trace import trace_model
 from tests.problems import randomise
 from tests.random_networks import Side, Sum
 

@@ -14,7 +14,7 @@ from greg_cert.verify.lipschitz.global_bound import (
     node_constants,
 )
 from greg_cert.verify.lipschitz.global_radius import global_lipschitz_radius
-from greg_cert.verify.lipschitz.operator_norms import norm_from_below, operator_norm, row_norms
+from greg_cert.verify.operators.operator_norms import norm_from_below, operator_norm, row_norms
 
 __all__ = [
     "FORMS",

@@ -10,18 +10,18 @@ from torch import Tensor, nn
 from greg_cert.errors import UsageError
 from greg_cert.inference import device_of
 from greg_cert.scores import SCORES
-from greg_cert.verify.adjoint_interval import adjoint_boxes
-from greg_cert.verify.agreement import check_agreement
-from greg_cert.verify.engine import Relaxation, finite_bounds
-from greg_cert.verify.engines import make_engine
-from greg_cert.verify.graph import Graph, Linear, Smooth
+from greg_cert.verify.bounds.engine import Relaxation, finite_bounds
+from greg_cert.verify.bounds.engines import make_engine
+from greg_cert.verify.graph.agreement import check_agreement
+from greg_cert.verify.graph.ops import Graph, Linear, Smooth
+from greg_cert.verify.graph.smooth import crosses_jump
+from greg_cert.verify.graph.trace import trace_model
+from greg_cert.verify.lipschitz.adjoint_interval import adjoint_boxes
 from greg_cert.verify.lipschitz.global_bound import global_constant
-from greg_cert.verify.local_lipschitz import NodeSlopes
+from greg_cert.verify.lipschitz.local_lipschitz import NodeSlopes
+from greg_cert.verify.lipschitz.score_box import score_box
 from greg_cert.verify.norms import check_norm, check_radius, dual_norm
-from greg_cert.verify.score_box import score_box
 from greg_cert.verify.scorer import check_inputs, logit_function
-from greg_cert.verify.smooth import crosses_jump
-from greg_cert.verify.trace import trace_model
 
 FORMS = ("hybrid", "interval", "spectral")
 

@@ -1,8 +1,8 @@
 """What logits may be off by when a network is run in floating point, measured in ℓ2.
 
-|W||x| is what a layer's sums may lose a share of (see `greg_cert.verify.rounding`), and what it is
-given wrong already it multiplies by ‖W‖₂: so errors grow as the Lipschitz constant does, not as a
-product of absolute weights, which at depth, and in float32, is beyond any margin.
+|W||x| is what a layer's sums may lose a share of (see `greg_cert.verify.graph.rounding`), and what
+it is given wrong already it multiplies by ‖W‖₂: so errors grow as the Lipschitz constant does, not
+as a product of absolute weights, which at depth, and in float32, is beyond any margin.
 """
 
 from __future__ import annotations
@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 
 from greg_cert.errors import UsageError
-from greg_cert.verify.graph import (
+from greg_cert.verify.graph.max_pool import MaxPool
+from greg_cert.verify.graph.ops import (
     Activation,
     Add,
     Concat,
@@ -27,11 +28,10 @@ from greg_cert.verify.graph import (
     Smooth,
     apply_op,
 )
+from greg_cert.verify.graph.smooth import ALLOWANCE
 from greg_cert.verify.lipschitz.global_bound import steepest_slope
-from greg_cert.verify.lipschitz.layers import absolute_bound, as_convolution
-from greg_cert.verify.lipschitz.operator_norms import operator_norm
-from greg_cert.verify.max_pool import MaxPool
-from greg_cert.verify.smooth import ALLOWANCE
+from greg_cert.verify.operators.layers import absolute_bound, as_convolution
+from greg_cert.verify.operators.operator_norms import operator_norm
 
 _NORM_ROUNDING = 1.01  # of a norm of up to 2^26 numbers, summed in float32
 

@@ -20,7 +20,8 @@ from torch import Tensor, nn
 
 from greg_cert.errors import UsageError
 from greg_cert.scores import SCORES
-from greg_cert.verify.graph import (
+from greg_cert.verify.graph.max_pool import MaxPool
+from greg_cert.verify.graph.ops import (
     Activation,
     Add,
     Concat,
@@ -31,13 +32,12 @@ from greg_cert.verify.graph import (
     Linear,
     Smooth,
 )
-from greg_cert.verify.lipschitz.layers import UNIT
-from greg_cert.verify.lipschitz.operator_norms import operator_norm
+from greg_cert.verify.graph.smooth import crosses_jump, slope_range
+from greg_cert.verify.graph.trace import trace_model
 from greg_cert.verify.lipschitz.pieces import affine_pieces, together
-from greg_cert.verify.max_pool import MaxPool
 from greg_cert.verify.norms import check_norm, dual_norm
-from greg_cert.verify.smooth import crosses_jump, slope_range
-from greg_cert.verify.trace import trace_model
+from greg_cert.verify.operators.layers import UNIT
+from greg_cert.verify.operators.operator_norms import operator_norm
 
 _SLACK = 1e-12  # of products and sums of the norms themselves
 _LARGEST_PAIRS = 1024  # classes, up to which differences of all pairs are measured

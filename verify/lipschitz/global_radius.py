@@ -8,13 +8,13 @@ from torch import Tensor, nn
 from greg_cert.errors import UnsupportedModelError
 from greg_cert.inference import evaluation_copy
 from greg_cert.scores import score_of
-from greg_cert.verify.graph import Graph
+from greg_cert.verify.graph.ops import Graph
+from greg_cert.verify.graph.trace import trace_model
 from greg_cert.verify.lipschitz.forward_error import ForwardError
 from greg_cert.verify.lipschitz.global_bound import global_constant
 from greg_cert.verify.memory import in_chunks
 from greg_cert.verify.norms import check_norm, check_radius
 from greg_cert.verify.scorer import Margin, check_inputs
-from greg_cert.verify.trace import trace_model
 
 _SLACK = 1e-9
 _BATCH = 128

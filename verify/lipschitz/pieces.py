@@ -16,7 +16,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from greg_cert.verify.graph import (
+from greg_cert.verify.graph.max_pool import MaxPool
+from greg_cert.verify.graph.ops import (
     Activation,
     Add,
     Concat,
@@ -28,8 +29,7 @@ from greg_cert.verify.graph import (
     Node,
     Smooth,
 )
-from greg_cert.verify.lipschitz.layers import one_kind
-from greg_cert.verify.max_pool import MaxPool
+from greg_cert.verify.operators.layers import one_kind
 
 _MOST = 16  # maps a node
 _LARGEST_SUM = 2**22  # weights of a sum of layers with different groups

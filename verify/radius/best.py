@@ -22,7 +22,7 @@ from torch import Tensor
 
 from greg_cert.certify_methods import NO_METHOD, STOPS
 from greg_cert.errors import UsageError
-from greg_cert.verify.goals import Goal
+from greg_cert.verify.radius.goals import Goal
 from greg_cert.verify.radius.prices import Price
 
 BUDGET = 8000

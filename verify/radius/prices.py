@@ -12,7 +12,7 @@ import math
 from dataclasses import dataclass
 from itertools import accumulate
 
-from greg_cert.verify.graph import NONLINEAR, Graph
+from greg_cert.verify.graph.ops import NONLINEAR, Graph
 
 _ROW = 0.4  # passes of a row that is walked back through the whole network, among many others
 _STEP = 15.0  # passes of one gradient step of a coupled bound, for each row of the logits

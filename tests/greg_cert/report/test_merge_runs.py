@@ -17,7 +17,7 @@ from greg_cert.errors import UsageError
 from greg_cert.picture_file import PICTURES, read_pictures
 from greg_cert.records import RunFolder
 from greg_cert.report import load_results
-from greg_cert.verify.runs import verify_runs
+from greg_cert.verify.run.runs import verify_runs
 
 BOTH = VerifyConfig.model_validate(
     {

@@ -1,0 +1,1 @@
+"""Attacks: the upper end of every bracket."""

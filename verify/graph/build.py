@@ -1,0 +1,429 @@
+"""Building the canonical graph: folding per-channel steps and rotations; maxima by ReLU."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import cast
+
+import torch
+from torch import Tensor
+
+from greg_cert.errors import UnsupportedModelError
+from greg_cert.verify.graph.max_pool import MaxPool
+from greg_cert.verify.graph.ops import (
+    Activation,
+    Add,
+    Concat,
+    Conv,
+    Flatten,
+    Graph,
+    Input,
+    Linear,
+    Node,
+    Op,
+    Smooth,
+)
+from greg_cert.verify.graph.pairs import (
+    Rotation,
+    as_layer,
+    commutes,
+    rotated_input,
+    rotated_output,
+    takes_rotated,
+)
+
+_LARGEST_DIAGONAL = 8192  # a per-channel step on vectors becomes a dense matrix
+
+
+@dataclass(frozen=True)
+class _Scale:
+    """Per-channel scale·x + shift, gone once the graph is finished."""
+
+    scale: Tensor
+    shift: Tensor
+
+
+@dataclass(frozen=True)
+class _Draft:
+    name: str
+    op: Op | _Scale | Rotation
+    inputs: tuple[int, ...]
+    shape: tuple[int, ...]
+
+
+class GraphBuilder:
+    """Collects operations in topological order; `finish` gives the canonical graph.
+
+    Weights stay connected to the parameters that they were computed from, where those require grad.
+    """
+
+    def __init__(self, input_shape: tuple[int, ...], dtype: torch.dtype = torch.float64) -> None:
+        self._dtype = dtype
+        self._drafts = [_Draft("input", Input(), (), input_shape)]
+        self._picked: dict[int, tuple[int, tuple[int, ...]]] = {}  # of which node which channels
+        self._extremes: dict[int, tuple[bool, int, int]] = {}  # maximum or minimum of which two
+
+    def shape(self, i: int) -> tuple[int, ...]:
+        """Output shape of node i, without the batch axis."""
+        return self._drafts[i].shape
+
+    def _append(
+        self, name: str, op: Op | _Scale | Rotation, inputs: Sequence[int], shape: Sequence[int]
+    ) -> int:
+        self._drafts.append(_Draft(name, op, tuple(inputs), tuple(shape)))
+        return len(self._drafts) - 1
+
+    def conv(
+        self,
+        name: str,
+        i: int,
+        weight: Tensor,
+        bias: Tensor | None,
+        stride: tuple[int, int],
+        padding: tuple[int, int],
+        dilation: tuple[int, int] = (1, 1),
+        groups: int = 1,
+    ) -> int:
+        """Append a convolution; a missing bias is zero."""
+        weight = weight.to(self._dtype)
+        bias = weight.new_zeros(len(weight)) if bias is None else bias.to(self._dtype)
+        op = Conv(weight, bias, self.shape(i), stride, padding, dilation, groups)
+        return self._append(name, op, (i,), op.output_shape)
+
+    def linear(self, name: str, i: int, weight: Tensor, bias: Tensor | None) -> int:
+        """Append a linear layer; a missing bias is zero."""
+        weight = weight.to(self._dtype)
+        bias = weight.new_zeros(len(weight)) if bias is None else bias.to(self._dtype)
+        return self._append(name, Linear(weight, bias), (i,), (len(weight),))
+
+    def per_channel(self, name: str, i: int, scale: Tensor, shift: Tensor) -> int:
+        """Append scale·x + shift with one pair (scale, shift) a channel (or a feature)."""
+        step = _Scale(scale.to(self._dtype), shift.to(self._dtype))
+        return self._append(name, step, (i,), self.shape(i))
+
+    def activation(self, name: str, i: int, negative_slope: float | Tensor) -> int:
+        """Append z above zero and c·z below, c finite: one for all channels, or (C,).
+
+        Steeper lines are turned to the other side: the function is c·z above zero of slope 1/c.
+        """
+        if not isinstance(negative_slope, Tensor):
+            if negative_slope == 1.0:
+                return i
+            if abs(negative_slope) <= 1.0:
+                return self._append(name, Activation(negative_slope), (i,), self.shape(i))
+            negative_slope = torch.full((self.shape(i)[0],), negative_slope, dtype=self._dtype)
+        slope = negative_slope.to(self._dtype)
+        if bool((slope == slope[0]).all()) and abs(slope[0].item()) <= 1.0:
+            return self.activation(name, i, slope[0].item())
+        steep = slope.abs() > 1.0
+        if bool(steep.any()):  # for c > 1 it is −σ(−c·z), with σ of slope 1/c; for c < −1 σ(c·z)
+            scale = torch.where(steep, -slope.abs(), 1.0)
+            i = self.per_channel(name, i, scale, torch.zeros_like(scale))
+            i = self.activation(name, i, torch.where(steep, 1.0 / slope, slope))
+            sign = torch.where(slope > 1.0, -1.0, 1.0).to(slope)
+            return (
+                self.per_channel(name, i, sign, torch.zeros_like(sign)) if (sign < 0).any() else i
+            )
+        shape = self.shape(i)
+        slope = slope.detach().to(self._device())
+        op = Activation(slope.reshape(-1, *[1] * (len(shape) - 1)))
+        return self._append(name, op, (i,), shape)
+
+    def smooth(self, name: str, i: int, kind: str, scale: float = 1.0) -> int:
+        """Append σ(scale·z)/scale for a smooth activation σ."""
+        if scale != 1.0:
+            i = self._rescale(name, i, scale, 0.0)
+        i = self._append(name, Smooth(kind), (i,), self.shape(i))
+        return i if scale == 1.0 else self._rescale(name, i, 1.0 / scale, 0.0)
+
+    def clamp(self, name: str, i: int, low: float, high: float) -> int:
+        """Append min(max(z, low), high) as high − ReLU((high − low) − ReLU(z − low)).
+
+        Not the difference of two ReLUs of z: one path has the sharper interval and slope bounds,
+        and it does not cancel for large z.
+        """
+        above = self.activation(name, self._rescale(name, i, 1.0, -low), 0.0)
+        below = self.activation(name, self._rescale(name, above, -1.0, high - low), 0.0)
+        return self._rescale(name, below, -1.0, high)
+
+    def _rescale(self, name: str, i: int, scale: float, shift: float) -> int:
+        if (scale, shift) == (1.0, 0.0):
+            return i
+        one = torch.ones(self.shape(i)[0], dtype=self._dtype, device=self._device())
+        return self.per_channel(name, i, scale * one, shift * one)
+
+    def add(self, name: str, left: int, right: int) -> int:
+        """Append the sum of two tensors of one shape; x + conv(x) as one convolution by I + W."""
+        for x, branch in ((left, right), (right, left)):
+            op = self._drafts[branch].op
+            if isinstance(op, (Conv, Linear)) and self._drafts[branch].inputs == (x,):
+                whole = plus_identity(op)
+                if whole is not None:
+                    return self._append(self._drafts[branch].name, whole, (x,), self.shape(x))
+        return self._append(name, Add(), (left, right), self.shape(left))
+
+    def channels(self, name: str, i: int, chosen: Sequence[int]) -> int:
+        """Append some channels (or features) of a node, in this order."""
+        shape, chosen = self.shape(i), tuple(chosen)
+        if chosen == tuple(range(shape[0])):
+            return i
+        if i in self._picked:
+            i, before = self._picked[i]
+            chosen = tuple(before[c] for c in chosen)
+        eye = torch.eye(self.shape(i)[0], dtype=self._dtype, device=self._device())
+        weight = eye[list(chosen)]
+        if len(shape) == 3:
+            made = self.conv(name, i, weight[:, :, None, None], None, (1, 1), (0, 0))
+        else:
+            made = self.linear(name, i, weight, None)
+        self._picked[made] = (i, chosen)
+        return made
+
+    def extreme(self, name: str, a: int, b: int, *, largest: bool) -> int:
+        """Append the elementwise maximum, or minimum, of two nodes: b + ReLU(a − b), or a less it.
+
+        Where both of two nodes are concatenated it becomes MaxMin (`concat`).
+        """
+        if largest:
+            made = self._maximum(name, a, b)
+        else:
+            difference = self.add(name, a, self._rescale(name, b, -1.0, 0.0))
+            less = self._rescale(name, self.activation(name, difference, 0.0), -1.0, 0.0)
+            made = self.add(name, less, a)
+        self._extremes[made] = (largest, a, b)
+        return made
+
+    def max_min(self, name: str, i: int, first: Sequence[int], second: Sequence[int],
+                larger: Sequence[int], smaller: Sequence[int]) -> int:  # fmt: skip
+        """Append MaxMin of pairs of channels.
+
+        Args:
+            name: of the layer.
+            i: node (C, ...) that is read.
+            first: C/2 channels of it.
+            second: the others, which these are compared with.
+            larger: C/2 channels of the output, for the larger of each pair.
+            smaller: the others.
+        """
+        shape, pairs = self.shape(i), (tuple(first), tuple(second))
+        slope = torch.ones(shape[0], dtype=self._dtype, device="cpu")
+        slope[list(second)] = -1.0
+        apart = self._append(name, Rotation(*pairs, *pairs), (i,), shape)
+        bent = self.activation(name, apart, slope)
+        back = Rotation(*pairs, tuple(larger), tuple(smaller))
+        return self._append(name, back, (bent,), shape)
+
+    def pair_up(self, name: str, parts: Sequence[int], *, interleaved: bool) -> int | None:
+        """Append maximum and minimum of the same two nodes, one behind or beside the other.
+
+        None where the parts are something else.
+        """
+        found = [self._extremes.get(p) for p in parts]
+        if len(found) != 2 or found[0] is None or found[1] is None:
+            return None
+        (one, a, b), (other, *rest) = found[0], found[1]
+        if one == other or {a, b} != set(rest):
+            return None
+        count = self.shape(a)[0]
+        source, first, second = self._source_of(name, a, b)
+        places = [range(k, 2 * count, 2) if interleaved else range(k * count, (k + 1) * count)
+                  for k in (0, 1)]  # fmt: skip
+        larger, smaller = places if one else places[::-1]
+        return self.max_min(name, source, first, second, larger, smaller)
+
+    def _source_of(self, name: str, a: int, b: int) -> tuple[int, Sequence[int], Sequence[int]]:
+        """A node that two nodes are all the channels of, and which; made where there is none."""
+        count = self.shape(a)[0]
+        if a in self._picked and b in self._picked:
+            (source, first), (also, second) = self._picked[a], self._picked[b]
+            every = sorted((*first, *second)) == list(range(self.shape(source)[0]))
+            if source == also and every:
+                return source, first, second
+        return self._concat(name, (a, b)), range(count), range(count, 2 * count)
+
+    def concat(self, name: str, parts: Sequence[int]) -> int:
+        """Append the concatenation along the first axis behind the batch.
+
+        Of the maximum and the minimum of the same two nodes it is MaxMin.
+        """
+        paired = self.pair_up(name, parts, interleaved=False)
+        return self._concat(name, parts) if paired is None else paired
+
+    def _concat(self, name: str, parts: Sequence[int]) -> int:
+        first = self.shape(parts[0])
+        return self._append(
+            name, Concat(), parts, (sum(self.shape(p)[0] for p in parts), *first[1:])
+        )
+
+    def flatten(self, name: str, i: int) -> int:
+        """Append a flattening, unless the tensor is flat already."""
+        if len(self.shape(i)) == 1:
+            return i
+        return self._append(name, Flatten(), (i,), (int(torch.Size(self.shape(i)).numel()),))
+
+    def average_pool(
+        self,
+        name: str,
+        i: int,
+        kernel: tuple[int, int],
+        stride: tuple[int, int],
+        padding: tuple[int, int],
+        divisor: int | None,
+    ) -> int:
+        """Append an average pool (padding counted) as a depthwise convolution."""
+        value = 1.0 / (divisor or kernel[0] * kernel[1])
+        weight = torch.full(
+            (self.shape(i)[0], 1, *kernel), value, dtype=self._dtype, device=self._device()
+        )
+        return self.conv(name, i, weight, None, stride, padding, groups=len(weight))
+
+    def pool_windows(self, name: str, i: int, op: MaxPool) -> int:
+        """Append a max pool of any windows, as one operation."""
+        return self._append(name, op, (i,), op.output_shape)
+
+    def max_pool(self, name: str, i: int, kernel: tuple[int, int], stride: tuple[int, int]) -> int:
+        """Append a max pool without padding, as a tree of max(a, b) = b + ReLU(a − b)."""
+        channels = self.shape(i)[0]
+        taps = torch.eye(kernel[0] * kernel[1], dtype=self._dtype, device=self._device())
+        taps = taps.reshape(-1, 1, *kernel)
+
+        def select(tap: Tensor) -> int:
+            weight = tap.expand(channels, 1, *kernel).clone()
+            return self.conv(name, i, weight, None, stride, (0, 0), groups=channels)
+
+        # The first round takes differences of pixels directly; it needs no negated copies.
+        level = []
+        for a, b in zip(taps[0::2], taps[1::2], strict=False):
+            level.append(self.add(name, self.activation(name, select(a - b), 0.0), select(b)))
+        if len(taps) % 2:
+            level.append(select(taps[-1]))
+        while len(level) > 1:
+            pairs = list(zip(level[0::2], level[1::2], strict=False))
+            merged = [self._maximum(name, a, b) for a, b in pairs]
+            level = merged + ([level[-1]] if len(level) % 2 else [])
+        return level[0]
+
+    def _maximum(self, name: str, a: int, b: int) -> int:
+        minus = torch.full((self.shape(b)[0],), -1.0, dtype=self._dtype, device=self._device())
+        difference = self.add(name, a, self.per_channel(name, b, minus, torch.zeros_like(minus)))
+        return self.add(name, self.activation(name, difference, 0.0), b)
+
+    def _device(self) -> torch.device:
+        for draft in self._drafts:
+            if isinstance(draft.op, (Conv, Linear)):
+                return draft.op.weight.device
+            if isinstance(draft.op, _Scale):
+                return draft.op.scale.device
+        return torch.device("cpu")
+
+    def finish(self, output: int) -> Graph:
+        """The canonical graph that ends at node `output`; what does not reach it is dropped."""
+        used = sorted(self._ancestors(output))
+        readers: dict[int, list[int]] = {i: [] for i in used}
+        for i in used:
+            for j in self._drafts[i].inputs:
+                readers[j].append(i)
+        nodes: list[Node] = []
+        index: dict[int, int] = {}
+        turned: dict[int, Rotation] = {}  # what is still to be done to the node that stands for i
+
+        def append(draft: _Draft, op: Op, *inputs: int) -> int:
+            nodes.append(Node(draft.name, op, inputs, draft.shape))
+            return len(nodes) - 1
+
+        def settled(i: int) -> int:
+            """The node of draft i, its rotation a layer of its own where it is still to be done."""
+            rotation = turned.pop(i, None)
+            if rotation is not None:
+                layer = as_layer(rotation, self.shape(i), self._device(), self._dtype)
+                index[i] = append(self._drafts[i], layer, index[i])
+            return index[i]
+
+        def absorbs(i: int) -> bool:
+            """Whether draft i, or all that read it, can take in a rotation of what it reads."""
+            op = self._drafts[i].op
+            if isinstance(op, (Conv, Linear)) and takes_rotated(op):
+                return True
+            passes = isinstance(op, Flatten) or (isinstance(op, Conv) and commutes(op))
+            return passes and i != output and all(absorbs(r) for r in readers[i])
+
+        for i in used:
+            draft = self._drafts[i]
+            before = draft.inputs
+            if before and before[0] in turned and absorbs(i):
+                op, rotation = cast(Op, draft.op), turned[before[0]]
+                if isinstance(op, (Conv, Linear)) and takes_rotated(op):
+                    op = rotated_input(op, rotation)
+                else:
+                    turned[i] = rotation
+                index[i] = append(draft, op, index[before[0]])
+                continue
+            inputs = tuple(settled(j) for j in before)
+            if isinstance(draft.op, (_Scale, Rotation)):
+                source = nodes[inputs[0]]
+                if len(readers[before[0]]) == 1 and isinstance(source.op, (Conv, Linear)):
+                    whole = _fold(source.op, draft.op)
+                    if whole is not None:
+                        nodes[inputs[0]] = replace(source, op=whole)
+                        index[i] = inputs[0]
+                        continue
+                if isinstance(draft.op, Rotation):
+                    self._check_size(draft)
+                    index[i], turned[i] = inputs[0], draft.op
+                else:
+                    index[i] = append(draft, self._as_affine(draft), *inputs)
+            else:
+                index[i] = append(draft, draft.op, *inputs)
+        settled(output)
+        return Graph(tuple(nodes))
+
+    def _as_affine(self, draft: _Draft) -> Conv | Linear:
+        step, device = cast(_Scale, draft.op), self._device()
+        scale, shift = step.scale.to(device), step.shift.to(device)
+        if len(draft.shape) == 3:
+            return Conv(scale.reshape(-1, 1, 1, 1), shift, draft.shape, groups=len(scale))
+        self._check_size(draft)
+        return Linear(torch.diag(scale), shift)
+
+    def _check_size(self, draft: _Draft) -> None:
+        """Refuse what would become too large a matrix."""
+        if draft.shape[0] > _LARGEST_DIAGONAL:
+            raise UnsupportedModelError(
+                f"layer {draft.name!r} takes {draft.shape[0]} features one by one; at most "
+                f"{_LARGEST_DIAGONAL} are supported"
+            )
+
+    def _ancestors(self, output: int) -> set[int]:
+        found, stack = {0}, [output]
+        while stack:
+            i = stack.pop()
+            if i not in found:
+                found.add(i)
+                stack.extend(self._drafts[i].inputs)
+        return found
+
+
+def plus_identity(op: Conv | Linear) -> Conv | Linear | None:
+    """The layer x + op(x) for outputs of the shape of x; None if its kernel misses the pixel."""
+    weight = op.weight.clone()
+    if isinstance(op, Linear):
+        weight.diagonal().add_(1.0)
+        return replace(op, weight=weight)
+    centre = [p // d for p, d in zip(op.padding, op.dilation, strict=True)]
+    misses = [p % d for p, d in zip(op.padding, op.dilation, strict=True)]
+    inside = all(c < k for c, k in zip(centre, weight.shape[2:], strict=True))
+    if op.stride != (1, 1) or any(misses) or not inside:
+        return None
+    each = torch.arange(len(weight), device=weight.device)  # output o reads x[o], its own group's
+    weight[each, each % weight.shape[1], centre[0], centre[1]] += 1.0
+    return replace(op, weight=weight)
+
+
+def _fold(op: Conv | Linear, step: _Scale | Rotation) -> Conv | Linear | None:
+    """The layer followed by the step, as one layer, or None where that is none."""
+    if isinstance(step, Rotation):
+        return rotated_output(op, step)
+    scale, shift = step.scale.to(op.weight.device), step.shift.to(op.weight.device)
+    weight = op.weight * scale.reshape(-1, *[1] * (op.weight.ndim - 1))
+    return replace(op, weight=weight, bias=op.bias * scale + shift)

@@ -1,0 +1,90 @@
+"""One call of a traced model: what it is given, what it may ask, and the way to refuse it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor, fx, nn
+
+from greg_cert.errors import UnsupportedModelError
+from greg_cert.verify.graph.build import GraphBuilder
+from greg_cert.verify.graph.ways_on import way_on
+
+_SUPPORTED = (
+    "Conv2d, Linear, BatchNorm, ReLU, LeakyReLU, PReLU, abs, MaxMin, Hardtanh, ReLU6, Sigmoid, "
+    "Tanh, Softplus, SiLU, GELU, ELU (alpha 1), addition, channel concatenation, average pools, "
+    "MaxPool2d, Flatten, Dropout and per-channel constants"
+)
+
+Scale = tuple[Tensor, Tensor]
+"""What each channel is multiplied by, and what is added to it."""
+
+
+@dataclass(frozen=True)
+class Context:
+    """State of a translation: the graph so far and what the probe batch gives at each fx node."""
+
+    builder: GraphBuilder
+    batch: int
+    values: dict[fx.Node, Any] = field(default_factory=dict)
+    index: dict[fx.Node, int] = field(default_factory=dict)  # canonical node, if not a constant
+    parts: dict[fx.Node, tuple[int, ...]] = field(default_factory=dict)  # nodes of a tuple
+    whole_pools: bool = False  # whether max pools that could be trees of ReLU are not
+    scales: Mapping[nn.Module, Scale] = field(default_factory=dict)  # of BatchNorm, where known
+
+
+@dataclass(frozen=True)
+class Call:
+    """One fx call, with its concrete arguments and the way to refuse it."""
+
+    context: Context
+    node: fx.Node
+    name: str
+    target: Any
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+
+    @property
+    def builder(self) -> GraphBuilder:
+        """The graph so far."""
+        return self.context.builder
+
+    @property
+    def value(self) -> Tensor:
+        """What this call gives on the probe."""
+        out: Tensor = self.context.values[self.node]
+        return out
+
+    def refuse(self, why: str) -> UnsupportedModelError:
+        """The error that names this layer and what is supported."""
+        module = isinstance(self.target, nn.Module)
+        kind = (
+            type(self.target).__name__ if module else getattr(self.target, "__name__", self.target)
+        )
+        return UnsupportedModelError(
+            f"layer {self.name!r} ({kind}) cannot be bounded soundly: {why}. A way on: "
+            f"{way_on(kind)}. Supported: {_SUPPORTED}"
+        )
+
+    def operand(self, position: int = 0, name: str | None = None) -> int:
+        """Canonical index of an argument that depends on the input, by position or by name."""
+        given = self.node.args[position] if len(self.node.args) > position else None
+        if name in self.node.kwargs:
+            given = self.node.kwargs[name]
+        if isinstance(given, fx.Node) and given in self.context.index:
+            return self.context.index[given]
+        raise self.refuse(f"expected argument {position} to be computed from the input")
+
+    def argument(self, position: int, name: str, default: Any) -> Any:
+        """A parameter of the call, by position or by name."""
+        if len(self.args) > position:
+            return self.args[position]
+        return self.kwargs.get(name, default)
+
+    def attribute(self, position: int, name: str, default: Any = None) -> Any:
+        """A setting: an attribute of a module, or a parameter of a function."""
+        if isinstance(self.target, nn.Module):
+            return getattr(self.target, name, default)
+        return self.argument(position, name, default)

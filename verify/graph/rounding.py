@@ -1,0 +1,245 @@
+"""How much float64 may lose: the absolute terms that each affine layer sums, over whole balls.
+
+A sum of n products, in any order, is off by at most n·ε/2 times the sum of their absolute values
+(Higham, "Accuracy and Stability of Numerical Algorithms", 2nd edition, §3.1). Where terms cancel,
+the result says nothing of their size, so it is measured by itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import assert_never
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from greg_cert.verify.graph.max_pool import MaxPool
+from greg_cert.verify.graph.ops import (
+    Activation,
+    Add,
+    Concat,
+    Conv,
+    Flatten,
+    Graph,
+    Input,
+    Linear,
+    Smooth,
+    forward_all,
+)
+from greg_cert.verify.graph.smooth import ALLOWANCE, crosses_jump, jump, value_range
+from greg_cert.verify.norms import per_sample
+
+_SLACK = 1e-9  # of lengths
+_STEEPEST_SMOOTH = 1.13  # no smooth activation here is steeper (GELU, 1.129)
+
+Boxes = Mapping[int, tuple[Tensor, Tensor]]
+
+
+def sum_rounding(op: Conv | Linear, *, backwards: bool = False) -> float:
+    """What an affine layer of an interval may lose, as a share of its absolute terms.
+
+    Centre, spread and their sum each take part. 0 in float32, which only drafts where to look: an
+    allowance of its size would mislead the search.
+
+    Args:
+        op: the layer.
+        backwards: whether it is the transposed layer, whose sums run over outputs.
+    """
+    if op.weight.dtype != torch.float64:
+        return 0.0
+    count = op.weight.numel() // op.weight.shape[1] if backwards else op.weight[0].numel()
+    return 2.0 * (count + 4) * torch.finfo(torch.float64).eps
+
+
+@torch.no_grad()
+def absolute_terms(
+    graph: Graph, preactivations: Boxes, inputs: Tensor, radii: Tensor
+) -> dict[int, Tensor]:
+    """For each affine node |W|·max|v| + |b|, (B, *shape), v its operand over the whole ball.
+
+    A backward pass replaces a·(W·v + b) by (a·W)·v + a·b, and what it rounds off a·W is then
+    multiplied by v: it loses at most a share of |a|·(|W|·|v| + |b|), wherever in the ball v is.
+
+    Args:
+        graph: the network.
+        preactivations: for the activation nodes known so far their input's (lower, upper); nodes
+            behind the first unknown one are left out.
+        inputs: (B, ...) centres.
+        radii: (B,).
+    """
+    return _magnitudes(graph, preactivations, inputs, radii)[1]
+
+
+def _magnitudes(
+    graph: Graph, preactivations: Boxes, inputs: Tensor, radii: Tensor
+) -> tuple[dict[int, Tensor], dict[int, Tensor]]:
+    """The largest size of every node's value over whole balls, and the terms of affine nodes."""
+    largest: dict[int, Tensor] = {0: inputs.abs() + radii.reshape(-1, *[1] * (inputs.ndim - 1))}
+    terms: dict[int, Tensor] = {}
+    for i, node in enumerate(graph.nodes[1:], start=1):
+        if any(j not in largest for j in node.inputs):
+            continue
+        operands = [largest[j] for j in node.inputs]
+        match node.op:
+            case Conv() as op:
+                bias = op.bias.abs().reshape(-1, 1, 1)
+                largest[i] = terms[i] = op.apply(operands[0], op.weight.abs()) + bias
+            case Linear() as op:
+                largest[i] = terms[i] = F.linear(operands[0], op.weight.abs(), op.bias.abs())
+            case Activation():
+                if i in preactivations:
+                    low, high = preactivations[i]
+                    largest[i] = torch.minimum(operands[0], torch.maximum(low.abs(), high.abs()))
+            case Smooth(kind):
+                if i in preactivations:
+                    ends = value_range(kind, *preactivations[i])
+                    largest[i] = torch.maximum(ends[0].abs(), ends[1].abs())
+            case MaxPool() as op:
+                if i in preactivations:
+                    low, high = preactivations[i]
+                    inside = torch.maximum(low.abs(), high.abs())
+                    largest[i] = op.apply(torch.minimum(operands[0], inside))
+            case Add():
+                largest[i] = operands[0] + operands[1]
+            case Concat():
+                largest[i] = torch.cat(operands, dim=1)
+            case Flatten():
+                largest[i] = operands[0].flatten(1)
+            case Input():
+                raise AssertionError("the input is computed by nothing")
+            case _:
+                assert_never(node.op)
+    return largest, terms
+
+
+@torch.no_grad()
+def interval_rounding(
+    graph: Graph, preactivations: Boxes, inputs: Tensor, radii: Tensor
+) -> dict[int, Tensor]:
+    """What an interval of each node (B, *shape) may be off by where nobody rounds outwards.
+
+    Boxes of activations that are given have their rounding allowed for, and begin anew.
+
+    Args:
+        graph: a network without smooth activations.
+        preactivations: as in `absolute_terms`.
+        inputs: (B, ...) centres.
+        radii: (B,).
+    """
+    unit = torch.finfo(inputs.dtype).eps
+    largest, terms = _magnitudes(graph, preactivations, inputs, radii)
+    errors: dict[int, Tensor] = {0: unit * largest[0]}
+    for i, node in enumerate(graph.nodes[1:], start=1):
+        if i not in largest:
+            continue
+        carried = [errors[j] for j in node.inputs]
+        match node.op:
+            case Conv() as op:
+                errors[i] = op.apply(carried[0], op.weight.abs()) + sum_rounding(op) * terms[i]
+            case Linear() as op:
+                errors[i] = F.linear(carried[0], op.weight.abs()) + sum_rounding(op) * terms[i]
+            case MaxPool() as op:
+                errors[i] = op.apply(carried[0])
+            case Add():
+                errors[i] = carried[0] + carried[1] + unit * largest[i]
+            case Concat():
+                errors[i] = torch.cat(carried, dim=1)
+            case Flatten():
+                errors[i] = carried[0].flatten(1)
+            case Activation() | Smooth():
+                errors[i] = torch.zeros_like(carried[0])
+            case Input():
+                raise AssertionError("the input is computed by nothing")
+            case _:
+                assert_never(node.op)
+    return errors
+
+
+@torch.no_grad()
+def score_rounding(graph: Graph, x: Tensor) -> Tensor:
+    """What S(x) (B,) may be off by in float64: errors of all layers, carried to the logits.
+
+    Each affine layer multiplies what its operand is off by by |W| and adds a share of its own
+    absolute terms; no other operation enlarges an error by more than a rounding of its own.
+
+    Args:
+        graph: the network.
+        x: (B, *input_shape).
+    """
+    unit = torch.finfo(x.dtype).eps
+    values = forward_all(graph, x)
+    error = forward_errors(graph, values)[-1]
+    # logsumexp moves by no more than its arguments, and rounds its own few operations.
+    largest = values[-1].abs().amax(1)
+    return 2 * error.amax(1) + (graph.num_classes + 8) * unit * (1 + largest)
+
+
+@torch.no_grad()
+def forward_errors(
+    graph: Graph, values: Sequence[Tensor], norms: Mapping[int, float] | None = None
+) -> list[Tensor]:
+    """What rounding may have changed of every node's value, (B, *shape) each.
+
+    Absolute weights carry an error neuron by neuron, which at depth grows beyond any margin; norms
+    carry its ℓ2 length, which no neuron's error exceeds.
+
+    Args:
+        graph: the network.
+        values: of every node, as `forward_all` gives them.
+        norms: for each affine node an upper bound of its operator norm, where lengths are wanted.
+    """
+    unit = torch.finfo(values[0].dtype).eps
+    errors = [torch.zeros_like(values[0])]
+    lengths = [values[0].new_zeros(len(values[0]))]
+    for node, value in zip(graph.nodes[1:], values[1:], strict=True):
+        carried = [errors[j] for j in node.inputs]
+        source = values[node.inputs[0]]
+        match node.op:
+            case Conv() | Linear() as op:
+                error = _rounded(op, source, unit, carried[0])
+            case Smooth(kind):
+                error = carried[0] * _STEEPEST_SMOOTH + ALLOWANCE * (1 + value.abs())
+                low, high = source - carried[0], source + carried[0]
+                error = torch.where(crosses_jump(kind, low, high), error + jump(kind, high), error)
+            case MaxPool() as op:
+                error = op.apply(carried[0])
+            case Add():
+                error = carried[0] + carried[1]
+            case Concat():
+                error = torch.cat(carried, dim=1)
+            case Flatten():
+                error = carried[0].flatten(1)
+            case Activation():
+                error = carried[0]
+            case Input():
+                raise AssertionError("the input is computed by nothing")
+            case _:
+                assert_never(node.op)
+        error = error + unit * value.abs()
+        if norms is not None:
+            longest = torch.linalg.vector_norm(error.flatten(1), dim=1)
+            before = [lengths[j] for j in node.inputs]
+            carry = None
+            if isinstance(node.op, (Conv, Linear)):
+                carry = norms[len(errors)] * before[0]
+                own = _rounded(node.op, source, unit)
+            elif isinstance(node.op, (Activation, Add)):
+                carry, own = torch.stack(before).sum(0), torch.zeros_like(value)
+            if carry is not None:
+                own = torch.linalg.vector_norm((own + unit * value.abs()).flatten(1), dim=1)
+                longest = torch.minimum(longest, carry + own)
+            lengths.append(longest * (1 + _SLACK))
+            error = torch.minimum(error, per_sample(lengths[-1], error))
+        errors.append(error)
+    return errors
+
+
+def _rounded(
+    op: Conv | Linear, source: Tensor, unit: float, carried: Tensor | float = 0.0
+) -> Tensor:
+    """Error of an affine layer's outputs for an operand (B, *shape) that is off by `carried`."""
+    terms = carried + (op.weight[0].numel() + 2) * unit * source.abs()
+    if isinstance(op, Conv):
+        return op.apply(terms, op.weight.abs()) + 2 * unit * op.bias.abs().reshape(-1, 1, 1)
+    return F.linear(terms, op.weight.abs(), 2 * unit * op.bias.abs())

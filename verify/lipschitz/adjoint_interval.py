@@ -1,0 +1,120 @@
+"""Interval backward pass: boxes around ∂S/∂v for every node v, over a whole ball."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import assert_never
+
+import torch
+from torch import Tensor
+
+from greg_cert.verify.bounds.interval import Interval, activation_derivative
+from greg_cert.verify.graph.max_pool import MaxPool, share_range
+from greg_cert.verify.graph.ops import (
+    Activation,
+    Add,
+    Concat,
+    Conv,
+    Flatten,
+    Graph,
+    Input,
+    Linear,
+    Op,
+    Smooth,
+)
+from greg_cert.verify.graph.rounding import sum_rounding
+from greg_cert.verify.graph.smooth import slope_range
+from greg_cert.verify.lipschitz.score_box import ScoreBox
+
+
+def adjoint_boxes(
+    graph: Graph, preactivations: Mapping[int, Interval], top: ScoreBox
+) -> dict[int, Interval]:
+    """Boxes (B, *shape) that hold −∂S/∂v for all points of each ball.
+
+    Args:
+        graph: the network.
+        preactivations: for each activation node its input's (lower, upper) over the ball.
+        top: box of −∂S/∂f at the logits.
+    """
+    last = len(graph.nodes) - 1
+    boxes: dict[int, Interval] = {last: (top.low, top.high)}
+    complete: dict[int, Interval] = {}
+    for i in range(last, -1, -1):
+        if i not in boxes:
+            continue
+        box, node = boxes.pop(i), graph.nodes[i]
+        complete[i] = box
+        if i == last and isinstance(node.op, Linear):
+            parts = [top.head_box(node.op)]
+        elif i == 0:
+            continue
+        else:
+            shapes = [graph.nodes[j].shape for j in node.inputs]
+            parts = _back(node.op, box, shapes, preactivations.get(i))
+        for j, part in zip(node.inputs, parts, strict=True):
+            if j in boxes:
+                part = (boxes[j][0] + part[0], boxes[j][1] + part[1])
+            boxes[j] = part
+    return complete
+
+
+def _back(
+    op: Op, box: Interval, shapes: list[tuple[int, ...]], bounds: Interval | None
+) -> list[Interval]:
+    """Boxes of the operands' adjoints from the box of the result's."""
+    low, high = box
+    match op:
+        case Conv() | Linear():
+            centre, spread = (low + high) / 2, (high - low) / 2
+            share = sum_rounding(op, backwards=True)
+            spread = spread + share * torch.maximum(low.abs(), high.abs())
+            if isinstance(op, Conv):
+                middle = op.adjoint(centre)
+                width = op.adjoint(spread, op.weight.abs())
+            else:
+                middle, width = centre @ op.weight, spread @ op.weight.abs()
+            return [(middle - width, middle + width)]
+        case Activation():
+            assert bounds is not None
+            smallest, largest = activation_derivative(*bounds, op.negative_slope)
+            if op.least_slope < 0:
+                return [_product(box, (smallest, largest))]
+            # Derivatives are nonnegative, so the sign of each end picks the factor.
+            return [(_scaled(low, smallest, largest, -1), _scaled(high, smallest, largest, 1))]
+        case Smooth(kind):
+            assert bounds is not None
+            return [_product(box, slope_range(kind, *bounds))]
+        case MaxPool():
+            assert bounds is not None
+            least, most = share_range(op, *bounds)
+            ends = [
+                op.spread(_scaled(end.unsqueeze(-3), least, most, sign).unbind(-3))
+                for end, sign in ((low, -1), (high, 1))
+            ]
+            outward = torch.maximum(-low, high).clamp_min(0.0).expand(op.size, *low.shape)
+            lost = op.overlap * torch.finfo(low.dtype).eps * op.spread(outward)
+            return [(ends[0] - lost, ends[1] + lost)]
+        case Add():
+            return [box, box]
+        case Concat():
+            sizes = [s[0] for s in shapes]
+            return list(zip(low.split(sizes, 1), high.split(sizes, 1), strict=True))
+        case Flatten():
+            return [(low.unflatten(1, shapes[0]), high.unflatten(1, shapes[0]))]
+        case Input():
+            raise AssertionError("no pass goes beyond the input")
+        case _:
+            assert_never(op)
+
+
+def _product(one: Interval, other: Interval) -> Interval:
+    """Products of numbers of either sign: each end is one of the four of the ends."""
+    products = torch.stack([end * factor for end in one for factor in other])
+    return products.amin(0), products.amax(0)
+
+
+def _scaled(end: Tensor, smallest: Tensor, largest: Tensor, direction: int) -> Tensor:
+    """The end of {d·a : smallest ≤ d ≤ largest} furthest in `direction`."""
+    outward = end * direction > 0
+    return end * largest.where(outward, smallest)

@@ -1,0 +1,1 @@
+"""Norms of single affine layers, proven."""

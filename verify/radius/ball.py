@@ -1,0 +1,158 @@
+"""What one engine proves about a goal on one ball a sample."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from greg_cert.verify.bounds.engine import Engine, Relaxation
+from greg_cert.verify.bounds.native_engine import NativeEngine
+from greg_cert.verify.bounds.native_relaxation import NativeRelaxation
+from greg_cert.verify.bounds.region import Region
+from greg_cert.verify.graph.ops import Graph
+from greg_cert.verify.radius.branch import Effort, prove_by_parts, split_nodes, void
+from greg_cert.verify.radius.chord import chord_rows, separate_reach
+from greg_cert.verify.radius.duality import (
+    allowance,
+    improve_weights,
+    improve_weights_and_slopes,
+    lower_reach,
+    lower_rows,
+)
+from greg_cert.verify.radius.goals import Goal
+
+
+class BallBounds:
+    """Bounds of one graph by one engine, in the floating type of the graph's weights."""
+
+    def __init__(self, graph: Graph, engine: Engine, norm: float, method: str) -> None:
+        self._graph, self._engine, self._norm, self._method = graph, engine, norm, method
+
+    def reach(
+        self, x: Tensor, radii: Tensor, goal: Goal, p: Tensor, effort: Effort
+    ) -> tuple[Tensor, Tensor]:
+        """How far the linear bounds of balls of `radii` (B,) prove the goal.
+
+        Args:
+            x: (B, ...) centres, float64.
+            radii: (B,) float64.
+            goal: what to prove, float64.
+            p: (B, G, K) the weights to use for a goal that stays above its level.
+            effort: how hard to try.
+
+        Returns:
+            (B,) reach in float64, which may exceed `radii`, and the weights that gave it.
+        """
+        dtype = self._graph.dtype
+        x, radii, goal = x.to(dtype), radii.to(dtype), goal.to(dtype)
+        p = _normalised(p.to(dtype), goal)
+        if not split_nodes(self._graph):
+            effort = replace(effort, splits=0)
+        with torch.no_grad():
+            if (
+                (effort.cuts or effort.splits)
+                and isinstance(self._engine, NativeEngine)
+                and can_cut(goal)
+            ):
+                reach, p = self._by_parts(
+                    self._engine, Region(x, radii, self._norm), goal, p, effort
+                )
+            else:
+                relaxation = self._engine.relax(x, radii, self._norm, self._method)
+                reach, p = _plain(relaxation, radii, goal, p, effort.mirror_steps)
+                reach = void(reach, relaxation)
+        always = goal.level == (-torch.inf if goal.above else torch.inf)
+        return torch.where(always, torch.inf, reach.double()), p.double()
+
+    def _by_parts(
+        self, engine: NativeEngine, region: Region, goal: Goal, p: Tensor, effort: Effort
+    ) -> tuple[Tensor, Tensor]:
+        """Reach where the ball is cut down, and split, to where violations may still lie."""
+
+        def improve(
+            relaxation: NativeRelaxation, goal: Goal, p: Tensor
+        ) -> tuple[NativeRelaxation, Tensor]:
+            return _improve(relaxation, goal, p, effort.mirror_steps)
+
+        reach, kept = prove_by_parts(
+            engine, self._method, region, goal, p, effort, improve, best_row
+        )
+        if not goal.above:
+            # Bounds of each z_j by itself may do better than what they have in common.
+            relaxation = engine.relax_region(region, self._method)
+            alone = separate_reach(relaxation, goal, 2 * region.radii)
+            reach = torch.maximum(reach, void(alone, relaxation))
+        return reach, kept
+
+
+def can_cut(goal: Goal) -> bool:
+    """Whether one linear row decides the goal."""
+    return goal.shift.shape[1] == 1 and (goal.above or goal.soft)
+
+
+def _improve(
+    relaxation: NativeRelaxation, goal: Goal, p: Tensor, steps: int
+) -> tuple[NativeRelaxation, Tensor]:
+    """Better weights, and the relaxation with better slopes where its method chooses them."""
+    if not goal.above:
+        return relaxation, p
+    if relaxation.optimise:
+        return improve_weights_and_slopes(relaxation, goal, p, max(steps, 1))
+    return relaxation, improve_weights(relaxation, goal, p, steps) if steps else p
+
+
+def best_row(relaxation: Relaxation, goal: Goal, p: Tensor) -> tuple[Tensor, Tensor]:
+    """The row (B, K) and constant (B,) that leave the largest margin, with rounding allowed for.
+
+    row·f + constant is below zero for every violation in the region.
+    """
+    if goal.above:
+        rows, constant = lower_rows(goal, p)
+    else:
+        rows, constant = chord_rows(relaxation, goal)
+    value, slope, constant = _allowed(relaxation, goal, rows, constant)
+    reach = ((value + constant) / slope).nan_to_num(nan=-torch.inf)
+    best = reach.argmax(1, keepdim=True)
+    row = rows.gather(1, best.unsqueeze(2).expand(-1, -1, rows.shape[2])).squeeze(1)
+    return row, constant.gather(1, best).squeeze(1)
+
+
+def _allowed(
+    relaxation: Relaxation, goal: Goal, rows: Tensor, constant: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Value and slope (B, R) of rows (B, R, K), and their constants (B, R) less the rounding."""
+    value, slope = relaxation.linear(rows)
+    size = value.abs() + (constant - goal.level.unsqueeze(1)).abs()
+    return value, slope, constant - allowance(size, goal)
+
+
+def _plain(
+    relaxation: Relaxation, radii: Tensor, goal: Goal, p: Tensor, steps: int
+) -> tuple[Tensor, Tensor]:
+    """Reach (B,) from linear bounds alone, and the weights that gave it."""
+    if not goal.above:
+        reach = separate_reach(relaxation, goal, 2 * radii)
+        if goal.soft:
+            value, slope, constant = _allowed(relaxation, goal, *chord_rows(relaxation, goal))
+            gap = value + constant
+            chord = torch.where(gap > 0, gap / slope, 0.0).nan_to_num(nan=0.0).amax(1)
+            reach = torch.maximum(reach, chord)
+        return reach, p
+    reach = lower_reach(relaxation, goal, p)
+    if steps:
+        if isinstance(relaxation, NativeRelaxation) and relaxation.optimise:
+            chosen, better = improve_weights_and_slopes(relaxation, goal, p, steps)
+            tried = lower_reach(chosen, goal, better)
+        else:
+            better = improve_weights(relaxation, goal, p, steps)
+            tried = lower_reach(relaxation, goal, better)
+        p = torch.where((tried > reach).reshape(-1, 1, 1), better, p)
+        reach = torch.maximum(reach, tried)
+    return reach, p
+
+
+def _normalised(p: Tensor, goal: Goal) -> Tensor:
+    p = torch.where(goal.members, p.clamp_min(0.0), 0.0)
+    return p / p.sum(2, keepdim=True)

@@ -1,0 +1,1 @@
+"""Radii from samples: randomised smoothing, which proves, and CLEVER, which estimates."""

@@ -1,0 +1,1 @@
+"""A set of samples under trained runs: chosen, computed, kept and read."""

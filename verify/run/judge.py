@@ -1,0 +1,171 @@
+"""One image at a time: is it accepted, how far does that hold, and what is the nearest attack?"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from greg_cert.certify_methods import PROOFS, RADIUS_METHOD, STOPPED_BY, chosen_methods
+from greg_cert.config import VerifyConfig
+from greg_cert.errors import UsageError
+from greg_cert.evaluation.decision import Decision
+from greg_cert.inference import device_of
+from greg_cert.scores import score_of
+from greg_cert.verify.asked import asked
+from greg_cert.verify.attack.pgd import AttackPlan, AttackResult, smallest_attack
+from greg_cert.verify.certificates import Certificates
+from greg_cert.verify.certify import certify
+from greg_cert.verify.graph.agreement import check_agreement
+from greg_cert.verify.scorer import Margin, ScoreFunction, check_inputs, logit_function
+
+_BATCH = 64  # images attacked at once
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What is said of one image.
+
+    Attributes:
+        label: class of the largest logit among the ID classes.
+        confidence: its softmax probability over the ID classes.
+        score: S(x); higher = more OOD.
+        threshold: γ.
+        accepted: whether S(x) ≤ γ.
+        gradient_norm: dual norm of ∇S at the image: an estimate, no proof of anything.
+        status: of the certificate, as in `Certificates`.
+        radius_certified: within it the decision (accepted, or rejected) is proven not to change; 0
+            where nothing was proven, or an attack contradicts it.
+        radius_refuted: what was proven where an attack contradicts it; else NaN.
+        radius_method: the proof that gave the certified radius, where `best` was asked for.
+        stopped_by: what stopped that search; None as `radius_method`.
+        radius_attack: distance of `attacked`; inf where no attack was found.
+        attacked: (C, H, W) nearest image found on which the decision is the other one, in float64,
+            perhaps outside [0, 1]; None where none was found.
+        attacked_label: its class; None as `attacked`.
+        attacked_score: its score; None as `attacked`.
+    """
+
+    label: int
+    confidence: float
+    score: float
+    threshold: float
+    accepted: bool
+    gradient_norm: float
+    status: str
+    radius_certified: float
+    radius_refuted: float
+    radius_method: str | None
+    stopped_by: str | None
+    radius_attack: float
+    attacked: Tensor | None
+    attacked_label: int | None
+    attacked_score: float | None
+
+
+def judge(
+    model: nn.Module, images: Tensor, decision: Decision, settings: VerifyConfig
+) -> list[Verdict]:
+    """The verdicts on images (B, C, H, W) of raw pixels in [0, 1].
+
+    Accepted images are certified to stay accepted, rejected ones to stay rejected.
+
+    Args:
+        model: raw images to logits.
+        images: at least one.
+        decision: score and threshold.
+        settings: norm, largest radius, methods, engine, seed, cuts, memory; the rest is ignored,
+            the device too: all runs where the model is.
+
+    Warns:
+        ContradictionWarning: an attack contradicts a certificate, which would be a bug.
+
+    Raises:
+        UsageError: a method that proves nothing of the model itself.
+        UnsupportedModelError: a layer that cannot be bounded soundly.
+    """
+    methods = chosen_methods(settings.method)
+    if not set(methods) & set(PROOFS):
+        raise UsageError(
+            f"--method: expected one of {', '.join(PROOFS)}, but got {settings.method!r}, "
+            "which is about another function than the model that is asked here"
+        )
+    x = check_inputs(images).to(device_of(model))
+    logits, value = logit_function(model), score_of(decision.score)
+
+    def score(x: Tensor) -> Tensor:
+        return value(logits(x))
+
+    with torch.no_grad():
+        scores = torch.cat([score(part) for part in x.split(settings.batch or _BATCH)])
+    accepted = (scores <= decision.threshold).cpu()
+    verdicts: list[Verdict | None] = [None] * len(x)
+    for side in ("id", "ood"):
+        rows = (accepted == (side == "id")).nonzero().squeeze(1)
+        for part in rows.split(settings.batch or _BATCH) if len(rows) else ():
+            certificates = certify(
+                model,
+                x[part],
+                decision.threshold,
+                side=side,
+                score=decision.score,
+                indices=part,
+                attack="best" in methods,  # which stops at a share of it
+                **asked(settings),
+            )
+            plan = AttackPlan(Margin(decision.threshold, side), settings.norm_value, settings.seed)
+            attack = smallest_attack(score, x[part], settings.max_radius, plan, part)
+            check_agreement(logits, None, x[part] + attack.delta, "the end of an attack")
+            certificates = certificates.against(attack.radius)
+            certificates.warn()
+            found = _verdicts(logits, score, x[part], side, decision, certificates, attack)
+            for row, verdict in zip(part.tolist(), found, strict=True):
+                verdicts[row] = verdict
+    return [v for v in verdicts if v is not None]
+
+
+def _verdicts(
+    logits: Callable[[Tensor], Tensor],
+    score: ScoreFunction,
+    x: Tensor,
+    side: str,
+    decision: Decision,
+    found: Certificates,
+    attack: AttackResult,
+) -> list[Verdict]:
+    """What certificates and attacks say of samples that are all on one side."""
+    moved = x + attack.delta
+    with torch.no_grad():
+        confidence, label = logits(x)[:, : decision.num_classes].softmax(1).max(1)
+        moved_to = logits(moved)[:, : decision.num_classes].argmax(1)
+        moved_score = score(moved)
+    verdicts = []
+    for i in range(len(x)):
+        hit = math.isfinite(float(attack.radius[i]))
+        verdicts.append(
+            Verdict(
+                label=int(label[i]),
+                confidence=float(confidence[i]),
+                score=float(found.score[i]),
+                threshold=decision.threshold,
+                accepted=side == "id",
+                gradient_norm=float(found.gradient_norm[i]),
+                status=str(found.status[i]),
+                radius_certified=float(found.radius_certified[i]),
+                radius_refuted=float(found.radius_refuted[i]),
+                radius_method=_text(found, RADIUS_METHOD, i),
+                stopped_by=_text(found, STOPPED_BY, i),
+                radius_attack=float(attack.radius[i]),
+                attacked=moved[i].cpu() if hit else None,
+                attacked_label=int(moved_to[i]) if hit else None,
+                attacked_score=float(moved_score[i]) if hit else None,
+            )
+        )
+    return verdicts
+
+
+def _text(found: Certificates, column: str, row: int) -> str | None:
+    return str(found.other[column][row]) if column in found.other else None

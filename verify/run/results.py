@@ -1,0 +1,179 @@
+"""What a verification leaves: paired tables of what is finished, and `summary.json`."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from greg_cert.certify_methods import chosen_methods
+from greg_cert.digests import sealed
+from greg_cert.errors import RunError
+from greg_cert.evaluation import Evaluation
+from greg_cert.files import write_atomic
+from greg_cert.frames import frame_bytes
+from greg_cert.verify.bounds.engines import resolve_engine
+from greg_cert.verify.run.chunk import Harder
+from greg_cert.verify.run.job import Job
+from greg_cert.verify.run.paired import ID, part_of
+from greg_cert.verify.run.tables import RunTables, paired_rows, run_summary, run_tables, worst_of
+
+CERTIFICATES, OOD_CERTIFICATES = "certificates.parquet", "ood_certificates.parquet"
+OOD_SCORES = "ood_scores.parquet"
+SCORES = "scores.parquet"
+
+
+@dataclass(frozen=True)
+class VerifiedRun:
+    """One run's rows and its entry in `summary.json`."""
+
+    name: str
+    frame: pd.DataFrame
+    summary: dict[str, Any]
+    ood_frame: pd.DataFrame
+    ood_scores: pd.DataFrame
+    scores: pd.DataFrame
+
+
+@dataclass(frozen=True)
+class Verification:
+    """What is finished, under every run alike.
+
+    Attributes:
+        runs: the baseline first.
+        files: tables and summary that were written; empty where nothing is finished.
+        samples: finished samples, ID and OOD together.
+        wanted: samples that were asked for.
+        violations: certificates that an attack contradicts.
+        worst: the one contradicted most: run, part, index, radius, and where it was crossed.
+        audit: attacks, violations and settings of the harder audit, where one was made.
+    """
+
+    runs: tuple[VerifiedRun, ...]
+    files: tuple[Path, ...]
+    samples: int
+    wanted: int
+    violations: int
+    worst: dict[str, Any] | None
+    audit: dict[str, Any] | None
+
+    @property
+    def complete(self) -> bool:
+        """Whether nothing is left to do."""
+        return self.samples == self.wanted
+
+
+def assemble(
+    job: Job, evaluations: Sequence[tuple[Evaluation, float]], harder: Harder, *, asked: bool
+) -> Verification:
+    """The tables of what is finished under every run."""
+    paired = paired_rows(job.store, job.runs, job.wanted)
+    done: list[VerifiedRun] = []
+    tables: list[RunTables] = []
+    for run, parts, (evaluation, seconds) in zip(job.runs, paired, evaluations, strict=True):
+        radii = job.settings.auc_radii if "ood" in job.settings.sides else ()
+        table = run_tables(job.store, run, parts, harder.kind, radii)
+        summary = run_summary(run, evaluation, table, job.wanted, seconds + table.seconds, radii)
+        done.append(
+            VerifiedRun(
+                run.name,
+                table.id_rows,
+                summary,
+                table.ood_rows,
+                table.ood_scores,
+                clean_scores(run.name, evaluation),
+            )
+        )
+        tables.append(table)
+    attacks = sum(t.audited for t in tables)
+    audit = {
+        "attacks": attacks,
+        "certificates": sum(t.claims for t in tables),
+        "violations": sum(t.refuted for t in tables),
+        "steps": harder.steps,
+        "restarts": harder.restarts,
+    }
+    return Verification(
+        tuple(done),
+        (),
+        sum(len(rows) for rows in paired[0].values()),
+        sum(map(len, job.wanted.values())),
+        sum(t.violations for t in tables),
+        worst_of(tables),
+        audit if asked or attacks else None,
+    )
+
+
+def clean_scores(run: str, evaluation: Evaluation) -> pd.DataFrame:
+    """Unperturbed scores of one run: all samples of the test split (`test`) and of `ood/NAME`."""
+    parts = [
+        pd.DataFrame({"run": run, "part": part, "index": range(len(values)), "score": values})
+        for part, values in evaluation.scores.items()
+    ]
+    return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame()
+
+
+def summary_of(job: Job, done: Verification, baseline: str | None) -> dict[str, Any]:
+    """`summary.json` but for where its numbers come from."""
+    settings = job.settings
+    return {
+        "schema": 1,
+        "norm": settings.norm_value if settings.norm == "2" else "inf",
+        "tpr": settings.tpr,
+        "max_radius": settings.max_radius,
+        # Of certificates.parquet where it is there; OOD samples have an entry of their own.
+        "side": settings.sides[0],
+        "sides": list(settings.sides),
+        "score": job.runs[0].score,
+        "clip": False,
+        "method": settings.method,
+        "methods": list(chosen_methods(settings.method)),
+        "correct": settings.correct,
+        "smoothing": {
+            "sigma": settings.smoothing_sigma,
+            "n": settings.smoothing_n,
+            "alpha": settings.smoothing_alpha,
+        }
+        if "smoothing" in chosen_methods(settings.method)
+        else None,
+        "engine": resolve_engine(settings.engine),
+        "complete": done.complete,
+        "order": "random",  # of the samples, so that what is finished is a random part
+        "wanted": len(job.wanted.get(ID, ())),
+        "samples": len(done.runs[0].frame),
+        "classes": list(job.splits.test.classes or ()),
+        "ood_wanted": _by_set(job.wanted),
+        "audit": done.audit,
+        "baseline": baseline,
+        "runs": {run.name: run.summary for run in done.runs},
+    }
+
+
+def _by_set(wanted: Mapping[str, Sequence[int]]) -> dict[str, int]:
+    return {p.removeprefix(part_of("")): len(i) for p, i in wanted.items() if p != ID}
+
+
+def write_results(out: Path, done: Verification, summary: Mapping[str, Any]) -> tuple[Path, ...]:
+    """Write the tables that have rows; a table of an earlier call without rows now is removed."""
+    files = []
+    for name, frames in (
+        (CERTIFICATES, [run.frame for run in done.runs]),
+        (OOD_CERTIFICATES, [run.ood_frame for run in done.runs]),
+        (OOD_SCORES, [run.ood_scores for run in done.runs]),
+        (SCORES, [run.scores for run in done.runs]),
+    ):
+        path = out / name
+        try:
+            if any(map(len, frames)):
+                content = frame_bytes(pd.concat(frames, ignore_index=True))
+                files.append(write_atomic(path, content))
+            else:
+                path.unlink(missing_ok=True)
+        except OSError as error:
+            raise RunError(f"out: cannot write {path}: {error}") from error
+    text = json.dumps(sealed(summary), indent=2, allow_nan=False) + "\n"
+    return (write_atomic(out / "summary.json", text), *files)
