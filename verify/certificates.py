@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from greg_cert.certify_methods import PROOFS, column_of
+from greg_cert.certificates.certify_methods import PROOFS, column_of
 from greg_cert.errors import GregCertWarning
 
 if TYPE_CHECKING:

@@ -9,7 +9,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from greg_cert.certify_methods import LINEAR, NO_METHOD, RADIUS_METHOD, STOPPED_BY, column_of
+from greg_cert.certificates.certify_methods import (
+    LINEAR,
+    NO_METHOD,
+    RADIUS_METHOD,
+    STOPPED_BY,
+    column_of,
+)
 from greg_cert.errors import EngineError, UsageError
 from greg_cert.scores import score_of
 from greg_cert.verify.attack.audit import RESTARTS, STEPS, Audit

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from greg_cert.certify_methods import PROOFS, chosen_methods
+from greg_cert.certificates.certify_methods import PROOFS, chosen_methods
 from greg_cert.errors import UsageError
 from greg_cert.inference import device_of
 from greg_cert.verify.certificates import Certificates, join

@@ -58,7 +58,7 @@ def compare(
         venue_style,
         write_report,
     )
-    from greg_cert.report.notes import left_out_words
+    from greg_cert.report.tables.notes import left_out_words
 
     style = venue_style(venue, columns, palette=palette)
     done = merge_verifications(folders, out, baseline=baseline, command=screen.command_line())

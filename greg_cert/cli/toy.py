@@ -23,8 +23,8 @@ def demonstrate(out: Path) -> None:
     """
     from greg_cert.errors import UsageError
     from greg_cert.files import write_atomic
-    from greg_cert.report.canvas import render
-    from greg_cert.report.figure_toy import TOY_STYLE, draw_toy
+    from greg_cert.report.figures.canvas import render
+    from greg_cert.report.figures.toy import TOY_STYLE, draw_toy
     from greg_cert.train.toy import ToySettings
     from greg_cert.train.toy_measures import run_toy
 

@@ -13,7 +13,7 @@ from greg_cert.cli import screen
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from greg_cert.report.sheets import Sheet
+    from greg_cert.report.tables.sheets import Sheet
 
 
 def register(app: typer.Typer) -> None:

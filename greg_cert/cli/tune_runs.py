@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from greg_cert.config.tuned import Tuned
     from greg_cert.data import DataSplits, Images
     from greg_cert.records import RunFolder
-    from greg_cert.report.sheets import Sheet
+    from greg_cert.report.tables.sheets import Sheet
     from greg_cert.tuned_runs import TunedRun
 
 MOST_HELD_OUT = 2000
@@ -71,7 +71,7 @@ def measured_runs(plan: Plan) -> list[TunedRun]:
         RunError: as `greg_cert.train.fit`.
         DataError: as `greg_cert.data.load_data`.
     """
-    from greg_cert.certify_methods import PROOFS, chosen_methods
+    from greg_cert.certificates.certify_methods import PROOFS, chosen_methods
     from greg_cert.data import load_data
     from greg_cert.data.withheld import hold_out
     from greg_cert.errors import UsageError
@@ -229,10 +229,10 @@ def write_tuning(plan: Plan, runs: Sequence[TunedRun]) -> tuple[list[Path], Shee
     from greg_cert.errors import UsageError
     from greg_cert.files import write_atomic
     from greg_cert.records import environment
-    from greg_cert.report.canvas import render
-    from greg_cert.report.figure_tradeoff import TRADEOFF_STYLE, draw_tradeoff
-    from greg_cert.report.tables import markdown_sheet
-    from greg_cert.report.tradeoff import tradeoff_csv, tradeoff_sheet
+    from greg_cert.report.figures.canvas import render
+    from greg_cert.report.figures.tradeoff import TRADEOFF_STYLE, draw_tradeoff
+    from greg_cert.report.tables.forms import markdown_sheet
+    from greg_cert.report.tables.tradeoff import tradeoff_csv, tradeoff_sheet
     from greg_cert.tuned_runs import NUMBERS, over_seeds
 
     values, settings = over_seeds(runs), plan.settings

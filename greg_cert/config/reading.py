@@ -31,7 +31,7 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> ExperimentConfig:
 
     Args:
         path: the file.
-        overrides: settings on top of it, as `train.epochs=5` (`greg_cert.overrides`).
+        overrides: settings on top of it, as `train.epochs=5`.
 
     Raises:
         ConfigError: for a missing or unreadable file, an unknown key, or a value out of range; one

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from greg_cert.evaluation.seeds import Evaluated, SeedMean
-from greg_cert.report.sheets import Column, Sheet, make_sheet
+from greg_cert.report.tables.sheets import Column, Sheet, make_sheet
 from greg_cert.report.wording import MISSING
 
 _TITLES = {

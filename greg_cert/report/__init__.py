@@ -1,10 +1,10 @@
 """Reports of a verification: tables, figures and one page, from two files and without torch."""
 
-from greg_cert.report.merge import Merged, merge_verifications
-from greg_cert.report.results import Results, load_results
-from greg_cert.report.style import DOUBLE_COLUMN, SINGLE_COLUMN, FigureStyle
-from greg_cert.report.tables import summary_table
-from greg_cert.report.venues import VENUES, venue_style
+from greg_cert.certificates.merge.join import Merged, merge_verifications
+from greg_cert.certificates.results import Results, load_results
+from greg_cert.report.figures.style import DOUBLE_COLUMN, SINGLE_COLUMN, FigureStyle
+from greg_cert.report.figures.venues import VENUES, venue_style
+from greg_cert.report.tables.forms import summary_table
 from greg_cert.report.write import FigureFiles, ReportFiles, write_figures, write_report
 
 __all__ = [

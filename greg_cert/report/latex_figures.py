@@ -5,12 +5,12 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
+from greg_cert.certificates.results import Results
 from greg_cert.report import wording
-from greg_cert.report.figures import FigureSpec
-from greg_cert.report.notes import notes_of, warning
-from greg_cert.report.results import Results
-from greg_cert.report.style import FigureStyle
-from greg_cert.report.tables import escape_tex
+from greg_cert.report.figures.registry import FigureSpec
+from greg_cert.report.figures.style import FigureStyle
+from greg_cert.report.tables.forms import escape_tex
+from greg_cert.report.tables.notes import notes_of, warning
 
 FOLDER = r"\gregcertfigures"
 _HEAD = rf"""% Needs \usepackage{{graphicx}}. The pictures lie in the folder {FOLDER},

@@ -13,9 +13,9 @@ from typing import Any
 
 import numpy as np
 
+from greg_cert.certificates.results import Results
 from greg_cert.errors import RunError
 from greg_cert.manifest import MANIFEST_FILE, check_file, read_manifest
-from greg_cert.report.results import Results
 
 METRICS_FILE = "metrics.jsonl"
 _PLACE = ("step", "stage", "epoch")

@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from numbers import Integral
 
-from greg_cert.report.summary_file import Summary
+from greg_cert.certificates.summary_file import Summary
 
 MISSING = "\u2013"
 

@@ -7,20 +7,20 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from greg_cert.certificates.results import Results, load_results
 from greg_cert.errors import RunError, UsageError
 from greg_cert.files import write_atomic
-from greg_cert.report.canvas import Rendered, render
-from greg_cert.report.comparison import compare
-from greg_cert.report.figure_training import SLOPE_TERMS
-from greg_cert.report.figures import chosen_figures, figure_specs
-from greg_cert.report.gallery import gallery_of, read_gallery
+from greg_cert.report.figures.canvas import Rendered, render
+from greg_cert.report.figures.registry import chosen_figures, figure_specs
+from greg_cert.report.figures.style import FigureStyle
+from greg_cert.report.figures.training import SLOPE_TERMS
 from greg_cert.report.latex_figures import latex_figures
-from greg_cert.report.page import html_page
-from greg_cert.report.pictures import Pictures
-from greg_cert.report.results import Results, load_results
-from greg_cert.report.rows import table_rows
-from greg_cert.report.style import FigureStyle
-from greg_cert.report.tables import latex_table, markdown_table
+from greg_cert.report.page.document import html_page
+from greg_cert.report.page.gallery import gallery_of, read_gallery
+from greg_cert.report.page.images import Pictures
+from greg_cert.report.tables.comparison import compare
+from greg_cert.report.tables.forms import latex_table, markdown_table
+from greg_cert.report.tables.rows import table_rows
 from greg_cert.report.training_log import (
     TrainingLog,
     likely_folders,

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from greg_cert.certified_metrics import (
+from greg_cert.certificates.certified_metrics import (
     adversarial_auroc,
     attacked_fpr,
     average_certified_radius,

@@ -177,6 +177,15 @@ ORDER = {
 """Which part of `verify` reads which."""
 BASE = {"memory", "norms", "per_sample", "scorer", "streams", "structure"}
 MOST_FILES = 16
+CORE = ("digests", "errors", "files", "frames", "metrics")  # what the format of certificates reads
+REPORT = {
+    "certificates": (),
+    "report.tables": ("certificates", "report"),
+    "report.figures": ("certificates", "report"),
+    "report.page": ("certificates", "report", "report.figures", "report.tables"),
+    "report": ("certificates", "report.figures", "report.page", "report.tables"),
+}
+"""Which part of the reports reads which."""
 
 
 def part_of_verify(name: str) -> str:
@@ -194,8 +203,33 @@ def test_parts_of_verify_read_only_those_below_them() -> None:
     assert seen == {part: set(below) for part, below in ORDER.items()}
 
 
-def test_no_folder_of_verify_holds_more_than_one_can_look_through() -> None:
-    many = {path: len(list(path.glob("*.py"))) for _, path in folders("verify")}
+def part_of_report(name: str) -> str:
+    """The innermost folder of a module, of those of the reports and the format they read."""
+    return max((part for part in REPORT if inside(name, f"greg_cert.{part}")), key=len, default="")
+
+
+def test_parts_of_a_report_read_only_those_below_them() -> None:
+    seen: dict[str, set[str]] = {part: set() for part in REPORT}
+    for name, tree in TREES.items():
+        if part := part_of_report(name):
+            seen[part] |= {part_of_report(n) for n in read(tree)} - {part, ""}
+    assert seen == {part: set(below) for part, below in REPORT.items()}
+
+
+def test_the_format_of_certificates_needs_nothing_but_the_core() -> None:
+    read_by_it = {
+        n
+        for name, tree in TREES.items()
+        if inside(name, "greg_cert.certificates")
+        for n in read(tree)
+        if not inside(n, "greg_cert.certificates")
+    }
+    assert read_by_it == {f"greg_cert.{name}" for name in CORE}
+
+
+@pytest.mark.parametrize("room", ["verify", "greg_cert/report", "greg_cert/certificates"])
+def test_no_folder_holds_more_than_one_can_look_through(room: str) -> None:
+    many = {path: len(list(path.glob("*.py"))) for _, path in folders(room)}
     assert {path: n for path, n in many.items() if n > MOST_FILES} == {}
 
 

@@ -12,11 +12,11 @@ import torch
 from tiny_runs import SETTINGS as USUAL
 
 import greg_cert.verify.run.pictures as module
+from greg_cert.certificates.extremes import LISTED, OOD_LISTED, extremes
+from greg_cert.certificates.picture_file import PICTURES, SamplePicture, as_floats, read_pictures
 from greg_cert.config import VerifyConfig
 from greg_cert.data import load_data
 from greg_cert.errors import RunError
-from greg_cert.extremes import LISTED, OOD_LISTED, extremes
-from greg_cert.picture_file import PICTURES, SamplePicture, as_floats, read_pictures
 from greg_cert.records import RunFolder
 from greg_cert.scores import energy
 from greg_cert.verify.run.runs import verify_runs
@@ -194,7 +194,7 @@ def test_a_file_too_large_or_no_archive_is_refused(
     with pytest.raises(RunError, match="truncated"):
         read_pictures(path)
     module.write_pictures(path, two_pictures())
-    monkeypatch.setattr("greg_cert.picture_file.LARGEST", 1000)
+    monkeypatch.setattr("greg_cert.certificates.picture_file.LARGEST", 1000)
     with pytest.raises(RunError, match="at most 1000 bytes"):
         read_pictures(path)
 

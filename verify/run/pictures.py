@@ -10,18 +10,18 @@ import numpy as np
 import pandas as pd
 import torch
 
-from greg_cert.config import VerifyConfig
-from greg_cert.data import DataSplits
-from greg_cert.errors import RunError
-from greg_cert.extremes import LISTED, OOD_LISTED, shown_samples
-from greg_cert.inference import device_of
-from greg_cert.picture_file import (
+from greg_cert.certificates.extremes import LISTED, OOD_LISTED, shown_samples
+from greg_cert.certificates.picture_file import (
     PICTURES,
     SamplePicture,
     most_pictures,
     read_pictures,
     write_pictures,
 )
+from greg_cert.config import VerifyConfig
+from greg_cert.data import DataSplits
+from greg_cert.errors import RunError
+from greg_cert.inference import device_of
 from greg_cert.verify.certifier import Certifier
 from greg_cert.verify.options import CertifyOptions
 from greg_cert.verify.run.job import Job
@@ -33,8 +33,9 @@ from greg_cert.verify.scorer import Margin, check_inputs
 def write_sample_pictures(out: Path, job: Job, runs: Sequence[VerifiedRun]) -> Path | None:
     """Write `out`/pictures.npz for the samples that the report lists; None where there are none.
 
-    The samples are those of `greg_cert.extremes`: of the ID side, then of each OOD test set, as
-    many as the file may hold. What an earlier call left there and fits the tables is kept.
+    The samples are those of `greg_cert.certificates.extremes`: of the ID side, then of each OOD
+    test set, as many as the file may hold. What an earlier call left there and fits the tables is
+    kept.
 
     Args:
         out: the folder of the results.

@@ -10,7 +10,7 @@ from typing import Any
 
 import pandas as pd
 
-from greg_cert.certify_methods import chosen_methods
+from greg_cert.certificates.certify_methods import chosen_methods
 from greg_cert.digests import sealed
 from greg_cert.errors import RunError
 from greg_cert.evaluation import Evaluation

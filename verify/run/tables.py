@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from greg_cert.certificate_counts import id_side, ood_side, robust
+from greg_cert.certificates.certificate_counts import id_side, ood_side, robust
 from greg_cert.evaluation import Evaluation
 from greg_cert.verify.run.chunk import CROSSED, SECONDS, claimed_radius, score_columns, withdraw
 from greg_cert.verify.run.paired import ID, Candidate, dataset_of

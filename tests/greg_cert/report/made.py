@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from greg_cert.certificate_counts import id_side, ood_side
+from greg_cert.certificates.certificate_counts import id_side, ood_side
 from greg_cert.digests import sealed
 from greg_cert.frames import frame_bytes
 from greg_cert.metrics import detection_metrics

@@ -8,8 +8,13 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from greg_cert.certificates.picture_file import (
+    PICTURES,
+    SamplePicture,
+    read_pictures,
+    write_pictures,
+)
 from greg_cert.errors import RunError, UncheckedFileWarning
-from greg_cert.picture_file import PICTURES, SamplePicture, read_pictures, write_pictures
 from greg_cert.report import load_results, merge_verifications
 
 TABLES = ("certificates", "ood_certificates", "ood_scores", "scores")

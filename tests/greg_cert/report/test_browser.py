@@ -11,14 +11,14 @@ import numpy as np
 import pytest
 from browser import PROGRAM, Browser, Tab
 
-from greg_cert.picture_file import PICTURES, SamplePicture, write_pictures
+from greg_cert.certificates.picture_file import PICTURES, SamplePicture, write_pictures
 from greg_cert.report import load_results
-from greg_cert.report.comparison import compare
-from greg_cert.report.figures import FIGURES
-from greg_cert.report.gallery import read_gallery
-from greg_cert.report.page import html_page
-from greg_cert.report.pictures import png_of
-from greg_cert.report.rows import table_rows
+from greg_cert.report.figures.registry import FIGURES
+from greg_cert.report.page.document import html_page
+from greg_cert.report.page.gallery import read_gallery
+from greg_cert.report.page.images import png_of
+from greg_cert.report.tables.comparison import compare
+from greg_cert.report.tables.rows import table_rows
 from greg_cert.report.wording import one_line
 
 pytestmark = pytest.mark.skipif(PROGRAM is None, reason="no chromium on PATH")

@@ -7,16 +7,16 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from greg_cert.report import load_results
-from greg_cert.report.comparison import (
+from greg_cert.report.tables.comparison import (
     Comparison,
     compare,
     comparison_line,
     comparison_lines,
     holm,
 )
-from greg_cert.report.rows import table_rows
-from greg_cert.report.statement import statement
-from greg_cert.report.tables import all_sheets, latex_table, markdown_table
+from greg_cert.report.tables.forms import all_sheets, latex_table, markdown_table
+from greg_cert.report.tables.rows import table_rows
+from greg_cert.report.tables.statement import statement
 
 
 def by_closed_testing(ps):

@@ -6,9 +6,9 @@ import pytest
 from PIL import Image
 
 from greg_cert.report import FigureStyle
-from greg_cert.report.canvas import drawn, render
-from greg_cert.report.figure_toy import TOY_STYLE, draw_toy
-from greg_cert.report.style import SMALLEST_TYPE
+from greg_cert.report.figures.canvas import drawn, render
+from greg_cert.report.figures.style import SMALLEST_TYPE
+from greg_cert.report.figures.toy import TOY_STYLE, draw_toy
 
 
 @dataclass(frozen=True)

@@ -10,9 +10,9 @@ from PIL import Image
 from greg_cert.digests import sealed
 from greg_cert.errors import RunError, UsageError
 from greg_cert.report import DOUBLE_COLUMN, FigureStyle, write_report
-from greg_cert.report.canvas import drawn, render
-from greg_cert.report.figure_training import SLOPE_TERMS, draw_training, running_median
-from greg_cert.report.style import SMALLEST_TYPE
+from greg_cert.report.figures.canvas import drawn, render
+from greg_cert.report.figures.style import SMALLEST_TYPE
+from greg_cert.report.figures.training import SLOPE_TERMS, draw_training, running_median
 from greg_cert.report.training_log import TrainingLog, read_training_log
 
 STYLE = FigureStyle(dpi=60)

@@ -6,9 +6,9 @@ from PIL import Image
 
 from greg_cert.errors import UsageError
 from greg_cert.report import DOUBLE_COLUMN, FigureStyle, load_results
-from greg_cert.report.canvas import drawn, render
-from greg_cert.report.figures import FIGURES
-from greg_cert.report.style import SMALLEST_TYPE
+from greg_cert.report.figures.canvas import drawn, render
+from greg_cert.report.figures.registry import FIGURES
+from greg_cert.report.figures.style import SMALLEST_TYPE
 
 LONG = "a-very-long-run-name_with/many parts 2024-12-01 lambda=0.1 seed"
 SPECS = {spec.name: spec for spec in FIGURES}

@@ -4,7 +4,7 @@ import pytest
 
 from greg_cert.errors import UsageError
 from greg_cert.report import FigureStyle, load_results, venue_style, write_figures, write_report
-from greg_cert.report.figures import FIGURES, figure_specs
+from greg_cert.report.figures.registry import FIGURES, figure_specs
 from greg_cert.report.latex_figures import latex_figures
 
 STYLE = FigureStyle(dpi=60)

@@ -1,9 +1,9 @@
 import numpy as np
 import pytest
 
+from greg_cert.certificates.frame_file import COLUMNS
 from greg_cert.errors import RunError
 from greg_cert.report import load_results
-from greg_cert.report.frame_file import COLUMNS
 
 
 @pytest.fixture

@@ -5,10 +5,10 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from greg_cert.certificates.merge.names import Named, folder_labels, merged_names
 from greg_cert.errors import RunError, UsageError
 from greg_cert.report import FigureStyle, load_results, merge_verifications, write_report
-from greg_cert.report.merge_names import Named, folder_labels, merged_names
-from greg_cert.report.notes import notes_of
+from greg_cert.report.tables.notes import notes_of
 
 DATA = {"train": "t0", "calibration": "c0", "test": "e0", "ood/mnist": "m0"}
 

@@ -11,10 +11,10 @@ import pytest
 from tiny_runs import SETTINGS
 from typer.testing import CliRunner
 
+from greg_cert.certificates.picture_file import PICTURES, read_pictures
 from greg_cert.cli import app
 from greg_cert.config import VerifyConfig
 from greg_cert.errors import UsageError
-from greg_cert.picture_file import PICTURES, read_pictures
 from greg_cert.records import RunFolder
 from greg_cert.report import load_results
 from greg_cert.verify.run.runs import verify_runs

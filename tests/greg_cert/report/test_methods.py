@@ -3,19 +3,19 @@
 import numpy as np
 import pytest
 
-from greg_cert.certificate_counts import id_side
-from greg_cert.certify_methods import STATUS, column_of
+from greg_cert.certificates.certificate_counts import id_side
+from greg_cert.certificates.certify_methods import STATUS, column_of
+from greg_cert.certificates.methods import METHODS
 from greg_cert.errors import RunError
 from greg_cert.report import load_results
-from greg_cert.report.columns import ladder_lines
-from greg_cert.report.comparison import compare
-from greg_cert.report.figures import FIGURES
-from greg_cert.report.methods import METHODS
-from greg_cert.report.page import html_page
-from greg_cert.report.page_samples import sample_lists
-from greg_cert.report.rows import table_rows
-from greg_cert.report.smoothing import smoothing_rows
-from greg_cert.report.tables import all_sheets, latex_table, markdown_table, summary_table
+from greg_cert.report.figures.registry import FIGURES
+from greg_cert.report.page.document import html_page
+from greg_cert.report.page.samples import sample_lists
+from greg_cert.report.tables.columns import ladder_lines
+from greg_cert.report.tables.comparison import compare
+from greg_cert.report.tables.forms import all_sheets, latex_table, markdown_table, summary_table
+from greg_cert.report.tables.rows import table_rows
+from greg_cert.report.tables.smoothing import smoothing_rows
 from greg_cert.report.wording import confidence
 
 NAN = float("nan")

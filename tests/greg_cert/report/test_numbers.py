@@ -3,11 +3,11 @@ import pytest
 from scipy import stats
 
 from greg_cert.report import load_results
-from greg_cert.report.comparison import compare, comparison_line
-from greg_cert.report.curves import certified_fraction, corners, unbroken_fraction
-from greg_cert.report.figure_histogram import histogram_edges
-from greg_cert.report.page_samples import extremes
-from greg_cert.report.rows import share, table_rows
+from greg_cert.report.figures.curves import certified_fraction, corners, unbroken_fraction
+from greg_cert.report.figures.histogram import histogram_edges
+from greg_cert.report.page.samples import extremes
+from greg_cert.report.tables.comparison import compare, comparison_line
+from greg_cert.report.tables.rows import share, table_rows
 from greg_cert.report.wording import p_value, radius, radius_digits, short_names
 
 

@@ -5,19 +5,19 @@ import pandas as pd
 import pytest
 from rich.console import Console
 
-from greg_cert.certified_metrics import clean_auroc
+from greg_cert.certificates.certified_metrics import clean_auroc
 from greg_cert.errors import RunError
 from greg_cert.metrics import auroc
 from greg_cert.report import FigureStyle, load_results, summary_table, write_report
-from greg_cert.report.canvas import drawn
-from greg_cert.report.comparison import compare
-from greg_cert.report.figures import FIGURES, OOD_FIGURE
-from greg_cert.report.notes import contradictions
-from greg_cert.report.ood_rows import ball_rows, fixed_radii, ood_rows, round_radius
-from greg_cert.report.page import html_page
-from greg_cert.report.rows import table_rows
-from greg_cert.report.statement import statement
-from greg_cert.report.tables import latex_table, markdown_table
+from greg_cert.report.figures.canvas import drawn
+from greg_cert.report.figures.registry import FIGURES, OOD_FIGURE
+from greg_cert.report.page.document import html_page
+from greg_cert.report.tables.comparison import compare
+from greg_cert.report.tables.forms import latex_table, markdown_table
+from greg_cert.report.tables.notes import contradictions
+from greg_cert.report.tables.ood_rows import ball_rows, fixed_radii, ood_rows, round_radius
+from greg_cert.report.tables.rows import table_rows
+from greg_cert.report.tables.statement import statement
 from greg_cert.report.wording import fixed_radius
 
 INF, NAN = float("inf"), float("nan")

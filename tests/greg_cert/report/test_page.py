@@ -5,17 +5,17 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from greg_cert.certificates.picture_file import PICTURES, SamplePicture, write_pictures
 from greg_cert.errors import DataError
-from greg_cert.picture_file import PICTURES, SamplePicture, write_pictures
 from greg_cert.report import load_results
-from greg_cert.report.comparison import compare
-from greg_cert.report.figures import FIGURES
-from greg_cert.report.gallery import gallery_of, read_gallery
+from greg_cert.report.figures.registry import FIGURES
 from greg_cert.report.latex_figures import full_caption
-from greg_cert.report.page import html_page
-from greg_cert.report.pictures import amplified, outside, png_of
-from greg_cert.report.rows import table_rows
-from greg_cert.report.tables import markdown_table
+from greg_cert.report.page.document import html_page
+from greg_cert.report.page.gallery import gallery_of, read_gallery
+from greg_cert.report.page.images import amplified, outside, png_of
+from greg_cert.report.tables.comparison import compare
+from greg_cert.report.tables.forms import markdown_table
+from greg_cert.report.tables.rows import table_rows
 
 PIXEL = png_of(np.zeros((1, 1)), "pixel")
 

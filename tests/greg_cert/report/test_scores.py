@@ -6,9 +6,9 @@ import pytest
 
 from greg_cert.errors import RunError, UsageError
 from greg_cert.report import FigureStyle, load_results, write_report
-from greg_cert.report.canvas import drawn
-from greg_cert.report.figure_scores import accepted_share, bin_edges, bin_shares, groups_of
-from greg_cert.report.figures import SCORE_FIGURE
+from greg_cert.report.figures.canvas import drawn
+from greg_cert.report.figures.registry import SCORE_FIGURE
+from greg_cert.report.figures.scores import accepted_share, bin_edges, bin_shares, groups_of
 
 
 @pytest.fixture

@@ -4,16 +4,16 @@ import pytest
 from rich.console import Console
 
 from greg_cert.report import load_results, summary_table
-from greg_cert.report.comparison import compare
-from greg_cert.report.rows import table_rows
-from greg_cert.report.sheets import Head, Line, Sheet
-from greg_cert.report.tables import (
+from greg_cert.report.tables.comparison import compare
+from greg_cert.report.tables.forms import (
     _turned,
     escape_markdown,
     escape_tex,
     latex_table,
     markdown_table,
 )
+from greg_cert.report.tables.rows import table_rows
+from greg_cert.report.tables.sheets import Head, Line, Sheet
 
 
 @pytest.fixture

@@ -10,9 +10,9 @@ import pytest
 from matplotlib.axes import Axes
 from matplotlib.container import ErrorbarContainer
 
-from greg_cert.report.figure_tradeoff import LEAST_SPAN, draw_tradeoff
-from greg_cert.report.tables import markdown_sheet
-from greg_cert.report.tradeoff import tradeoff_csv, tradeoff_sheet
+from greg_cert.report.figures.tradeoff import LEAST_SPAN, draw_tradeoff
+from greg_cert.report.tables.forms import markdown_sheet
+from greg_cert.report.tables.tradeoff import tradeoff_csv, tradeoff_sheet
 from greg_cert.report.wording import MISSING
 from greg_cert.tuned_runs import TunedRun, TunedValue, over_seeds
 

@@ -7,9 +7,9 @@ from PIL import Image
 from greg_cert.cli.report import VENUE_HELP
 from greg_cert.errors import UsageError
 from greg_cert.report import VENUES, FigureStyle, load_results, venue_style
-from greg_cert.report.canvas import render
-from greg_cert.report.figures import FIGURES
-from greg_cert.report.style import PALETTES, run_styles
+from greg_cert.report.figures.canvas import render
+from greg_cert.report.figures.registry import FIGURES
+from greg_cert.report.figures.style import PALETTES, run_styles
 
 # Column and text width as authors' guides state them, in inches.
 PRINTED = {

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from greg_cert.certify_methods import L2_ONLY
+from greg_cert.certificates.certify_methods import L2_ONLY
 from greg_cert.errors import UsageError
 from greg_cert.verify.bounds.coupled.ball_boxes import layer_norms
 from greg_cert.verify.bounds.coupled.engine import CoupledEngine

@@ -1,0 +1,1 @@
+"""Several verifications as one."""

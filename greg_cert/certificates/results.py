@@ -1,0 +1,183 @@
+"""One verification folder in memory: the checked rows and summary, which must agree."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from greg_cert.certificates.agreement import Tables, check_agreement
+from greg_cert.certificates.frame_file import FRAME_FILE, read_frame
+from greg_cert.certificates.ood_files import OOD_FILE, SCORES_FILE, read_ood_frame, read_ood_scores
+from greg_cert.certificates.row_check import check_rows
+from greg_cert.certificates.score_file import (
+    OOD,
+    TEST,
+    TEST_SCORES_FILE,
+    check_same_scores,
+    read_test_scores,
+)
+from greg_cert.certificates.summary_file import SUMMARY_FILE, Summary, read_document, summary_of
+from greg_cert.errors import RunError
+
+
+@dataclass(frozen=True)
+class Results:
+    """Rows and summary of one verification, paired over runs.
+
+    Attributes:
+        folder: where the two files were read.
+        frame: one row per (run, sample); runs in the summary's order, samples by `index`, so that
+            row k of every run is the same test sample.
+        summary: the checked contents of `summary.json`.
+        fingerprint: SHA-256 of `certificates.parquet`.
+        ood: rows of `ood_certificates.parquet`, or None.
+        ood_scores: rows of `ood_scores.parquet`, or None.
+        test_scores: rows of `scores.parquet`, or None.
+    """
+
+    folder: Path
+    frame: pd.DataFrame
+    summary: Summary
+    fingerprint: str
+    ood: pd.DataFrame | None = None
+    ood_scores: pd.DataFrame | None = None
+    test_scores: pd.DataFrame | None = None
+
+    @property
+    def runs(self) -> tuple[str, ...]:
+        """Names of the runs, in the summary's order."""
+        return tuple(self.summary.runs)
+
+    @property
+    def samples(self) -> int:
+        """Number of samples in each run."""
+        return len(self.frame) // len(self.runs)
+
+    def of(self, run: str) -> pd.DataFrame:
+        """The rows of one run, by ascending sample index."""
+        return self.frame[self.frame["run"] == run]
+
+    def column(self, run: str, name: str) -> np.ndarray:
+        """One numeric column of one run as float64, shape (n,), by ascending sample index."""
+        return self.of(run)[name].to_numpy(dtype=np.float64, na_value=np.nan)
+
+    def kept(self, run: str) -> np.ndarray:
+        """True where the clean sample is on the right side of the threshold, shape (n,)."""
+        return (self.of(run)["status"] != "rejected").to_numpy(dtype=bool)
+
+    def ood_sets(self, run: str) -> tuple[str, ...]:
+        """The OOD sets that certificates or bounds of this run are about, in the files' order."""
+        found: dict[str, None] = {}
+        for frame in (self.ood, self.ood_scores):
+            if frame is not None:
+                found |= dict.fromkeys(frame.loc[frame["run"] == run, "dataset"])
+        return tuple(found)
+
+    def ood_of(self, run: str, dataset: str) -> pd.DataFrame | None:
+        """The certificates of one run on one OOD set, or None where there are none."""
+        return _part(self.ood, run, dataset)
+
+    def ood_scores_of(self, run: str, dataset: str) -> pd.DataFrame | None:
+        """The score bounds of one run on one OOD set, or None where there are none."""
+        return _part(self.ood_scores, run, dataset)
+
+    def scores_of(self, run: str) -> dict[str, np.ndarray]:
+        """The scores of every test sample of a run by part, `test` first; empty where unknown."""
+        if self.test_scores is None:
+            return {}
+        rows = self.test_scores[self.test_scores["run"] == run]
+        found = {
+            str(part): group["score"].to_numpy(dtype=np.float64)
+            for part, group in rows.groupby("part", sort=False)
+        }
+        return {part: found[part] for part in sorted(found, key=lambda part: part != TEST)}
+
+
+def _part(frame: pd.DataFrame | None, run: str, dataset: str) -> pd.DataFrame | None:
+    if frame is None:
+        return None
+    rows = frame[(frame["run"] == run) & (frame["dataset"] == dataset)]
+    return None if rows.empty else rows
+
+
+def load_results(folder: Path) -> Results:
+    """The verification folder's files, each checked, and checked against each other.
+
+    Where the verification is not complete, the samples that every run has are kept.
+
+    Raises:
+        RunError: a file is missing, damaged or incomplete, or the two disagree; the message names
+            the file and the field.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise RunError(f"{folder}: expected a verification folder, but there is none")
+    document = read_document(folder)
+    summary = summary_of(folder / SUMMARY_FILE, document)
+    frame = read_frame(folder)
+    path = folder / FRAME_FILE
+    for run in summary.runs:
+        if run not in set(frame["run"]):
+            raise RunError(f"{path}: column run: no rows for run {run!r} of {SUMMARY_FILE}")
+    _check_runs(path, frame, summary)
+    ood, scores = read_ood_frame(folder), read_ood_scores(folder)
+    for name, other in ((OOD_FILE, ood), (SCORES_FILE, scores)):
+        if other is not None:
+            if summary.side != "id":
+                raise RunError(
+                    f'{folder / name}: expected side "id" in {SUMMARY_FILE} beside it, but got '
+                    f"{summary.side!r}"
+                )
+            _check_runs(folder / name, other, summary)
+    order = {run: position for position, run in enumerate(summary.runs)}
+    frame = (
+        frame.assign(_order=frame["run"].map(order))
+        .sort_values(["_order", "index"], kind="stable")
+        .drop(columns="_order")
+        .reset_index(drop=True)
+    )
+    check_rows(path, frame, summary, summary.side)
+    if ood is not None:
+        check_rows(folder / OOD_FILE, ood, summary, "ood")
+    everything = read_test_scores(folder)
+    if everything is not None:
+        path_of_scores = folder / TEST_SCORES_FILE
+        _check_runs(path_of_scores, everything, summary)
+        if summary.side == "id":
+            check_same_scores(path_of_scores, everything, frame, TEST)
+        for dataset, rows in () if ood is None else ood.groupby("dataset", sort=False):
+            check_same_scores(path_of_scores, everything, rows, f"{OOD}{dataset}")
+    tables = [pd.DataFrame() if t is None else t for t in (frame, ood, scores, everything)]
+    check_agreement(folder, document, summary, Tables(*tables))
+    frame = _paired(path, frame, summary)
+    fingerprint = hashlib.sha256(path.read_bytes()).hexdigest()
+    return Results(folder, frame, summary, fingerprint, ood, scores, everything)
+
+
+def _check_runs(path: Path, frame: pd.DataFrame, summary: Summary) -> None:
+    for run in sorted(set(frame["run"]) - set(summary.runs)):
+        raise RunError(f"{path}: column run: {run!r} is not among the runs of {SUMMARY_FILE}")
+
+
+def _paired(path: Path, frame: pd.DataFrame, summary: Summary) -> pd.DataFrame:
+    """The frame, if every run has the same samples; what they share, if it is not complete."""
+    shared = set(frame["index"])
+    for run in summary.runs:
+        shared &= set(frame.loc[frame["run"] == run, "index"])
+    kept = frame[frame["index"].isin(shared)].reset_index(drop=True)
+    if len(kept) == len(frame):
+        return frame
+    first = next(iter(summary.runs))
+    if not summary.complete:
+        if kept.empty:
+            raise RunError(f"{path}: column index: the runs share no sample yet; verify further")
+        return kept
+    own = set(frame.loc[frame["run"] == first, "index"])
+    other = next(run for run in summary.runs if set(frame.loc[frame["run"] == run, "index"]) != own)
+    raise RunError(
+        f"{path}: column index: runs {first!r} and {other!r} must hold the same samples, but do not"
+    )

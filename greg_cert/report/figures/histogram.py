@@ -1,0 +1,84 @@
+"""Figure `radius_histogram`: how the certified radii are distributed, run over run."""
+
+from __future__ import annotations
+
+import numpy as np
+from matplotlib.figure import Figure
+from matplotlib.patches import Patch
+from matplotlib.ticker import MaxNLocator
+
+from greg_cert.certificates.results import Results
+from greg_cert.report.figures.canvas import name_limit, new_axes
+from greg_cert.report.figures.style import FigureStyle, run_styles
+from greg_cert.report.wording import norm_tex, wrong_side
+
+FILL_UP_TO = 2  # runs; more outlines than that are clearer empty
+
+
+def _note(results: Results, run: str, radii: np.ndarray) -> str:
+    rejected = int((~results.kept(run)).sum())
+    unproven = int((results.kept(run) & (radii == 0)).sum())
+    note = f": {rejected} {wrong_side(results.summary)}"
+    return note + (f", {unproven} unproven" if unproven else "")
+
+
+def histogram_edges(radii: list[np.ndarray], bins: int) -> np.ndarray:
+    """Edges of `bins` equal bins from 0 to the largest radius of any run, shape (bins + 1,)."""
+    largest = max((float(r.max(initial=0.0)) for r in radii), default=0.0)
+    return np.linspace(0.0, largest if largest > 0 else 1.0, bins + 1)
+
+
+def draw_histogram(results: Results, style: FigureStyle) -> Figure:
+    """Certified radii above 0, one outline a run; samples without one are counted in the legend."""
+    radii = {run: results.column(run, "radius_certified") for run in results.runs}
+    notes = {run: _note(results, run, radii[run]) for run in results.runs}
+    styles = run_styles(
+        results.runs, name_limit(style, results.runs, list(notes.values())), style.palette
+    )
+    filled = len(styles) <= FILL_UP_TO
+    entries = [
+        (
+            Patch(
+                facecolor=(look.colour, 0.22 if filled else 0.0),
+                edgecolor=look.colour,
+                hatch=look.hatch if filled else None,
+                linestyle=look.line,
+                linewidth=1.1,
+            ),
+            look.name + notes[run],
+        )
+        for run, look in styles.items()
+    ]
+    figure, axes = new_axes(style, entries)
+    positive = {run: r[r > 0] for run, r in radii.items()}
+    edges = histogram_edges(list(positive.values()), style.bins)
+    for run, look in styles.items():
+        heights, _ = np.histogram(positive[run], edges)
+        if filled:
+            axes.stairs(
+                heights,
+                edges,
+                fill=True,
+                facecolor=(look.colour, 0.22),
+                edgecolor=(look.colour, 0.45),
+                hatch=look.hatch,
+                linewidth=0,
+            )
+        axes.stairs(heights, edges, color=look.colour, linestyle=look.line, linewidth=1.3)
+        if len(positive[run]):
+            middle = float(np.median(radii[run]))
+            axes.axvline(middle, color=look.colour, linestyle=look.line, linewidth=0.9)
+    if not any(len(r) for r in positive.values()):
+        axes.text(
+            *(0.5, 0.5),
+            "no radius above 0",
+            transform=axes.transAxes,
+            ha="center",
+            va="center",
+        )
+    axes.set_xlim(0, edges[-1])
+    axes.set_ylim(0, max(1.0, axes.get_ylim()[1]))
+    axes.yaxis.set_major_locator(MaxNLocator("auto", integer=True))
+    axes.set_xlabel(f"certified {norm_tex(results.summary.norm)} radius (raw pixels in [0,1])")
+    axes.set_ylabel("samples per bin")
+    return figure

@@ -1,0 +1,185 @@
+"""Figure `score_distribution`: the OOD score over all test samples, and where the threshold cuts.
+
+A panel a run, because the scores of two networks are not on one scale.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.patches import Patch
+
+from greg_cert.certificates.results import Results
+from greg_cert.certificates.score_file import OOD, TEST
+from greg_cert.errors import UsageError
+from greg_cert.report.figures.canvas import name_limit, new_figure, panel_axes, width_of
+from greg_cert.report.figures.style import FigureStyle, RunStyle, drawable, run_styles
+from greg_cert.report.wording import short_names
+
+MOST_SETS = 3  # OOD sets that are drawn one by one; more of them are drawn as one
+NARROW = 2.2  # inches of a panel below which its heading takes two lines
+_TITLE, _SHARE = ": share accepted", ": 100.0 %"
+TAIL = 0.002  # share of the samples at either end that the outermost bins gather
+
+
+def groups_of(scores: Mapping[str, np.ndarray]) -> dict[str, list[np.ndarray]]:
+    """The populations that are drawn: ID, and each OOD set or all of them as one.
+
+    Args:
+        scores: by part, as `Results.scores_of` gives them.
+
+    Returns:
+        By the name of the population, the scores of each set that belongs to it.
+    """
+    sets = {part.removeprefix(OOD): values for part, values in scores.items() if part != TEST}
+    groups = {"ID test": [scores[TEST]]}
+    if len(sets) > MOST_SETS:
+        return groups | {f"OOD, mean of {len(sets)} sets": list(sets.values())}
+    return groups | {name: [values] for name, values in sets.items()}
+
+
+def accepted_share(sets: list[np.ndarray], threshold: float) -> float:
+    """Share of scores at or below the threshold, mean over the sets."""
+    return float(np.mean([np.mean(values <= threshold) for values in sets]))
+
+
+def bin_edges(groups: Mapping[str, list[np.ndarray]], threshold: float, bins: int) -> np.ndarray:
+    """Edges of equal bins that hold all but the tails of every set, and the threshold."""
+    values = [v for sets in groups.values() for v in sets]
+    low = min(threshold, *(float(np.quantile(v, TAIL)) for v in values))
+    high = max(threshold, *(float(np.quantile(v, 1 - TAIL)) for v in values))
+    if high <= low:
+        low, high = low - 0.5, high + 0.5
+    return np.linspace(low, high, bins + 1)
+
+
+def bin_shares(sets: list[np.ndarray], edges: np.ndarray) -> np.ndarray:
+    """Share of the samples in each bin, mean over the sets; what lies beyond is in the outermost.
+
+    The shares add up to 1.
+    """
+    inside = [np.clip(values, edges[0], edges[-1]) for values in sets]
+    shares = [np.histogram(values, edges)[0] / len(values) for values in inside]
+    return np.asarray(np.mean(shares, axis=0))
+
+
+def draw_scores(results: Results, style: FigureStyle) -> Figure:
+    """A panel a run: a histogram of each population, with the share that is accepted."""
+    found = {run: scores for run in results.runs if (scores := results.scores_of(run))}
+    if not found:
+        raise UsageError("score_distribution: expected scores.parquet, but there is none")
+    groups = {run: groups_of(scores) for run, scores in found.items()}
+    names = list(dict.fromkeys(name for each in groups.values() for name in each))
+    across = _across(style, len(found))
+    rows = -(-len(found) // across)
+    wide = (style.width - 0.3) / across
+    heading = _TITLE if wide >= NARROW else _TITLE.replace(": ", "\n")
+    looks = run_styles(names, name_limit(style, names, [_SHARE], room=wide - 0.6), style.palette)
+    titles = short_names(
+        list(found),
+        name_limit(style, list(found), [_TITLE] if wide >= NARROW else [], room=0.9 * wide - 0.1),
+    )
+    labels = {
+        run: _labels(each, looks, results.summary.runs[run].threshold)
+        for run, each in groups.items()
+    }
+    columns = min(_columns(each, wide, style) for each in labels.values())
+    lines = max(-(-len(each) // columns) for each in labels.values())
+    above = (1.35 * lines + (1.6 if heading == _TITLE else 2.8)) * style.small / 72
+    figure = new_figure(style, rows * (max(0.45 * min(wide, 4.5), 0.8) + above + 0.14) + 0.25)
+    for k, (run, title) in enumerate(titles.items()):
+        axes = panel_axes(
+            figure, (rows, across, k + 1), 3 if wide < NARROW else 6 if wide < 5 else 10
+        )
+        _draw_run(axes, groups[run], looks, results.summary.runs[run].threshold, style)
+        handles, words = zip(*labels[run], strict=True)
+        axes.legend(
+            *(handles, words),
+            loc="lower center",
+            bbox_to_anchor=(0.5, 1.0),
+            ncols=columns,
+            borderpad=0.1,
+            labelspacing=0.25,
+            columnspacing=1.2,
+            title=drawable(title) + heading if len(found) > 1 else _TITLE.removeprefix(": "),
+            title_fontsize=style.font_size,
+        )
+    figure.supxlabel("score $S(x)$, higher is more OOD", fontsize=style.font_size)
+    figure.supylabel("share of samples per bin", fontsize=style.font_size)
+    return figure
+
+
+def _across(style: FigureStyle, count: int) -> int:
+    """Panels in a row."""
+    if style.width < 4.5:
+        return 1 if count <= 2 else 2
+    return min(count, 3 if count in (3, 5, 6) and style.width > 6 else 2)
+
+
+def _labels(
+    groups: Mapping[str, list[np.ndarray]], looks: Mapping[str, RunStyle], threshold: float
+) -> list[tuple[Patch, str]]:
+    """The entries of a panel's legend."""
+    return [
+        (
+            Patch(
+                facecolor=(looks[name].colour, 0.2 if name in _filled(groups) else 0.0),
+                edgecolor=looks[name].colour,
+                hatch=looks[name].hatch if name in _filled(groups) else None,
+                linestyle=looks[name].line,
+                linewidth=1.1,
+            ),
+            f"{looks[name].name}: {100 * accepted_share(sets, threshold):.1f} %",
+        )
+        for name, sets in groups.items()
+    ]
+
+
+def _filled(groups: Mapping[str, list[np.ndarray]]) -> list[str]:
+    """Populations with a filled histogram: ID, and OOD where one outline alone would be lost."""
+    return list(groups)[: 2 if len(groups) == 2 else 1]
+
+
+def _columns(labels: list[tuple[Patch, str]], wide: float, style: FigureStyle) -> int:
+    longest = max(width_of(label, style) for _, label in labels)
+    return max(1, min(len(labels), int(wide / (longest + 4.6 * style.small / 72))))
+
+
+def _draw_run(
+    axes: Axes,
+    groups: Mapping[str, list[np.ndarray]],
+    looks: Mapping[str, RunStyle],
+    threshold: float,
+    style: FigureStyle,
+) -> None:
+    edges = bin_edges(groups, threshold, style.bins)
+    for name, sets in groups.items():
+        look, heights = looks[name], bin_shares(sets, edges)
+        if name in _filled(groups):
+            axes.stairs(
+                *(heights, edges),
+                fill=True,
+                facecolor=(look.colour, 0.2),
+                edgecolor=(look.colour, 0.45),
+                hatch=look.hatch,
+                linewidth=0,
+            )
+        axes.stairs(heights, edges, color=look.colour, linestyle=look.line, linewidth=1.2)
+    axes.axvline(threshold, color="0.1", linewidth=1.0)
+    left = threshold < (edges[0] + edges[-1]) / 2
+    axes.annotate(
+        rf"$\gamma$ = {threshold:.4g}",
+        (threshold, 1.0),
+        xycoords=axes.get_xaxis_transform(),
+        xytext=(3 if left else -3, -2),
+        textcoords="offset points",
+        ha="left" if left else "right",
+        va="top",
+        fontsize=style.small,
+    )
+    axes.set_xlim(edges[0], edges[-1])
+    # Room above the bars for the name of the threshold.
+    axes.set_ylim(0, 1.2 * axes.dataLim.y1 if axes.dataLim.y1 > 0 else 1.0)

@@ -1,0 +1,108 @@
+"""What a reader must know before any number: what is unfinished, broken, or not the usual case."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from greg_cert.certificates.results import Results
+from greg_cert.report import wording
+from greg_cert.report.tables.ood_rows import contradicted
+
+
+def notes_of(results: Results) -> list[str]:
+    """What is unfinished or not the usual case; empty for a finished verification of the energy."""
+    notes = []
+    summary = results.summary
+    if not summary.complete:
+        notes.append(_unfinished(results))
+    if summary.correct:
+        population = wording.population(summary)
+        right = "accepted as ID" if summary.side == "id" else "rejected as OOD"
+        notes.append(
+            f"Of {population}, certified means {right} and correctly classified everywhere within "
+            "the radius; one that is misclassified clean counts as on the wrong side."
+        )
+    scores = wording.score_names(summary)
+    if summary.several_scores:
+        notes.append(
+            f"The runs have different scores ({scores}); radii are compared, each that of its own "
+            "score and threshold."
+        )
+    elif scores != "energy":
+        notes.append(
+            f"The score is the {scores}, not the energy; every number "
+            "of this report is about that score."
+        )
+    if summary.merged is not None and summary.merged.left_out:
+        notes.append(left_out_words(summary.merged.left_out))
+    return notes
+
+
+def left_out_words(left_out: Mapping[str, Mapping[str, int]]) -> str:
+    """Which samples of the verifications that were put together are not among those shown."""
+    parts = []
+    for folder, counts in left_out.items():
+        words = [
+            f"{count} {'ID test samples' if name == 'id' else 'of ' + name.removeprefix('ood/')}"
+            for name, count in counts.items()
+        ]
+        parts.append(f"{wording.one_line(folder)} {', '.join(words)}")
+    return (
+        "Runs are paired by sample: those that not every verification has are left out ("
+        f"{'; '.join(parts)})."
+    )
+
+
+def warning(results: Results) -> str | None:
+    """The sentence that takes the proofs back, where an attack contradicts any of them."""
+    broken = contradictions(results)
+    if not broken:
+        return None
+    return (
+        f"Warning: attacks contradict proofs ({'; '.join(broken)}), so the proofs in this report "
+        "must not be relied on."
+    )
+
+
+def contradictions(results: Results) -> list[str]:
+    """Where attacks contradict proofs, each with its count; empty where all held."""
+    names = wording.short_names(results.runs, 32)
+    found = []
+    for run in results.runs:
+        rows = results.of(run)
+        name = f"\u201c{names[run]}\u201d"
+        if count := int(rows["violation"].sum()):
+            found.append(f"{name}: {count} of {len(rows)}")
+        for dataset in results.ood_sets(run):
+            ood, scores = results.ood_of(run, dataset), results.ood_scores_of(run, dataset)
+            where = f"{name} on {wording.one_line(dataset)}"
+            if ood is not None and (count := int(ood["violation"].sum())):
+                found.append(f"{where}: {count} of {len(ood)}")
+            if scores is not None and (count := contradicted(scores)):
+                found.append(f"{where}: {count} of {len(scores)} score bounds")
+        audit = results.summary.runs[run].audit
+        if audit is not None and audit.violations:
+            found.append(f"audit of {name}: {audit.violations}")
+    audit = results.summary.audit
+    if audit is not None and audit.violations:
+        found.append(f"audit: {audit.violations}")
+    return found
+
+
+def _unfinished(results: Results) -> str:
+    runs = results.summary.runs
+    names = wording.short_names(results.runs, 32)
+    counts = {run.samples for run in runs.values()}
+    done = (
+        str(counts.pop())
+        if len(counts) == 1
+        else ", ".join(f"\u201c{names[name]}\u201d {run.samples}" for name, run in runs.items())
+    )
+    wanted = results.summary.wanted
+    of = "an unknown number of" if wanted is None else str(wanted)
+    return (
+        f"Unfinished: {done} of {of} samples are verified so far"
+        f"{', a random part of them' if results.summary.order == 'random' else ''}; "
+        f"the {results.samples} that every "
+        "run has are shown, and any number may still change."
+    )

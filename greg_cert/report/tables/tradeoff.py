@@ -1,0 +1,127 @@
+"""The table of a setting's values: what each costs and gains, on calibration data."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable, Sequence
+
+import pandas as pd
+
+from greg_cert.report import wording
+from greg_cert.report.tables.sheets import Column, Sheet, make_sheet
+from greg_cert.tuned_runs import NUMBERS, TunedRun, TunedValue
+
+
+def tradeoff_sheet(
+    setting: str, values: Sequence[TunedValue], *, norm: float, tpr: float, max_radius: float
+) -> Sheet:
+    """A row a value; means and deviations where there are several seeds.
+
+    Args:
+        setting: what tables call it.
+        values: in order.
+        norm: of the radii.
+        tpr: share of the calibration split that is accepted.
+        max_radius: radii are capped here.
+    """
+    medians = [v.mean[f"radius_{k}"] for v in values for k in ("certified", "attack", "lipschitz")]
+    digits = wording.radius_digits([m for m in medians if m is not None])
+
+    def radius(name: str) -> Callable[[TunedValue], str]:
+        return _cell(name, lambda number: wording.radius(number, digits, max_radius))
+
+    fixed = [_cell(name, "{:.3f}".format) for name in ("accuracy", "calibration_error", "share")]
+    fpr = f"FPR{100 * tpr:g}"
+    unit = f"median {wording.norm_name(norm)} radius"
+    gap = "(\u03b3 \u2212 S)/L̄"
+    columns = [
+        Column("measured", "accuracy", "acc.", fixed[0]),
+        Column("measured", "AUROC", "AUROC", _cell("auroc", "{:.4f}".format)),
+        Column("measured", fpr, fpr, _cell("fpr", "{:.3f}".format)),
+        Column("measured", "ECE", "ECE", fixed[1]),
+        Column("proof", f"certified, {unit}", "proof", radius("radius_certified")),
+        Column("upper bound", f"attack, {unit}", "attack", radius("radius_attack")),
+        Column("check", "certified / attack, median", "share", fixed[2]),
+        Column("proof", f"{gap}, {unit}", gap.replace(" ", ""), radius("radius_lipschitz")),
+        Column(
+            "measured",
+            "training, CPU s",
+            "train s",
+            _cell("train_cpu_seconds", _seconds, std=False),
+        ),
+        Column(
+            "measured",
+            "certifying a sample, CPU s",
+            "each s",
+            _cell("certify_cpu_seconds", _seconds, std=False),
+        ),
+    ]
+    if all(v.mean["auroc"] is None for v in values):
+        columns = [c for c in columns if c.title not in ("AUROC", fpr)]
+    remarks = [f"{setting} = {v.value}: {error}" for v in values for error in v.errors]
+    remarks += [
+        f"{setting} = {v.value}: {capped:g} radii a run are as large as was looked for "
+        f"(verify.max_radius = {max_radius:g}), so medians may be larger"
+        for v in values
+        if (capped := v.mean["capped"])
+    ]
+    remarks += [
+        f"{setting} = {v.value}: {undecided:.3g} accepted samples a run have no certificate, and "
+        "count as radius 0"
+        for v in values
+        if (undecided := v.mean["undecided"])
+    ]
+    samples = max((v.mean["samples"] or 0 for v in values), default=0)
+    runs = max((v.runs for v in values), default=0)
+    caption = (
+        f"Values of {setting}, on calibration data alone: accuracy, threshold and calibration "
+        f"error (ECE, 15 bins) of the calibration split, AUROC and {fpr} of it against auxiliary "
+        f"images that were held out, medians over the accepted ones of {samples:g} calibration "
+        "samples, those without a certificate as 0."
+    )
+    if runs > 1:
+        caption += f" ±: sample standard deviation over {runs} seeds."
+    return make_sheet(
+        "greg-cert-tune",
+        setting,
+        (setting,),
+        columns,
+        values,
+        lambda v: (v.value,),
+        caption=caption,
+        remarks=remarks,
+    )
+
+
+def tradeoff_csv(setting: str, runs: Sequence[TunedRun]) -> str:
+    """A row a run, with all its numbers; an empty cell where there is none."""
+    rows = [
+        {
+            setting: r.value,
+            "seed": r.seed,
+            **{n: r.numbers.get(n) for n in NUMBERS},
+            "error": r.error,
+        }
+        for r in runs
+    ]
+    buffer = io.StringIO()
+    pd.DataFrame(rows).to_csv(buffer, index=False, lineterminator="\n")
+    return buffer.getvalue()
+
+
+def _cell(
+    name: str, shown: Callable[[float], str], *, std: bool = True
+) -> Callable[[TunedValue], str]:
+    def cell(value: TunedValue) -> str:
+        mean, deviation = value.mean[name], value.std[name]
+        if mean is None:
+            return wording.MISSING
+        return (
+            shown(mean) if deviation is None or not std else f"{shown(mean)} ± {shown(deviation)}"
+        )
+
+    return cell
+
+
+def _seconds(value: float) -> str:
+    return f"{value:.3g}" if value < 1000 else f"{value:.0f}"
