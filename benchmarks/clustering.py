@@ -23,7 +23,7 @@ from sklearn.cluster import KMeans
 from threadpoolctl import threadpool_limits
 from torch import Tensor, nn
 
-from greg_cert.train.kmeans import kmeans
+from greg_cert.train.outliers.kmeans import kmeans
 
 N, DIM, K, SETS = 384, 128, 64, 4
 PHOTOGRAPHS = ["astronaut", "camera", "chelsea", "coffee", "coins", "rocket", "moon", "clock"]

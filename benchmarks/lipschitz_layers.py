@@ -49,7 +49,7 @@ from greg_cert.models.base import Classifier
 from greg_cert.records import environment
 from greg_cert.scores import energy
 from greg_cert.train import energy_margin_loss, lipschitz_penalty
-from greg_cert.train.batches import DeviceImages, Draw, batch_indices, draw_shifts
+from greg_cert.train.feed.batches import DeviceImages, Draw, batch_indices, draw_shifts
 from greg_cert.verify import attack_radius, global_lipschitz_bound, global_lipschitz_radius
 
 KEPT_OUTLIERS = 2000

@@ -17,8 +17,8 @@ import faiss
 import numpy as np
 import torch
 
-from greg_cert.train.feature_store import FeatureStore
-from greg_cert.train.pool import collect_ends, fit_centroids, sample_pool
+from greg_cert.train.feed.feature_store import FeatureStore
+from greg_cert.train.feed.pool import collect_ends, fit_centroids, sample_pool
 
 LIMIT = 2 * 2**30  # bytes
 

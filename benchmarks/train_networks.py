@@ -38,7 +38,7 @@ from greg_cert.models.resnet import BasicBlock, resnet18_body
 from greg_cert.records import environment
 from greg_cert.scores import energy
 from greg_cert.train import energy_margin_loss, lipschitz_penalty
-from greg_cert.train.batches import DeviceImages, Draw, batch_indices, draw_shifts
+from greg_cert.train.feed.batches import DeviceImages, Draw, batch_indices, draw_shifts
 
 LAMBDA_SCORE, M_IN, M_OUT = 0.1, -12.0, -4.0
 RAMP = 2  # epochs over which λ_L rises

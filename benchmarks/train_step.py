@@ -37,11 +37,11 @@ from greg_cert.models import build_model
 from greg_cert.records import environment
 from greg_cert.scores import energy
 from greg_cert.stages import StageConfig
-from greg_cert.train.batches import draw_shifts
-from greg_cert.train.choose import choose
-from greg_cert.train.lipschitz import lipschitz_penalty
-from greg_cert.train.objective import Batch, Objective, Terms, compile_in_place
-from greg_cert.train.penalty import Recording, gradient_penalty
+from greg_cert.train.feed.batches import draw_shifts
+from greg_cert.train.objective.lipschitz import lipschitz_penalty
+from greg_cert.train.objective.penalty import Recording, gradient_penalty
+from greg_cert.train.objective.step import Batch, Objective, Terms, compile_in_place
+from greg_cert.train.outliers.choose import choose
 
 M_IN, M_OUT = -25.0, -7.0
 LAMBDA_SCORE, LAMBDA_GRAD = 0.1, 1.0

@@ -30,19 +30,19 @@ from greg_cert.records import (
 )
 from greg_cert.scores import score_of
 from greg_cert.stages import Margin, StageConfig
-from greg_cert.train.batches import DeviceImages
 from greg_cert.train.checkpoint import (
     Checkpoint,
     check_place,
     load_checkpoint,
     save_checkpoint,
 )
-from greg_cert.train.choose import Picks
-from greg_cert.train.epoch_pool import choose_for_epoch
-from greg_cert.train.feed import Feed, Look
+from greg_cert.train.feed.batches import DeviceImages
+from greg_cert.train.feed.epoch_pool import choose_for_epoch
+from greg_cert.train.feed.feed import Feed, Look
 from greg_cert.train.journal import Journal, Observer
-from greg_cert.train.lipschitz import LipschitzPenalty, lipschitz_penalty
-from greg_cert.train.objective import Objective, Terms, compile_in_place
+from greg_cert.train.objective.lipschitz import LipschitzPenalty, lipschitz_penalty
+from greg_cert.train.objective.step import Objective, Terms, compile_in_place
+from greg_cert.train.outliers.choose import Picks
 from greg_cert.train.watch import NEVER, FiniteWatch
 from greg_cert.train.world import World
 from greg_cert.weights import LoadReport, load_foreign

@@ -130,7 +130,7 @@ def read_image(path: Path, channels: int, size: int, crop: float = 1.0) -> Tenso
 
     `crop` is the share of the shorter side that is kept, as in the run's ID data.
     """
-    from greg_cert.data.decode import decode_image
+    from greg_cert.data.files.decode import decode_image
     from greg_cert.data.geometry import conform
     from greg_cert.data.types import unit_range
 

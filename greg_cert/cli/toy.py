@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from greg_cert.cli import screen
 
 if TYPE_CHECKING:
-    from greg_cert.train.toy_measures import Toy
+    from greg_cert.train.toy.measures import Toy
 
 DEFAULT_OUT = Path("greg-cert-toy")
 
@@ -25,8 +25,8 @@ def demonstrate(out: Path) -> None:
     from greg_cert.files import write_atomic
     from greg_cert.report.figures.canvas import render
     from greg_cert.report.figures.toy import TOY_STYLE, draw_toy
-    from greg_cert.train.toy import ToySettings
-    from greg_cert.train.toy_measures import run_toy
+    from greg_cert.train.toy.measures import run_toy
+    from greg_cert.train.toy.plane import ToySettings
 
     with screen.training_bars() as bar:
         toy = run_toy(ToySettings(), observe=bar)
@@ -62,7 +62,7 @@ def toy_record(toy: Toy, *, command: str | None = None) -> dict[str, Any]:
 
 def _pair_record(toy: Toy) -> dict[str, Any] | None:
     """The two outliers of one score, under both detectors; None where the energy model has none."""
-    from greg_cert.train.toy_measures import score_and_slope
+    from greg_cert.train.toy.measures import score_and_slope
 
     if toy.pair is None:
         return None

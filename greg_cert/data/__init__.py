@@ -10,10 +10,10 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from greg_cert.data.files.threads import prefetch
     from greg_cert.data.load import load_data
     from greg_cert.data.schema import DataConfig, LabelledSource, Source
     from greg_cert.data.tensors import splits_from_tensors
-    from greg_cert.data.threads import prefetch
     from greg_cert.data.types import DataSplits, Images, ImageSet
 
 __all__ = [
@@ -36,7 +36,7 @@ _HOME = {
     "LabelledSource": "schema",
     "Source": "schema",
     "load_data": "load",
-    "prefetch": "threads",
+    "prefetch": "files.threads",
     "splits_from_tensors": "tensors",
 }
 

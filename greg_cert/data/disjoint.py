@@ -5,11 +5,11 @@ from __future__ import annotations
 from itertools import combinations
 from pathlib import Path
 
-from greg_cert.data.classes import class_choice
-from greg_cert.data.pictures import GROUPS
+from greg_cert.data.files.classes import class_choice
 from greg_cert.data.reject import data_error
 from greg_cert.data.schema import ArraySource, DataConfig, FolderSource, Source, TorchvisionSource
-from greg_cert.data.torchvision_sets import home
+from greg_cert.data.sources.pictures import GROUPS
+from greg_cert.data.sources.torchvision_sets import home
 
 
 def check_disjoint(config: DataConfig, *, field: str = "data") -> None:

@@ -17,9 +17,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from greg_cert.data.encoded import FileKeys, Rows
+from greg_cert.data.files.encoded import FileKeys, Rows
+from greg_cert.data.files.on_disk import FileImages
 from greg_cert.data.gather import pick
-from greg_cert.data.on_disk import FileImages
 from greg_cert.data.reject import data_error
 from greg_cert.data.types import Images, ImageSet
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from greg_cert.data.archives import close_archives
 from greg_cert.data.disjoint import check_disjoint
 from greg_cert.data.duplicates import Content, without_shared
+from greg_cert.data.files.archives import close_archives
 from greg_cert.data.gather import pick
 from greg_cert.data.reject import data_error
 from greg_cert.data.schema import DataConfig
-from greg_cert.data.sources import load_labelled, load_unlabelled
+from greg_cert.data.sources.read import load_labelled, load_unlabelled
 from greg_cert.data.splits import stratified_split
 from greg_cert.data.types import DataSplits, Images, ImageSet
 from greg_cert.data.withheld import Withheld

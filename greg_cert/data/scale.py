@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from greg_cert.data.encoded import Rows
+from greg_cert.data.files.encoded import Rows
 from greg_cert.data.reject import data_error
 from greg_cert.errors import DataWarning
 

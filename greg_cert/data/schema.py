@@ -20,7 +20,7 @@ from pydantic import (
     model_validator,
 )
 
-from greg_cert.data.class_lists import CLASS_LISTS
+from greg_cert.data.files.class_lists import CLASS_LISTS
 
 ARCHIVES = (".tar", ".tar.gz", ".tgz", ".tar.xz", ".txz", ".tar.bz2", ".tbz2", ".zip")
 
@@ -162,7 +162,7 @@ class FolderSource(_Source):
             read without being unpacked.
         inside: Folder inside the archive that holds the classes; by default its top.
         classes: Class folders to read, in the order of their labels, or the name of a list in
-            `greg_cert.data.class_lists`; by default all, sorted.
+            `greg_cert.data.files.class_lists`; by default all, sorted.
         classes_file: The same as a text file: a name a line, `#` before comments.
         exclude_classes: Class folders to leave out, as `classes`.
         exclude_classes_file: The same as a text file.

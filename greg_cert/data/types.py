@@ -10,7 +10,7 @@ from typing import Protocol, Self
 import torch
 from torch import Tensor
 
-from greg_cert.data.encoded import FileKeys
+from greg_cert.data.files.encoded import FileKeys
 from greg_cert.data.reject import data_error
 
 Indices = Tensor | Sequence[int] | slice

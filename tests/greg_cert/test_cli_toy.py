@@ -14,7 +14,7 @@ from PIL import Image
 
 from greg_cert.cli import main
 from greg_cert.cli.toy import toy_lines
-from greg_cert.train import toy
+from greg_cert.train.toy import plane as toy
 
 FILES = ("toy.png", "toy.pdf", "toy.json")
 Command = Callable[..., int]

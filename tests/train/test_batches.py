@@ -6,7 +6,7 @@ import torch
 
 from greg_cert.data import ImageSet
 from greg_cert.draws import generator_for
-from greg_cert.train.batches import DeviceImages, Draw, batch_indices, draw_shifts
+from greg_cert.train.feed.batches import DeviceImages, Draw, batch_indices, draw_shifts
 
 CPU = torch.device("cpu")
 

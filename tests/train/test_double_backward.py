@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from greg_cert.errors import UsageError
 from greg_cert.models import build_model
 from greg_cert.scores import energy
-from greg_cert.train.double_backward import EfficientDoubleBackward
+from greg_cert.train.objective.double_backward import EfficientDoubleBackward
 
 F64 = torch.float64
 Op = Callable[..., Tensor]

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from greg_cert.errors import DataError, UsageError
-from greg_cert.train import feature_store
-from greg_cert.train.feature_store import FeatureStore
+from greg_cert.train.feed import feature_store
+from greg_cert.train.feed.feature_store import FeatureStore
 
 ROWS, DIM = 103, 6
 

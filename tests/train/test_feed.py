@@ -18,10 +18,10 @@ from greg_cert.data import ImageSet, load_data
 from greg_cert.errors import ConfigError
 from greg_cert.stages import StageConfig
 from greg_cert.train import fit
-from greg_cert.train.batches import DeviceImages
-from greg_cert.train.choose import Picks
-from greg_cert.train.feed import Feed
-from greg_cert.train.objective import Batch
+from greg_cert.train.feed.batches import DeviceImages
+from greg_cert.train.feed.feed import Feed
+from greg_cert.train.objective.step import Batch
+from greg_cert.train.outliers.choose import Picks
 from greg_cert.train.watch import FiniteWatch
 
 CPU = torch.device("cpu")

@@ -14,12 +14,12 @@ import torch
 from clusters import rng, unit_features
 
 from greg_cert.errors import DataError, UsageError
-from greg_cert.train.feature_store import FeatureStore
-from greg_cert.train.finite import unit_rows
-from greg_cert.train.kmeans import kmeans
-from greg_cert.train.pool import collect_ends, fit_centroids, sample_pool
-from greg_cert.train.posterior import LinearPosterior, boundary_scores, posterior_sample
-from greg_cert.train.sampling import dos_sample, greedy_sample, two_ended_sample
+from greg_cert.train.feed.feature_store import FeatureStore
+from greg_cert.train.feed.pool import collect_ends, fit_centroids, sample_pool
+from greg_cert.train.outliers.finite import unit_rows
+from greg_cert.train.outliers.kmeans import kmeans
+from greg_cert.train.outliers.posterior import LinearPosterior, boundary_scores, posterior_sample
+from greg_cert.train.outliers.sampling import dos_sample, greedy_sample, two_ended_sample
 
 BACKENDS = ("auto", "torch", "faiss")
 BAD = [

@@ -10,8 +10,8 @@ from sklearn.cluster import KMeans
 from torch import Tensor
 
 from greg_cert.errors import UsageError
-from greg_cert.train import kmeans as module
-from greg_cert.train.kmeans import kmeans
+from greg_cert.train.outliers import kmeans as module
+from greg_cert.train.outliers.kmeans import kmeans
 
 BACKENDS = ("torch", "faiss")
 

@@ -10,8 +10,8 @@ from torch.autograd.functional import jvp
 from greg_cert.errors import UsageError
 from greg_cert.models import MaxMin, build_model
 from greg_cert.scores import energy
-from greg_cert.train.linear_region import LinearRegion
-from greg_cert.train.penalty import Recording, gradient_penalty
+from greg_cert.train.objective.linear_region import LinearRegion
+from greg_cert.train.objective.penalty import Recording, gradient_penalty
 
 F64 = torch.float64
 

@@ -22,7 +22,7 @@ from greg_cert.models.base import Classifier
 from greg_cert.models.resnet import BasicBlock
 from greg_cert.scores import SCORES
 from greg_cert.train import check, fit, lipschitz_penalty, trainer
-from greg_cert.train.lipschitz import _Variance
+from greg_cert.train.objective.lipschitz import _Variance
 from greg_cert.train.trainer import first_model
 from greg_cert.verify import global_lipschitz_bound
 

@@ -10,8 +10,8 @@ from torch.func import functional_call, grad, vmap
 
 from greg_cert.errors import UsageError
 from greg_cert.scores import energy
-from greg_cert.train.losses import correctly_detected, energy_margin_loss, gradient_loss
-from greg_cert.train.penalty import gradient_penalty
+from greg_cert.train.objective.losses import correctly_detected, energy_margin_loss, gradient_loss
+from greg_cert.train.objective.penalty import gradient_penalty
 
 F64 = torch.float64
 

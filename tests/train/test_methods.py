@@ -18,7 +18,7 @@ from greg_cert.inference import logits_of
 from greg_cert.scores import max_softmax
 from greg_cert.stages import Method, StageConfig
 from greg_cert.train import fit
-from greg_cert.train.objective import Batch, Objective
+from greg_cert.train.objective.step import Batch, Objective
 from greg_cert.verify.run.runs import verify_runs
 
 DATA = {

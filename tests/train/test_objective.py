@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from greg_cert.models import Classifier, build_model
 from greg_cert.scores import energy, score_of
-from greg_cert.train.objective import Batch, Objective, Terms
+from greg_cert.train.objective.step import Batch, Objective, Terms
 
 # Between the scores of the batch, so that each mask takes some samples and leaves some.
 M_IN, M_OUT = -1.567, -1.56

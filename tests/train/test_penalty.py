@@ -11,7 +11,7 @@ from torch.func import functional_call, grad, vmap
 
 from greg_cert.errors import UsageError
 from greg_cert.scores import energy
-from greg_cert.train.penalty import ESTIMATORS, gradient_penalty
+from greg_cert.train.objective.penalty import ESTIMATORS, gradient_penalty
 
 F64 = torch.float64
 Score = Callable[[Tensor], Tensor]

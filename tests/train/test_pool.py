@@ -12,9 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from greg_cert.errors import DataError, UsageError
-from greg_cert.train.feature_store import FeatureStore
-from greg_cert.train.pool import ClusterEnds, collect_ends, fit_centroids, sample_pool
-from greg_cert.train.sampling import _ends, greedy_sample
+from greg_cert.train.feed.feature_store import FeatureStore
+from greg_cert.train.feed.pool import ClusterEnds, collect_ends, fit_centroids, sample_pool
+from greg_cert.train.outliers.sampling import _ends, greedy_sample
 
 ROWS, DIM, K = 700, 8, 12
 

@@ -13,7 +13,7 @@ from sklearn.gaussian_process.kernels import DotProduct
 from torch import Tensor
 
 from greg_cert.errors import UsageError
-from greg_cert.train.posterior import LinearPosterior, boundary_scores, posterior_sample
+from greg_cert.train.outliers.posterior import LinearPosterior, boundary_scores, posterior_sample
 
 
 def rng(seed: int = 0) -> torch.Generator:

@@ -9,9 +9,9 @@ from clusters import NoHostSync, blobs, rng, unit_features
 from torch import Tensor
 
 from greg_cert.errors import UsageError
-from greg_cert.train import kmeans as kmeans_module
-from greg_cert.train.kmeans import kmeans
-from greg_cert.train.sampling import (
+from greg_cert.train.outliers import kmeans as kmeans_module
+from greg_cert.train.outliers.kmeans import kmeans
+from greg_cert.train.outliers.sampling import (
     dos_sample,
     greedy_sample,
     random_sample,

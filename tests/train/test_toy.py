@@ -12,20 +12,20 @@ from torch import Tensor, nn
 
 from greg_cert.errors import UsageError
 from greg_cert.metrics import threshold_at_tpr
-from greg_cert.train.toy import (
-    METHODS,
-    ToySettings,
-    build_classifier,
-    draw_points,
-    train_classifier,
-)
-from greg_cert.train.toy_measures import (
+from greg_cert.train.toy.measures import (
     Toy,
     ToyRun,
     crossing_radius,
     find_pair,
     run_toy,
     score_and_slope,
+)
+from greg_cert.train.toy.plane import (
+    METHODS,
+    ToySettings,
+    build_classifier,
+    draw_points,
+    train_classifier,
 )
 
 SMALL = ToySettings(per_class=10, outliers=20, hidden=8, steps=12, grid=9)

@@ -18,7 +18,7 @@ from matplotlib.ticker import MaxNLocator
 from greg_cert.report.figures.style import DOUBLE_COLUMN, FigureStyle, RunStyle, run_styles
 
 if TYPE_CHECKING:  # torch stays out of the reports
-    from greg_cert.train.toy_measures import Toy, ToyRun
+    from greg_cert.train.toy.measures import Toy, ToyRun
 
 NAMES = {"energy": "energy", "greg": "energy + gradient penalty (GReg)"}
 TOY_STYLE = FigureStyle(width=DOUBLE_COLUMN)

@@ -9,9 +9,9 @@ import pytest
 import torch
 from PIL import Image
 
-from greg_cert.data import archives
-from greg_cert.data.archives import close_archives
-from greg_cert.data.folders import load_folder
+from greg_cert.data.files import archives
+from greg_cert.data.files.archives import close_archives
+from greg_cert.data.files.folders import load_folder
 from greg_cert.data.schema import FolderSource
 from greg_cert.errors import DataError
 

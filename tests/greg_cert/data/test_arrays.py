@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-from greg_cert.data.arrays import load_array
 from greg_cert.data.schema import ArraySource
+from greg_cert.data.sources.arrays import load_array
 from greg_cert.errors import DataError
 
 FIELD = "data.ood[1]"

@@ -7,9 +7,9 @@ from PIL import Image
 from pydantic import ValidationError
 
 from greg_cert.data import DataConfig, load_data
-from greg_cert.data.class_lists import CLASS_LISTS
 from greg_cert.data.disjoint import check_disjoint
-from greg_cert.data.folders import load_folder
+from greg_cert.data.files.class_lists import CLASS_LISTS
+from greg_cert.data.files.folders import load_folder
 from greg_cert.data.schema import FolderSource
 from greg_cert.errors import DataError
 

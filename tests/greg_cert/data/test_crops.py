@@ -2,8 +2,8 @@ import pytest
 import torch
 from torch.nn.functional import adaptive_avg_pool2d
 
-from greg_cert.data.crops import area_crops, random_crops
-from greg_cert.data.pictures import GROUPS, read_pictures
+from greg_cert.data.sources.crops import area_crops, random_crops
+from greg_cert.data.sources.pictures import GROUPS, read_pictures
 
 
 def picture(height: int, width: int, channels: int = 1, seed: int = 0) -> torch.Tensor:

@@ -13,8 +13,8 @@ import torch
 from PIL import Image, ImageOps
 
 from greg_cert.cli.predict import read_image
-from greg_cert.data.decode import decode_bytes
-from greg_cert.data.folders import load_folder
+from greg_cert.data.files.decode import decode_bytes
+from greg_cert.data.files.folders import load_folder
 from greg_cert.data.schema import FolderSource
 from greg_cert.errors import DataError
 

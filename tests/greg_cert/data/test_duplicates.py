@@ -13,9 +13,9 @@ from PIL import Image
 
 from greg_cert.data import DataConfig, DataSplits, load_data
 from greg_cert.data.duplicates import shared_files
-from greg_cert.data.encoded import BEGIN
-from greg_cert.data.folders import load_folder
-from greg_cert.data.on_disk import FileImages
+from greg_cert.data.files.encoded import BEGIN
+from greg_cert.data.files.folders import load_folder
+from greg_cert.data.files.on_disk import FileImages
 from greg_cert.data.schema import FolderSource
 from greg_cert.errors import DataError
 from greg_cert.subjects import OtherOod, open_subject

@@ -6,7 +6,7 @@ import pytest
 import torch
 from PIL import Image
 
-from greg_cert.data.folders import load_folder
+from greg_cert.data.files.folders import load_folder
 from greg_cert.data.schema import FolderSource
 from greg_cert.data.types import ImageSet
 from greg_cert.errors import DataError

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from greg_cert.data import DataConfig, DataSplits, load_data
-from greg_cert.data.bundled import load_faces
 from greg_cert.data.duplicates import shared_images
+from greg_cert.data.sources.bundled import load_faces
 from greg_cert.errors import DataError
 
 MNIST = Path(__file__).parents[4] / "shared" / "data" / "mnist.npz"

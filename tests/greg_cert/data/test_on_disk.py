@@ -7,11 +7,11 @@ import torch
 from PIL import Image
 
 from greg_cert.data import DataConfig, DataSplits, ImageSet, load_data, prefetch
-from greg_cert.data.arrays import load_array
 from greg_cert.data.duplicates import without_shared
-from greg_cert.data.folders import load_folder
-from greg_cert.data.on_disk import ArrayImages, FileImages
+from greg_cert.data.files.folders import load_folder
+from greg_cert.data.files.on_disk import ArrayImages, FileImages
 from greg_cert.data.schema import ArraySource, FolderSource
+from greg_cert.data.sources.arrays import load_array
 from greg_cert.errors import DataError
 
 RNG = np.random.default_rng(0)
@@ -63,7 +63,7 @@ def test_imagenets_crop_is_the_centre_of_the_resized_picture(tmp_path: Path) -> 
 
 def test_auto_goes_by_the_decoded_size(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert isinstance(read(root), ImageSet)
-    monkeypatch.setattr("greg_cert.data.on_disk.MEMORY_BYTES", 60 * 3 * 24 * 24 - 1)
+    monkeypatch.setattr("greg_cert.data.files.on_disk.MEMORY_BYTES", 60 * 3 * 24 * 24 - 1)
     assert isinstance(read(root), FileImages)
     assert isinstance(read(root, keep="memory"), ImageSet)
     assert isinstance(read(root, limit=59), ImageSet)

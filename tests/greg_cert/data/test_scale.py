@@ -15,8 +15,8 @@ from PIL import Image
 
 from greg_cert.cli import main
 from greg_cert.data import DataConfig, load_data
-from greg_cert.data.arrays import load_array
 from greg_cert.data.schema import ArraySource
+from greg_cert.data.sources.arrays import load_array
 from greg_cert.data.tensors import splits_from_tensors
 from greg_cert.errors import DataError, DataWarning
 

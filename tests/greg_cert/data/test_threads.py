@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from greg_cert.data.threads import prefetch, spread
+from greg_cert.data.files.threads import prefetch, spread
 
 
 def names() -> set[str]:

@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from greg_cert.data.schema import TorchvisionSource
-from greg_cert.data.torchvision_sets import _KNOWN, load_torchvision
+from greg_cert.data.sources.torchvision_sets import _KNOWN, load_torchvision
 from greg_cert.data.types import ImageSet
 from greg_cert.errors import DataError
 

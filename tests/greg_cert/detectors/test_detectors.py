@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from greg_cert.data import DataConfig, DataSplits, load_data
-from greg_cert.data.on_disk import ArrayImages
+from greg_cert.data.files.on_disk import ArrayImages
 from greg_cert.detectors import DETECTORS, Detector, Outputs, Penultimate, build_detector
 from greg_cert.errors import UsageError
 from greg_cert.inference import logits_of

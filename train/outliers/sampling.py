@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from greg_cert.errors import UsageError
-from greg_cert.train.finite import check_finite, unit_rows
-from greg_cert.train.kmeans import kmeans
+from greg_cert.train.outliers.finite import check_finite, unit_rows
+from greg_cert.train.outliers.kmeans import kmeans
 
 
 def random_sample(n: int, count: int, generator: torch.Generator | None = None) -> Tensor:
@@ -76,7 +76,7 @@ def dos_sample(
         scores: (N,) OOD scores, higher = more OOD.
         n_clusters: k, with 1 ≤ k ≤ N.
         per_cluster: picks; a smaller cluster gives all its members.
-        backend: of `greg_cert.train.kmeans.kmeans`.
+        backend: of `greg_cert.train.outliers.kmeans.kmeans`.
         generator: source of randomness.
         check: as for `two_ended_sample`.
 
@@ -113,7 +113,7 @@ def two_ended_sample(
         scores: (N,) OOD scores, higher = more OOD.
         n_clusters: k, with 1 ≤ k ≤ N.
         per_cluster: picks at each end; a smaller cluster gives all its members to both ends.
-        backend: of `greg_cert.train.kmeans.kmeans`.
+        backend: of `greg_cert.train.outliers.kmeans.kmeans`.
         generator: source of randomness.
         check: whether to look for NaN and infinity, which makes the host wait for the device.
             Without it and with `per_cluster` 1 and the torch backend, nothing does; a cluster that

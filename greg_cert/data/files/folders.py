@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from greg_cert.data.file_sets import load_files
-from greg_cert.data.listing import list_images
-from greg_cert.data.on_disk import FileImages
+from greg_cert.data.files.file_sets import load_files
+from greg_cert.data.files.listing import list_images
+from greg_cert.data.files.on_disk import FileImages
 from greg_cert.data.schema import FolderSource
 from greg_cert.data.types import ImageSet
 

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from greg_cert.errors import UsageError
-from greg_cert.train.double_backward import EfficientDoubleBackward
-from greg_cert.train.linear_region import LinearRegion
+from greg_cert.train.objective.double_backward import EfficientDoubleBackward
+from greg_cert.train.objective.linear_region import LinearRegion
 
 ESTIMATORS = ("finite-difference", "double-backward")
 _STEPS = {torch.float64: 1e-6}

@@ -18,8 +18,8 @@ from torch import Tensor, nn
 from greg_cert.errors import UsageError
 from greg_cert.scores import energy
 from greg_cert.train.journal import Observer, SilentObserver
-from greg_cert.train.losses import correctly_detected, energy_margin_loss, gradient_loss
-from greg_cert.train.penalty import gradient_penalty
+from greg_cert.train.objective.losses import correctly_detected, energy_margin_loss, gradient_loss
+from greg_cert.train.objective.penalty import gradient_penalty
 
 METHODS = ("energy", "greg")
 _LOG_EVERY = 50

@@ -12,7 +12,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from greg_cert.data.threads import spread
+from greg_cert.data.files.threads import spread
 
 Rows = NDArray[np.int64]
 

@@ -12,15 +12,15 @@ from torch import Tensor
 from greg_cert.data import prefetch
 from greg_cert.draws import generator_for
 from greg_cert.stages import StageConfig
-from greg_cert.train.batches import (
+from greg_cert.train.feed.batches import (
     DeviceImages,
     Draw,
     Shifts,
     batch_indices,
     draw_shifts,
 )
-from greg_cert.train.choose import Picks, choose
-from greg_cert.train.objective import Batch
+from greg_cert.train.objective.step import Batch
+from greg_cert.train.outliers.choose import Picks, choose
 from greg_cert.train.world import World
 
 # What each stream of random numbers is for, so that none is used twice.

@@ -9,10 +9,10 @@ from typing import Protocol
 
 import numpy as np
 
-from greg_cert.data.archives import below, open_archive
-from greg_cert.data.classes import class_choice
-from greg_cert.data.decode import SUFFIXES
-from greg_cert.data.encoded import Files, FolderFiles, Names, Rows
+from greg_cert.data.files.archives import below, open_archive
+from greg_cert.data.files.classes import class_choice
+from greg_cert.data.files.decode import SUFFIXES
+from greg_cert.data.files.encoded import Files, FolderFiles, Names, Rows
 from greg_cert.data.reject import data_error
 from greg_cert.data.schema import FolderSource
 

@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from greg_cert.errors import DataError, UsageError
-from greg_cert.train.feature_store import FeatureStore
-from greg_cert.train.finite import unit_rows
+from greg_cert.train.feed.feature_store import FeatureStore
+from greg_cert.train.outliers.finite import unit_rows
 
 STRATEGIES = ("random", "greedy", "dos", "two_ended")
 CHUNK_ROWS = 2**16
@@ -31,10 +31,10 @@ def sample_pool(
     chunk_rows: int = CHUNK_ROWS,
     seed: int = 0,
 ) -> tuple[Tensor, Tensor]:
-    """Low and high rows of a pool, by the rules of `greg_cert.train.sampling`, in one or two reads.
+    """Low and high rows of a pool, by the rules of `greg_cert.train.outliers.sampling`.
 
-    `random`, `greedy` and `dos` select one set, which stands at both ends. Memory: one chunk, the
-    training sample of k·train_points·D floats, and O(count).
+    In one or two reads. `random`, `greedy` and `dos` select one set, which stands at both ends.
+    Memory: one chunk, the training sample of k·train_points·D floats, and O(count).
 
     Args:
         store: the pool, with every shard written.

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from greg_cert.stages import StageConfig
-from greg_cert.train.posterior import LinearPosterior, posterior_sample
-from greg_cert.train.sampling import dos_sample, greedy_sample, two_ended_sample
+from greg_cert.train.outliers.posterior import LinearPosterior, posterior_sample
+from greg_cert.train.outliers.sampling import dos_sample, greedy_sample, two_ended_sample
 
 # Log-odds of the regression's targets: probability 0.99 of being what they are.
 _CONFIDENCE = torch.tensor(4.595)

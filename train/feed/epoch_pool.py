@@ -15,13 +15,13 @@ from torch import Tensor
 from greg_cert.draws import generator_for
 from greg_cert.errors import GregCertError
 from greg_cert.stages import StageConfig
-from greg_cert.train.choose import POOL_CLUSTERS, Picks, posterior_between
-from greg_cert.train.feature_store import FeatureStore
-from greg_cert.train.feed import Feed, Look
-from greg_cert.train.pool import sample_pool
-from greg_cert.train.posterior import boundary_scores
+from greg_cert.train.feed.feature_store import FeatureStore
+from greg_cert.train.feed.feed import Feed, Look
+from greg_cert.train.feed.pool import sample_pool
+from greg_cert.train.outliers.choose import POOL_CLUSTERS, Picks, posterior_between
+from greg_cert.train.outliers.posterior import boundary_scores
 
-# Streams of random numbers beside those of greg_cert.train.feed.
+# Streams of random numbers beside those of greg_cert.train.feed.feed.
 _POOL, _CHOICE, _ORDER, _KNOWN = range(101, 105)
 _BATCH = 512
 _SHARD_ROWS = 2**14

@@ -4,13 +4,10 @@ from __future__ import annotations
 
 from typing import Literal, assert_never
 
-from greg_cert.data.arrays import load_array
-from greg_cert.data.bundled import load_crops, load_digits_set, load_faces
-from greg_cert.data.folders import load_folder
+from greg_cert.data.files.folders import load_folder
 from greg_cert.data.gather import pick
 from greg_cert.data.geometry import centre_square, conform
 from greg_cert.data.labels import limited_labels
-from greg_cert.data.noise import gaussian_noise, uniform_noise
 from greg_cert.data.scale import tell_if_dark
 from greg_cert.data.schema import (
     ArraySource,
@@ -26,7 +23,10 @@ from greg_cert.data.schema import (
     TorchvisionSource,
     UniformSource,
 )
-from greg_cert.data.torchvision_sets import load_torchvision
+from greg_cert.data.sources.arrays import load_array
+from greg_cert.data.sources.bundled import load_crops, load_digits_set, load_faces
+from greg_cert.data.sources.noise import gaussian_noise, uniform_noise
+from greg_cert.data.sources.torchvision_sets import load_torchvision
 from greg_cert.data.types import Images, ImageSet
 
 _LOOKED_AT = 64  # images on disk

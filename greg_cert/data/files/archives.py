@@ -18,8 +18,8 @@ from functools import lru_cache
 from pathlib import Path, PurePosixPath
 from typing import IO, Any
 
-from greg_cert.data.decode import SUFFIXES
-from greg_cert.data.encoded import Files, Names
+from greg_cert.data.files.decode import SUFFIXES
+from greg_cert.data.files.encoded import Files, Names
 from greg_cert.data.reject import data_error
 
 MOST_A_FILE = 64 << 20  # bytes of one image file

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from greg_cert.errors import UsageError
-from greg_cert.train.finite import check_finite
+from greg_cert.train.outliers.finite import check_finite
 
 
 @dataclass(frozen=True, eq=False)

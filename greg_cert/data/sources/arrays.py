@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+from greg_cert.data.files.on_disk import ArrayImages, stays_on_disk
 from greg_cert.data.gather import pick
 from greg_cert.data.labels import check_labels, limited_labels
-from greg_cert.data.on_disk import ArrayImages, stays_on_disk
 from greg_cert.data.reject import data_error
 from greg_cert.data.scale import checked_pixels, white_of
 from greg_cert.data.schema import ArraySource

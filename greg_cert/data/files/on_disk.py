@@ -14,12 +14,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from greg_cert.data.decode import decode_bytes, unreadable
-from greg_cert.data.encoded import BEGIN, Files, Rows, content_hash, worth_threads
+from greg_cert.data.files.decode import decode_bytes, unreadable
+from greg_cert.data.files.encoded import BEGIN, Files, Rows, content_hash, worth_threads
+from greg_cert.data.files.threads import spread
 from greg_cert.data.geometry import conform
 from greg_cert.data.reject import data_error
 from greg_cert.data.scale import checked_pixels
-from greg_cert.data.threads import spread
 from greg_cert.data.types import Indices, selector, unit_range
 
 MEMORY_BYTES = 4 << 30  # `keep: auto` leaves larger sets on disk

@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from greg_cert.data.crops import random_crops
-from greg_cert.data.pictures import GROUPS, bundled_file, read_pictures
 from greg_cert.data.reject import data_error
+from greg_cert.data.sources.crops import random_crops
+from greg_cert.data.sources.pictures import GROUPS, bundled_file, read_pictures
 from greg_cert.data.types import ImageSet
 
 _FACES = 100  # of lfw_subset's 200 patches, the first 100 are faces and the others are not

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from greg_cert.data.decode import decode_image
+from greg_cert.data.files.decode import decode_image
 from greg_cert.data.reject import data_error
 
 _FOLDER = {"skimage": "data", "sklearn": "datasets/images"}

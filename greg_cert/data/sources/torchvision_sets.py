@@ -16,12 +16,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from greg_cert.data.encoded import FolderFiles, Names
-from greg_cert.data.file_sets import load_files
+from greg_cert.data.files.encoded import FolderFiles, Names
+from greg_cert.data.files.file_sets import load_files
+from greg_cert.data.files.listing import Listing
+from greg_cert.data.files.on_disk import FileImages
 from greg_cert.data.gather import pick
 from greg_cert.data.labels import check_labels, limited_labels
-from greg_cert.data.listing import Listing
-from greg_cert.data.on_disk import FileImages
 from greg_cert.data.reject import data_error
 from greg_cert.data.schema import TorchvisionSource
 from greg_cert.data.types import ImageSet

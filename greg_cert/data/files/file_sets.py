@@ -6,8 +6,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from greg_cert.data.decode import decode_bytes, unreadable
-from greg_cert.data.encoded import (
+from greg_cert.data.files.decode import decode_bytes, unreadable
+from greg_cert.data.files.encoded import (
     BEGIN,
     FileKeys,
     Files,
@@ -16,14 +16,14 @@ from greg_cert.data.encoded import (
     file_sizes,
     worth_threads,
 )
+from greg_cert.data.files.listing import Listing
+from greg_cert.data.files.on_disk import FileImages, needs_shape, stays_on_disk
+from greg_cert.data.files.threads import spread
 from greg_cert.data.gather import pick
 from greg_cert.data.geometry import centre_side, conform
 from greg_cert.data.labels import check_labels, limited_labels
-from greg_cert.data.listing import Listing
-from greg_cert.data.on_disk import FileImages, needs_shape, stays_on_disk
 from greg_cert.data.reject import data_error
 from greg_cert.data.schema import FolderSource, TorchvisionSource
-from greg_cert.data.threads import spread
 from greg_cert.data.types import ImageSet
 
 _CHUNK = 1024  # images decoded before they are put in their places

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from greg_cert.errors import UsageError
-from greg_cert.train.finite import check_finite, range_factor
+from greg_cert.train.outliers.finite import check_finite, range_factor
 
 BACKENDS = ("auto", "torch", "faiss")
 _TORCH_LIMIT = 2**22  # points × clusters: beyond it, faiss

@@ -13,15 +13,15 @@ from torch import Tensor, nn
 
 from greg_cert.models import Classifier
 from greg_cert.scores import score_of
-from greg_cert.train.lipschitz import LipschitzPenalty
-from greg_cert.train.losses import (
+from greg_cert.train.objective.lipschitz import LipschitzPenalty
+from greg_cert.train.objective.losses import (
     absent_class_loss,
     correctly_detected,
     energy_margin_loss,
     gradient_loss,
     uniform_loss,
 )
-from greg_cert.train.penalty import Recording, gradient_penalty
+from greg_cert.train.objective.penalty import Recording, gradient_penalty
 
 
 @dataclass(frozen=True)

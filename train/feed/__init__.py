@@ -1,0 +1,1 @@
+"""The batches of an epoch, and the candidates they are chosen from."""

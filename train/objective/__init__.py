@@ -1,0 +1,1 @@
+"""The loss of a step: its terms, and how they are differentiated."""

@@ -1,0 +1,1 @@
+"""Which auxiliary outliers are trained on."""

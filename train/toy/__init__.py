@@ -1,0 +1,1 @@
+"""The demonstration in the plane."""
