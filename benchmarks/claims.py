@@ -27,9 +27,9 @@ from greg_cert.config import load_config
 from greg_cert.data import load_data
 from greg_cert.evaluation import Evaluator
 from greg_cert.files import atomic_path
-from greg_cert.records import RunFolder, environment
 from greg_cert.report import load_results
 from greg_cert.report.tables.comparison import compare
+from greg_cert.runs.records import RunFolder, environment
 from greg_cert.train import fit
 from greg_cert.verify import global_lipschitz_bound, global_lipschitz_radius
 from greg_cert.verify.run.runs import verify_runs

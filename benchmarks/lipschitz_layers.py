@@ -46,7 +46,7 @@ from greg_cert.files import atomic_path
 from greg_cert.metrics import auroc, threshold_at_tpr
 from greg_cert.models import build_model
 from greg_cert.models.base import Classifier
-from greg_cert.records import environment
+from greg_cert.runs.records import environment
 from greg_cert.scores import energy
 from greg_cert.train import energy_margin_loss, lipschitz_penalty
 from greg_cert.train.feed.batches import DeviceImages, Draw, batch_indices, draw_shifts

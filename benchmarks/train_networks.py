@@ -35,7 +35,7 @@ from greg_cert.files import atomic_path
 from greg_cert.models import MaxMin
 from greg_cert.models.base import Classifier
 from greg_cert.models.resnet import BasicBlock, resnet18_body
-from greg_cert.records import environment
+from greg_cert.runs.records import environment
 from greg_cert.scores import energy
 from greg_cert.train import energy_margin_loss, lipschitz_penalty
 from greg_cert.train.feed.batches import DeviceImages, Draw, batch_indices, draw_shifts

@@ -34,7 +34,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from greg_cert.models import build_model
-from greg_cert.records import environment
+from greg_cert.runs.records import environment
 from greg_cert.scores import energy
 from greg_cert.stages import StageConfig
 from greg_cert.train.feed.batches import draw_shifts

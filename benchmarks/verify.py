@@ -26,11 +26,11 @@ from torch import Tensor
 from greg_cert.config import load_config
 from greg_cert.data import DataSplits, load_data
 from greg_cert.evaluation import evaluate_model
-from greg_cert.inference import evaluation_copy
 from greg_cert.models import Classifier, build_model
-from greg_cert.records import RunFolder, environment
+from greg_cert.runs.inference import evaluation_copy
+from greg_cert.runs.records import RunFolder, environment
+from greg_cert.runs.subjects import common_data
 from greg_cert.scores import energy
-from greg_cert.subjects import common_data
 from greg_cert.train import fit
 from greg_cert.verify import attack_radius, certify, global_lipschitz_bound, global_lipschitz_radius
 from greg_cert.verify.bounds.lirpa.compat import load_auto_lirpa

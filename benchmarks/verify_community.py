@@ -26,7 +26,7 @@ from train_networks import SOURCES
 from greg_cert.data import DataSplits, load_data
 from greg_cert.data.schema import DataConfig
 from greg_cert.metrics import threshold_at_tpr
-from greg_cert.records import environment
+from greg_cert.runs.records import environment
 from greg_cert.scores import energy
 from greg_cert.verify import certify
 

@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from greg_cert.data import load_data
 from greg_cert.devices import device_title, find_device
 from greg_cert.evaluation import evaluate_model
-from greg_cert.records import RunFolder, environment
+from greg_cert.runs.records import RunFolder, environment
 from greg_cert.scores import energy
 from greg_cert.verify import attack_radius, certify
 from greg_cert.verify.radius.coupled.one_ball import CoupledEffort

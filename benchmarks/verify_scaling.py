@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from greg_cert.models import Classifier
 from greg_cert.models.resnet import BasicBlock
 from greg_cert.models.small import cnn_small_body, mlp_body
-from greg_cert.records import RunFolder, environment
+from greg_cert.runs.records import RunFolder, environment
 from greg_cert.verify import certify, gradient_norm
 from greg_cert.verify.graph.trace import trace_model
 
@@ -95,7 +95,7 @@ def problem(point: dict[str, Any]) -> tuple[nn.Module, Tensor, float]:
     """Model, inputs and threshold of a point."""
     if point.get("run"):
         from greg_cert.evaluation import evaluate_model
-        from greg_cert.subjects import common_data
+        from greg_cert.runs.subjects import common_data
 
         run = RunFolder(Path(point["run"]))
         splits = common_data([run])

@@ -40,9 +40,9 @@ from greg_cert.devices import device_title, find_device
 from greg_cert.metrics import threshold_at_tpr
 from greg_cert.models import MaxMin
 from greg_cert.models.resnet import BasicBlock
-from greg_cert.records import RunFolder, environment
+from greg_cert.runs.records import RunFolder, environment
+from greg_cert.runs.subjects import common_data
 from greg_cert.scores import score_of
-from greg_cert.subjects import common_data
 from greg_cert.verify import certify, global_lipschitz_radius
 from greg_cert.verify.attack.audit import Audit
 from greg_cert.verify.attack.pgd import AttackPlan

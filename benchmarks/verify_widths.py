@@ -24,7 +24,7 @@ from verify_images import pass_seconds
 
 from greg_cert.models import Classifier
 from greg_cert.models.resnet import BasicBlock, resnet18_body
-from greg_cert.records import environment
+from greg_cert.runs.records import environment
 from greg_cert.scores import energy
 from greg_cert.verify import gradient_norm
 from greg_cert.verify.certify import PreparedCertify

@@ -19,7 +19,7 @@ import greg_cert.verify.run.runs
 from greg_cert.cli import main
 from greg_cert.config import ExperimentConfig, VerifyConfig, parse_config
 from greg_cert.data import load_data
-from greg_cert.records import RunFolder
+from greg_cert.runs.records import RunFolder
 from greg_cert.train import fit
 from greg_cert.verify import certifier
 from greg_cert.verify.attack.pgd import AttackPlan, smallest_attack

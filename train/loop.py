@@ -9,7 +9,7 @@ import torch
 from greg_cert.config import ExperimentConfig, dump_config
 from greg_cert.data import DataSplits
 from greg_cert.errors import ConfigError, RunError
-from greg_cert.records import RunFolder, write_config
+from greg_cert.runs.records import RunFolder, write_config
 from greg_cert.train.journal import Observer, SilentObserver
 from greg_cert.train.trainer import Trainer, first_model, lipschitz_of, make_fabric
 from greg_cert.train.world import World

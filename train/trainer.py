@@ -21,13 +21,14 @@ from greg_cert.digests import tensors_digest
 from greg_cert.draws import generator_for
 from greg_cert.errors import ConfigError, RunError, TrainingError, UnsupportedModelError, UsageError
 from greg_cert.models import Classifier, build_model
-from greg_cert.records import (
+from greg_cert.runs.records import (
     RunFolder,
     config_digest,
     environment,
     model_sizes,
     write_manifest,
 )
+from greg_cert.runs.weights import LoadReport, load_foreign
 from greg_cert.scores import score_of
 from greg_cert.stages import Margin, StageConfig
 from greg_cert.train.checkpoint import (
@@ -45,7 +46,6 @@ from greg_cert.train.objective.step import Objective, Terms, compile_in_place
 from greg_cert.train.outliers.choose import Picks
 from greg_cert.train.watch import NEVER, FiniteWatch
 from greg_cert.train.world import World
-from greg_cert.weights import LoadReport, load_foreign
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from greg_cert.certificates.certify_methods import PROOFS, chosen_methods
 from greg_cert.errors import UsageError
-from greg_cert.inference import device_of
+from greg_cert.runs.inference import device_of
 from greg_cert.verify.certificates import Certificates, join
 from greg_cert.verify.certifier import Certifier
 from greg_cert.verify.graph.sizes import fitting_batch

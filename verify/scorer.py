@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from greg_cert.errors import UnsupportedModelError, UsageError
-from greg_cert.inference import evaluation_copy
+from greg_cert.runs.inference import evaluation_copy
 from greg_cert.scores import score_of
 from greg_cert.verify.per_sample import refuse_batch_layers
 from greg_cert.verify.structure import check_model

@@ -36,7 +36,7 @@ def doctor(
     """
     screen.speak(json=json, quiet=quiet)
     from greg_cert.errors import UnsupportedModelError
-    from greg_cert.subjects import open_subject
+    from greg_cert.runs.subjects import open_subject
     from greg_cert.verify.run.diagnose import diagnosed
     from greg_cert.verify.run.trials import duration
 
@@ -90,8 +90,8 @@ def _samples(folder: Any, model: Any) -> Any:
     import torch
 
     from greg_cert.errors import GregCertError
-    from greg_cert.inference import evaluation_copy
     from greg_cert.metrics import threshold_at_tpr
+    from greg_cert.runs.inference import evaluation_copy
     from greg_cert.scores import score_of
     from greg_cert.verify.run.trials import Samples
 

@@ -77,8 +77,8 @@ def evaluate(
     from greg_cert.evaluation.evaluator import Evaluator
     from greg_cert.evaluation.seeds import evaluated, over_seeds
     from greg_cert.evaluation.write import record_of, write_evaluation
+    from greg_cert.runs.subjects import common_data, open_subject, unique_names
     from greg_cert.scores import SCORES
-    from greg_cert.subjects import common_data, open_subject, unique_names
 
     where = find_device(device or "auto")
     subjects = [open_subject(path, set_ or ()) for path in runs]

@@ -59,7 +59,7 @@ def predict(
     from greg_cert.devices import find_device
     from greg_cert.errors import EngineError
     from greg_cert.evaluation.decision import decision_of
-    from greg_cert.subjects import open_subject
+    from greg_cert.runs.subjects import open_subject
     from greg_cert.verify.certificates import CONTRADICTED, ContradictionWarning
     from greg_cert.verify.run.judge import judge
 

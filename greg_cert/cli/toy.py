@@ -24,8 +24,8 @@ def demonstrate(out: Path) -> None:
     from greg_cert.errors import UsageError
     from greg_cert.files import write_atomic
     from greg_cert.report.figures.canvas import render
-    from greg_cert.report.figures.toy import TOY_STYLE, draw_toy
     from greg_cert.train.toy.measures import run_toy
+    from greg_cert.train.toy.picture import TOY_STYLE, draw_toy
     from greg_cert.train.toy.plane import ToySettings
 
     with screen.training_bars() as bar:
@@ -49,7 +49,7 @@ def demonstrate(out: Path) -> None:
 
 def toy_record(toy: Toy, *, command: str | None = None) -> dict[str, Any]:
     """All that was measured, and what made it, for `toy.json`."""
-    from greg_cert.records import environment
+    from greg_cert.runs.records import environment
 
     return {
         "schema": 1,

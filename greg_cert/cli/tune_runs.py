@@ -16,9 +16,9 @@ if TYPE_CHECKING:
     from greg_cert.config import ExperimentConfig, VerifyConfig
     from greg_cert.config.tuned import Tuned
     from greg_cert.data import DataSplits, Images
-    from greg_cert.records import RunFolder
     from greg_cert.report.tables.sheets import Sheet
-    from greg_cert.tuned_runs import TunedRun
+    from greg_cert.runs.records import RunFolder
+    from greg_cert.runs.tuned_runs import TunedRun
 
 MOST_HELD_OUT = 2000
 _NOTE = "tuning.json"  # in a run folder: what it took, and what was measured
@@ -115,7 +115,7 @@ def _measured(
     folder: Path,
 ) -> TunedRun:
     from greg_cert.errors import DataError, GregCertError, RunError
-    from greg_cert.tuned_runs import TunedRun
+    from greg_cert.runs.tuned_runs import TunedRun
 
     title = f"{value} (seed {config.seed})" if plan.seeds > 1 else value
     numbers: dict[str, float | None] = {}
@@ -133,7 +133,7 @@ def _trained(
     plan: Plan, splits: DataSplits, title: str, config: ExperimentConfig, folder: Path
 ) -> tuple[RunFolder, float | None]:
     """The complete run, and the CPU seconds of its training where one call did all of it."""
-    from greg_cert.records import RunFolder
+    from greg_cert.runs.records import RunFolder
     from greg_cert.train import check, fit
 
     known, begun = _read_note(folder), RunFolder(folder).config_file.exists()
@@ -159,7 +159,7 @@ def _measure(
 ) -> tuple[dict[str, float | None], str | None]:
     """Numbers of a run on calibration data, from its folder where they are of the same kind."""
     from greg_cert.devices import find_device
-    from greg_cert.records import package_versions
+    from greg_cert.runs.records import package_versions
     from greg_cert.verify.run.on_calibration import measure
 
     versions = package_versions()
@@ -228,12 +228,12 @@ def write_tuning(plan: Plan, runs: Sequence[TunedRun]) -> tuple[list[Path], Shee
     from greg_cert.devices import device_title, find_device
     from greg_cert.errors import UsageError
     from greg_cert.files import write_atomic
-    from greg_cert.records import environment
     from greg_cert.report.figures.canvas import render
     from greg_cert.report.figures.tradeoff import TRADEOFF_STYLE, draw_tradeoff
     from greg_cert.report.tables.forms import markdown_sheet
     from greg_cert.report.tables.tradeoff import tradeoff_csv, tradeoff_sheet
-    from greg_cert.tuned_runs import NUMBERS, over_seeds
+    from greg_cert.runs.records import environment
+    from greg_cert.runs.tuned_runs import NUMBERS, over_seeds
 
     values, settings = over_seeds(runs), plan.settings
     about = {"norm": settings.norm_value, "tpr": settings.tpr}

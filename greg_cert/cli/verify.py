@@ -120,7 +120,7 @@ def verify(
     from greg_cert.cli.settings import verify_settings
     from greg_cert.config import revised
     from greg_cert.errors import UsageError
-    from greg_cert.subjects import open_subject
+    from greg_cert.runs.subjects import open_subject
     from greg_cert.verify.run.selection import Selection, parse_numbers, parse_seconds
 
     if samples is not None and indices is not None:

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from greg_cert.data import Images
 from greg_cert.data.types import unit_range
 from greg_cert.errors import UnsupportedModelError, UsageError
-from greg_cert.inference import batch_size, evaluation_copy, set_batches
 from greg_cert.models import Classifier
+from greg_cert.runs.inference import batch_size, evaluation_copy, set_batches
 
 
 class Head(NamedTuple):

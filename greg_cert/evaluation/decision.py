@@ -13,8 +13,8 @@ from greg_cert.digests import check_seal, sealed, tell_unchecked
 from greg_cert.errors import DamagedFileWarning, RunError
 from greg_cert.evaluation.evaluator import Evaluator
 from greg_cert.files import write_atomic
-from greg_cert.records import package_versions
-from greg_cert.subjects import Subject, common_data
+from greg_cert.runs.records import package_versions
+from greg_cert.runs.subjects import Subject, common_data
 
 if TYPE_CHECKING:
     import torch

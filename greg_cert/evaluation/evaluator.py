@@ -28,16 +28,16 @@ from greg_cert.detectors import (
 from greg_cert.devices import find_device
 from greg_cert.errors import RunError, UsageError
 from greg_cert.evaluation.store import ScoreStore
-from greg_cert.inference import logits_of
 from greg_cert.metrics import (
     FloatArray,
     calibration_error,
     detection_metrics,
     threshold_at_tpr,
 )
-from greg_cert.records import package_versions
+from greg_cert.runs.inference import logits_of
+from greg_cert.runs.records import package_versions
+from greg_cert.runs.subjects import Subject, common_data, open_subject, state_digest
 from greg_cert.scores import SCORES, score_of
-from greg_cert.subjects import Subject, common_data, open_subject, state_digest
 
 METRICS = ("fpr95", "auroc", "aupr_in", "aupr_out", "fpr95_ood_recall")
 Observer = Callable[[int, int, str], None]

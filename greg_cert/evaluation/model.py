@@ -9,8 +9,8 @@ import torch
 from torch import nn
 
 from greg_cert.data import DataSplits
-from greg_cert.inference import logits_of
 from greg_cert.metrics import accuracy, detection_metrics, threshold_at_tpr
+from greg_cert.runs.inference import logits_of
 from greg_cert.scores import score_of
 
 

@@ -11,7 +11,7 @@ import numpy as np
 
 from greg_cert.data.groups import Group
 from greg_cert.evaluation.evaluator import METRICS, Detection, Evaluator, Predictions
-from greg_cert.subjects import Subject
+from greg_cert.runs.subjects import Subject
 
 _GROUPS: tuple[tuple[str, Group | None], ...] = (("", None), ("near_", "near"), ("far_", "far"))
 

@@ -15,7 +15,7 @@ import numpy as np
 
 from greg_cert.certificates.results import Results
 from greg_cert.errors import RunError
-from greg_cert.manifest import MANIFEST_FILE, check_file, read_manifest
+from greg_cert.runs.manifest import MANIFEST_FILE, check_file, read_manifest
 
 METRICS_FILE = "metrics.jsonl"
 _PLACE = ("step", "stage", "epoch")

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import ast
+import importlib
 import os
+import re
 import shutil
 import subprocess
 import tomllib
 from collections.abc import Iterator
 from fnmatch import fnmatch
+from functools import reduce
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 from typing import Any
@@ -165,6 +168,24 @@ def test_a_circle_is_seen_wherever_an_import_stands() -> None:
         TopologicalSorter({"a": {"b"}, "b": {"a"}}).prepare()
 
 
+PACKAGE = {
+    "core": (),
+    "certificates": ("core",),
+    "data": ("core",),
+    "models": ("core",),
+    "config": ("certificates", "core", "data", "models"),
+    "runs": ("config", "core", "data", "models"),
+    "detectors": ("core", "data", "models", "runs"),
+    "report": ("certificates", "config", "core", "runs"),
+    "evaluation": ("core", "data", "detectors", "report", "runs"),
+    "verify": ("certificates", "config", "core", "data", "evaluation", "models", "runs"),
+    "train": ("config", "core", "data", "models", "report", "runs", "verify"),
+    "cli": (
+        *("certificates", "config", "core", "data", "detectors", "evaluation", "report", "runs"),
+        *("train", "verify"),
+    ),
+}
+"""Which room reads which; the core is the files beside the rooms."""
 ORDER = {
     "base": (),
     "graph": ("base",),
@@ -188,6 +209,19 @@ REPORT = {
     "report": ("certificates", "report.figures", "report.page", "report.tables"),
 }
 """Which part of the reports reads which."""
+
+
+def room_of(name: str) -> str:
+    first = name.split(".")[1] if "." in name else ""
+    return "cli" if is_cli(name) else first if first in PACKAGE else "core"
+
+
+def test_rooms_read_only_those_below_them() -> None:
+    seen: dict[str, set[str]] = {room: set() for room in PACKAGE}
+    for name, tree in TREES.items():
+        seen[room_of(name)] |= {room_of(n) for n in read(tree)} - {room_of(name)}
+    assert seen == {room: set(below) for room, below in PACKAGE.items()}
+    TopologicalSorter(PACKAGE).prepare()
 
 
 def part_of_verify(name: str) -> str:
@@ -330,6 +364,32 @@ def test_top_level_folders_are_those_of_the_design() -> None:
     present = {name.split("/")[0] for name in tracked() if "/" in name}
     assert present <= TOP_LEVEL
     assert present >= {*ROOMS, "tests"}
+
+
+def resolves(name: str) -> bool:
+    """Whether a dotted name is a module, or what one finds in a module by it."""
+    parts = name.split(".")
+    for k in range(len(parts), 0, -1):
+        try:
+            found: object = importlib.import_module(".".join(parts[:k]))
+        except ModuleNotFoundError:
+            continue
+        try:
+            reduce(getattr, parts[k:], found)
+        except AttributeError:
+            return False
+        return True
+    return False
+
+
+def test_every_name_that_code_or_a_page_quotes_is_there() -> None:
+    quoted: dict[str, str] = {}
+    for file in tracked():
+        if file.endswith((".py", ".md")) and not file.startswith("CHANGELOG"):
+            text = (ROOT / file).read_text(encoding="utf-8")
+            quoted |= dict.fromkeys(re.findall(r"`(greg_cert(?:\.\w+)+)", text), file)
+    assert len(quoted) > 30
+    assert {name: file for name, file in quoted.items() if not resolves(name)} == {}
 
 
 def test_no_lock_file_is_tracked() -> None:

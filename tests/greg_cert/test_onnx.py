@@ -18,10 +18,10 @@ from greg_cert.config import load_any, load_own_model
 from greg_cert.config.own_model import OwnModelConfig
 from greg_cert.errors import ConfigError, RunError, UnsupportedModelError
 from greg_cert.models import build_model
-from greg_cert.models.onnx_file import read_onnx
-from greg_cert.models.onnx_layers import HANDLERS
+from greg_cert.models.onnx.file import read_onnx
+from greg_cert.models.onnx.layers import HANDLERS
+from greg_cert.runs.subjects import open_subject
 from greg_cert.scores import energy
-from greg_cert.subjects import open_subject
 from greg_cert.verify import certify
 from greg_cert.verify.graph.ops import forward_all
 from greg_cert.verify.graph.trace import trace_model

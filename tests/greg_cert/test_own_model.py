@@ -16,7 +16,7 @@ from greg_cert.config.own_model import OwnModelConfig
 from greg_cert.data.load import load_data
 from greg_cert.errors import ConfigError, RunError
 from greg_cert.evaluation import Evaluator, evaluate_model
-from greg_cert.subjects import OwnModel, common_data, made_by, open_subject, state_digest
+from greg_cert.runs.subjects import OwnModel, common_data, made_by, open_subject, state_digest
 
 CODE = """
 import torch

@@ -19,10 +19,10 @@ from greg_cert.config import ExperimentConfig, dump_config, parse_config
 from greg_cert.digests import sealed, tensors_digest
 from greg_cert.errors import RunError, UncheckedFileWarning
 from greg_cert.models import build_model
-from greg_cert.records import RunFolder, config_digest, write_config, write_manifest
-from greg_cert.subjects import OtherOod, state_digest
+from greg_cert.runs.records import RunFolder, config_digest, write_config, write_manifest
+from greg_cert.runs.subjects import OtherOod, state_digest
+from greg_cert.runs.weights import load_foreign
 from greg_cert.tensor_file import read_tensors, write_tensors
-from greg_cert.weights import load_foreign
 
 SIZES = {"num_classes": 3, "in_channels": 1, "image_size": 4, "mean": [0.5], "std": [0.25]}
 
@@ -267,7 +267,7 @@ def test_a_run_whose_model_ties_weights_is_checked_too(
     def tied(*_: Any, **__: Any) -> nn.Module:
         return Tied()
 
-    monkeypatch.setattr("greg_cert.records.build_model", tied)
+    monkeypatch.setattr("greg_cert.runs.records.build_model", tied)
     values = state()
     values["two.weight"][0, 1] = -1.0
     write_tensors(run.weights_file, values)

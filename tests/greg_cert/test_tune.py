@@ -20,10 +20,10 @@ from greg_cert.cli.tune_runs import file_name
 from greg_cert.config import parse_config
 from greg_cert.data import load_data
 from greg_cert.errors import RunError
-from greg_cert.records import RunFolder
 from greg_cert.report.wording import MISSING
-from greg_cert.subjects import common_data
-from greg_cert.tuned_runs import NUMBERS
+from greg_cert.runs.records import RunFolder
+from greg_cert.runs.subjects import common_data
+from greg_cert.runs.tuned_runs import NUMBERS
 
 pytestmark = pytest.mark.usefixtures("hasty")
 Command = Callable[..., int]

@@ -12,7 +12,7 @@ import yaml
 from greg_cert.config import load_config
 from greg_cert.config.tuned import load_tuned
 from greg_cert.errors import ConfigError, UsageError
-from greg_cert.tuned_runs import NUMBERS, TunedRun, over_seeds
+from greg_cert.runs.tuned_runs import NUMBERS, TunedRun, over_seeds
 
 STAGES = [
     {"method": "ce", "epochs": 1, "lr": 0.1},

@@ -20,7 +20,7 @@ from torchvision import models
 
 from greg_cert.errors import RunError
 from greg_cert.models import Classifier, build_model
-from greg_cert.weights import load_foreign
+from greg_cert.runs.weights import load_foreign
 
 MEAN, STD = (0.49, 0.48, 0.45), (0.25, 0.24, 0.26)
 

@@ -13,7 +13,7 @@ from greg_cert.config import load_any, load_config, load_own_model
 from greg_cert.config.overrides import parse_override
 from greg_cert.config.yaml_text import DuplicateKey, load_yaml
 from greg_cert.errors import ConfigError, RunError
-from greg_cert.records import RunFolder
+from greg_cert.runs.records import RunFolder
 
 EXPERIMENT = """\
 data: {id: {source: digits}, ood: [{source: uniform, n: 20}]}

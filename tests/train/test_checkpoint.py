@@ -15,8 +15,8 @@ import torch
 from greg_cert.config import ExperimentConfig, parse_config
 from greg_cert.data import DataSplits, load_data
 from greg_cert.errors import RunError, UncheckedFileWarning
-from greg_cert.records import RunFolder
 from greg_cert.report.training_log import read_training_log
+from greg_cert.runs.records import RunFolder
 from greg_cert.stages import StageConfig
 from greg_cert.train import fit
 from greg_cert.train.checkpoint import (

@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 
 from greg_cert.config import ExperimentConfig, dump_config, parse_config
 from greg_cert.data import load_data
-from greg_cert.records import RunFolder
+from greg_cert.runs.records import RunFolder
 from greg_cert.train import fit
 
 _SCRIPT = """

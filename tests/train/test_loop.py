@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 from greg_cert.config import ExperimentConfig, parse_config
 from greg_cert.data import DataSplits, load_data
 from greg_cert.errors import ConfigError, RunError, TrainingError, UsageError
-from greg_cert.records import RunFolder
+from greg_cert.runs.records import RunFolder
 from greg_cert.train import fit
 
 

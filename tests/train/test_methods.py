@@ -14,7 +14,7 @@ from greg_cert.config import ExperimentConfig, dump_config, parse_config
 from greg_cert.data import DataSplits, load_data
 from greg_cert.errors import ConfigError
 from greg_cert.evaluation import evaluate_model
-from greg_cert.inference import logits_of
+from greg_cert.runs.inference import logits_of
 from greg_cert.scores import max_softmax
 from greg_cert.stages import Method, StageConfig
 from greg_cert.train import fit

@@ -15,7 +15,7 @@ import greg_cert.train.checkpoint as checkpoint_module
 from greg_cert.config import ExperimentConfig, parse_config
 from greg_cert.data import DataSplits, load_data
 from greg_cert.errors import RunError
-from greg_cert.records import RunFolder
+from greg_cert.runs.records import RunFolder
 from greg_cert.train import fit
 
 

@@ -29,7 +29,7 @@ from greg_cert.devices import device_title, find_device
 from greg_cert.errors import ConfigError, UsageError
 from greg_cert.evaluation import Evaluator
 from greg_cert.evaluation.decision import Decision
-from greg_cert.records import RunFolder
+from greg_cert.runs.records import RunFolder
 from greg_cert.train import fit
 from greg_cert.verify import (
     attack_radius,

@@ -17,7 +17,7 @@ from greg_cert.certificates.picture_file import PICTURES, SamplePicture, as_floa
 from greg_cert.config import VerifyConfig
 from greg_cert.data import load_data
 from greg_cert.errors import RunError
-from greg_cert.records import RunFolder
+from greg_cert.runs.records import RunFolder
 from greg_cert.scores import energy
 from greg_cert.verify.run.runs import verify_runs
 from greg_cert.verify.run.selection import Selection

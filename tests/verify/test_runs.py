@@ -16,8 +16,8 @@ from greg_cert.config import ExperimentConfig, VerifyConfig, parse_config
 from greg_cert.data import load_data
 from greg_cert.errors import RunError
 from greg_cert.metrics import fpr_at_tpr, threshold_at_tpr
-from greg_cert.records import RunFolder
 from greg_cert.report import load_results
+from greg_cert.runs.records import RunFolder
 from greg_cert.scores import energy
 from greg_cert.train import fit
 from greg_cert.verify.attack.pgd import AttackPlan, AttackResult, attack_within

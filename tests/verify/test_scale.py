@@ -18,9 +18,9 @@ from tiny_runs import SETTINGS, start_ranks, start_verify
 from greg_cert.certificates.picture_file import PICTURES, read_pictures
 from greg_cert.data import load_data
 from greg_cert.errors import RunError, UsageError
-from greg_cert.records import RunFolder, write_manifest
 from greg_cert.report import load_results, summary_table
 from greg_cert.report.tables.notes import notes_of
+from greg_cert.runs.records import RunFolder, write_manifest
 from greg_cert.verify import attack_radius
 from greg_cert.verify.certificates import Certificates
 from greg_cert.verify.certifier import Certifier

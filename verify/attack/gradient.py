@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from greg_cert.inference import device_of
+from greg_cert.runs.inference import device_of
 from greg_cert.scores import energy
 from greg_cert.verify.graph.agreement import check_agreement
 from greg_cert.verify.norms import check_norm, dual_norm

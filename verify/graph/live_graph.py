@@ -10,7 +10,7 @@ from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
 from greg_cert.errors import UnsupportedModelError
-from greg_cert.inference import device_of
+from greg_cert.runs.inference import device_of
 from greg_cert.verify.graph.calls import Scale
 from greg_cert.verify.graph.operations import batch_norm_scales
 from greg_cert.verify.graph.ops import Graph

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from greg_cert.errors import UnsupportedModelError, UsageError
-from greg_cert.inference import device_of, evaluation_copy
+from greg_cert.runs.inference import device_of, evaluation_copy
 from greg_cert.verify.graph.agreement import check_agreement
 from greg_cert.verify.graph.build import GraphBuilder
 from greg_cert.verify.graph.calls import Call, Context, Scale

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from greg_cert.errors import UsageError
-from greg_cert.inference import device_of
+from greg_cert.runs.inference import device_of
 from greg_cert.scores import SCORES
 from greg_cert.verify.bounds.engine import Relaxation, finite_bounds
 from greg_cert.verify.bounds.engines import make_engine

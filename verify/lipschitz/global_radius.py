@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from greg_cert.errors import UnsupportedModelError
-from greg_cert.inference import evaluation_copy
+from greg_cert.runs.inference import evaluation_copy
 from greg_cert.scores import score_of
 from greg_cert.verify.graph.ops import Graph
 from greg_cert.verify.graph.trace import trace_model

@@ -13,7 +13,7 @@ from greg_cert.certificates.certify_methods import PROOFS, RADIUS_METHOD, STOPPE
 from greg_cert.config import VerifyConfig
 from greg_cert.errors import UsageError
 from greg_cert.evaluation.decision import Decision
-from greg_cert.inference import device_of
+from greg_cert.runs.inference import device_of
 from greg_cert.scores import score_of
 from greg_cert.verify.asked import asked
 from greg_cert.verify.attack.pgd import AttackPlan, AttackResult, smallest_attack

@@ -16,8 +16,8 @@ from greg_cert.certificates.certify_methods import chosen_methods
 from greg_cert.config import VerifyConfig
 from greg_cert.data import DataSplits, Images
 from greg_cert.errors import UnsupportedModelError
-from greg_cert.inference import logits_of
 from greg_cert.metrics import accuracy, auroc, calibration_error, fpr_at_tpr, threshold_at_tpr
+from greg_cert.runs.inference import logits_of
 from greg_cert.scores import score_of
 from greg_cert.verify.certificates import CONTRADICTED, REJECTED, UNDECIDED
 from greg_cert.verify.lipschitz import global_lipschitz_radius
@@ -34,7 +34,7 @@ class OnCalibration:
     """What `measure` found.
 
     Attributes:
-        numbers: of `greg_cert.tuned_runs.NUMBERS`, all but those of training.
+        numbers: of `greg_cert.runs.tuned_runs.NUMBERS`, all but those of training.
         error: why there are no certificates; None where there are.
     """
 

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from greg_cert.data import DataSplits, Images
-from greg_cert.subjects import Subject, unique_names
+from greg_cert.runs.subjects import Subject, unique_names
 
 ID = "id"
 _OOD = "ood/"

@@ -21,7 +21,7 @@ from greg_cert.certificates.picture_file import (
 from greg_cert.config import VerifyConfig
 from greg_cert.data import DataSplits
 from greg_cert.errors import RunError
-from greg_cert.inference import device_of
+from greg_cert.runs.inference import device_of
 from greg_cert.verify.certifier import Certifier
 from greg_cert.verify.options import CertifyOptions
 from greg_cert.verify.run.job import Job

@@ -14,9 +14,9 @@ from greg_cert.data import DataSplits
 from greg_cert.devices import device_title, find_device
 from greg_cert.errors import RunError, UsageError
 from greg_cert.evaluation import Evaluation, evaluate_model
-from greg_cert.inference import device_of
-from greg_cert.records import environment, package_versions
-from greg_cert.subjects import Subject, common_data
+from greg_cert.runs.inference import device_of
+from greg_cert.runs.records import environment, package_versions
+from greg_cert.runs.subjects import Subject, common_data
 from greg_cert.verify.bounds.engines import resolve_engine
 from greg_cert.verify.run.chunk import Harder
 from greg_cert.verify.run.job import Job, Progress

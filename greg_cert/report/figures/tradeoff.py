@@ -15,7 +15,7 @@ from matplotlib.ticker import MaxNLocator
 from greg_cert.report.figures.canvas import new_panels, width_of
 from greg_cert.report.figures.style import DOUBLE_COLUMN, PALETTES, FigureStyle, drawable
 from greg_cert.report.wording import norm_tex, one_line
-from greg_cert.tuned_runs import TunedValue
+from greg_cert.runs.tuned_runs import TunedValue
 
 TRADEOFF_STYLE = FigureStyle(width=DOUBLE_COLUMN)
 LEAST_SPAN = 0.02  # of a measure's axis, so that noise does not look like a trade-off

@@ -9,7 +9,7 @@ import pandas as pd
 
 from greg_cert.report import wording
 from greg_cert.report.tables.sheets import Column, Sheet, make_sheet
-from greg_cert.tuned_runs import NUMBERS, TunedRun, TunedValue
+from greg_cert.runs.tuned_runs import NUMBERS, TunedRun, TunedValue
 
 
 def tradeoff_sheet(

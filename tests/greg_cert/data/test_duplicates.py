@@ -18,7 +18,7 @@ from greg_cert.data.files.folders import load_folder
 from greg_cert.data.files.on_disk import FileImages
 from greg_cert.data.schema import FolderSource
 from greg_cert.errors import DataError
-from greg_cert.subjects import OtherOod, open_subject
+from greg_cert.runs.subjects import OtherOod, open_subject
 
 RNG = np.random.default_rng(0)
 KEEPS = ["memory", "disk"]

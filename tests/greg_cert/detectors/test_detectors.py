@@ -15,9 +15,9 @@ from greg_cert.data import DataConfig, DataSplits, load_data
 from greg_cert.data.files.on_disk import ArrayImages
 from greg_cert.detectors import DETECTORS, Detector, Outputs, Penultimate, build_detector
 from greg_cert.errors import UsageError
-from greg_cert.inference import logits_of
 from greg_cert.metrics import auroc
 from greg_cert.models import build_model
+from greg_cert.runs.inference import logits_of
 from greg_cert.scores import energy, max_logit, max_softmax
 
 FITTED = [name for name, info in DETECTORS.items() if info.fitted]

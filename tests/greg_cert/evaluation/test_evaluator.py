@@ -25,8 +25,8 @@ from greg_cert.evaluation.seeds import Evaluated, evaluated, family_of, over_see
 from greg_cert.evaluation.store import ScoreStore
 from greg_cert.evaluation.write import record_of, write_evaluation
 from greg_cert.metrics import calibration_error
-from greg_cert.records import RunFolder
-from greg_cert.subjects import open_subject
+from greg_cert.runs.records import RunFolder
+from greg_cert.runs.subjects import open_subject
 
 
 class Fixed(nn.Module):

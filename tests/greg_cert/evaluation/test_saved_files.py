@@ -26,7 +26,7 @@ from greg_cert.errors import DamagedFileWarning, UncheckedFileWarning
 from greg_cert.evaluation import Evaluator
 from greg_cert.evaluation.decision import decision_of
 from greg_cert.evaluation.store import ScoreStore
-from greg_cert.records import RunFolder
+from greg_cert.runs.records import RunFolder
 from greg_cert.train import fit
 
 IDENTITY = {"detector": "energy", "weights": "ab"}

@@ -8,7 +8,7 @@ from PIL import Image
 from greg_cert.report import FigureStyle
 from greg_cert.report.figures.canvas import drawn, render
 from greg_cert.report.figures.style import SMALLEST_TYPE
-from greg_cert.report.figures.toy import TOY_STYLE, draw_toy
+from greg_cert.train.toy.picture import TOY_STYLE, draw_toy
 
 
 @dataclass(frozen=True)

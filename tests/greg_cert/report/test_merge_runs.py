@@ -15,8 +15,8 @@ from greg_cert.certificates.picture_file import PICTURES, read_pictures
 from greg_cert.cli import app
 from greg_cert.config import VerifyConfig
 from greg_cert.errors import UsageError
-from greg_cert.records import RunFolder
 from greg_cert.report import load_results
+from greg_cert.runs.records import RunFolder
 from greg_cert.verify.run.runs import verify_runs
 
 BOTH = VerifyConfig.model_validate(

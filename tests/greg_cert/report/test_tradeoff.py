@@ -14,7 +14,7 @@ from greg_cert.report.figures.tradeoff import LEAST_SPAN, draw_tradeoff
 from greg_cert.report.tables.forms import markdown_sheet
 from greg_cert.report.tables.tradeoff import tradeoff_csv, tradeoff_sheet
 from greg_cert.report.wording import MISSING
-from greg_cert.tuned_runs import TunedRun, TunedValue, over_seeds
+from greg_cert.runs.tuned_runs import TunedRun, TunedValue, over_seeds
 
 ABOUT = {"norm": 2.0, "tpr": 0.95}
 

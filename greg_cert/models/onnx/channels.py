@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from greg_cert.models.onnx_step import Step, Traced
+from greg_cert.models.onnx.step import Step, Traced
 
 
 def _narrowed(s: Step, start: int, count: int) -> Traced:

@@ -23,8 +23,8 @@ from greg_cert.data import DataSplits, load_data
 from greg_cert.digests import json_digest, tensors_digest
 from greg_cert.errors import ConfigError, RunError
 from greg_cert.files import write_atomic
-from greg_cert.manifest import MANIFEST_FILE, check_file, put_manifest, read_manifest
 from greg_cert.models import Classifier, build_model
+from greg_cert.runs.manifest import MANIFEST_FILE, check_file, put_manifest, read_manifest
 from greg_cert.tensor_file import check_ties, read_tensors, write_tensors
 
 _PACKAGES = (
@@ -194,7 +194,7 @@ def write_config(run: RunFolder, config: ExperimentConfig) -> None:
 
 
 def write_manifest(run: RunFolder, manifest: dict[str, Any]) -> None:
-    """Write the manifest, with its digest; errors as of `greg_cert.manifest.put_manifest`."""
+    """Write the manifest, with its digest; errors as of `greg_cert.runs.manifest.put_manifest`."""
     put_manifest(run.path, manifest)
 
 

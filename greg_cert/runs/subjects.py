@@ -24,9 +24,9 @@ from greg_cert.digests import DIGEST, json_digest, tensors_digest
 from greg_cert.errors import ConfigError, RunError
 from greg_cert.models import build_model
 from greg_cert.models.normalize import Normalize
-from greg_cert.models.onnx_file import OnnxFile, read_onnx
-from greg_cert.records import RunFolder, environment, model_sizes
-from greg_cert.weights import LoadReport, load_foreign
+from greg_cert.models.onnx.file import OnnxFile, read_onnx
+from greg_cert.runs.records import RunFolder, environment, model_sizes
+from greg_cert.runs.weights import LoadReport, load_foreign
 
 SUFFIXES = (".yaml", ".yml")  # of the description of a model from elsewhere
 

@@ -14,8 +14,8 @@ import torch
 from torch import fx
 
 from greg_cert.errors import UnsupportedModelError
-from greg_cert.models.onnx_layers import HANDLERS
-from greg_cert.models.onnx_step import PROBES, Array, Known, State, Step, Traced
+from greg_cert.models.onnx.layers import HANDLERS
+from greg_cert.models.onnx.step import PROBES, Array, Known, State, Step, Traced
 
 
 def translate(

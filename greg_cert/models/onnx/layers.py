@@ -16,8 +16,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from greg_cert.models.onnx_channels import extreme, slice_channels, split_channels
-from greg_cert.models.onnx_step import Step, Traced
+from greg_cert.models.onnx.channels import extreme, slice_channels, split_channels
+from greg_cert.models.onnx.step import Step, Traced
 
 Layer = TypeVar("Layer", bound=nn.Module)
 Pads = list[tuple[int, int]]  # before and behind, of rows and of columns

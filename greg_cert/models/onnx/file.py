@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from greg_cert.errors import RunError
-from greg_cert.models.onnx_graph import translate
+from greg_cert.models.onnx.graph import translate
 
 FIRST_OPSET = 9
 _TOLERANCE = 1e-4  # of float32 logits, relative to the largest

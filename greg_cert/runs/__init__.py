@@ -1,0 +1,1 @@
+"""Run folders and models from elsewhere: what is trained, evaluated and verified."""
