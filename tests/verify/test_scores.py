@@ -88,7 +88,7 @@ def test_a_wrong_entropy_or_level_is_found(monkeypatch: pytest.MonkeyPatch) -> N
         return rows, constant + 0.5
 
     for module in ("duality", "ball"):
-        monkeypatch.setattr(f"greg_cert.verify.{module}.lower_rows", too_large)
+        monkeypatch.setattr(f"greg_cert.verify.radius.{module}.lower_rows", too_large)
     for score in ("energy", "max_logit", "absent_class"):
         with pytest.raises(ContradictionWarning):
             attack("mlp", score, "id", 2.0, method="crown,alpha-crown", lipschitz=True)
