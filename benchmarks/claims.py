@@ -74,6 +74,7 @@ class Grid:
 
 SAME = ("model.name=lip_cnn", "train.stages[0].clip_grad=5", "train.stages[1].clip_grad=5")
 FARTHER = ("train.stages[1].lambda_score=0.0011",)  # longer radii, less detection
+STRONGER = ("train.lambda_lipschitz=0.03", "train.stages[1].lambda_score=0.0005")
 MAXMIN = (  # nearer to the accuracy of energy training
     "model.activation=maxmin",
     "train.lambda_lipschitz=0.05",
@@ -98,6 +99,7 @@ GRID = {
             "GReg+": Run("mnist_gregplus.yaml"),
             "energy, far margins": Run("mnist_lipschitz.yaml", ("train.lambda_lipschitz=0",)),
             "Lipschitz": Run("mnist_lipschitz.yaml"),
+            "Lipschitz, stronger": Run("mnist_lipschitz.yaml", STRONGER),
         },
         ("energy, far margins",),
         150,
