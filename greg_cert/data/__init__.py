@@ -6,8 +6,9 @@ neither torch nor any image library.
 
 from __future__ import annotations
 
-from importlib import import_module
 from typing import TYPE_CHECKING
+
+import lazy_loader
 
 if TYPE_CHECKING:
     from greg_cert.data.files.threads import prefetch
@@ -28,20 +29,13 @@ __all__ = [
     "splits_from_tensors",
 ]
 
-_HOME = {
-    "DataConfig": "schema",
-    "DataSplits": "types",
-    "ImageSet": "types",
-    "Images": "types",
-    "LabelledSource": "schema",
-    "Source": "schema",
-    "load_data": "load",
-    "prefetch": "files.threads",
-    "splits_from_tensors": "tensors",
-}
-
-
-def __getattr__(name: str) -> object:
-    if name not in _HOME:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.{_HOME[name]}"), name)
+__getattr__, __dir__, _ = lazy_loader.attach(
+    __name__,
+    submod_attrs={
+        "files.threads": ["prefetch"],
+        "load": ["load_data"],
+        "schema": ["DataConfig", "LabelledSource", "Source"],
+        "tensors": ["splits_from_tensors"],
+        "types": ["DataSplits", "ImageSet", "Images"],
+    },
+)

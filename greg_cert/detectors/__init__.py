@@ -6,8 +6,9 @@ imports no torch.
 
 from __future__ import annotations
 
-from importlib import import_module
 from typing import TYPE_CHECKING
+
+import lazy_loader
 
 if TYPE_CHECKING:
     from greg_cert.detectors.catalogue import DETECTORS, DetectorInfo
@@ -25,18 +26,12 @@ __all__ = [
     "parse_detector",
 ]
 
-_HOME = {
-    "DETECTORS": "catalogue",
-    "Detector": "detector",
-    "DetectorInfo": "catalogue",
-    "Outputs": "penultimate",
-    "Penultimate": "penultimate",
-    "build_detector": "detector",
-    "parse_detector": "names",
-}
-
-
-def __getattr__(name: str) -> object:
-    if name not in _HOME:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.{_HOME[name]}"), name)
+__getattr__, __dir__, _ = lazy_loader.attach(
+    __name__,
+    submod_attrs={
+        "catalogue": ["DETECTORS", "DetectorInfo"],
+        "detector": ["Detector", "build_detector"],
+        "names": ["parse_detector"],
+        "penultimate": ["Outputs", "Penultimate"],
+    },
+)

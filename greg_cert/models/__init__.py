@@ -6,8 +6,9 @@ neither torch nor torchvision.
 
 from __future__ import annotations
 
-from importlib import import_module
 from typing import TYPE_CHECKING
+
+import lazy_loader
 
 if TYPE_CHECKING:
     from greg_cert.models.base import Classifier
@@ -26,18 +27,13 @@ __all__ = [
     "is_model_name",
 ]
 
-_HOME = {
-    "MODEL_NAMES": "names",
-    "Classifier": "base",
-    "MaxMin": "maxmin",
-    "Normalize": "normalize",
-    "build_model": "registry",
-    "check_model_name": "names",
-    "is_model_name": "names",
-}
-
-
-def __getattr__(name: str) -> object:
-    if name not in _HOME:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.{_HOME[name]}"), name)
+__getattr__, __dir__, _ = lazy_loader.attach(
+    __name__,
+    submod_attrs={
+        "base": ["Classifier"],
+        "maxmin": ["MaxMin"],
+        "names": ["MODEL_NAMES", "check_model_name", "is_model_name"],
+        "normalize": ["Normalize"],
+        "registry": ["build_model"],
+    },
+)
