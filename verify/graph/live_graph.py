@@ -53,6 +53,9 @@ class LiveGraph:
         finally:
             for module, mode in modes:
                 module.training = mode
+        self._norms: list[Any] = [
+            m for m in self._traced.modules() if isinstance(getattr(m, "running_var", None), Tensor)
+        ]
         context = first.context
         # Only their sizes are asked for again.
         self._known: dict[fx.Node, Any] = {
@@ -67,14 +70,11 @@ class LiveGraph:
         Args:
             variances: of BatchNorm's channels, each in place of the running one of that id.
         """
-        norms: list[Any] = [
-            m for m in self._traced.modules() if isinstance(getattr(m, "running_var", None), Tensor)
-        ]
         scales: dict[nn.Module, Scale] = {}
-        if norms:
-            running = [m.running_var for m in norms]
+        if self._norms:
+            running = [m.running_var for m in self._norms]
             used = [(variances or {}).get(id(v), v) for v in running]
-            scales = dict(zip(norms, batch_norm_scales(norms, used), strict=True))
+            scales = dict(zip(self._norms, batch_norm_scales(self._norms, used), strict=True))
         return Translation(
             self._traced, self._probe, whole_pools=True, known=self._known, scales=scales
         ).run()

@@ -99,10 +99,8 @@ def _batch_norm(c: Call) -> int:
     m = c.target
     if m.running_mean is None or m.running_var is None:
         raise c.refuse("it has no running statistics, so its output depends on the batch")
-    if m in c.context.scales:
-        scale, shift = c.context.scales[m]
-    else:
-        ((scale, shift),) = batch_norm_scales([m], [m.running_var])
+    known = c.context.scales.get(m)
+    scale, shift = known or batch_norm_scales([m], [m.running_var])[0]
     return c.builder.per_channel(c.name, c.operand(), scale, shift)
 
 
