@@ -17,6 +17,11 @@ NormName = Annotated[Literal["2", "inf"], BeforeValidator(_norm_as_text)]
 
 
 class Section(BaseModel):
-    """A frozen record that refuses unknown keys and numbers that are not finite."""
+    """A frozen record that refuses unknown keys and numbers that are not finite.
 
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+    The docstring below a field is what `greg-cert config schema` says of it.
+    """
+
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True
+    )

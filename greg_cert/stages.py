@@ -41,83 +41,91 @@ class StageConfig(Section):
 
     A method is a name for values of `score`, `outlier_loss`, `lambda_score`, `gradient` and
     `strategy`; each may be set beside it.
-
-    Attributes:
-        method: `ce` cross-entropy; `oe` outlier exposure; `energy` the margin loss of the energy
-            score; `greg` the gradient penalty too; `greg+` picks auxiliary samples by clustering
-            besides; `dos` diverse outliers of an absent class; `poem` outliers near the boundary,
-            by posterior sampling; `…+grad` any of these with the gradient penalty.
-        epochs: Passes over the ID training split.
-        lr: Learning rate at the start.
-        schedule: `cosine` to zero over the stage's steps, or `constant`.
-        momentum: Of SGD, with Nesterov's correction where it is positive.
-        weight_decay: L2 penalty of the weights.
-        batch_size: ID samples a step, over all processes.
-        score: OOD score that margins and the gradient penalty are about, and that the run is
-            evaluated by when this is its last stage.
-        outlier_loss: L_S: `margin` of the score; `uniform` cross-entropy of outliers to the uniform
-            distribution; `absent_class` cross-entropy of outliers to a class of their own.
-        lambda_score: Weight λ_S of it.
-        gradient: Whether the norm of the score's input gradient is penalised.
-        lambda_grad: Weight λ_∇ of the gradient loss.
-        m_in: Margin of ID scores, or `auto`: their mean when the stage begins.
-        m_out: Margin of auxiliary scores, or `auto`: their mean when the stage begins.
-        scaling: `paper`: L_∇ is the sum of two means; `reference`: as the authors' code has it,
-            that divided by the number of samples in the step.
-        gradient_space: Whether the gradient is by raw pixels in [0, 1] or by normalised ones.
-        penalty_every: Steps from one penalty to the next, of the gradient or of L̄, which weighs as
-            many times λ_∇ or λ_L.
-        estimator: How the gradient penalty is differentiated: `double-backward` exactly;
-            `finite-difference` with one more forward pass, which compiles.
-        lambda_lipschitz: Weight λ_L of L̄, the formula of the score's proven Lipschitz constant over
-            all inputs, its norms of layers by power iteration; 0: no such term.
-        lipschitz_norm: Of the perturbations that L̄ is about.
-        lambda_lipschitz_ramp: Epochs over which λ_L rises from 0 when the stage begins.
-        clip_grad: Largest norm of a step's gradient, by all weights together; None: no limit.
-        aux_ratio: Auxiliary samples a step for each ID sample.
-        strategy: Which of the candidates are taken: `random`; `greedy`: lowest scores; `dos`:
-            lowest score of each cluster; `two_ended`: lowest (for L_S) and highest (for L_∇) of
-            each; `posterior`: nearest the boundary that a Bayesian linear model draws.
-        candidates: Auxiliary candidates a step for each ID sample, where `strategy` chooses.
-        pool: Auxiliary images drawn anew each epoch, from which all steps of it choose at once;
-            None: each step chooses from candidates of its own.
-        clusters: How many clusters (`dos`, `two_ended`); by default one a sample wanted in a step,
-            and 1,024 in a `pool`.
-        share_ends: Whether both ends of `two_ended` serve both losses, as in the authors' code.
-        augment: `shift`: random shifts by up to an eighth of the image; `shift_flip`: mirrored too.
-        augment_share: Share of the images that are augmented, drawn anew each time.
     """
 
     method: Method
+    """`ce` cross-entropy; `oe` outlier exposure; `energy` the margin loss of the energy score;
+    `greg` the gradient penalty too; `greg+` picks auxiliary samples by clustering besides; `dos`
+    diverse outliers of an absent class; `poem` outliers near the boundary, by posterior sampling;
+    `…+grad` any of these with the gradient penalty.
+    """
     epochs: PositiveInt
+    """Passes over the ID training split."""
     lr: PositiveFloat
+    """Learning rate at the start."""
     schedule: Literal["cosine", "constant"] = "cosine"
+    """`cosine` to zero over the stage's steps, or `constant`."""
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
+    """Of SGD, with Nesterov's correction where it is positive."""
     weight_decay: NonNegativeFloat = 5e-4
+    """L2 penalty of the weights."""
     batch_size: PositiveInt = 64
+    """ID samples a step, over all processes."""
     score: ScoreName = "energy"
+    """OOD score that margins and the gradient penalty are about, and that the run is evaluated by
+    when this is its last stage.
+    """
     outlier_loss: OutlierLoss = "none"
+    """L_S: `margin` of the score; `uniform` cross-entropy of outliers to the uniform distribution;
+    `absent_class` cross-entropy of outliers to a class of their own.
+    """
     lambda_score: NonNegativeFloat = 0.0
+    """Weight λ_S of it."""
     gradient: bool = False
+    """Whether the norm of the score's input gradient is penalised."""
     lambda_grad: NonNegativeFloat = 1.0
+    """Weight λ_∇ of the gradient loss."""
     m_in: Margin = "auto"
+    """Margin of ID scores, or `auto`: their mean when the stage begins."""
     m_out: Margin = "auto"
+    """Margin of auxiliary scores, or `auto`: their mean when the stage begins."""
     scaling: Literal["paper", "reference"] = "paper"
+    """`paper`: L_∇ is the sum of two means; `reference`: as the authors' code has it, that divided
+    by the number of samples in the step.
+    """
     gradient_space: Literal["pixel", "normalized"] = "pixel"
+    """Whether the gradient is by raw pixels in [0, 1] or by normalised ones."""
     penalty_every: PositiveInt = 1
+    """Steps from one penalty to the next, of the gradient or of L̄, which weighs as many times λ_∇
+    or λ_L.
+    """
     estimator: Literal["finite-difference", "double-backward"] = "double-backward"
+    """How the gradient penalty is differentiated: `double-backward` exactly; `finite-difference`
+    with one more forward pass, which compiles.
+    """
     lambda_lipschitz: NonNegativeFloat = 0.0
+    """Weight λ_L of L̄, the formula of the score's proven Lipschitz constant over all inputs, its
+    norms of layers by power iteration; 0: no such term.
+    """
     lipschitz_norm: NormName = "2"
+    """Of the perturbations that L̄ is about."""
     lambda_lipschitz_ramp: NonNegativeFloat = 2.0
+    """Epochs over which λ_L rises from 0 when the stage begins."""
     clip_grad: PositiveFloat | None = None
+    """Largest norm of a step's gradient, by all weights together; None: no limit."""
     aux_ratio: PositiveInt = 1
+    """Auxiliary samples a step for each ID sample."""
     strategy: Strategy = "random"
+    """Which of the candidates are taken: `random`; `greedy`: lowest scores; `dos`: lowest score of
+    each cluster; `two_ended`: lowest (for L_S) and highest (for L_∇) of each; `posterior`: nearest
+    the boundary that a Bayesian linear model draws.
+    """
     candidates: PositiveInt = 6
+    """Auxiliary candidates a step for each ID sample, where `strategy` chooses."""
     pool: PositiveInt | None = None
+    """Auxiliary images drawn anew each epoch, from which all steps of it choose at once; None: each
+    step chooses from candidates of its own.
+    """
     clusters: PositiveInt | None = None
+    """How many clusters (`dos`, `two_ended`); by default one a sample wanted in a step, and 1,024
+    in a `pool`.
+    """
     share_ends: bool = False
+    """Whether both ends of `two_ended` serve both losses, as in the authors' code."""
     augment: Literal["none", "shift", "shift_flip"] = "none"
+    """`shift`: random shifts by up to an eighth of the image; `shift_flip`: mirrored too."""
     augment_share: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """Share of the images that are augmented, drawn anew each time."""
 
     @model_validator(mode="before")
     @classmethod

@@ -1,6 +1,6 @@
 """What a configuration may hold: keys with values, defaults and meanings, and a JSON Schema.
 
-Meanings come from the "Attributes" of the records' docstrings, so that they are told once.
+Meanings are the docstrings of the records' fields, so that they are told once.
 """
 
 from __future__ import annotations
@@ -16,8 +16,6 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from greg_cert.errors import ConfigError
-
-_ENTRY = re.compile(r"^    (\w+): (.*)$")
 
 
 @dataclass(frozen=True)
@@ -65,15 +63,12 @@ def keys_of(record: type[BaseModel], section: str = "") -> list[Key]:
 def json_schema(record: type[BaseModel]) -> dict[str, Any]:
     """The JSON Schema of a record, with the meanings of its keys as descriptions."""
     schema = record.model_json_schema()
-    named = {kind.__name__: kind for kind in _sections(record)}
-    for name, part in {record.__name__: schema, **schema.get("$defs", {})}.items():
-        if name not in named:
-            continue
-        meanings = _meanings(named[name])
-        part["description"] = _first_line(named[name])
-        for field, told in part.get("properties", {}).items():
-            if field in meanings:
-                told["description"] = meanings[field]
+    for part in (schema, *schema.get("$defs", {}).values()):
+        if "description" in part:
+            part["description"] = part["description"].partition("\n")[0]
+        for told in part.get("properties", {}).values():
+            if "description" in told:
+                told["description"] = _one_line(told["description"])
     return schema
 
 
@@ -83,11 +78,12 @@ def _under(key: str, wanted: str) -> bool:
 
 
 def _keys(record: type[BaseModel], before: str) -> list[Key]:
-    meanings = _meanings(record)
     found = []
     for name, field in record.model_fields.items():
         key = f"{before}.{name}" if before else name
-        found.append(Key(key, _values(field.annotation), _default(field), meanings.get(name, "")))
+        found.append(
+            Key(key, _values(field.annotation), _default(field), _one_line(field.description))
+        )
         inner: dict[str, Key] = {}
         for kind, many in _inner(field.annotation):
             for one in _keys(kind, key + ("[]" if many else "")):
@@ -115,14 +111,6 @@ def _inner(annotation: Any, many: bool = False) -> list[tuple[type[BaseModel], b
     if origin in (tuple, list):
         return [pair for a in typing.get_args(annotation) for pair in _inner(a, True)]
     return []
-
-
-def _sections(record: type[BaseModel]) -> list[type[BaseModel]]:
-    found = [record]
-    for field in record.model_fields.values():
-        for kind, _ in _inner(field.annotation):
-            found += _sections(kind)
-    return found
 
 
 def _values(annotation: Any) -> str:
@@ -172,22 +160,5 @@ def _tells_the_kind(field: FieldInfo) -> bool:
     )
 
 
-def _first_line(record: type[BaseModel]) -> str:
-    return (record.__doc__ or "").strip().split("\n", maxsplit=1)[0]
-
-
-def _meanings(record: type[BaseModel]) -> dict[str, str]:
-    """Field to meaning, from the docstrings of a record and of what it derives from."""
-    found: dict[str, str] = {}
-    for kind in reversed(record.__mro__):
-        if not (isinstance(kind, type) and issubclass(kind, BaseModel)):
-            continue
-        _, _, listed = (kind.__doc__ or "").partition("Attributes:\n")
-        name = ""
-        for line in re.sub(r"(?m)^    ", "", listed).splitlines():
-            if entry := _ENTRY.match(line):
-                name = entry[1]
-                found[name] = entry[2].strip()
-            elif name and line.strip():
-                found[name] += " " + line.strip()
-    return found
+def _one_line(meaning: str | None) -> str:
+    return " ".join((meaning or "").split())

@@ -37,17 +37,15 @@ ModelName = Annotated[str, AfterValidator(_known)]
 
 
 class ModelConfig(Section):
-    """Which network of `greg_cert.models`; its sizes follow from the data.
-
-    Attributes:
-        name: Name in the registry, or `torchvision/NAME` of one of its classifiers.
-        activation: `relu`, or `maxmin` (pairs of channels sorted), which loses nothing of an ℓ2
-            ball; that for `mlp`, `cnn_small`, `lip_cnn` and `liresnet` alone. By default `maxmin`
-            for the last two, `relu` for the others.
-    """
+    """Which network of `greg_cert.models`; its sizes follow from the data."""
 
     name: ModelName
+    """Name in the registry, or `torchvision/NAME` of one of its classifiers."""
     activation: Literal["relu", "maxmin"] | None = None
+    """`relu`, or `maxmin` (pairs of channels sorted), which loses nothing of an ℓ2 ball; that for
+    `mlp`, `cnn_small`, `lip_cnn` and `liresnet` alone. By default `maxmin` for the last two, `relu`
+    for the others.
+    """  # noqa: RUF001
 
     @model_validator(mode="before")
     @classmethod
@@ -68,21 +66,18 @@ class ModelConfig(Section):
 
 
 class InitConfig(Section):
-    """Weights to begin with: of a run, or of a file from elsewhere. Every key of it must fit.
-
-    Attributes:
-        weights: Run folder, or a `.safetensors`, `.pt` or `.pth` file; nothing in it is executed.
-        allow_missing: Names here (or patterns such as `head.*`) that may stay as initialised.
-        allow_unexpected: Names in the file, or patterns, that may be left out.
-        rename: Pairs of module paths, in the file and here, for names that are not known.
-        entry: Which of several sets of weights in the file.
-    """
+    """Weights to begin with: of a run, or of a file from elsewhere. Every key of it must fit."""
 
     weights: Path
+    """Run folder, or a `.safetensors`, `.pt` or `.pth` file; nothing in it is executed."""
     allow_missing: tuple[str, ...] = ()
+    """Names here (or patterns such as `head.*`) that may stay as initialised."""
     allow_unexpected: tuple[str, ...] = ()
+    """Names in the file, or patterns, that may be left out."""
     rename: tuple[tuple[str, str], ...] = ()
+    """Pairs of module paths, in the file and here, for names that are not known."""
     entry: str | None = None
+    """Which of several sets of weights in the file."""
 
 
 def _bare_path(value: object) -> object:
@@ -94,36 +89,34 @@ Init = Annotated[InitConfig | None, BeforeValidator(_bare_path)]
 
 
 class TrainConfig(Section):
-    """How a run is trained.
-
-    Attributes:
-        stages: In order; the last one names the run's method and score.
-        init: Weights to begin with; a bare path where nothing needs to be allowed.
-        accelerator: Of Lightning Fabric: `auto`, `cpu`, `gpu`.
-        devices: Processes on each node, one a device; `auto` for all GPUs of the node.
-        nodes: Machines, each started by `torchrun` or `fabric run`.
-        precision: `32`, or `bf16` for convolutions and matrix products, with scores and the norms
-            of their gradients in float32.
-        channels_last: Whether images lie in memory with their channels last, which is faster on
-            most devices.
-        compile: Whether `torch.compile` compiles the model; a gradient penalty then needs
-            `estimator: finite-difference`.
-        sync_batchnorm: Whether BatchNorm takes its statistics over all processes (GPUs only).
-        log_every: Steps between two rows of `metrics.jsonl`.
-        checkpoint_every: Steps between two checkpoints, beside that at the end of each epoch.
-    """
+    """How a run is trained."""
 
     stages: Annotated[tuple[StageConfig, ...], Field(min_length=1)]
+    """In order; the last one names the run's method and score."""
     init: Init = None
+    """Weights to begin with; a bare path where nothing needs to be allowed."""
     accelerator: Literal["auto", "cpu", "gpu"] = "auto"
+    """Of Lightning Fabric: `auto`, `cpu`, `gpu`."""
     devices: PositiveInt | Literal["auto"] = 1
+    """Processes on each node, one a device; `auto` for all GPUs of the node."""
     nodes: PositiveInt = 1
+    """Machines, each started by `torchrun` or `fabric run`."""
     precision: Literal["32", "bf16"] = "32"
+    """`32`, or `bf16` for convolutions and matrix products, with scores and the norms of their
+    gradients in float32.
+    """
     channels_last: bool = True
+    """Whether images lie in memory with their channels last, which is faster on most devices."""
     compile: bool = False
+    """Whether `torch.compile` compiles the model; a gradient penalty then needs `estimator:
+    finite-difference`.
+    """
     sync_batchnorm: bool = False
+    """Whether BatchNorm takes its statistics over all processes (GPUs only)."""
     log_every: PositiveInt = 10
+    """Steps between two rows of `metrics.jsonl`."""
     checkpoint_every: PositiveInt | None = None
+    """Steps between two checkpoints, beside that at the end of each epoch."""
 
     @field_validator("precision", mode="before")
     @classmethod
@@ -170,23 +163,20 @@ class TrainConfig(Section):
 
 
 class ExperimentConfig(Section):
-    """Everything that makes a run.
-
-    Attributes:
-        name: What tables call the run; by default its method.
-        seed: Of weights, batches and clusters.
-        data: Sources and splits.
-        model: Network.
-        train: Stages of training.
-        verify: Defaults of `greg-cert verify`.
-    """
+    """Everything that makes a run."""
 
     name: Annotated[str, Field(min_length=1)] | None = None
+    """What tables call the run; by default its method."""
     seed: NonNegativeInt = 0
+    """Of weights, batches and clusters."""
     data: DataConfig
+    """Sources and splits."""
     model: ModelConfig
+    """Network."""
     train: TrainConfig
+    """Stages of training."""
     verify: VerifyConfig = VerifyConfig()
+    """Defaults of `greg-cert verify`."""
 
     @property
     def network(self) -> str:

@@ -16,26 +16,26 @@ from greg_cert.stages import ScoreName
 
 
 class OwnNetwork(Section):
-    """A network that was trained elsewhere.
-
-    Attributes:
-        factory: `package.module:function` or `package.module:Class` that makes it, called with
-            `arguments`. It is imported and run, so it must be code that you trust.
-        arguments: Keyword arguments of `factory`.
-        name: A network of ours instead of a factory, as in `model.name` of an experiment.
-        onnx: An ONNX file instead of a factory, with its weights; nothing in it is executed. It
-            needs the extra `onnx`.
-        weights: Their file, or nothing where `factory` loads them itself.
-        normalize: Whether (x - mean)/std stands before the network, which otherwise takes raw
-            pixels in [0, 1]; networks of ours have it inside.
-    """
+    """A network that was trained elsewhere."""
 
     factory: Annotated[str, Field(pattern=r"^[A-Za-z_][\w.]*:[A-Za-z_][\w.]*$")] | None = None
+    """`package.module:function` or `package.module:Class` that makes it, called with `arguments`.
+    It is imported and run, so it must be code that you trust.
+    """
     arguments: dict[str, Any] = Field(default_factory=dict)
+    """Keyword arguments of `factory`."""
     name: ModelName | None = None
+    """A network of ours instead of a factory, as in `model.name` of an experiment."""
     onnx: Path | None = None
+    """An ONNX file instead of a factory, with its weights; nothing in it is executed. It needs the
+    extra `onnx`.
+    """
     weights: Init = None
+    """Their file, or nothing where `factory` loads them itself."""
     normalize: bool = False
+    """Whether (x - mean)/std stands before the network, which otherwise takes raw pixels in [0, 1];
+    networks of ours have it inside.
+    """
 
     @model_validator(mode="after")
     def _one_origin(self) -> Self:
@@ -53,23 +53,20 @@ class OwnNetwork(Section):
 
 
 class OwnModelConfig(Section):
-    """A model that was trained elsewhere, and the data that it is evaluated and verified on.
-
-    Attributes:
-        name: What tables call it; by default the name of the factory, network or file.
-        seed: That it was trained with, where means over seeds are wanted.
-        data: As in an experiment. `id` sets the threshold, and is what detectors are fitted on.
-        model: The network.
-        score: OOD score it is evaluated by.
-        verify: Defaults of `greg-cert verify`.
-    """
+    """A model that was trained elsewhere, and the data that it is evaluated and verified on."""
 
     name: Annotated[str, Field(min_length=1)] | None = None
+    """What tables call it; by default the name of the factory, network or file."""
     seed: NonNegativeInt | None = None
+    """That it was trained with, where means over seeds are wanted."""
     data: DataConfig
+    """As in an experiment. `id` sets the threshold, and is what detectors are fitted on."""
     model: OwnNetwork
+    """The network."""
     score: ScoreName = "energy"
+    """OOD score it is evaluated by."""
     verify: VerifyConfig = VerifyConfig()
+    """Defaults of `greg-cert verify`."""
 
     @property
     def network(self) -> str:

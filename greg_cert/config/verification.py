@@ -20,60 +20,61 @@ from greg_cert.section import NormName, Section
 
 
 class VerifyConfig(Section):
-    """How a run is verified.
-
-    Attributes:
-        samples: How many test samples, the same ones for every run; None for all.
-        norm: Norm of radii.
-        max_radius: Radii are capped here.
-        tpr: Share of the calibration split that the threshold accepts.
-        method: As in `greg_cert.verify.certify`: a name, or several with commas or as a list.
-        engine: As in `greg_cert.verify.certify`.
-        seed: Of the choice of samples and of the attacks.
-        side: Whether accepted ID samples are certified to stay accepted, rejected samples of the
-            OOD test sets to stay rejected, or both.
-        ood_samples: How many samples of each OOD test set; None for all.
-        batch: Samples certified at once, between two of which a run can be stopped; None: by the
-            size of the network.
-        memory: GiB that bounds may use; None for no limit.
-        correct: Whether an ID certificate is about "accepted and classified as its label".
-        cuts: As in `greg_cert.verify.certify`.
-        until_share: Of the method `best`: a sample stops where its certified radius is this share
-            of its attack's.
-        budget: Of the method `best`: passes of a sample through the network, forward and back, as
-            counted from its size; None for no end.
-        seconds_per_sample: Of the method `best`, in place of the budget. Rows then depend on the
-            machine and its load.
-        auc_radii: Radii at which the least scores of OOD samples are bounded and attacked, for
-            GAUC and AAUC; side `ood` or `both`.
-        smoothing_sigma: Noise of the method `smoothing`, in raw pixels.
-        smoothing_n: Its noisy copies of each sample.
-        smoothing_alpha: How likely, at most, what it says of one sample is false.
-        device: Where networks run: `auto` (a CUDA device where there is one), `cpu`, `cuda` or
-            `cuda:N`.
-    """
+    """How a run is verified."""
 
     samples: PositiveInt | None = 500
+    """How many test samples, the same ones for every run; None for all."""
     norm: NormName = "2"
+    """Norm of radii."""
     max_radius: PositiveFloat = 1.0
+    """Radii are capped here."""
     tpr: Annotated[float, Field(gt=0, le=1)] = 0.95
+    """Share of the calibration split that the threshold accepts."""
     method: str | tuple[str, ...] = "best"
+    """As in `greg_cert.verify.certify`: a name, or several with commas or as a list."""
     engine: Literal["auto", "auto-lirpa", "native"] = "auto"
+    """As in `greg_cert.verify.certify`."""
     seed: NonNegativeInt = 0
+    """Of the choice of samples and of the attacks."""
     side: Literal["id", "ood", "both"] = "id"
+    """Whether accepted ID samples are certified to stay accepted, rejected samples of the OOD test
+    sets to stay rejected, or both.
+    """
     ood_samples: PositiveInt | None = 200
+    """How many samples of each OOD test set; None for all."""
     batch: PositiveInt | None = None
+    """Samples certified at once, between two of which a run can be stopped; None: by the size of
+    the network.
+    """
     memory: PositiveFloat | None = None
+    """GiB that bounds may use; None for no limit."""
     correct: bool = False
+    """Whether an ID certificate is about "accepted and classified as its label"."""
     cuts: NonNegativeInt = 3
+    """As in `greg_cert.verify.certify`."""
     until_share: Annotated[float, Field(gt=0, le=1)] = 0.95
+    """Of the method `best`: a sample stops where its certified radius is this share of its
+    attack's.
+    """
     budget: PositiveInt | None = 8000
+    """Of the method `best`: passes of a sample through the network, forward and back, as counted
+    from its size; None for no end.
+    """
     seconds_per_sample: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
+    """Of the method `best`, in place of the budget. Rows then depend on the machine and its load.
+    """
     auc_radii: tuple[PositiveFloat, ...] = ()
+    """Radii at which the least scores of OOD samples are bounded and attacked, for GAUC and AAUC;
+    side `ood` or `both`.
+    """
     smoothing_sigma: PositiveFloat = 0.25
+    """Noise of the method `smoothing`, in raw pixels."""
     smoothing_n: PositiveInt = 10_000
+    """Its noisy copies of each sample."""
     smoothing_alpha: Annotated[float, Field(gt=0, lt=1)] = 0.001
+    """How likely, at most, what it says of one sample is false."""
     device: str = "auto"
+    """Where networks run: `auto` (a CUDA device where there is one), `cpu`, `cuda` or `cuda:N`."""
 
     @field_validator("method", mode="before")
     @classmethod

@@ -11,9 +11,7 @@ from pathlib import Path, PurePosixPath
 from typing import Annotated, Literal, Self
 
 from pydantic import (
-    BaseModel,
     BeforeValidator,
-    ConfigDict,
     Field,
     NonNegativeInt,
     PositiveInt,
@@ -21,6 +19,7 @@ from pydantic import (
 )
 
 from greg_cert.data.files.class_lists import CLASS_LISTS
+from greg_cert.section import Section
 
 ARCHIVES = (".tar", ".tar.gz", ".tgz", ".tar.xz", ".txz", ".tar.bz2", ".tbz2", ".zip")
 
@@ -51,24 +50,20 @@ ClassNames = Annotated[
 Crop = Annotated[float, Field(gt=0, le=1)]
 
 
-class _Source(BaseModel):
-    """What all sources share.
-
-    Attributes:
-        name: What tables call the set; by default named after the source.
-        limit: Keep at most this many images, a random subset drawn with `seed`.
-        seed: Seed of everything random in the source.
-        group: Of an OOD test set: whether it counts as `near` or `far` OOD; by default as OpenOOD
-            groups it beside this ID set, where it does (`greg_cert.data.groups`).
-    """
-
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+class _Source(Section):
+    """What all sources share."""
 
     source: str
     name: Annotated[str, Field(min_length=1)] | None = None
+    """What tables call the set; by default named after the source."""
     limit: PositiveInt | None = None
+    """Keep at most this many images, a random subset drawn with `seed`."""
     seed: NonNegativeInt = 0
+    """Seed of everything random in the source."""
     group: Literal["near", "far"] | None = None
+    """Of an OOD test set: whether it counts as `near` or `far` OOD; by default as OpenOOD groups it
+    beside this ID set, where it does (`greg_cert.data.groups`).
+    """
 
     @property
     def title(self) -> str:
@@ -128,59 +123,59 @@ class GaussianSource(_Drawn):
 
 
 class ArraySource(_Source):
-    """Images in a `.npz` (with labels where needed) or `.npy` file; nothing is ever unpickled.
-
-    Attributes:
-        path: The file.
-        images: Key of the images in a `.npz`.
-        labels: Key of the labels in a `.npz`; read only for in-distribution sets.
-        layout: Order of the axes; "auto" takes the axis that is 1 or 3 for the channels.
-        scale: The stored value that stands for white, such as 1, 255 or 65535; every value lies
-            between 0 and it, and is divided by it. "auto" takes 255 for uint8 and 1 for floating
-            point, refuses other types, and says so where no pixel comes near it.
-        keep: Where the images stay: in "memory", or (`.npy` only) on "disk", from where they are
-            read as they are needed; "auto" leaves them there beyond 4 GiB.
-    """
+    """Images in a `.npz` (with labels where needed) or `.npy` file; nothing is ever unpickled."""
 
     source: Literal["array"] = "array"
     path: Path
+    """The file."""
     images: str = "images"
+    """Key of the images in a `.npz`."""
     labels: str = "labels"
+    """Key of the labels in a `.npz`; read only for in-distribution sets."""
     layout: Literal["auto", "nhwc", "nchw", "nhw"] = "auto"
+    """Order of the axes; "auto" takes the axis that is 1 or 3 for the channels."""
     scale: Annotated[float, Field(gt=0)] | Literal["auto"] = "auto"
+    """The stored value that stands for white, such as 1, 255 or 65535; every value lies between 0
+    and it, and is divided by it. "auto" takes 255 for uint8 and 1 for floating point, refuses other
+    types, and says so where no pixel comes near it.
+    """
     keep: Keep = "auto"
+    """Where the images stay: in "memory", or (`.npy` only) on "disk", from where they are read as
+    they are needed; "auto" leaves them there beyond 4 GiB.
+    """
 
     def _default_title(self) -> str:
         return self.path.stem
 
 
 class FolderSource(_Source):
-    """Image files: `path/<class>/*` with labels; `path/*` also serves where none are needed.
-
-    Attributes:
-        path: A folder, or an archive (`.tar`, `.tar.gz`, `.tar.xz`, `.tar.bz2`, `.zip`), which is
-            read without being unpacked.
-        inside: Folder inside the archive that holds the classes; by default its top.
-        classes: Class folders to read, in the order of their labels, or the name of a list in
-            `greg_cert.data.files.class_lists`; by default all, sorted.
-        classes_file: The same as a text file: a name a line, `#` before comments.
-        exclude_classes: Class folders to leave out, as `classes`.
-        exclude_classes_file: The same as a text file.
-        crop: Share of the shorter side that is kept when images are squared; 0.875 is ImageNet's
-            256-to-224 crop.
-        keep: Where the images stay: decoded in "memory", or on "disk", from where they are read and
-            decoded as they are needed; "auto" leaves them there if they would fill over 4 GiB.
-    """
+    """Image files: `path/<class>/*` with labels; `path/*` also serves where none are needed."""
 
     source: Literal["folder"] = "folder"
     path: Path
+    """A folder, or an archive (`.tar`, `.tar.gz`, `.tar.xz`, `.tar.bz2`, `.zip`), which is read
+    without being unpacked.
+    """
     inside: PurePosixPath | None = None
+    """Folder inside the archive that holds the classes; by default its top."""
     classes: ClassNames | None = None
+    """Class folders to read, in the order of their labels, or the name of a list in
+    `greg_cert.data.files.class_lists`; by default all, sorted.
+    """
     classes_file: Path | None = None
+    """The same as a text file: a name a line, `#` before comments."""
     exclude_classes: ClassNames | None = None
+    """Class folders to leave out, as `classes`."""
     exclude_classes_file: Path | None = None
+    """The same as a text file."""
     crop: Crop = 1.0
+    """Share of the shorter side that is kept when images are squared; 0.875 is ImageNet's
+    256-to-224 crop.
+    """
     keep: Keep = "auto"
+    """Where the images stay: decoded in "memory", or on "disk", from where they are read and
+    decoded as they are needed; "auto" leaves them there if they would fill over 4 GiB.
+    """
 
     @property
     def archived(self) -> bool:
@@ -212,17 +207,7 @@ class FolderSource(_Source):
 
 
 class TorchvisionSource(_Source):
-    """A set that torchvision reads from `root`, and downloads on request.
-
-    Attributes:
-        dataset: Its name in torchvision. EMNIST is its letters, Places365 its 256x256 images (test:
-            the validation split).
-        root: Folder that holds, or is to hold, its files.
-        split: Which of its images.
-        download: Whether it may be fetched.
-        crop: As for folders; only for the sets of photographs (DTD, Food101, GTSRB, Places365).
-        keep: As for folders; only for the sets of photographs.
-    """
+    """A set that torchvision reads from `root`, and downloads on request."""
 
     source: Literal["torchvision"] = "torchvision"
     dataset: Literal[
@@ -239,11 +224,19 @@ class TorchvisionSource(_Source):
         "STL10",
         "SVHN",
     ]
+    """Its name in torchvision. EMNIST is its letters, Places365 its 256x256 images (test: the
+    validation split).
+    """
     root: Path
+    """Folder that holds, or is to hold, its files."""
     split: Literal["train", "test"]
+    """Which of its images."""
     download: bool = False
+    """Whether it may be fetched."""
     crop: Crop = 1.0
+    """As for folders; only for the sets of photographs (DTD, Food101, GTSRB, Places365)."""
     keep: Keep = "auto"
+    """As for folders; only for the sets of photographs."""
 
     def _default_title(self) -> str:
         return self.dataset.lower()
@@ -268,42 +261,39 @@ Source = Annotated[
 ]
 
 
-class DataConfig(BaseModel):
-    """Which images are in-distribution, which are auxiliary outliers, and which test detection.
-
-    Attributes:
-        id: In-distribution set; needs labels.
-        id_test: A test set of its own; without one, the test split is cut from `id`.
-        aux: Auxiliary outliers seen in training.
-        ood: Out-of-distribution test sets, never seen in training.
-        image_size: Height and width of every image; that of `id` by default.
-        channels: 1 (grey) or 3 (RGB); those of `id` by default.
-        calibration: Fraction of `id` that sets the threshold.
-        test: Fraction of `id` that is tested on; ignored when `id_test` is given.
-        seed: Seed of the splits.
-        shared: What to do with images that two sets have in common which must not: "refuse", or
-            "drop" them, from `id` what is also in `id_test` (or the split cut for it), from an OOD
-            set what is also in-distribution, from `aux` what is in any other. How they are found is
-            told in `greg_cert.data.duplicates`.
-        mean: Per-channel mean that the model subtracts, in [0, 1] units; by default that of the
-            train split (of 5,000 of its images where it stays on disk). Given together with `std`.
-        std: Per-channel standard deviation that the model divides by; by default as `mean`.
-    """
-
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+class DataConfig(Section):
+    """Which images are in-distribution, which are auxiliary outliers, and which test detection."""
 
     id: LabelledSource
+    """In-distribution set; needs labels."""
     id_test: LabelledSource | None = None
+    """A test set of its own; without one, the test split is cut from `id`."""
     aux: Source | None = None
+    """Auxiliary outliers seen in training."""
     ood: tuple[Source, ...] = ()
+    """Out-of-distribution test sets, never seen in training."""
     image_size: PositiveInt | None = None
+    """Height and width of every image; that of `id` by default."""
     channels: Literal[1, 3] | None = None
+    """1 (grey) or 3 (RGB); those of `id` by default."""
     calibration: float = Field(default=0.15, gt=0, lt=1)
+    """Fraction of `id` that sets the threshold."""
     test: float = Field(default=0.35, gt=0, lt=1)
+    """Fraction of `id` that is tested on; ignored when `id_test` is given."""
     seed: NonNegativeInt = 0
+    """Seed of the splits."""
     shared: Literal["refuse", "drop"] = "refuse"
+    """What to do with images that two sets have in common which must not: "refuse", or "drop" them,
+    from `id` what is also in `id_test` (or the split cut for it), from an OOD set what is also
+    in-distribution, from `aux` what is in any other. How they are found is told in
+    `greg_cert.data.duplicates`.
+    """
     mean: tuple[Annotated[float, Field(ge=0, le=1)], ...] | None = None
+    """Per-channel mean that the model subtracts, in [0, 1] units; by default that of the train
+    split (of 5,000 of its images where it stays on disk). Given together with `std`.
+    """
     std: tuple[Annotated[float, Field(gt=0, le=1)], ...] | None = None
+    """Per-channel standard deviation that the model divides by; by default as `mean`."""
 
     @model_validator(mode="after")
     def _check(self) -> Self:
