@@ -30,7 +30,7 @@ from greg_cert.evaluation import evaluate_model
 from greg_cert.runs.records import RunFolder, environment
 from greg_cert.scores import energy
 from greg_cert.verify import attack_radius, certify
-from greg_cert.verify.radius.coupled.one_ball import CoupledEffort
+from greg_cert.verify.radius.coupled.row_search import CoupledEffort
 from greg_cert.verify.run.selection import choose_samples
 from greg_cert.verify.scorer import score_and_gradient, score_function
 

@@ -44,13 +44,11 @@ from greg_cert.runs.records import RunFolder, environment
 from greg_cert.runs.subjects import common_data
 from greg_cert.scores import score_of
 from greg_cert.verify import certify, global_lipschitz_radius
-from greg_cert.verify.attack.audit import Audit
+from greg_cert.verify.attack.audit import Audit, nearest_attack
 from greg_cert.verify.attack.pgd import AttackPlan
-from greg_cert.verify.certifier import Certifier
 from greg_cert.verify.graph.trace import trace_model
-from greg_cert.verify.options import CertifyOptions
-from greg_cert.verify.radius.coupled.one_ball import CoupledEffort
-from greg_cert.verify.scorer import Margin, class_margin
+from greg_cert.verify.radius.coupled.row_search import CoupledEffort
+from greg_cert.verify.scorer import Detector, Margin, class_margin, logit_function
 
 TPRS = (0.3, 0.6, 0.9, 0.95, 0.99)
 NORMS = (2.0, math.inf)
@@ -288,16 +286,12 @@ def check(subject: Subject, cell: Cell, device: torch.device) -> dict[str, Any]:
     if len(x):
         names = torch.arange(len(x))
         steps, restarts, polish = ATTACK[subject.size]
-        options = CertifyOptions(
-            score=cell.score, attack_steps=steps, attack_restarts=restarts, attack_polish=polish,
-            seed=SEED,
-        )  # fmt: skip
         margin = Margin(threshold, cell.side)
-        attacker = Certifier(
-            model, None, "auto", margin, cell.norm, MAX_RADIUS[cell.norm], (), options
-        )
+        detector = Detector(logit_function(model), cell.score, margin)
+        plan = AttackPlan(margin, cell.norm, SEED, steps, restarts=restarts, polish=polish)
         none = torch.zeros(len(x), dtype=torch.bool, device=device)
-        nearest = attacker.nearest_attack(x, names, labels, none).radius
+        most = MAX_RADIUS[cell.norm]
+        nearest = nearest_attack(detector, plan, most, x, names, labels, none).radius
         graph = trace_model(model, tuple(x.shape[1:]))
         for k, (method, count) in enumerate(counts.items()):
             rows = slice(min(count, len(x)))
@@ -306,7 +300,7 @@ def check(subject: Subject, cell: Cell, device: torch.device) -> dict[str, Any]:
             radii = proven(model, cell, method, x[rows], threshold, own)
             seconds = time.process_time() - start
             plan = AttackPlan(margin, cell.norm, SEED + 1 + k, steps, restarts=restarts)
-            audit = Audit(attacker.logits, graph, cell.score, plan)
+            audit = Audit(detector, [graph], plan)
             crossed = audit.crossings(x[rows], radii, names[rows], own)
             found = radii > 0
             attack = torch.minimum(crossed, nearest[rows])

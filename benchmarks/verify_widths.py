@@ -84,11 +84,9 @@ def measure(width: int, samples: int) -> dict[str, Any]:
     with torch.no_grad():
         threshold = float(energy(model(x)).max()) + gap
     graph = trace_model(model, SHAPE)
-    options = read_options({"attack": False, "lipschitz": False})
+    options = read_options("sdp-crown", max_radius=3.0, attack=False, lipschitz=False)
     begun = time.process_time()
-    prepared = PreparedCertify(
-        model, SHAPE, threshold, "id", 2.0, 3.0, "sdp-crown", "auto", options
-    )
+    prepared = PreparedCertify(model, SHAPE, threshold, options)
     once = time.process_time() - begun
     begun = time.process_time()
     found = prepared(x)

@@ -32,8 +32,8 @@ def hasty() -> Iterator[None]:
     """`certify` searches for the nearest attack by `tiny_runs.hasty_attack`."""
     from tiny_runs import hasty_attack
 
-    from greg_cert.verify import certifier
+    from greg_cert.verify.attack import audit
 
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(certifier, "smallest_attack", hasty_attack)
+        patched.setattr(audit, "smallest_attack", hasty_attack)
         yield

@@ -21,7 +21,7 @@ from greg_cert.config import ExperimentConfig, VerifyConfig, parse_config
 from greg_cert.data import load_data
 from greg_cert.runs.records import RunFolder
 from greg_cert.train import fit
-from greg_cert.verify import certifier
+from greg_cert.verify.attack import audit
 from greg_cert.verify.attack.pgd import AttackPlan, smallest_attack
 from greg_cert.verify.run import job
 
@@ -141,7 +141,7 @@ def _verify(
         return SimpleNamespace(html=folder / "report.html")
 
     greg_cert.report.write_report = undrawn  # type: ignore[assignment]
-    certifier.smallest_attack = hasty_attack  # type: ignore[attr-defined]
+    audit.smallest_attack = hasty_attack  # type: ignore[attr-defined]
     job.ChunkCertifier.certify = certify_chunk  # type: ignore[method-assign]
     job.ShardStore.append = logged  # type: ignore[method-assign]
     sys.argv = ["greg-cert", "verify", *arguments]

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from greg_cert.certificates.certify_methods import PROOFS, chosen_methods
+from greg_cert.certificates.certify_methods import PROOFS
 from greg_cert.errors import UsageError
 from greg_cert.runs.inference import device_of
 from greg_cert.verify.certificates import Certificates, join
@@ -15,8 +16,7 @@ from greg_cert.verify.certifier import Certifier
 from greg_cert.verify.graph.sizes import fitting_batch
 from greg_cert.verify.graph.trace import trace_model
 from greg_cert.verify.memory import in_chunks
-from greg_cert.verify.norms import check_norm, check_radius
-from greg_cert.verify.options import CertifyOptions, Progress, read_options
+from greg_cert.verify.options import OF_A_CALL, CertifyOptions, Progress, read_options
 from greg_cert.verify.scorer import Margin, check_inputs
 
 
@@ -30,7 +30,7 @@ def certify(
     max_radius: float = 1.0,
     method: str | Sequence[str] = "crown",
     engine: str = "auto",
-    **options: object,
+    **options: Any,
 ) -> Certificates:
     """Prove, for each sample, a radius within which its decision at `threshold` cannot change.
 
@@ -55,7 +55,10 @@ def certify(
             `clever` an estimate: they have columns of their own and prove nothing here.
         engine: whose bounds prove the radii: `native`, `auto-lirpa`, or `auto`, which is native.
             Where to look for them is always found by the native engine.
-        **options: fields of `CertifyOptions`.
+        **options: fields of `CertifyOptions` and of the methods' settings; `labels`, (B,) classes:
+            certificates then say that a sample stays accepted **and** correctly classified, side
+            `id` alone; `indices`, (B,) names of the samples, which their random draws depend on,
+            positions by default; `progress`, called after every batch.
 
     Warns:
         ContradictionWarning: where an attack contradicts a certificate, which is a bug; the row has
@@ -67,12 +70,10 @@ def certify(
             `smoothing` is all that is asked for.
     """
     x = check_inputs(inputs)
-    chosen = read_options(options)
-    labels, indices, progress = chosen.labels, chosen.indices, chosen.progress
-    prepared = PreparedCertify(
-        model, tuple(x.shape[1:]), threshold, side, norm, max_radius, method, engine, chosen
-    )
-    found = prepared(x, labels=labels, indices=indices, progress=progress)
+    given = {"side": side, "norm": norm, "max_radius": max_radius, "engine": engine, **options}
+    of_call = {name: given.pop(name, None) for name in OF_A_CALL}
+    prepared = PreparedCertify(model, tuple(x.shape[1:]), threshold, read_options(method, **given))
+    found = prepared(x, **of_call)
     found.warn()
     return found
 
@@ -81,7 +82,13 @@ class PreparedCertify:
     """`certify` of one model, called a batch at a time: graph, engines and norms are made once.
 
     Arguments and errors as of `certify`; samples, their labels, names and progress come with each
-    call, and `options` has everything else.
+    call.
+
+    Args:
+        model: raw images to logits.
+        input_shape: of one of them.
+        threshold: γ.
+        options: what is asked for.
 
     Attributes:
         certifier: what treats a batch.
@@ -95,25 +102,15 @@ class PreparedCertify:
         model: nn.Module,
         input_shape: tuple[int, ...],
         threshold: float,
-        side: str,
-        norm: float,
-        max_radius: float,
-        method: str | Sequence[str],
-        engine: str,
         options: CertifyOptions,
     ) -> None:
-        self._side, self._options = side, options
-        margin = Margin(float(threshold), side)
-        check_norm(norm)
-        check_radius("max_radius", max_radius)
-        methods = chosen_methods(method)
+        self._options = options
+        Margin(float(threshold), options.side)  # what is wrong with them is said first
         self.device = device_of(model)
         self.graph = None
-        if any(m in PROOFS for m in methods):
+        if any(m in PROOFS for m in options.methods):
             self.graph = trace_model(model, input_shape)
-        self.certifier = Certifier(
-            model, self.graph, engine, margin, norm, max_radius, methods, options
-        )
+        self.certifier = Certifier(model, self.graph, float(threshold), options)
 
     @torch.inference_mode(False)
     def __call__(
@@ -128,7 +125,7 @@ class PreparedCertify:
         x = check_inputs(inputs).to(self.device)
         labels = _check_rows("labels", labels, x)
         if labels is not None:
-            if self._side != "id":
+            if self._options.side != "id":
                 raise UsageError(
                     "expected side 'id' beside labels, but got 'ood': OOD samples have none"
                 )
@@ -138,7 +135,7 @@ class PreparedCertify:
         total, done = len(x), 0
         options, batch = self._options, self._options.batch
         if self.graph is not None:
-            wide = options.score == "max_softmax" or self._side == "ood"
+            wide = options.score == "max_softmax" or options.side == "ood"
             rows = self.graph.num_classes if wide else 1
             batch = fitting_batch(self.graph, batch, options.memory_bytes, rows)
         if progress is not None:

@@ -175,7 +175,7 @@ def attacked_scores(
     """
     with torch.no_grad():
         best = score(x)
-    sign = 1.0 if plan.margin.side == "id" else -1.0
+    sign = plan.margin.sign
     best = sign * best
     for delta in within_ball(score, x, radius, plan, indices):
         values, _ = score_and_gradient(score, x + delta)

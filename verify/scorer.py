@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -85,6 +85,11 @@ class Margin:
     threshold: float
     side: str
 
+    @property
+    def sign(self) -> float:
+        """Where the wrong side lies: 1.0 at higher scores, −1.0 at lower ones."""
+        return 1.0 if self.side == "id" else -1.0
+
     def __post_init__(self) -> None:
         if self.side not in SIDES:
             raise UsageError(f"expected side 'id' or 'ood', but got {self.side!r}")
@@ -93,11 +98,62 @@ class Margin:
 
     def of(self, scores: Tensor) -> Tensor:
         """γ − S for ID and S − γ for OOD samples, (B,); an attack makes it small."""
-        return self.threshold - scores if self.side == "id" else scores - self.threshold
+        return self.sign * (self.threshold - scores)
 
     def wrong(self, scores: Tensor) -> Tensor:
         """Whether each score is on the wrong side, (B,) bool."""
         return scores > self.threshold if self.side == "id" else scores <= self.threshold
+
+
+@dataclass(frozen=True, eq=False)
+class Detector:
+    """A model in float64 with a score and a threshold: what is attacked, and what is certified.
+
+    Attributes:
+        logits: as of `logit_function`.
+        score_name: a key of `greg_cert.scores.SCORES`.
+        margin: of the score.
+    """
+
+    logits: Callable[[Tensor], Tensor]
+    score_name: str
+    margin: Margin
+
+    def value(self, logits: Tensor) -> Tensor:
+        """Scores (B,) of logits (B, K)."""
+        return score_of(self.score_name)(logits)
+
+    def score(self, x: Tensor) -> Tensor:
+        """Scores (B,) of inputs (B, ...)."""
+        return self.value(self.logits(x))
+
+    def is_correct(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """Whether (B,) no other ID class has as large a logit."""
+        return class_margin(logits, labels, self.score_name) < 0
+
+    def classes(self, logits: Tensor) -> int:
+        """How many ID classes there are."""
+        return logits.shape[1] - (self.score_name == "absent_class")
+
+    def predicted(self, logits: Tensor) -> Tensor:
+        """The ID class (B,) of the largest logit."""
+        return logits[:, : self.classes(logits)].argmax(1)
+
+    def class_targets(
+        self, rows: Tensor, labels: Tensor | None
+    ) -> Iterator[tuple[ScoreFunction, Margin, Tensor]]:
+        """What an attack may cross beside the decision: the class of rows (R,), a label at a time.
+
+        Each as a function with its margin, and the rows that it is about; none without labels.
+        """
+        if labels is None:
+            return
+        for label in labels[rows].unique():
+
+            def ahead(x: Tensor, label: Tensor = label) -> Tensor:
+                return class_margin(self.logits(x), label.expand(len(x)), self.score_name)
+
+            yield ahead, Margin(0.0, "id"), rows[labels[rows] == label]
 
 
 def check_weights(model: nn.Module) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from greg_cert.errors import UsageError
 
@@ -13,24 +14,48 @@ PROOF, PROBABILISTIC, ESTIMATE, UPPER = (
     "upper bound",
 )
 
-STATUS = {
-    "gradient": ESTIMATE,
-    "clever": ESTIMATE,
-    "lipschitz": PROOF,
-    "crown": PROOF,
-    "crown-ibp": PROOF,
-    "alpha-crown": PROOF,
-    "branch": PROOF,
-    "sdp-crown": PROOF,
-    "best": PROOF,
-    "smoothing": PROBABILISTIC,
-    "attack": UPPER,
-}
-"""Every method's status; only a proof feeds `radius_certified`."""
 
-LINEAR = ("crown", "crown-ibp", "alpha-crown", "branch", "sdp-crown")
-PROOFS = (*LINEAR, "lipschitz", "best")
-METHODS = (*PROOFS, "clever", "smoothing")
+@dataclass(frozen=True)
+class Method:
+    """One way to radii.
+
+    Attributes:
+        name: as users write it.
+        title: in tables.
+        status: what its numbers are worth; only a proof feeds `radius_certified`.
+        code: `module:class` of its settings; empty where it is always computed.
+    """
+
+    name: str
+    title: str
+    status: str
+    code: str = ""
+
+    @property
+    def column(self) -> str:
+        """Of its radii."""
+        return "radius_" + self.name.replace("-", "_")
+
+
+_CODE = "greg_cert.verify.methods."
+TABLE = (
+    Method("crown", "CROWN", PROOF, _CODE + "linear:Crown"),
+    Method("crown-ibp", "CROWN-IBP", PROOF, _CODE + "linear:CrownIbp"),
+    Method("alpha-crown", "\u03b1-CROWN", PROOF, _CODE + "linear:AlphaCrown"),
+    Method("branch", "Branched", PROOF, _CODE + "linear:Branch"),
+    Method("sdp-crown", "SDP-CROWN", PROOF, _CODE + "sdp_crown:SdpCrown"),
+    Method("lipschitz", "Lipschitz", PROOF, _CODE + "lipschitz:Lipschitz"),
+    Method("best", "Best", PROOF, _CODE + "best:Best"),
+    Method("clever", "CLEVER", ESTIMATE, _CODE + "clever:Clever"),
+    Method("smoothing", "Smoothing", PROBABILISTIC, _CODE + "smoothing:Smoothing"),
+    Method("gradient", "First-order", ESTIMATE),
+    Method("attack", "Attack", UPPER),
+)
+"""All methods; what a table, the command line and a report say of one follows from its line."""
+
+STATUS = {m.name: m.status for m in TABLE}
+PROOFS = tuple(m.name for m in TABLE if m.status == PROOF)
+METHODS = tuple(m.name for m in TABLE if m.code)
 NO_METHOD = "none"
 """What is said of a radius of 0: no method gave it."""
 

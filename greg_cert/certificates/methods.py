@@ -7,7 +7,6 @@ another function, the smoothed detector, with a stated probability.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -16,11 +15,14 @@ from pandas.api.types import is_bool_dtype, is_numeric_dtype
 
 from greg_cert.certificates.certify_methods import (
     NO_METHOD,
+    PROOF,
     PROOFS,
     RADIUS_METHOD,
     STATUS,
     STOPPED_BY,
     STOPS,
+    TABLE,
+    Method,
     column_of,
 )
 from greg_cert.errors import RunError
@@ -28,33 +30,10 @@ from greg_cert.errors import RunError
 CLEVER, PVALUE = "radius_clever", "clever_fit_pvalue"
 SMOOTHING, DECISION = "radius_smoothing", "smoothing_decision"
 DECISIONS = ("accepted", "rejected", "abstained")
-PROBABILISTIC = "probabilistic proof"
 
 
-@dataclass(frozen=True)
-class Method:
-    """One optional column of radii.
-
-    Attributes:
-        column: its name in the file.
-        name: its name in tables.
-        status: proof or estimate.
-    """
-
-    column: str
-    name: str
-    status: str
-
-
-METHODS = (
-    Method("radius_crown", "CROWN", "proof"),
-    Method("radius_crown_ibp", "CROWN-IBP", "proof"),
-    Method("radius_alpha_crown", "\u03b1-CROWN", "proof"),
-    Method("radius_branch", "Branched", "proof"),
-    Method("radius_sdp_crown", "SDP-CROWN", "proof"),
-    Method("radius_best", "Best", "proof"),
-    Method(CLEVER, "CLEVER", "estimate"),
-)
+METHODS = tuple(m for m in TABLE if m.code and m.name not in ("lipschitz", "smoothing"))
+"""The optional columns of radii."""
 
 
 def asked(frame: pd.DataFrame, column: str) -> bool:
@@ -84,7 +63,7 @@ def check_methods(path: Path, frame: pd.DataFrame) -> None:
         RunError: naming file and column, else.
     """
     for method in methods_of(frame):
-        _check_radius(path, frame, method.column, proof=method.status == "proof")
+        _check_radius(path, frame, method.column, proof=method.status == PROOF)
     for column, words in ((RADIUS_METHOD, (*PROOFS, NO_METHOD)), (STOPPED_BY, STOPS)):
         if asked(frame, column):
             _check_words(path, frame, column, words)

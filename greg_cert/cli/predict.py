@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from greg_cert.cli import screen
+from greg_cert.cli.settings import offers, verify_settings
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -23,6 +24,10 @@ def register(app: typer.Typer) -> None:
     app.command("predict")(predict)
 
 
+@offers(
+    *("norm", "max_radius", "method", "until_share", "budget", "seconds_per_sample", "tpr"),
+    "device",
+)
 def predict(
     run: Annotated[Path, typer.Argument(help="Run folder, or YAML file of a model.")],
     images: Annotated[list[Path], typer.Argument(help="Image files.")],
@@ -30,16 +35,7 @@ def predict(
         Path | None,
         typer.Option(help="Folder for the attacked images: PNG, and .npy with the exact pixels."),
     ] = None,
-    norm: Annotated[str | None, typer.Option(help="Norm of radii: 2 or inf.")] = None,
-    max_radius: Annotated[float | None, typer.Option(help="Radii are capped here.")] = None,
-    method: Annotated[str | None, typer.Option(help="As of verify: best, branch, ...")] = None,
-    until_share: Annotated[float | None, typer.Option(help="As of verify.")] = None,
-    budget: Annotated[int | None, typer.Option(help="As of verify.", min=0)] = None,
-    seconds_per_sample: Annotated[float | None, typer.Option(help="As of verify.")] = None,
-    tpr: Annotated[
-        float | None, typer.Option(help="Share of the calibration split to accept.")
-    ] = None,
-    device: screen.Device = None,
+    settings: Any = None,
     json: screen.Json = False,
     quiet: screen.Quiet = False,
 ) -> None:
@@ -55,7 +51,6 @@ def predict(
     screen.speak(json=json, quiet=quiet)
     import torch
 
-    from greg_cert.cli.settings import verify_settings
     from greg_cert.devices import find_device
     from greg_cert.errors import EngineError
     from greg_cert.evaluation.decision import decision_of
@@ -64,18 +59,8 @@ def predict(
     from greg_cert.verify.run.judge import judge
 
     subject = open_subject(run)
-    settings = verify_settings(
-        subject.config.verify,
-        norm=norm,
-        max_radius=max_radius,
-        method=method,
-        tpr=tpr,
-        until_share=until_share,
-        budget=budget,
-        seconds_per_sample=seconds_per_sample,
-        device=device,
-    )
-    where = find_device(settings.device)
+    chosen = verify_settings(subject.config.verify, **settings)
+    where = find_device(chosen.device)
     model = subject.load_model().to(where)  # which sees to what the manifest must tell
     sizes = subject.manifest["model"]
     crop = getattr(subject.config.data.id, "crop", 1.0)
@@ -84,11 +69,11 @@ def predict(
     )
     with screen.bar("predict") as tell:
         tell(0, 2, "threshold from the calibration split")
-        decision = decision_of(subject, settings.tpr, where)
+        decision = decision_of(subject, chosen.tpr, where)
         tell(1, 2, "certify and attack")
         with warnings.catch_warnings():  # said below, image by image
             warnings.simplefilter("ignore", ContradictionWarning)
-            verdicts = judge(model, pixels, decision, settings)
+            verdicts = judge(model, pixels, decision, chosen)
         tell(2, 2, "")
     files: list[dict[str, Path]] = [{} for _ in images]
     if out is not None:
@@ -104,16 +89,16 @@ def predict(
         {
             "schema": 1,
             "run": str(run),
-            "norm": settings.norm,
+            "norm": chosen.norm,
             "tpr": decision.tpr,
             "score": decision.score,
             "threshold": decision.threshold,
-            "method": settings.method,
+            "method": chosen.method,
             "images": records,
         }
     )
     for path, verdict, saved in zip(images, verdicts, files, strict=True):
-        for line in lines(path, verdict, decision, settings):
+        for line in lines(path, verdict, decision, chosen):
             screen.plain(line)
         for file in saved.values():
             screen.plain(f"  saved: {file}")

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from greg_cert.cli import screen
+from greg_cert.cli.settings import verify_settings
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -71,7 +72,6 @@ def tune(
     Example: greg-cert tune experiment.yaml --for model.activation --values relu,maxmin --seeds 3
     """
     screen.speak(json=json, quiet=quiet)
-    from greg_cert.cli.settings import verify_settings
     from greg_cert.cli.tune_runs import Plan, measured_runs, write_tuning
     from greg_cert.config.tuned import load_tuned
     from greg_cert.errors import EngineError, UsageError

@@ -10,6 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from greg_cert.cli import screen
+from greg_cert.cli.settings import offers, verify_settings
 
 
 def register(app: typer.Typer) -> None:
@@ -17,6 +18,7 @@ def register(app: typer.Typer) -> None:
     app.command("verify")(verify)
 
 
+@offers()
 def verify(
     runs: Annotated[
         list[Path], typer.Argument(help="Run folders, or YAML files of models from elsewhere.")
@@ -28,61 +30,7 @@ def verify(
         Path | None,
         typer.Option(help="Folder of the results; RUN/verify or RUN/verify-linf."),
     ] = None,
-    samples: Annotated[
-        int | None, typer.Option(help="How many ID test samples; 0 for all.", min=0)
-    ] = None,
-    norm: Annotated[str | None, typer.Option(help="Norm of radii: 2 or inf.")] = None,
-    max_radius: Annotated[float | None, typer.Option(help="Radii are capped here.")] = None,
-    tpr: Annotated[
-        float | None, typer.Option(help="Share of the calibration split to accept.")
-    ] = None,
-    method: Annotated[
-        str | None,
-        typer.Option(
-            help="best (a ladder of the other proofs, the cheapest first), crown, crown-ibp, "
-            "alpha-crown, branch, sdp-crown, lipschitz (proofs), smoothing (probabilistic proof), "
-            "clever (estimate); or several: best,clever."
-        ),
-    ] = None,
-    engine: Annotated[str | None, typer.Option(help="auto, auto-lirpa or native.")] = None,
-    seed: Annotated[int | None, typer.Option(help="Of the samples and the attacks.")] = None,
-    side: Annotated[
-        str | None,
-        typer.Option(help="id, ood (samples of the OOD test sets stay rejected) or both."),
-    ] = None,
-    ood_samples: Annotated[
-        int | None, typer.Option(help="How many samples of each OOD test set; 0 for all.", min=0)
-    ] = None,
-    correct: Annotated[
-        bool | None,
-        typer.Option("--correct", help="Certify that samples stay accepted and correct."),
-    ] = None,
-    memory: Annotated[float | None, typer.Option(help="GiB that bounds may use.")] = None,
-    batch: Annotated[
-        int | None, typer.Option(help="Samples at once; by the size of the network.")
-    ] = None,
-    cuts: Annotated[
-        int | None, typer.Option(help="How often a ball is cut down to where violations may lie.")
-    ] = None,
-    until_share: Annotated[
-        float | None,
-        typer.Option(help="Of best: stop at this share of the attack's radius, 0 to 1."),
-    ] = None,
-    budget: Annotated[
-        int | None,
-        typer.Option(help="Of best: passes of a sample through the network; 0 for no end.", min=0),
-    ] = None,
-    seconds_per_sample: Annotated[
-        float | None,
-        typer.Option(help="Of best, in place of the budget: by the clock, not reproducible."),
-    ] = None,
-    auc_radii: Annotated[
-        str | None, typer.Option(help="Radii of GAUC and AAUC, side ood or both: 0.05,0.1.")
-    ] = None,
-    sigma: Annotated[float | None, typer.Option(help="Noise of the method smoothing.")] = None,
-    smoothing_n: Annotated[
-        int | None, typer.Option(help="Noisy copies of the method smoothing.")
-    ] = None,
+    settings: Any = None,
     classes: Annotated[
         str | None, typer.Option(help="Only ID samples with these labels: 0,3,7.")
     ] = None,
@@ -99,7 +47,6 @@ def verify(
     restart: Annotated[
         bool, typer.Option("--restart", help="Drop earlier results in the folder.")
     ] = False,
-    device: screen.Device = None,
     set_: screen.Set = None,
     json: screen.Json = False,
     quiet: screen.Quiet = False,
@@ -117,13 +64,12 @@ def verify(
     Example: greg-cert verify runs/greg+ --side ood --set "data.ood=[{source: folder, path: new}]"
     """
     screen.speak(json=json, quiet=quiet)
-    from greg_cert.cli.settings import verify_settings
     from greg_cert.config import revised
     from greg_cert.errors import UsageError
     from greg_cert.runs.subjects import open_subject
     from greg_cert.verify.run.selection import Selection, parse_numbers, parse_seconds
 
-    if samples is not None and indices is not None:
+    if settings["samples"] is not None and indices is not None:
         raise UsageError("expected --samples or --indices, but got both")
     selection = Selection(
         None if classes is None else parse_numbers("--classes", classes),
@@ -134,34 +80,12 @@ def verify(
     of_data = [text for text in set_ or () if text.strip().startswith("data")]
     of_verify = [text.removeprefix("verify.") for text in set_ or () if text not in of_data]
     subjects = [open_subject(path, of_data) for path in runs]
-    settings = verify_settings(
-        revised(subjects[0].config.verify, of_verify),
-        samples=samples,
-        norm=norm,
-        max_radius=max_radius,
-        tpr=tpr,
-        method=method,
-        engine=engine,
-        seed=seed,
-        side=side,
-        ood_samples=ood_samples,
-        correct=correct,
-        memory=memory,
-        batch=batch,
-        cuts=cuts,
-        until_share=until_share,
-        budget=budget,
-        seconds_per_sample=seconds_per_sample,
-        auc_radii=None if auc_radii is None else auc_radii.split(","),
-        smoothing_sigma=sigma,
-        smoothing_n=smoothing_n,
-        device=device,
-    )
+    chosen = verify_settings(revised(subjects[0].config.verify, of_verify), **settings)
     folder = runs[0] if runs[0].is_dir() else runs[0].with_suffix("")
     verify_and_report(
         subjects,
-        settings,
-        out or folder / ("verify" if settings.norm == "2" else "verify-linf"),
+        chosen,
+        out or folder / ("verify" if chosen.norm == "2" else "verify-linf"),
         baseline=None if baseline is None else open_subject(baseline, of_data),
         selection=selection,
         time_budget=seconds,

@@ -13,45 +13,49 @@ from pydantic import (
     model_validator,
 )
 
-from greg_cert.certificates.certify_methods import L2_ONLY, METHODS, chosen_methods
+from greg_cert.certificates.certify_methods import L2_ONLY, METHODS, TABLE, chosen_methods
 from greg_cert.devices import check_device
 from greg_cert.errors import UsageError
 from greg_cert.section import NormName, Section
+
+_METHODS = (
+    "One method, or several with commas: best, a ladder of the other proofs, the cheapest first; "
+    "or " + ", ".join(f"{m.name} ({m.status})" for m in TABLE if m.code and m.name != "best") + "."
+)
 
 
 class VerifyConfig(Section):
     """How a run is verified."""
 
     samples: PositiveInt | None = 500
-    """How many test samples, the same ones for every run; None for all."""
+    """How many ID test samples, the same for every run; None for all."""
     norm: NormName = "2"
-    """Norm of radii."""
+    """Norm of radii: 2 or inf."""
     max_radius: PositiveFloat = 1.0
     """Radii are capped here."""
     tpr: Annotated[float, Field(gt=0, le=1)] = 0.95
     """Share of the calibration split that the threshold accepts."""
-    method: str | tuple[str, ...] = "best"
-    """As in `greg_cert.verify.certify`: a name, or several with commas or as a list."""
+    method: Annotated[str | tuple[str, ...], Field(description=_METHODS)] = "best"
     engine: Literal["auto", "auto-lirpa", "native"] = "auto"
-    """As in `greg_cert.verify.certify`."""
+    """Whose bounds prove the radii: auto, auto-lirpa or native."""
     seed: NonNegativeInt = 0
     """Of the choice of samples and of the attacks."""
     side: Literal["id", "ood", "both"] = "id"
-    """Whether accepted ID samples are certified to stay accepted, rejected samples of the OOD test
-    sets to stay rejected, or both.
+    """What is certified: accepted ID samples stay accepted (id), rejected samples of the OOD test
+    sets stay rejected (ood), or both.
     """
     ood_samples: PositiveInt | None = 200
     """How many samples of each OOD test set; None for all."""
     batch: PositiveInt | None = None
-    """Samples certified at once, between two of which a run can be stopped; None: by the size of
-    the network.
+    """Samples certified at once, between two of which a run can be stopped; None for as many as
+    suit the network.
     """
     memory: PositiveFloat | None = None
     """GiB that bounds may use; None for no limit."""
     correct: bool = False
-    """Whether an ID certificate is about "accepted and classified as its label"."""
+    """Certify that ID samples stay accepted and classified as their labels."""
     cuts: NonNegativeInt = 3
-    """As in `greg_cert.verify.certify`."""
+    """How often a ball is cut down to where violations may lie."""
     until_share: Annotated[float, Field(gt=0, le=1)] = 0.95
     """Of the method `best`: a sample stops where its certified radius is this share of its
     attack's.
@@ -73,6 +77,8 @@ class VerifyConfig(Section):
     """Its noisy copies of each sample."""
     smoothing_alpha: Annotated[float, Field(gt=0, lt=1)] = 0.001
     """How likely, at most, what it says of one sample is false."""
+    options: dict[str, bool | int | float | str] = Field(default_factory=dict)
+    """Further options of `greg_cert.verify.certify` by name, those of methods among them."""
     device: str = "auto"
     """Where networks run: `auto` (a CUDA device where there is one), `cpu`, `cuda` or `cuda:N`."""
 
@@ -89,6 +95,12 @@ class VerifyConfig(Section):
         except UsageError as error:
             raise ValueError(str(error)) from error
         return names[0] if len(names) == 1 else tuple(names)
+
+    @field_validator("auc_radii", mode="before")
+    @classmethod
+    def _radii(cls, value: object) -> object:
+        """Numbers, or text with commas between them."""
+        return value.split(",") if isinstance(value, str) else value
 
     @field_validator("device")
     @classmethod

@@ -193,8 +193,9 @@ ORDER = {
     "bounds": ("base", "graph", "operators"),
     "lipschitz": ("base", "graph", "operators", "bounds"),
     "radius": ("base", "graph", "operators", "bounds", "lipschitz"),
+    "methods": ("base", "radius"),
     "attack": ("base", "graph"),
-    "top": ("base", "graph", "bounds", "lipschitz", "radius", "attack"),
+    "top": ("base", "graph", "bounds", "lipschitz", "radius", "methods", "attack"),
     "run": ("base", "graph", "operators", "bounds", "lipschitz", "attack", "top"),
 }
 """Which part of `verify` reads which."""

@@ -17,14 +17,13 @@ from torch import Tensor, nn
 from greg_cert.certificates.certify_methods import STOPS
 from greg_cert.errors import UsageError
 from greg_cert.verify import Certificates, certify
-from greg_cert.verify.best_stages import best_radius
-from greg_cert.verify.bounds.native_engine import NativeEngine
 from greg_cert.verify.graph.trace import trace_model
-from greg_cert.verify.options import CertifyOptions
+from greg_cert.verify.methods.best import Best
 from greg_cert.verify.radius import prices
 from greg_cert.verify.radius.best import BestEffort, BestRadius, Stage
-from greg_cert.verify.radius.coupled.one_ball import CoupledEffort
+from greg_cert.verify.radius.coupled.row_search import CoupledEffort
 from greg_cert.verify.radius.goals import Goal, decision_goals
+from greg_cert.verify.radius.problem import Batch, Problem
 
 QUICK = {
     "rounds": 8, "cut_rounds": 2, "cuts": 2, "coupled": CoupledEffort(4, 6), "attack_steps": 8,
@@ -177,12 +176,12 @@ def ladder() -> Ladder:
             calls: list[list[int]] = []
 
             def prove(
-                x: Tensor, logits: Tensor, goal: Goal, first: Tensor, known: Tensor | None,
-                radius: float = radius, calls: list[list[int]] = calls,
-            ) -> Tensor:  # fmt: skip
-                calls.append(x[:, 0].long().tolist())
-                assert known is not None
-                return torch.where(radius * first > known, radius * first, 0.0)
+                batch: Batch, goal: Goal, radius: float = radius, calls: list[list[int]] = calls
+            ) -> Tensor:
+                calls.append(batch.x[:, 0].long().tolist())
+                assert batch.known is not None
+                found = radius * batch.first_order
+                return torch.where(found > batch.known, found, 0.0)
 
             prove.calls = calls  # type: ignore[attr-defined]
             made[name] = Stage(
@@ -193,11 +192,14 @@ def ladder() -> Ladder:
     return make
 
 
-def climb(radius: BestRadius, **given: Tensor) -> tuple[list[float], list[str], list[str]]:
+def climb(
+    radius: BestRadius, known: Tensor | None = None, **given: Tensor
+) -> tuple[list[float], list[str], list[str]]:
     x = torch.arange(3.0).unsqueeze(1).double()
     logits = torch.zeros(3, 2).double()
     goal = decision_goals("energy", "id", 5.0, logits)[0]
-    found = radius.climb(x, logits, goal, torch.ones(3).double(), **given)  # type: ignore[arg-type]
+    batch = Batch(x, logits, torch.ones(3).double(), known)
+    found = radius.climb(batch, goal, **given)  # type: ignore[arg-type]
     return found.radii.tolist(), found.method.tolist(), found.stopped.tolist()
 
 
@@ -243,8 +245,7 @@ def test_prices_follow_the_network() -> None:
             nn.ReLU(), nn.Flatten(), nn.Linear(width * 64, 3),
         ).double()  # fmt: skip
         graph = trace_model(model, (1, 8, 8))
-        draft = graph.to(torch.float32)
-        found = best_radius(graph, draft, graph, NativeEngine(graph), 2.0, 1.0, CertifyOptions())
+        found = Best().prepare(Problem(None, graph))
         return [stage.method for stage in found.order(1) if stage.method != "branch"]
 
     assert order(2)[0] == "crown"

@@ -30,7 +30,6 @@ from greg_cert.verify import Certificates, attack_radius, certify, gradient_norm
 from greg_cert.verify.attack.pgd import AttackPlan, AttackResult, attack_within
 from greg_cert.verify.bounds.engines import make_engine
 from greg_cert.verify.certificates import ContradictionWarning
-from greg_cert.verify.certifier import Certifier
 from greg_cert.verify.graph.ops import forward_all
 from greg_cert.verify.graph.trace import trace_model
 from greg_cert.verify.radius.duality import entropy, improve_weights, lower_reach
@@ -559,11 +558,11 @@ def test_the_attack_inside_a_ball_finds_what_the_search_for_the_nearest_missed(
 ) -> None:
     model, x, threshold = setting("mlp")
 
-    def nothing(self: Certifier, x: Tensor, *given: Any) -> AttackResult:
+    def nothing(detector: Any, plan: Any, most: float, x: Tensor, *_: Any) -> AttackResult:
         return AttackResult(torch.full_like(x.flatten(1)[:, 0], math.inf), torch.zeros_like(x))
 
     honest = LinearRadius.__call__
-    monkeypatch.setattr(Certifier, "nearest_attack", nothing)
+    monkeypatch.setattr("greg_cert.verify.certifier.nearest_attack", nothing)
     monkeypatch.setattr(LinearRadius, "__call__", lambda self, *given: 10 * honest(self, *given))
     with pytest.warns(ContradictionWarning):
         found = certify(model, x, threshold)

@@ -18,7 +18,7 @@ from greg_cert.scores import energy
 from greg_cert.verify import certify
 from greg_cert.verify.graph.ops import forward_all
 from greg_cert.verify.graph.trace import trace_model
-from greg_cert.verify.radius.coupled.one_ball import CoupledEffort
+from greg_cert.verify.radius.coupled.row_search import CoupledEffort
 
 MNIST = FOLDER.parent / "data" / "mnist.npz"
 QUICK: dict[str, Any] = {

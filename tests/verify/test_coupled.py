@@ -42,16 +42,12 @@ from greg_cert.verify.graph.ops import Activation, Add, Conv, Graph, Linear, for
 from greg_cert.verify.graph.rounding import absolute_terms
 from greg_cert.verify.graph.trace import trace_model
 from greg_cert.verify.operators import band as band_module
-from greg_cert.verify.radius.coupled import one_ball as radius_module
-from greg_cert.verify.radius.coupled.one_ball import (
-    Boxes,
-    CoupledEffort,
-    CoupledRadius,
-    Search,
-    add_charges,
-    charged_activations,
-)
+from greg_cert.verify.radius.coupled import charging, one_ball, row_search
+from greg_cert.verify.radius.coupled.charging import add_charges, charged_activations
+from greg_cert.verify.radius.coupled.one_ball import CoupledRadius
+from greg_cert.verify.radius.coupled.row_search import Boxes, CoupledEffort, Search
 from greg_cert.verify.radius.goals import decision_goals
+from greg_cert.verify.radius.problem import Batch, Problem
 
 RADII = (0.02, 0.2, 1.0)
 QUICK = {"coupled": CoupledEffort(5, 8), "rounds": 6, "attack_restarts": 1}
@@ -541,7 +537,7 @@ def test_charges_have_a_limit_of_work_together(monkeypatch: pytest.MonkeyPatch) 
     limits = (0.0, *(10 ** (k / 5) for k in range(10, 40)), 1e12)
     found = []
     for limit in limits:
-        monkeypatch.setattr(radius_module, "_WORK", limit)
+        monkeypatch.setattr(charging, "_WORK", limit)
         found.append(charged_activations(graph))
     assert all(few <= more for few, more in pairwise(found))
     assert found[0] == frozenset()
@@ -557,14 +553,14 @@ def test_charges_that_fall_behind_are_given_up(monkeypatch: pytest.MonkeyPatch) 
     guess, known = torch.full((2, len(x)), 0.01, dtype=x.dtype)
 
     def radii(charged: bool) -> Tensor:
-        prove = CoupledRadius(graph, graph.to(torch.float32), 2.0, CoupledEffort(3, 4))
+        prove = CoupledRadius(Problem(None, graph, max_radius=2.0), CoupledEffort(3, 4))
         if not charged:
             prove._charged = frozenset()
-        return prove(x, logits, goal, guess, known)
+        return prove(Batch(x, logits, guess, known), goal)
 
     with_charges, without = radii(True), radii(False)
     assert not torch.equal(with_charges, without)
-    monkeypatch.setattr(radius_module, "_BEHIND", 1e9)
+    monkeypatch.setattr(row_search, "_BEHIND", 1e9)
     assert torch.equal(radii(True), without)
 
 
@@ -580,7 +576,7 @@ def test_a_search_ends_before_a_cliff(edge: float, monkeypatch: pytest.MonkeyPat
 
     monkeypatch.setattr(Search, "climb", fallen)
     monkeypatch.setattr(Search, "_settled", lambda self, ball: ball)
-    search = Search(graph, Boxes(graph), frozenset(), x, logits, goal)
+    search = Search(graph, Boxes(graph), frozenset(), Batch(x, logits, torch.ones(len(x))), goal)
     ball = search.run(
         *(torch.full((len(x),), r).double() for r in (0.1, 2.0)), CoupledEffort(12, 1)
     )
@@ -669,8 +665,8 @@ def test_no_radius_goes_beyond_the_ball_that_it_was_proven_for() -> None:
     graph, x = trace_model(model, (1,)), torch.zeros(1, 1).double()
     logits = model(x).detach()
     goal = decision_goals("energy", "id", gamma, logits)[0]
-    radius = CoupledRadius(graph, graph.to(torch.float32), 9.0, CoupledEffort(1, 1))
-    found = radius(x, logits, goal, torch.full((1,), 0.5).double())
+    radius = CoupledRadius(Problem(None, graph, max_radius=9.0), CoupledEffort(1, 1))
+    found = radius(Batch(x, logits, torch.full((1,), 0.5).double()), goal)
     assert 0 < float(found) <= 1.0
 
 
@@ -681,7 +677,7 @@ def test_nothing_is_proven_by_what_the_search_took_for_prices(
     given = {"method": "sdp-crown", "attack": False, "max_radius": 2.0, **QUICK}
     honest = certify(model, x, gamma, **given).radius_certified
     monkeypatch.setattr(
-        radius_module.ProvenPrices, "__call__", lambda s, i, o, c, *_: c[:, :, 0] * math.inf
+        one_ball.ProvenPrices, "__call__", lambda s, i, o, c, *_: c[:, :, 0] * math.inf
     )
     found = certify(model, x, gamma, **given).radius_certified
     assert (found <= honest).all()  # CROWN's own bound may be as good
@@ -814,9 +810,9 @@ def test_the_radius_refuses_goals_of_several_rows_only_by_its_caller() -> None:
     model, x, gamma = certified_setting("mlp")
     graph = trace_model(model, (5,))
     goal = decision_goals("energy", "id", gamma, model(x).detach())[0]
-    radius = CoupledRadius(graph, graph.to(torch.float32), 2.0, CoupledEffort(3, 4))
+    radius = CoupledRadius(Problem(None, graph, max_radius=2.0), CoupledEffort(3, 4))
     guess = torch.full((len(x),), math.nan, dtype=x.dtype)
-    found = radius(x, model(x).detach(), goal, guess)
+    found = radius(Batch(x, model(x).detach(), guess), goal)
     assert found.isfinite().all()
     assert (found[energy_of(model, x) > gamma] == 0).all()
 
@@ -826,13 +822,13 @@ def test_a_proof_is_never_below_the_one_without_multipliers_on_its_boxes(name: s
     model, x, gamma = certified_setting(name)
     graph = trace_model(model, tuple(x.shape[1:]))
     goal = decision_goals("energy", "id", gamma, model(x).detach())[0]
-    radius = CoupledRadius(graph, graph.to(torch.float32), 2.0, CoupledEffort(1, 1))
+    radius = CoupledRadius(Problem(None, graph, max_radius=2.0), CoupledEffort(1, 1))
     radii = torch.full((len(x),), 0.05, dtype=torch.float64)
     moved = radius.boxes(x, radii)
     rows = model(x).detach().softmax(1).unsqueeze(1)
     weights = rows.log()
     spoilt = random_variables(graph, moved, rows, seed=4)
-    found = radius._prove(x, radii, goal, {**spoilt, radius_module.WEIGHTS: weights})
+    found = radius._prove(x, radii, goal, {**spoilt, row_search.WEIGHTS: weights})
     pre = {i: moved[graph.nodes[i].inputs[0]].box for i in graph.activations}
     nothing = torch.zeros(len(x), dtype=torch.bool)
     terms = absolute_terms(graph, pre, x, radii)

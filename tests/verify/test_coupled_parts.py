@@ -17,9 +17,12 @@ from greg_cert.verify.graph.ops import Conv, Linear
 from greg_cert.verify.graph.trace import trace_model
 from greg_cert.verify.operators.dense import dense_matrix
 from greg_cert.verify.radius.coupled import parts as coupled_parts
-from greg_cert.verify.radius.coupled.one_ball import CoupledEffort, CoupledRadius
+from greg_cert.verify.radius.coupled.one_ball import CoupledRadius
 from greg_cert.verify.radius.coupled.parts import CoupledParts, PartsEffort
+from greg_cert.verify.radius.coupled.row_search import CoupledEffort
 from greg_cert.verify.radius.goals import decision_goals
+from greg_cert.verify.radius.problem import Batch
+from greg_cert.verify.radius.problem import Problem as Asked
 
 NETWORKS = ("mlp", "conv", "leaky", "residual", "max_min", "max_pool_2", "bent")
 EFFORT = PartsEffort(balls=3, steps=12, splits=3, part_steps=5, domains=8)
@@ -36,16 +39,17 @@ class Problem:
         scores = energy_of(self.model, self.x)
         self.gamma = float(scores.max()) + 0.2
         self.graph = trace_model(self.model, shape)
-        draft = self.graph.to(torch.float32)
-        self.logits = self.model(self.x).detach()
-        (self.goal,) = decision_goals("energy", "id", self.gamma, self.logits)
-        self.guess = torch.full((len(self.x),), math.nan, dtype=torch.float64)
-        self.whole = CoupledRadius(self.graph, draft, MOST, CoupledEffort(5, 8))
-        self.known = self.whole(self.x, self.logits, self.goal, self.guess)
+        logits = self.model(self.x).detach()
+        (self.goal,) = decision_goals("energy", "id", self.gamma, logits)
+        guess = torch.full((len(self.x),), math.nan, dtype=torch.float64)
+        self.whole = CoupledRadius(Asked(None, self.graph, max_radius=MOST), CoupledEffort(5, 8))
+        batch = Batch(self.x, logits, guess)
+        self.known = self.whole(batch, self.goal)
+        self.batch = batch.knowing(self.known)
 
     def split(self, effort: PartsEffort = EFFORT) -> Tensor:
         parts = CoupledParts(self.whole, effort)
-        return parts(self.x, self.logits, self.goal, self.guess, self.known)
+        return parts(self.batch, self.goal)
 
     def attacked(self) -> Tensor:
         return attack_radius(
@@ -91,7 +95,7 @@ def test_nothing_is_tried_where_nothing_is_known(problems: Callable[[str], Probl
     parts = CoupledParts(problem.whole, EFFORT)
     known = torch.zeros_like(problem.known)
     known[1] = MOST
-    found = parts(problem.x, problem.logits, problem.goal, problem.guess, known)
+    found = parts(problem.batch.knowing(known), problem.goal)
     assert torch.equal(found, known)
 
 
@@ -101,10 +105,7 @@ def test_a_radius_does_not_depend_on_the_samples_beside_it(
     problem = problems("mlp")
     one = torch.tensor([2])
     parts = CoupledParts(problem.whole, EFFORT)
-    alone = parts(
-        *(problem.x[one], problem.logits[one], problem.goal.of(one)),
-        *(problem.guess[one], problem.known[one]),
-    )
+    alone = parts(problem.batch.of(one), problem.goal.of(one))
     assert torch.allclose(alone, problem.split()[one], rtol=1e-3)
 
 

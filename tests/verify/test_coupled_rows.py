@@ -12,13 +12,14 @@ from torch import Tensor
 from greg_cert.verify import certify
 from greg_cert.verify.certificates import ContradictionWarning
 from greg_cert.verify.graph.trace import trace_model
-from greg_cert.verify.options import CertifyOptions
+from greg_cert.verify.methods.sdp_crown import SdpCrown, ball_radius
 from greg_cert.verify.radius.coupled import rows as coupled_rows
-from greg_cert.verify.radius.coupled.one_ball import CoupledEffort, CoupledRadius
+from greg_cert.verify.radius.coupled.one_ball import CoupledRadius
+from greg_cert.verify.radius.coupled.row_search import CoupledEffort
 from greg_cert.verify.radius.coupled.rows import CoupledRows
-from greg_cert.verify.radius.coupled.sdp_crown import ball_radius
 from greg_cert.verify.radius.goals import Goal, decision_goals
 from greg_cert.verify.radius.linear import LinearRadius
+from greg_cert.verify.radius.problem import Batch, Problem
 
 CLASSES = 4
 MOST = 3.0
@@ -94,7 +95,7 @@ def test_levels_of_a_log_sum_exp_do_not_exceed_it(kind: str, known: float) -> No
     graph = trace_model(model, shape)
     x = points(shape, 6, seed=2)
     goal = goal_of(kind, model(x).detach())
-    one = CoupledRadius(graph, graph.to(torch.float32), MOST, CoupledEffort(2, 2))
+    one = CoupledRadius(Problem(None, graph, max_radius=MOST), CoupledEffort(2, 2))
     rows = CoupledRows(one)
     levels = rows._levels(x, goal, torch.full((6,), known, dtype=torch.float64))
     members = goal.members.squeeze(1)
@@ -108,7 +109,6 @@ def test_it_goes_further_than_one_multiplier_a_layer(kind: str) -> None:
     model, shape = build("conv")
     model = model.double().eval()
     graph = trace_model(model, shape)
-    draft = graph.to(torch.float32)
     x = points(shape, 12, seed=2)
     logits = model(x).detach()
     spread = logits.logsumexp(1).median()
@@ -116,10 +116,11 @@ def test_it_goes_further_than_one_multiplier_a_layer(kind: str) -> None:
     if kind in ("energy", "max_logit", "absent_class"):  # so that some lie on the right side
         goal = Goal(False, goal.soft, goal.shift, goal.members, goal.level * 0 + spread)
     guess = torch.full((12,), math.nan, dtype=torch.float64)
-    balls: LinearRadius = ball_radius(graph, draft, MOST, CertifyOptions().ladder("sdp-crown"))
-    known = balls(x, logits, goal, guess)
-    rows = CoupledRows(CoupledRadius(graph, draft, MOST, CoupledEffort(5, 8)))
-    found = rows(x, logits, goal, guess, known)
+    problem, batch = Problem(None, graph, max_radius=MOST), Batch(x, logits, guess)
+    balls: LinearRadius = ball_radius(problem, SdpCrown().ladder)
+    known = balls(batch, goal)
+    rows = CoupledRows(CoupledRadius(problem, CoupledEffort(5, 8)))
+    found = rows(batch.knowing(known), goal)
     assert (found >= known).all()
     right = (known > 0) & (known < MOST)
     if kind != "energy":  # there all logits count, which a chord of them all knows better

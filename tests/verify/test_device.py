@@ -39,15 +39,16 @@ from greg_cert.verify import (
     lipschitz_bound,
     score_bound,
 )
+from greg_cert.verify.attack import audit
 from greg_cert.verify.attack.pgd import AttackPlan, AttackResult, smallest_attack
 from greg_cert.verify.bounds import relax_smooth
 from greg_cert.verify.certificates import Certificates
 from greg_cert.verify.graph.ops import sums_of_products
 from greg_cert.verify.lipschitz.global_radius import global_lipschitz_radius
 from greg_cert.verify.operators import operator_norms
-from greg_cert.verify.options import CertifyOptions
+from greg_cert.verify.options import read_options
 from greg_cert.verify.radius import chord
-from greg_cert.verify.radius.coupled.one_ball import CoupledEffort
+from greg_cert.verify.radius.coupled.row_search import CoupledEffort
 from greg_cert.verify.radius.sampled.clever import CleverOptions
 from greg_cert.verify.radius.sampled.smoothing_state import SmoothingOptions
 from greg_cert.verify.run import chunk, trials
@@ -103,11 +104,13 @@ def short(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(greg_cert.verify.run.runs, "Harder", lambda: Harder(2, 2))
     monkeypatch.setattr(trials, "_COUNT", 1)
     for module in (chunk, trials):
-        monkeypatch.setattr(module, "CertifyOptions", lambda **o: CertifyOptions(**{**o, **SHORT}))
+        monkeypatch.setattr(
+            module, "read_options", lambda *names, **o: read_options(*names, **{**o, **SHORT})
+        )
     monkeypatch.setattr(
         greg_cert.verify.run.judge, "certify", lambda *given, **o: certify(*given, **{**o, **SHORT})
     )
-    for module in (certifier, greg_cert.verify.run.judge):
+    for module in (audit, greg_cert.verify.run.judge):
         monkeypatch.setattr(module, "smallest_attack", hasty_attack)
 
 

@@ -9,7 +9,7 @@ import torch
 from problems import build, points
 from torch import nn
 
-from greg_cert.certificates.certify_methods import LINEAR, STATUS
+from greg_cert.certificates.certify_methods import PROOFS, STATUS
 from greg_cert.errors import EngineError, UnsupportedModelError
 from greg_cert.scores import score_of
 from greg_cert.verify import certify, global_lipschitz_bound
@@ -118,7 +118,7 @@ def test_a_smooth_network_is_taken_by_the_native_engine_alone() -> None:
     assert found.engines["auto-lirpa"].startswith("no: layer '1' (GELU)")
     (smooth,) = (layer for layer in found.layers if layer.kind == "smooth gelu")
     assert (smooth.engines["native"], smooth.engines["auto-lirpa"][:2]) == ("yes", "no")
-    assert all(found.methods[m] == "native (proof)" for m in LINEAR)
+    assert all(found.methods[m] == "native (proof)" for m in PROOFS)
     with pytest.raises(EngineError, match="GELU"):
         make_engine("auto-lirpa", trace_model(model, (4,)))
 
@@ -129,7 +129,7 @@ def test_a_layer_that_nobody_bounds_is_named_and_smoothing_remains() -> None:
     assert not found.provable
     assert found.refusal is not None
     assert "layer '1' (Mish)" in found.refusal
-    for method in (*LINEAR, "lipschitz"):
+    for method in PROOFS[:-1]:
         assert found.methods[method].startswith("no: ")
     assert found.methods["smoothing"] == "any model (probabilistic proof)"
     x = points((4,), 2)

@@ -38,7 +38,7 @@ from greg_cert.verify.graph.max_pool import MaxPool, share_range
 from greg_cert.verify.graph.ops import Graph, forward_all
 from greg_cert.verify.graph.rounding import forward_errors
 from greg_cert.verify.graph.trace import trace_model, with_whole_pools
-from greg_cert.verify.radius.coupled.one_ball import CoupledEffort
+from greg_cert.verify.radius.coupled.row_search import CoupledEffort
 
 SHAPE = (2, 6, 6)
 POOLS = {

@@ -40,7 +40,7 @@ from greg_cert.verify.graph.ops import Activation, Conv, Flatten, Input, Linear,
 from greg_cert.verify.graph.trace import trace_model
 from greg_cert.verify.lipschitz import adjoint_interval, global_constant, local_lipschitz
 from greg_cert.verify.radius import branch
-from greg_cert.verify.radius.coupled.one_ball import CoupledEffort
+from greg_cert.verify.radius.coupled.row_search import CoupledEffort
 from greg_cert.verify.run.diagnose import diagnose
 
 NORMS = (2.0, math.inf)

@@ -67,9 +67,9 @@ def test_options_out_of_range(changes: dict[str, object], message: str) -> None:
         ("best,crown-ibp", ("crown-ibp", "best")),
         ("best,smoothing", ("best", "smoothing")),
         (" crown , alpha-crown,crown", ("crown", "alpha-crown")),
-        (["clever", "lipschitz"], ("clever", "lipschitz")),
+        (["clever", "lipschitz"], ("lipschitz", "clever")),
         (("smoothing",), ("smoothing",)),
-        ("attack,gradient,crown", ("gradient", "crown", "attack")),
+        ("attack,gradient,crown", ("crown", "gradient", "attack")),
     ],
 )
 def test_methods_by_name(asked: str | list[str], found: tuple[str, ...]) -> None:

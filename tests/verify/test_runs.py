@@ -21,7 +21,6 @@ from greg_cert.runs.records import RunFolder
 from greg_cert.scores import energy
 from greg_cert.train import fit
 from greg_cert.verify.attack.pgd import AttackPlan, AttackResult, attack_within
-from greg_cert.verify.certifier import Certifier
 from greg_cert.verify.radius.linear import LinearRadius
 from greg_cert.verify.run.runs import choose_samples, verify_runs
 from greg_cert.verify.scorer import Margin, score_function
@@ -125,11 +124,13 @@ def test_an_unsound_certificate_is_counted_as_a_violation(
     def boastful(self: LinearRadius, *args: Any) -> torch.Tensor:
         return 4.0 * honest(self, *args)
 
-    def nothing(self: Certifier, x: torch.Tensor, *args: Any) -> AttackResult:
+    def nothing(detector: Any, plan: Any, most: float, x: torch.Tensor, *_: Any) -> AttackResult:
         return AttackResult(torch.full_like(x.flatten(1)[:, 0], torch.inf), torch.zeros_like(x))
 
     monkeypatch.setattr(LinearRadius, "__call__", boastful)
-    monkeypatch.setattr(Certifier, "nearest_attack", nothing)  # the audit has its own attack
+    monkeypatch.setattr(
+        "greg_cert.verify.certifier.nearest_attack", nothing
+    )  # the audit has its own attack
     done = verify_runs([trained["fast"]], SETTINGS, tmp_path)
     (run,) = done.runs
     rows = run.frame

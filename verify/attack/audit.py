@@ -1,21 +1,55 @@
-"""Attacks on certificates themselves: inside each proven ball, on the decision and on the class."""
+"""Attacks on certificates: the nearest on the decision or the class, and those inside a ball."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
-from greg_cert.scores import score_of
-from greg_cert.verify.attack.pgd import AttackPlan, attack_within
-from greg_cert.verify.graph.agreement import Logits, check_agreement
+from greg_cert.verify.attack.pgd import AttackPlan, AttackResult, attack_within, smallest_attack
+from greg_cert.verify.graph.agreement import check_agreement
 from greg_cert.verify.graph.ops import Graph
 from greg_cert.verify.norms import per_sample, steepest_direction, vector_norm
-from greg_cert.verify.scorer import Margin, ScoreFunction, class_margin, score_and_gradient
+from greg_cert.verify.scorer import Detector, ScoreFunction, score_and_gradient
 
 STEPS, RESTARTS = 40, 3
 _BATCH = 128
+
+
+def nearest_attack(
+    detector: Detector,
+    plan: AttackPlan,
+    max_radius: float,
+    x: Tensor,
+    names: Tensor,
+    labels: Tensor | None,
+    wrong: Tensor,
+) -> AttackResult:
+    """Smallest attacks (B,), on the decision and on the class where that counts too.
+
+    Args:
+        detector: what is attacked.
+        plan: how; its margin is that of the decision.
+        max_radius: how far to look.
+        x: (B, ...) samples in float64.
+        names: (B,) names for their random draws.
+        labels: (B,) classes that have to stay right, or None.
+        wrong: (B,) whether the clean sample is on the wrong side already.
+    """
+    found = smallest_attack(detector.score, x, max_radius, plan, names)
+    if labels is None:
+        return found
+    radius, delta = torch.where(wrong, 0.0, found.radius), found.delta.clone()
+    delta[wrong] = 0.0
+    for ahead, margin, rows in detector.class_targets((~wrong).nonzero().squeeze(1), labels):
+        other = smallest_attack(
+            ahead, x[rows], max_radius, replace(plan, margin=margin), names[rows.cpu()]
+        )
+        nearer = other.radius < radius[rows]
+        radius[rows[nearer]], delta[rows[nearer]] = other.radius[nearer], other.delta[nearer]
+    return AttackResult(radius, delta)
 
 
 @dataclass(frozen=True)
@@ -23,15 +57,13 @@ class Audit:
     """What certificates are about, and how hard they are attacked.
 
     Attributes:
-        logits: the model in float64.
-        graph: what the bounds are about; the model is compared with it wherever it is attacked.
-        score: a key of `greg_cert.scores.SCORES`.
+        detector: what is attacked.
+        graphs: what the bounds are about; the model is compared with each wherever it is attacked.
         plan: the attack; its margin is that of the decision.
     """
 
-    logits: Logits
-    graph: Graph | None
-    score: str
+    detector: Detector
+    graphs: Sequence[Graph | None]
     plan: AttackPlan
 
     def crossings(
@@ -50,48 +82,26 @@ class Audit:
                 or where an attack ends.
         """
         crossed = torch.full_like(radii, torch.inf)
-        value = score_of(self.score)
-
-        def score(x: Tensor) -> Tensor:
-            return value(self.logits(x))
-
         claimed = (radii > 0).nonzero().squeeze(1)
+
+        def attack(score: ScoreFunction, plan: AttackPlan, rows: Tensor) -> None:
+            hit, delta = attack_within(score, x[rows], radii[rows], plan, names[rows.cpu()])
+            if hit.any():
+                self._check((x[rows] + delta)[hit], "the end of an attack")
+            found = torch.where(hit, vector_norm(delta, plan.norm), torch.inf)
+            crossed[rows] = torch.minimum(crossed[rows], found)
+
         for rows in claimed.split(_BATCH) if len(claimed) else ():
-            self._check_surface(score, x[rows], radii[rows])
-            self._attack(score, self.plan, x, radii, names, rows, crossed)
-        if labels is not None:
-            wrong_class = replace(self.plan, margin=Margin(0.0, "id"))
-            for label in labels[claimed].unique():
-                rows = claimed[labels[claimed] == label]
-
-                def margin(x: Tensor, label: Tensor = label) -> Tensor:
-                    return class_margin(self.logits(x), label.expand(len(x)), self.score)
-
-                self._attack(margin, wrong_class, x, radii, names, rows, crossed)
+            # The point of each ball that the slope leads to.
+            _, gradient = score_and_gradient(self.detector.score, x[rows])
+            move = steepest_direction(self.plan.margin.sign * gradient, self.plan.norm)
+            surface = x[rows] + per_sample(radii[rows], x[rows]) * move
+            self._check(surface, "the surface of a proven ball")
+            attack(self.detector.score, self.plan, rows)
+        for ahead, margin, rows in self.detector.class_targets(claimed, labels):
+            attack(ahead, replace(self.plan, margin=margin), rows)
         return crossed
 
-    def _check_surface(self, score: ScoreFunction, x: Tensor, radii: Tensor) -> None:
-        """Compare model and graph at the point of each ball that the slope leads to."""
-        _, gradient = score_and_gradient(score, x)
-        uphill = gradient if self.plan.margin.side == "id" else -gradient
-        move = steepest_direction(uphill, self.plan.norm)
-        surface = x + per_sample(radii, x) * move
-        check_agreement(self.logits, self.graph, surface, "the surface of a proven ball")
-
-    def _attack(
-        self,
-        score: ScoreFunction,
-        plan: AttackPlan,
-        x: Tensor,
-        radii: Tensor,
-        names: Tensor,
-        rows: Tensor,
-        crossed: Tensor,
-    ) -> None:
-        """Attack some rows inside their balls, and note in `crossed` where it succeeded."""
-        hit, delta = attack_within(score, x[rows], radii[rows], plan, names[rows.cpu()])
-        if hit.any():
-            ends = (x[rows] + delta)[hit]
-            check_agreement(self.logits, self.graph, ends, "the end of an attack")
-        found = torch.where(hit, vector_norm(delta, plan.norm), torch.inf)
-        crossed[rows] = torch.minimum(crossed[rows], found)
+    def _check(self, x: Tensor, where: str) -> None:
+        for graph in self.graphs:
+            check_agreement(self.detector.logits, graph, x, where)

@@ -48,7 +48,7 @@ def walk_boundary(
     share = torch.full_like(best, 0.5)  # of the way to the hyperplane's nearest point
     for _ in range(plan.polish):
         values, gradient = score_and_gradient(score, x + delta)
-        uphill = gradient if plan.margin.side == "id" else -gradient
+        uphill = plan.margin.sign * gradient
         # uphill·δ′ = uphill·δ + (margin at δ), the smallest δ′: along the steepest direction.
         level = (uphill * delta).flatten(1).sum(1) + plan.margin.of(values)
         length = (level / dual_norm(uphill, plan.norm)).nan_to_num(nan=0.0, posinf=0.0, neginf=0.0)

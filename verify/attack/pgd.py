@@ -254,7 +254,7 @@ def _step(
     x: Tensor, delta: Tensor, gradient: Tensor, radius: Tensor, plan: AttackPlan, step: int
 ) -> Tensor:
     """The next point of a PGD run, whose steps decay."""
-    uphill = gradient if plan.margin.side == "id" else -gradient
+    uphill = plan.margin.sign * gradient
     size = radius * (0.5 * (1 - step / plan.steps) + 0.02)
     move = per_sample(size, delta) * steepest_direction(uphill, plan.norm)
     return keep(x, project(delta + move, radius, plan.norm), plan.clip)

@@ -12,16 +12,15 @@ from greg_cert.verify.bounds.native_engine import NativeEngine
 from greg_cert.verify.bounds.native_relaxation import NativeRelaxation
 from greg_cert.verify.bounds.region import Region
 from greg_cert.verify.graph.ops import Graph
-from greg_cert.verify.radius.branch import Effort, prove_by_parts, split_nodes, void
+from greg_cert.verify.radius.branch import Effort, prove_by_parts, split_nodes
 from greg_cert.verify.radius.chord import chord_rows, separate_reach
 from greg_cert.verify.radius.duality import (
-    allowance,
     improve_weights,
     improve_weights_and_slopes,
     lower_reach,
-    lower_rows,
 )
 from greg_cert.verify.radius.goals import Goal
+from greg_cert.verify.radius.row_bounds import allowed_lines, where_finite
 
 
 class BallBounds:
@@ -62,7 +61,7 @@ class BallBounds:
             else:
                 relaxation = self._engine.relax(x, radii, self._norm, self._method)
                 reach, p = _plain(relaxation, radii, goal, p, effort.mirror_steps)
-                reach = void(reach, relaxation)
+                reach = where_finite(reach, relaxation)
         always = goal.level == (-torch.inf if goal.above else torch.inf)
         return torch.where(always, torch.inf, reach.double()), p.double()
 
@@ -70,62 +69,18 @@ class BallBounds:
         self, engine: NativeEngine, region: Region, goal: Goal, p: Tensor, effort: Effort
     ) -> tuple[Tensor, Tensor]:
         """Reach where the ball is cut down, and split, to where violations may still lie."""
-
-        def improve(
-            relaxation: NativeRelaxation, goal: Goal, p: Tensor
-        ) -> tuple[NativeRelaxation, Tensor]:
-            return _improve(relaxation, goal, p, effort.mirror_steps)
-
-        reach, kept = prove_by_parts(
-            engine, self._method, region, goal, p, effort, improve, best_row
-        )
+        reach, kept = prove_by_parts(engine, self._method, region, goal, p, effort)
         if not goal.above:
             # Bounds of each z_j by itself may do better than what they have in common.
             relaxation = engine.relax_region(region, self._method)
             alone = separate_reach(relaxation, goal, 2 * region.radii)
-            reach = torch.maximum(reach, void(alone, relaxation))
+            reach = torch.maximum(reach, where_finite(alone, relaxation))
         return reach, kept
 
 
 def can_cut(goal: Goal) -> bool:
     """Whether one linear row decides the goal."""
     return goal.shift.shape[1] == 1 and (goal.above or goal.soft)
-
-
-def _improve(
-    relaxation: NativeRelaxation, goal: Goal, p: Tensor, steps: int
-) -> tuple[NativeRelaxation, Tensor]:
-    """Better weights, and the relaxation with better slopes where its method chooses them."""
-    if not goal.above:
-        return relaxation, p
-    if relaxation.optimise:
-        return improve_weights_and_slopes(relaxation, goal, p, max(steps, 1))
-    return relaxation, improve_weights(relaxation, goal, p, steps) if steps else p
-
-
-def best_row(relaxation: Relaxation, goal: Goal, p: Tensor) -> tuple[Tensor, Tensor]:
-    """The row (B, K) and constant (B,) that leave the largest margin, with rounding allowed for.
-
-    row·f + constant is below zero for every violation in the region.
-    """
-    if goal.above:
-        rows, constant = lower_rows(goal, p)
-    else:
-        rows, constant = chord_rows(relaxation, goal)
-    value, slope, constant = _allowed(relaxation, goal, rows, constant)
-    reach = ((value + constant) / slope).nan_to_num(nan=-torch.inf)
-    best = reach.argmax(1, keepdim=True)
-    row = rows.gather(1, best.unsqueeze(2).expand(-1, -1, rows.shape[2])).squeeze(1)
-    return row, constant.gather(1, best).squeeze(1)
-
-
-def _allowed(
-    relaxation: Relaxation, goal: Goal, rows: Tensor, constant: Tensor
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Value and slope (B, R) of rows (B, R, K), and their constants (B, R) less the rounding."""
-    value, slope = relaxation.linear(rows)
-    size = value.abs() + (constant - goal.level.unsqueeze(1)).abs()
-    return value, slope, constant - allowance(size, goal)
 
 
 def _plain(
@@ -135,7 +90,7 @@ def _plain(
     if not goal.above:
         reach = separate_reach(relaxation, goal, 2 * radii)
         if goal.soft:
-            value, slope, constant = _allowed(relaxation, goal, *chord_rows(relaxation, goal))
+            value, slope, constant = allowed_lines(relaxation, goal, *chord_rows(relaxation, goal))
             gap = value + constant
             chord = torch.where(gap > 0, gap / slope, 0.0).nan_to_num(nan=0.0).amax(1)
             reach = torch.maximum(reach, chord)

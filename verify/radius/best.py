@@ -13,7 +13,6 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
 
 import numpy as np
 import torch
@@ -24,6 +23,7 @@ from greg_cert.certificates.certify_methods import NO_METHOD, STOPS
 from greg_cert.errors import UsageError
 from greg_cert.verify.radius.goals import Goal
 from greg_cert.verify.radius.prices import Price
+from greg_cert.verify.radius.problem import Batch, Prove
 
 BUDGET = 8000
 """Passes of a sample by default: up to `sdp-crown` on 8 by 8 digits and on images."""
@@ -36,15 +36,6 @@ ENOUGH, MAX_RADIUS, SPENT, CLOCK, EXHAUSTED, REJECTED = STOPS
 _NEAR = 0.8  # of the radius known, below which a proof is left to samples that it suits better
 
 
-class Prove(Protocol):
-    """Radii (B,) within which a goal is proven to hold; `known` (B,) are proven already."""
-
-    def __call__(
-        self, x: Tensor, logits: Tensor, goal: Goal, first_order: Tensor, known: Tensor | None
-    ) -> Tensor:
-        """See `LinearRadius`."""
-
-
 @dataclass(frozen=True)
 class Stage:
     """One rung.
@@ -52,7 +43,7 @@ class Stage:
     Attributes:
         method: the name that its radii are reported under.
         price: of a sample.
-        prove: see `Prove`.
+        prove: at least the radii known, or 0.
         takes: which goals it is for.
         after: the stage that it builds on; where that came not near the radius known, this one is
             not tried.
@@ -155,28 +146,27 @@ class BestRadius:
         share = self._effort.until_share * attacked
         return share.nan_to_num(nan=math.inf, posinf=math.inf)
 
+    def __call__(self, batch: Batch, goal: Goal) -> Tensor:
+        """Radii (B,), at least those known."""
+        return self.climb(batch, goal).radii
+
     def climb(
         self,
-        x: Tensor,
-        logits: Tensor,
+        batch: Batch,
         goal: Goal,
-        first_order: Tensor,
-        known: Tensor | None = None,
         by: NDArray[np.str_] | None = None,
         enough: Tensor | None = None,
     ) -> Climb:
         """Radii of a batch, with how they came about.
 
         Args:
-            x: (B, ...) centres, float64.
-            logits: (B, K) there.
+            batch: the centres; radii known that no stage exceeds stay.
             goal: what to prove.
-            first_order: (B,) a guess of the radius.
-            known: (B,) radii proven before; those that no stage exceeds stay.
-            by: (B,) text, the methods that proved them.
+            by: (B,) text, the methods that proved what is known.
             enough: (B,) radii at which a sample stops.
         """
-        radii = torch.zeros_like(first_order) if known is None else known.clone()
+        known = batch.known
+        radii = torch.zeros_like(batch.first_order) if known is None else known.clone()
         method = np.full(len(radii), NO_METHOD, dtype=object)
         if by is not None:
             method = np.where(radii.cpu().numpy() > 0, by, method)
@@ -218,9 +208,8 @@ class BestRadius:
             start = radii[members]
             # A first stage has to show how near it comes; one that builds on it goes further.
             floor = _NEAR * start if stage.after is None else start
-            found = stage.prove(
-                x[members], logits[members], goal.of(members), first_order[members], floor
-            ).clamp(max=self._max_radius)
+            some = batch.of(members).knowing(floor)
+            found = stage.prove(some, goal.of(members)).clamp(max=self._max_radius)
             if self._effort.seconds is None:
                 spent[members] += price
             else:

@@ -10,28 +10,22 @@ Bound for Piecewise Linear Neural Network Verification", JMLR 2020, and of Wang 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from greg_cert.verify.bounds.crown import Lines, backward_rows, relax_activation
-from greg_cert.verify.bounds.engine import Relaxation, finite_bounds
 from greg_cert.verify.bounds.native_engine import NativeEngine, OutputConstraint, sign_unknown
 from greg_cert.verify.bounds.native_relaxation import NativeRelaxation
 from greg_cert.verify.bounds.region import Cut, Region, tighter_cut
 from greg_cert.verify.graph.ops import Activation, Graph
 from greg_cert.verify.radius.goals import Goal
+from greg_cert.verify.radius.row_bounds import best_row, better_weights, where_finite
 
 _LEAST_GAIN = 0.01  # of the ball's radius: below that, cutting once more is not worth it
 _TURNS = 2  # relaxations of a domain after each split
-
-Choose = Callable[[NativeRelaxation, Goal, Tensor], tuple[NativeRelaxation, Tensor]]
-"""Better weights p (B, G, K), and the relaxation with better slopes where its method has them."""
-
-BestRow = Callable[[NativeRelaxation, Goal, Tensor], tuple[Tensor, Tensor]]
-"""The row (B, K) and constant (B,) with row·f + constant below zero for every violation."""
 
 
 @dataclass(frozen=True)
@@ -89,7 +83,7 @@ class Domains:
         """With a half-space that holds all violations of each, where bounds are finite."""
         assert self.relaxation is not None
         cut = tighter_cut(self.region.cut, half, self.region.norm)
-        distance = torch.maximum(self.distance, void(cut.distance, self.relaxation))
+        distance = torch.maximum(self.distance, where_finite(cut.distance, self.relaxation))
         return replace(self, region=replace(self.region, cut=cut), distance=distance)
 
     def open(self) -> Domains:
@@ -104,8 +98,6 @@ def prove_by_parts(
     goal: Goal,
     weights: Tensor,
     effort: Effort,
-    improve: Choose,
-    best_row: BestRow,
 ) -> tuple[Tensor, Tensor]:
     """How far (B,) each sample's goal is proven, inf for a whole ball; and the weights p.
 
@@ -116,8 +108,6 @@ def prove_by_parts(
         goal: one that a single row decides.
         weights: (B, 1, K) p to begin with.
         effort: how hard to try.
-        improve: see `Choose`.
-        best_row: see `BestRow`.
     """
     radii = region.radii
     everyone = torch.arange(len(radii), device=radii.device)
@@ -128,7 +118,7 @@ def prove_by_parts(
         turns = _TURNS if depth else effort.cuts + 1
         for turn in range(turns):
             before = domains.distance
-            domains = relaxed(domains, engine, method, improve, best_row)
+            domains = relaxed(domains, engine, method, effort.mirror_steps)
             if depth == 0:
                 kept[domains.owner] = domains.weights
             gains = domains.distance > before + _LEAST_GAIN * domains.region.radii
@@ -158,19 +148,16 @@ def note(nearest: Tensor, domains: Domains) -> None:
     nearest.scatter_reduce_(0, domains.owner, domains.distance, "amin")
 
 
-def relaxed(
-    domains: Domains,
-    engine: NativeEngine,
-    method: str,
-    improve: Choose,
-    best_row: BestRow,
-) -> Domains:
-    """The domains with tighter bounds, and cut down by what these prove."""
+def relaxed(domains: Domains, engine: NativeEngine, method: str, steps: int | None) -> Domains:
+    """The domains with tighter bounds, and cut down by what these prove.
+
+    The weights improve by `steps` of mirror ascent; None leaves them as they are.
+    """
     region = domains.region
     relaxation = engine.relax_region(
         region, method, outer=domains.relaxation, constraint=domains.constraint
     )
-    chosen, weights = improve(relaxation, domains.goal, domains.weights)
+    chosen, weights = better_weights(relaxation, domains.goal, domains.weights, steps)
     row, constant = best_row(chosen, domains.goal, weights)
     half, steepness = chosen.half_space(row, constant)
     found = replace(
@@ -271,8 +258,3 @@ def _with_signs(relaxation: NativeRelaxation, neuron: Tensor, positive: Tensor) 
 def split_nodes(graph: Graph) -> list[int]:
     """Activation nodes that are linear on either side of zero."""
     return [i for i in graph.activations if isinstance(graph.nodes[i].op, Activation)]
-
-
-def void(reach: Tensor, relaxation: Relaxation) -> Tensor:
-    """`reach` where all bounds are finite; nothing follows where one is not."""
-    return torch.where(finite_bounds(relaxation), reach, 0.0).nan_to_num(nan=0.0, posinf=torch.inf)

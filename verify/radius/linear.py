@@ -9,13 +9,13 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from greg_cert.verify.bounds.engine import Engine
 from greg_cert.verify.bounds.native_engine import NativeEngine
 from greg_cert.verify.graph.ops import Graph
 from greg_cert.verify.radius.ball import BallBounds
 from greg_cert.verify.radius.branch import Effort
 from greg_cert.verify.radius.duality import first_weights
 from greg_cert.verify.radius.goals import Goal
+from greg_cert.verify.radius.problem import Batch, Engines
 from greg_cert.verify.radius.search import RadiusSearch, Reach
 
 _GUESS = 0.5  # of the first-order radius, where the ladder begins
@@ -57,52 +57,37 @@ class Ladder:
 
 
 class LinearRadius:
-    """Proven radii of one graph by one engine and one method."""
+    """Proven radii of one network by linear bounds.
+
+    Args:
+        engines: who proves and who searches.
+        relaxation: how the engines find bounds of the layers between, as of `Engine.relax`.
+        norm: of the balls.
+        max_radius: radii are capped here.
+        ladder: how the search goes.
+    """
 
     def __init__(
-        self,
-        graph: Graph,
-        draft: Graph,
-        engine: Engine,
-        method: str,
-        norm: float,
-        max_radius: float,
-        ladder: Ladder,
-        memory: int | None = None,
-        scouts: Callable[[Graph, int | None], Engine] = NativeEngine,
+        self, engines: Engines, relaxation: str, norm: float, max_radius: float, ladder: Ladder
     ) -> None:
         self._max_radius, self._ladder = max_radius, ladder
-        if not isinstance(engine, NativeEngine):
+        if not isinstance(engines.prover, NativeEngine):
             self._ladder = replace(ladder, cuts=0, splits=0)
-        self._prover = BallBounds(graph, engine, norm, method)
-        # What the search finds is only where to look, so it may use the faster type and engine.
-        self._scout = BallBounds(draft, scouts(draft, memory), norm, method)
-        self._careful_scout = BallBounds(graph, scouts(graph, memory), norm, method)
+        graph, draft = engines.graph, engines.draft
+        self._prover = BallBounds(graph, engines.prover, norm, relaxation)
+        self._scout = BallBounds(draft, engines.scout, norm, relaxation)
+        self._careful_scout = BallBounds(graph, engines.careful, norm, relaxation)
         self._vanguard: BallBounds | None = None
-        if method not in ("crown-ibp", "sdp-crown") and _is_large(graph):
-            self._vanguard = BallBounds(draft, NativeEngine(draft, memory), norm, "crown-ibp")
+        if relaxation not in ("crown-ibp", "sdp-crown") and _is_large(graph):
+            self._vanguard = BallBounds(draft, engines.scout, norm, "crown-ibp")
 
-    def __call__(
-        self,
-        x: Tensor,
-        logits: Tensor,
-        goal: Goal,
-        first_order: Tensor,
-        known: Tensor | None = None,
-    ) -> Tensor:
+    def __call__(self, batch: Batch, goal: Goal) -> Tensor:
         """Radii (B,) within which `goal` is proven to hold.
 
-        Args:
-            x: (B, ...) centres, float64.
-            logits: (B, K) there.
-            goal: what to prove.
-            first_order: (B,) a guess of the radius.
-            known: (B,) radii proven before, where to begin.
-
-        Returns:
-            (B,); of a ladder that goes `onwards`, 0 where nothing larger than `known` was found.
+        Of a ladder that goes `onwards`, 0 where nothing larger than the radius known was found.
         """
-        weights = first_weights(goal, logits)
+        x, known = batch.x, batch.known
+        weights = first_weights(goal, batch.logits)
         ladder = self._ladder
 
         def reach(bounds: BallBounds, members: Tensor, radii: Tensor, effort: Effort) -> Tensor:
@@ -118,7 +103,7 @@ class LinearRadius:
                 scout, members, radii, effort if turn or effort.cuts else Effort()
             )
 
-        guess = first_order * _GUESS
+        guess = batch.first_order * _GUESS
         begun = torch.zeros_like(guess, dtype=torch.bool)  # where the radius known is a beginning
         if known is not None:
             begun = known > (_NEAR * guess if ladder.onwards else 0)

@@ -6,13 +6,13 @@ import torch
 from torch import Tensor
 
 from greg_cert.verify.bounds.engine import Engine
-from greg_cert.verify.bounds.native_engine import NativeEngine
 from greg_cert.verify.graph.ops import Graph
 from greg_cert.verify.graph.rounding import score_rounding
 from greg_cert.verify.lipschitz import LipschitzBound, check_form
 from greg_cert.verify.lipschitz.forward_error import ForwardError
 from greg_cert.verify.lipschitz.global_bound import global_constant
 from greg_cert.verify.lipschitz.global_radius import first_order_reach, gap_left, score_error
+from greg_cert.verify.radius.problem import Batch, Problem
 from greg_cert.verify.radius.search import RadiusSearch, Reach
 
 _GUESS = 0.25  # of the first-order radius, where the ladder begins
@@ -22,44 +22,45 @@ _BEYOND = 1.6  # times ε*, where the integral ends
 
 
 class LipschitzRadius:
-    """Proven radii of one graph by L_S."""
+    """Proven radii of one network by L_S.
+
+    Args:
+        problem: the network.
+        form: of the local constant, as in `lipschitz_bound`.
+        integrate: let the margin be used up by ∫ L(t) dt where that is further.
+        rounds: balls tried with a constant of their own; 0 for the constant of the whole space.
+        tolerance: relative, at which a sample is done.
+    """
 
     def __init__(
         self,
-        graph: Graph,
-        draft: Graph,
-        engine: Engine,
-        score: str,
-        norm: float,
-        max_radius: float,
-        *,
-        relaxation: str = "crown",
+        problem: Problem,
         form: str = "hybrid",
         integrate: bool = True,
         rounds: int = 12,
         tolerance: float = 0.01,
-        memory: int | None = None,
     ) -> None:
-        self._graph, self._norm, self._max_radius = graph, norm, max_radius
-        self._relaxation, self._form, self._integrate = relaxation, check_form(form), integrate
+        graph, engines, score = problem.graph, problem.linear, problem.score
+        self._graph, self._norm, self._max_radius = graph, problem.norm, problem.max_radius
+        self._form, self._integrate = check_form(form), integrate
         self._rounds, self._tolerance = rounds, tolerance
-        self._prover = (graph, engine, LipschitzBound(graph, score))
-        self._scout = (draft, NativeEngine(draft, memory), LipschitzBound(draft, score))
-        self._careful = (graph, NativeEngine(graph, memory), self._prover[2])
-        self._everywhere = global_constant(graph, score, norm)
+        self._prover = (graph, engines.prover, LipschitzBound(graph, score))
+        self._scout = (engines.draft, engines.scout, LipschitzBound(engines.draft, score))
+        self._careful = (graph, engines.careful, self._prover[2])
+        self._everywhere = global_constant(graph, score, problem.norm)
         self._forward = ForwardError(graph)
 
-    def __call__(self, x: Tensor, gap: Tensor, first_order: Tensor) -> tuple[Tensor, Tensor]:
+    def __call__(self, batch: Batch, gap: Tensor) -> tuple[Tensor, Tensor]:
         """Radii (B,) and the L_S (B,) that gave them; NaN where there is none.
 
         (γ − S)/L̄ by the constant of the whole space comes first, at any depth; then balls are tried
         from there on with a constant of their own.
 
         Args:
-            x: (B, ...) centres, float64.
+            batch: the centres.
             gap: (B,) distance of the score to the threshold, > 0 or 0.
-            first_order: (B,) a guess of the radius.
         """
+        x = batch.x
         # Either bounds it, by absolute terms or, as at depth, by norms; the model sums in an order
         # of its own, of which the second knows nothing.
         rounding = score_rounding(self._graph, x)
@@ -74,7 +75,7 @@ class LipschitzRadius:
 
             return reach
 
-        guess = (first_order * _GUESS).maximum(sure)
+        guess = (batch.first_order * _GUESS).maximum(sure)
         search = RadiusSearch(guess, self._max_radius)
         search.climb(scouted(self._scout), self._rounds, self._tolerance, left)
         lost = (search.best == 0) & left
@@ -125,7 +126,7 @@ class LipschitzRadius:
         graph, engine, lipschitz = bounds
         x, radii = x.to(graph.dtype), radii.to(graph.dtype)
         with torch.no_grad():
-            relaxation = engine.relax(x, radii, self._norm, self._relaxation)
+            relaxation = engine.relax(x, radii, self._norm)
             found = lipschitz(relaxation, x, self._norm, self._form).double()
         return found.clamp(max=self._everywhere)
 

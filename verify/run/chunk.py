@@ -13,16 +13,16 @@ from torch import Tensor, nn
 
 from greg_cert.config import VerifyConfig
 from greg_cert.data import Images
-from greg_cert.verify.asked import asked
 from greg_cert.verify.attack.audit import RESTARTS, STEPS, Audit
 from greg_cert.verify.attack.pgd import AttackPlan
 from greg_cert.verify.certificates import CLAIMS, CONTRADICTED
 from greg_cert.verify.certify import PreparedCertify
 from greg_cert.verify.graph.agreement import check_agreement
 from greg_cert.verify.graph.trace import trace_model
-from greg_cert.verify.options import CertifyOptions
+from greg_cert.verify.options import read_options
 from greg_cert.verify.score_bounds import ScoreBounds, attacked_scores
-from greg_cert.verify.scorer import Margin, check_inputs
+from greg_cert.verify.scorer import check_inputs
+from greg_cert.verify.settings import certify_options
 
 PROVEN = ("radius_certified", "radius_lipschitz")
 """Columns that hold proven radii; the largest of them in each row is attacked."""
@@ -85,9 +85,9 @@ class ChunkCertifier:
             x, labels=known if self.settings.correct else None, indices=indices
         )
         frame = certificates.to_frame()
+        detector = self._prepared.certifier.detector
         with torch.no_grad():
-            logits = self._prepared.certifier.logits(x).cpu()
-        predicted = (logits[:, :-1] if self.score == "absent_class" else logits).argmax(1)
+            predicted = detector.predicted(detector.logits(x)).cpu()
         labels = torch.full_like(predicted, -1) if known is None else known
         frame.insert(0, "index", indices.numpy())
         frame.insert(1, "label", labels.numpy())
@@ -109,30 +109,23 @@ class ChunkCertifier:
         labels = None
         if settings.correct and self.side == "id":
             labels = torch.tensor(rows["label"].tolist(), device=x.device)
-        audit = Audit(
-            prepared.certifier.logits,
-            prepared.graph,
-            self.score,
-            AttackPlan(
-                Margin(self.threshold, self.side),
-                settings.norm_value,
-                settings.seed + harder.seed,
-                harder.steps,
-                restarts=harder.restarts,
-            ),
+        detector = prepared.certifier.detector
+        plan = AttackPlan(
+            detector.margin,
+            settings.norm_value,
+            settings.seed + harder.seed,
+            harder.steps,
+            restarts=harder.restarts,
         )
+        audit = Audit(detector, prepared.certifier.graphs, plan)
         radii = torch.as_tensor(claimed_radius(rows), device=x.device)
         crossed = audit.crossings(x, radii, indices, labels).cpu().numpy()
         return pd.DataFrame({"index": rows["index"].to_numpy(), CROSSED: crossed})
 
     @cached_property
     def _prepared(self) -> PreparedCertify:
-        said = asked(self.settings)
-        about = {name: said.pop(name) for name in ("norm", "max_radius", "method", "engine")}
-        options = CertifyOptions(score=self.score, **said)
-        return PreparedCertify(
-            self.model, self.image_shape, self.threshold, side=self.side, options=options, **about
-        )
+        options = read_options(**certify_options(self.settings), side=self.side, score=self.score)
+        return PreparedCertify(self.model, self.image_shape, self.threshold, options)
 
     @cached_property
     def _score_bounds(self) -> ScoreBounds:
@@ -145,15 +138,15 @@ class ChunkCertifier:
     def _scores_in_balls(self, x: Tensor, indices: Tensor) -> pd.DataFrame:
         """Proven and attacked least scores of OOD samples in balls of `settings.auc_radii`."""
         settings, columns = self.settings, {}
+        detector = self._prepared.certifier.detector
         if settings.auc_radii and self._prepared.graph is None:  # else compared with it already
-            logits, graph = self._prepared.certifier.logits, self._score_bounds.graph
+            logits, graph = detector.logits, self._score_bounds.graph
             check_agreement(logits, graph, x, "the samples")
-        margin = Margin(self.threshold, "ood")
-        plan = AttackPlan(margin, settings.norm_value, settings.seed, STEPS)
+        plan = AttackPlan(detector.margin, settings.norm_value, settings.seed, STEPS)
         for radius in settings.auc_radii:
             bound = self._score_bounds(x, radius)
             balls = torch.full_like(bound, radius)
-            attacked = attacked_scores(self._prepared.certifier.score, x, balls, plan, indices)
+            attacked = attacked_scores(detector.score, x, balls, plan, indices)
             proven, found = score_columns(radius)
             columns[proven], columns[found] = bound.cpu().numpy(), attacked.cpu().numpy()
         return pd.DataFrame(columns, index=range(len(x)))

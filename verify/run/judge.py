@@ -15,12 +15,12 @@ from greg_cert.errors import UsageError
 from greg_cert.evaluation.decision import Decision
 from greg_cert.runs.inference import device_of
 from greg_cert.scores import score_of
-from greg_cert.verify.asked import asked
 from greg_cert.verify.attack.pgd import AttackPlan, AttackResult, smallest_attack
 from greg_cert.verify.certificates import Certificates
 from greg_cert.verify.certify import certify
 from greg_cert.verify.graph.agreement import check_agreement
 from greg_cert.verify.scorer import Margin, ScoreFunction, check_inputs, logit_function
+from greg_cert.verify.settings import certify_options
 
 _BATCH = 64  # images attacked at once
 
@@ -114,7 +114,7 @@ def judge(
                 score=decision.score,
                 indices=part,
                 attack="best" in methods,  # which stops at a share of it
-                **asked(settings),
+                **certify_options(settings),
             )
             plan = AttackPlan(Margin(decision.threshold, side), settings.norm_value, settings.seed)
             attack = smallest_attack(score, x[part], settings.max_radius, plan, part)

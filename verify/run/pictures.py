@@ -22,12 +22,12 @@ from greg_cert.config import VerifyConfig
 from greg_cert.data import DataSplits
 from greg_cert.errors import RunError
 from greg_cert.runs.inference import device_of
-from greg_cert.verify.certifier import Certifier
-from greg_cert.verify.options import CertifyOptions
+from greg_cert.verify.attack.audit import nearest_attack
+from greg_cert.verify.attack.pgd import AttackPlan
 from greg_cert.verify.run.job import Job
 from greg_cert.verify.run.paired import Candidate
 from greg_cert.verify.run.results import VerifiedRun
-from greg_cert.verify.scorer import Margin, check_inputs
+from greg_cert.verify.scorer import Detector, Margin, check_inputs, logit_function
 
 
 def write_sample_pictures(out: Path, job: Job, runs: Sequence[VerifiedRun]) -> Path | None:
@@ -131,22 +131,14 @@ def attacked_pictures(
     labels = None
     if settings.correct and side == "id":
         labels = torch.tensor(rows["label"].tolist(), dtype=torch.int64, device=x.device)
-    certifier = Certifier(
-        run.model,
-        None,  # nothing is bounded here
-        settings.engine,
-        Margin(float(rows["threshold"].iloc[0]), side),
-        settings.norm_value,
-        settings.max_radius,
-        (),
-        CertifyOptions(score=run.score, seed=settings.seed),
-    )
+    margin = Margin(float(rows["threshold"].iloc[0]), side)
+    detector = Detector(logit_function(run.model), run.score, margin)
+    plan = AttackPlan(margin, settings.norm_value, settings.seed)
     wrong = torch.zeros(len(x), dtype=torch.bool, device=x.device)
-    found = certifier.nearest_attack(x, indices, labels, wrong)
+    found = nearest_attack(detector, plan, settings.max_radius, x, indices, labels, wrong)
     with torch.no_grad():
-        logits = certifier.logits(x + found.delta)
-        scores = certifier.value(logits)
-    classes = (logits[:, :-1] if run.score == "absent_class" else logits).argmax(1)
+        logits = detector.logits(x + found.delta)
+        scores, classes = detector.value(logits), detector.predicted(logits)
     pictures = []
     for k, (dataset, index, threshold, score, _) in enumerate(numbers):
         radius = float(found.radius[k])

@@ -30,7 +30,7 @@ from greg_cert.verify.run.tasks import chunk_size
 
 # A row does not depend on these, but for its last bits: they choose rows, or say how many are done
 # at once, and where.
-_FREE = {"samples", "ood_samples", "side", "batch", "memory", "device"}
+_FREE = {"samples", "ood_samples", "side", "batch", "memory", "device", "options"}
 _PACKAGES = ("greg-cert", "torch", "auto-LiRPA")
 
 
@@ -188,6 +188,7 @@ def _dependencies(
     versions, data = package_versions(), runs[0].folder.manifest["data"]
     return {
         **settings.model_dump(mode="json", exclude=_FREE),
+        **settings.options,
         "engine": resolve_engine(settings.engine),
         "runs": {
             run.name: {**run.identity, "score": run.score, "threshold": evaluation.threshold}

@@ -19,8 +19,8 @@ from greg_cert.verify.certifier import Certifier
 from greg_cert.verify.graph.ops import NONLINEAR, Conv, Graph, Linear, forward_all
 from greg_cert.verify.graph.trace import multiplications
 from greg_cert.verify.lipschitz.global_radius import first_order_reach
-from greg_cert.verify.options import CertifyOptions
-from greg_cert.verify.scorer import Margin, logit_function
+from greg_cert.verify.options import read_options
+from greg_cert.verify.scorer import logit_function
 
 _BALLS = 14  # that a radius takes
 _ROWS = 16  # at once, where one alone takes no time
@@ -139,10 +139,17 @@ def _radii(
 ) -> tuple[Tensor, float]:
     """Proven radii (B,), and the seconds that they took."""
     start = time.monotonic()
-    options = CertifyOptions(score=samples.score, lipschitz=False, attack=False)
-    margin = Margin(samples.threshold, "id")
-    certifier = Certifier(model, graph, "native", margin, 2.0, _MAX_RADIUS, (method,), options)
-    found = certifier(x, torch.arange(len(x), device="cpu"), None)
+    options = read_options(
+        method,
+        engine="native",
+        max_radius=_MAX_RADIUS,
+        score=samples.score,
+        lipschitz=False,
+        attack=False,
+    )
+    found = Certifier(model, graph, samples.threshold, options)(
+        x, torch.arange(len(x), device="cpu"), None
+    )
     return found.radius_certified, time.monotonic() - start
 
 

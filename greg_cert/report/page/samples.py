@@ -7,10 +7,10 @@ from typing import Any
 
 import pandas as pd
 
+from greg_cert.certificates.certify_methods import PROBABILISTIC
 from greg_cert.certificates.extremes import LISTED, OOD_LISTED, extremes
 from greg_cert.certificates.methods import (
     DECISION,
-    PROBABILISTIC,
     SMOOTHING,
     has_smoothing,
     methods_of,
@@ -117,7 +117,7 @@ def _table(results: Results, run: str, rows: pd.DataFrame) -> Html:
         return tag("p", "No sample to list.", class_="note")
     titles = ["index", "class", "predicted", "status", "certified (proof)", "Lipschitz (proof)"]
     titles += ["attack (upper bound)", "first order (estimate)"]
-    titles += [f"{m.name} ({m.status})" for m in methods_of(rows)]
+    titles += [f"{m.title} ({m.status})" for m in methods_of(rows)]
     if has_smoothing(rows):
         titles.append(f"smoothed detector ({PROBABILISTIC}, {confidence_words(results.summary)})")
     titles += ["score", "threshold"]

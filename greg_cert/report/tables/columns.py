@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from greg_cert.certificates.methods import METHODS, Method
+from greg_cert.certificates.certify_methods import PROOF, Method
+from greg_cert.certificates.methods import METHODS
 from greg_cert.certificates.results import Results
 from greg_cert.certificates.summary_file import Summary
 from greg_cert.report import wording
@@ -154,7 +155,7 @@ def method_columns(
 
     norm = wording.norm_name(summary.norm)
     return [
-        Column(status, f"{m.name} {norm} radius, median", m.name, cell(m.column))
+        Column(status, f"{m.title} {norm} radius, median", m.title, cell(m.column))
         for m in methods
         if m.status == status
     ]
@@ -163,7 +164,7 @@ def method_columns(
 def method_words(columns: set[str]) -> str:
     """What the optional radii are, for a caption; empty where there are none."""
     here = [m for m in METHODS if m.column in columns]
-    proofs = [m.name for m in here if m.status == "proof"]
+    proofs = [m.title for m in here if m.status == PROOF]
     words = ""
     if proofs:
         words += (

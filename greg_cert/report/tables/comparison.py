@@ -122,7 +122,7 @@ def compare(results: Results, *, seed: int = 0, resamples: int = RESAMPLES) -> l
 
     found = [paired(results.of(run), reference) for run in others]
     methods = [
-        replace(paired(results.of(run), reference, m.column), quantity=f"{m.name} radii")
+        replace(paired(results.of(run), reference, m.column), quantity=f"{m.title} radii")
         for run in others
         for m in METHODS
         if m.status == "proof"

@@ -24,19 +24,18 @@ from greg_cert.verify.bounds.region import Cut, Region
 from greg_cert.verify.graph.max_pool import MaxPool
 from greg_cert.verify.graph.ops import Graph
 from greg_cert.verify.graph.rounding import absolute_terms
-from greg_cert.verify.radius.ball import best_row
 from greg_cert.verify.radius.branch import Domains, halves, note, of_unknown, relaxed, split_nodes
-from greg_cert.verify.radius.coupled.one_ball import (
+from greg_cert.verify.radius.coupled.one_ball import CoupledRadius, proven_gap
+from greg_cert.verify.radius.coupled.row_search import (
     WEIGHTS,
     Boxes,
-    CoupledRadius,
     Search,
-    proven_gap,
     reach_of,
     weights_of,
     with_prices,
 )
 from greg_cert.verify.radius.goals import Goal
+from greg_cert.verify.radius.problem import Batch
 
 _GROWTH = 1.27  # of the radius known, the ball that is tried
 _RATE = 0.7  # of the full step, in parts
@@ -112,20 +111,13 @@ class CoupledParts:
         """Whether there are signs to split by, and CROWN's boxes cost little."""
         return bool(split_nodes(graph)) and Boxes.cheap(graph)
 
-    def __call__(
-        self,
-        x: Tensor,
-        logits: Tensor,
-        goal: Goal,
-        first_order: Tensor,
-        known: Tensor | None = None,
-    ) -> Tensor:
+    def __call__(self, batch: Batch, goal: Goal) -> Tensor:
         """Radii (B,) for goals that one row decides, at least those known.
 
-        Arguments are those of `CoupledRadius`. Balls begin at what is known, not at `first_order`,
-        and nothing is tried where nothing is.
+        Balls begin at what is known, and nothing is tried where nothing is.
         """
-        radii = torch.zeros_like(first_order) if known is None else known.clone()
+        known = batch.known
+        radii = torch.zeros_like(batch.first_order) if known is None else known.clone()
         most = self._one.max_radius
         going = (radii > 0) & (radii < most)
         for _ in range(self._effort.balls):
@@ -133,15 +125,15 @@ class CoupledParts:
                 break
             for members in going.nonzero().squeeze(1).split(self._samples):
                 ball = (_GROWTH * radii[members]).clamp(max=most)
-                found = self._ball(x[members], logits[members], goal.of(members), ball)
+                found = self._ball(batch.of(members), goal.of(members), ball)
                 going[members] = (found >= ball) & (ball < most)
                 radii[members] = torch.maximum(radii[members], torch.minimum(found, ball))
         return radii
 
-    def _ball(self, x: Tensor, logits: Tensor, goal: Goal, ball: Tensor) -> Tensor:
+    def _ball(self, batch: Batch, goal: Goal, ball: Tensor) -> Tensor:
         """How far (B,) the goal is proven, up to `ball` (B,)."""
-        effort = self._effort
-        search = self._one.search(x, logits, goal)
+        x, effort = batch.x, self._effort
+        search = self._one.search(batch, goal)
         search.ascent = Ascent(search.begin(ball))
         everyone = torch.arange(len(x), device=x.device)
         search.climb(everyone, ball, falling(1.0, effort.steps))
@@ -180,7 +172,7 @@ class CoupledParts:
         domains = parts.domains
         weights = weights_of(parts.ascent.variables[WEIGHTS].double(), domains.goal)
         domains = replace(domains, weights=weights)
-        return replace(parts, domains=relaxed(domains, self._engine, "crown", _keep, best_row))
+        return replace(parts, domains=relaxed(domains, self._engine, "crown", None))
 
     def _climbed(self, parts: _Parts, whole: _Whole) -> tuple[_Parts, Tensor]:
         """The parts with better variables, cut down by what these prove; and what neurons cost."""
@@ -239,11 +231,6 @@ class _Whole:
     moved: Sequence[Moved]
     drafts: Sequence[Moved]
     terms: Mapping[int, Tensor]
-
-
-def _keep(relaxation: NativeRelaxation, goal: Goal, p: Tensor) -> tuple[NativeRelaxation, Tensor]:
-    """No better weights than those of the search."""
-    return relaxation, p
 
 
 def _split(parts: _Parts, neuron: Tensor) -> _Parts:

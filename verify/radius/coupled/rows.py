@@ -9,6 +9,8 @@ first, and the others need only reach as far.
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor
 
@@ -17,6 +19,7 @@ from greg_cert.verify.radius.chord import separate_reach, upper_lines
 from greg_cert.verify.radius.coupled.one_ball import GUESS, CoupledRadius
 from greg_cert.verify.radius.duality import allowance
 from greg_cert.verify.radius.goals import Goal
+from greg_cert.verify.radius.problem import Batch
 
 _SHORT = 0.98  # of where the cheaper bounds reach the level
 _STEPS = 8  # of their slopes
@@ -32,36 +35,29 @@ class CoupledRows:
     def __init__(self, one: CoupledRadius) -> None:
         self._one = one
 
-    def __call__(
-        self,
-        x: Tensor,
-        logits: Tensor,
-        goal: Goal,
-        first_order: Tensor,
-        known: Tensor | None = None,
-    ) -> Tensor:
-        """Radii (B,) for any goal, at least those known; arguments as of `CoupledRadius`."""
-        known = torch.zeros_like(first_order) if known is None else known
+    def __call__(self, batch: Batch, goal: Goal) -> Tensor:
+        """Radii (B,) for any goal, at least those known."""
+        known = torch.zeros_like(batch.first_order) if batch.known is None else batch.known
+        batch = batch.knowing(known)
         if goal.one_row:
-            return torch.maximum(known, self._one(x, logits, goal, first_order, known))
+            return torch.maximum(known, self._one(batch, goal))
+        x, logits = batch.x, batch.logits
         if goal.above:
             levels, value = goal.level.unsqueeze(1).expand(goal.shift.shape[:2]), goal.value(logits)
         else:
             levels, value = self._levels(x, goal, known), goal.shifted(logits).squeeze(1)
         margins = value - levels if goal.above else levels - value
         order = margins.argsort(1)
-        reached = torch.full_like(first_order, self._one.max_radius)
+        reached = torch.full_like(known, self._one.max_radius)
         for k in range(order.shape[1]):
             single = _single(goal, levels, order[:, k])
             members = ((reached > known) & (single.level > -torch.inf)).nonzero().squeeze(1)
             if len(members) == 0:
                 break
             # The first is searched for; those after it have to reach as far.
-            guess = reached / GUESS if k else torch.where(known > 0, torch.nan, first_order)
-            found = self._one(
-                *(x[members], logits[members], single.of(members)),
-                *(guess[members], known[members], reached[members]),
-            )
+            guess = reached / GUESS if k else torch.where(known > 0, torch.nan, batch.first_order)
+            begun = replace(batch, first_order=guess).of(members)
+            found = self._one(begun, single.of(members), reached[members])
             reached[members] = torch.minimum(reached[members], found)
         return torch.maximum(reached, known)
 
