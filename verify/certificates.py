@@ -13,13 +13,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from greg_cert.certificates.certify_methods import PROOFS, column_of
+from greg_cert.certificates.format import CONTRADICTED
 from greg_cert.errors import GregCertWarning
 
 if TYPE_CHECKING:
     import pandas as pd
 
-CERTIFIED, REJECTED, UNDECIDED = "certified", "rejected", "undecided"
-CONTRADICTED = "contradicted"
 CLAIMS = (*(column_of(m) for m in PROOFS), "radius_certified")
 """Columns that hold proven radii, where they are asked for."""
 

@@ -16,11 +16,12 @@ from greg_cert.certificates.certify_methods import (
     STOPPED_BY,
     column_of,
 )
+from greg_cert.certificates.format import CERTIFIED, REJECTED, UNDECIDED
 from greg_cert.errors import UsageError
 from greg_cert.verify.attack.audit import RESTARTS, STEPS, Audit, nearest_attack
 from greg_cert.verify.attack.gradient import first_order_radius
 from greg_cert.verify.attack.pgd import AttackPlan
-from greg_cert.verify.certificates import CERTIFIED, REJECTED, UNDECIDED, Certificates
+from greg_cert.verify.certificates import Certificates
 from greg_cert.verify.graph.agreement import check_agreement
 from greg_cert.verify.graph.ops import Graph
 from greg_cert.verify.methods.best import Best

@@ -5,34 +5,27 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from greg_cert.certificates.certificate_counts import id_side, ood_side, robust
 from greg_cert.certificates.certified_metrics import clean_auroc
-from greg_cert.certificates.frame_file import FRAME_FILE
-from greg_cert.certificates.ood_files import OOD_FILE, SCORES_FILE
-from greg_cert.certificates.score_file import OOD, TEST, TEST_SCORES_FILE
-from greg_cert.certificates.summary_file import SUMMARY_FILE, Detection, Summary
+from greg_cert.certificates.folder import Tables
+from greg_cert.certificates.format import (
+    CERTIFICATES,
+    OOD_CERTIFICATES,
+    OOD_SCORES,
+    SCORES,
+    SUMMARY,
+)
+from greg_cert.certificates.score_file import OOD, TEST
+from greg_cert.certificates.summary_file import Detection, Summary
 from greg_cert.errors import RunError
 from greg_cert.metrics import fpr_at_ood_recall, fpr_at_tpr
 
 _CLOSE = 1e-9  # of sums that were added up in another order
-
-
-class Tables(NamedTuple):
-    """The checked rows of a folder, or those of one of its runs; empty where there is no file."""
-
-    certificates: pd.DataFrame
-    ood: pd.DataFrame
-    bounds: pd.DataFrame
-    scores: pd.DataFrame
-
-    def of(self, run: str) -> Tables:
-        """The rows of one run."""
-        return Tables(*(t[t["run"] == run] if len(t) else t for t in self))
 
 
 def check_agreement(
@@ -53,12 +46,12 @@ def check_agreement(
     """
     for run in summary.runs:
         own, said = tables.of(run), document["runs"][run]
-        for name, table in ((FRAME_FILE, own.certificates), (OOD_FILE, own.ood)):
+        for name, table in ((CERTIFICATES, own.certificates), (OOD_CERTIFICATES, own.ood)):
             _check_run(folder / name, run, summary, table)
-        _check_sets(folder / SUMMARY_FILE, f"runs.{run}.ood_side", said, own.ood)
+        _check_sets(folder / SUMMARY, f"runs.{run}.ood_side", said, own.ood)
         for source, found in _counted(own, said, summary.runs[run].threshold):
-            _compare(folder / SUMMARY_FILE, f"runs.{run}", said, found, source)
-    _check_progress(folder / SUMMARY_FILE, summary, tables)
+            _compare(folder / SUMMARY, f"runs.{run}", said, found, source)
+    _check_progress(folder / SUMMARY, summary, tables)
     _check_samples(folder, tables)
 
 
@@ -66,19 +59,19 @@ def _counted(
     own: Tables, said: Mapping[str, Any], threshold: float
 ) -> Iterator[tuple[str, dict[str, Any]]]:
     """What the rows of one run give, in the form of its entry in the summary, and which file."""
-    yield FRAME_FILE, id_side(own.certificates)
+    yield CERTIFICATES, id_side(own.certificates)
     if len(own.ood):
         sets = own.ood.groupby("dataset", sort=False)
-        yield OOD_FILE, {"ood_side": {str(name): ood_side(rows) for name, rows in sets}}
+        yield OOD_CERTIFICATES, {"ood_side": {str(name): ood_side(rows) for name, rows in sets}}
     for radius in own.bounds["radius"].unique() if len(own.bounds) else ():
         at = robust(own.certificates, own.ood, own.bounds, radius)
-        yield SCORES_FILE, {"robust": {f"{radius:g}": at}}
+        yield OOD_SCORES, {"robust": {f"{radius:g}": at}}
     if len(own.scores):
         parts = own.scores.groupby("part", sort=False)["score"]
         by_part = {str(part): scores.to_numpy(dtype=float) for part, scores in parts}
         test = by_part.pop(TEST)
         yield (
-            TEST_SCORES_FILE,
+            SCORES,
             {
                 "test_tpr": float(np.mean(test <= threshold)),
                 "ood": {
@@ -117,9 +110,13 @@ def _check_sets(path: Path, field: str, said: Mapping[str, Any], ood: pd.DataFra
     if told is None:
         return
     for name in sorted({*told} - here):
-        raise RunError(f"{path}: field {field}.{name}: expected rows in {OOD_FILE}, but got none")
+        raise RunError(
+            f"{path}: field {field}.{name}: expected rows in {OOD_CERTIFICATES}, but got none"
+        )
     for name in sorted(here - {*told}):
-        raise RunError(f"{path}: field {field}: expected {name!r}, of which {OOD_FILE} has rows")
+        raise RunError(
+            f"{path}: field {field}: expected {name!r}, of which {OOD_CERTIFICATES} has rows"
+        )
 
 
 def _check_run(path: Path, run: str, summary: Summary, rows: pd.DataFrame) -> None:
@@ -133,7 +130,7 @@ def _check_run(path: Path, run: str, summary: Summary, rows: pd.DataFrame) -> No
         if wrong.any():
             raise RunError(
                 f"{path}: column {column}: expected {getattr(record, column)} of run {run!r} in "
-                f"{SUMMARY_FILE}, but got {rows[column][wrong].iloc[0]}"
+                f"{SUMMARY}, but got {rows[column][wrong].iloc[0]}"
             )
 
 
@@ -168,8 +165,8 @@ def _check_samples(folder: Path, tables: Tables) -> None:
         index = several[several].index[0]
         found = [str(label) for label in labels.get_group(index).unique()]
         raise RunError(
-            f"{folder / FRAME_FILE}: column label: expected one for index {index} under every run, "
-            f"but got {' and '.join(found)}"
+            f"{folder / CERTIFICATES}: column label: expected one for index {index} under every "
+            f"run, but got {' and '.join(found)}"
         )
     if tables.bounds.empty or tables.ood.empty:
         return
@@ -179,6 +176,7 @@ def _check_samples(folder: Path, tables: Tables) -> None:
     if far.any():
         row = both[far].iloc[0]
         raise RunError(
-            f"{folder / SCORES_FILE}: column score: expected {row['score_clean']} of {OOD_FILE} "
-            f"for run {row['run']!r}, index {row['index']}, but got {row['score']}"
+            f"{folder / OOD_SCORES}: column score: expected {row['score_clean']} of "
+            f"{OOD_CERTIFICATES} for run {row['run']!r}, index {row['index']}, but got "
+            f"{row['score']}"
         )

@@ -16,13 +16,12 @@ from greg_cert.certificates.certified_metrics import (
     guaranteed_auroc,
 )
 from greg_cert.certificates.certify_methods import RADIUS_METHOD, STOPPED_BY
-
-STATUSES = ("certified", "rejected", "undecided", "contradicted")
+from greg_cert.certificates.format import REJECTED, STATUSES
 
 
 def id_side(rows: pd.DataFrame) -> dict[str, Any]:
     """Counts and radii of the ID samples of one run; medians and means over all of them."""
-    kept = rows["status"] != "rejected"
+    kept = rows["status"] != REJECTED
     over = rows["radius_gradient"] > rows["radius_attack"]
     return {
         "samples": len(rows),

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from greg_cert.certificates.format import REJECTED
 from greg_cert.errors import UsageError
 
 PROOF, PROBABILISTIC, ESTIMATE, UPPER = (
@@ -62,9 +63,12 @@ NO_METHOD = "none"
 RADIUS_METHOD, STOPPED_BY = "radius_method", "stopped_by"
 """Columns of the method `best`: which method gave the certified radius, and what stopped it."""
 
-STOPS = ("share", "max_radius", "budget", "seconds", "exhausted", "rejected")
+STOPS = ("share", "max_radius", "budget", "seconds", "exhausted", REJECTED)
 """What may have stopped a sample: a radius near enough to the attack's, or as large as is looked
 for; its budget or its seconds; nothing left to try; a clean sample that is on the wrong side."""
+DECISIONS = ("accepted", "rejected", "abstained")
+"""Of the smoothed detector."""
+
 L2_ONLY = (
     "expected norm 2 for the method sdp-crown, but got inf: it rests on what an l2 ball cannot do, "
     "move all neurons at once; an linf ball nearly can"

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import pandas as pd
 
+from greg_cert.certificates.format import REJECTED
+
 LISTED = 10
 """Samples in each of the two lists of a run's ID samples."""
 
@@ -22,7 +24,7 @@ def extremes(rows: pd.DataFrame, count: int = LISTED) -> tuple[pd.DataFrame, pd.
             `radius_certified`, `radius_attack` and `index`.
         count: samples of each part, at most; a small table has some in both.
     """
-    kept = rows[rows["status"] != "rejected"]
+    kept = rows[rows["status"] != REJECTED]
     keys = ["radius_certified", "radius_attack", "index"]
     most = kept.sort_values(keys, ascending=[False, False, True], kind="stable").head(count)
     return most, kept.sort_values(keys, kind="stable").head(count)

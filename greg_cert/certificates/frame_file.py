@@ -8,13 +8,12 @@ import numpy as np
 import pandas as pd
 from pandas.api.types import is_bool_dtype, is_integer_dtype, is_numeric_dtype
 
-from greg_cert.certificates.certificate_counts import STATUSES
+from greg_cert.certificates.format import CERTIFICATES, CERTIFIED, STATUSES
 from greg_cert.certificates.methods import check_methods
 from greg_cert.digests import tell_unchecked
 from greg_cert.errors import RunError
 from greg_cert.frames import read_frame as read_table
 
-FRAME_FILE = "certificates.parquet"
 NUMBERS = ("score", "threshold", "gradient_norm", "lipschitz")
 PROVEN = ("radius_certified", "radius_lipschitz")
 RADII = ("radius_gradient", *PROVEN, "radius_attack")
@@ -32,7 +31,7 @@ def read_frame(folder: Path) -> pd.DataFrame:
         RunError: the file is missing, truncated, empty, lacks a column, or a column holds a value
             that it cannot hold (a negative or missing radius, an unknown status).
     """
-    return read_certificates(folder / FRAME_FILE, COLUMNS, ("run",))
+    return read_certificates(folder / CERTIFICATES, COLUMNS, ("run",))
 
 
 def read_certificates(path: Path, required: tuple[str, ...], keys: tuple[str, ...]) -> pd.DataFrame:
@@ -134,7 +133,7 @@ def _check_values(path: Path, frame: pd.DataFrame) -> None:
             )
     proven = frame["radius_certified"].to_numpy(dtype=float)
     status = frame["status"].astype(str).to_numpy()
-    wrong = (proven > 0) & (status != "certified")
+    wrong = (proven > 0) & (status != CERTIFIED)
     if wrong.any():
         row = int(np.flatnonzero(wrong)[0])
         raise RunError(

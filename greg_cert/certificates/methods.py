@@ -14,6 +14,7 @@ import pandas as pd
 from pandas.api.types import is_bool_dtype, is_numeric_dtype
 
 from greg_cert.certificates.certify_methods import (
+    DECISIONS,
     NO_METHOD,
     PROOF,
     PROOFS,
@@ -29,7 +30,6 @@ from greg_cert.errors import RunError
 
 CLEVER, PVALUE = "radius_clever", "clever_fit_pvalue"
 SMOOTHING, DECISION = "radius_smoothing", "smoothing_decision"
-DECISIONS = ("accepted", "rejected", "abstained")
 
 
 METHODS = tuple(m for m in TABLE if m.code and m.name not in ("lipschitz", "smoothing"))

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from greg_cert.certificates.format import OOD_CERTIFICATES, OOD_SCORES
 from greg_cert.certificates.frame_file import (
     check_keys,
     check_numbers,
@@ -16,13 +17,11 @@ from greg_cert.certificates.frame_file import (
 )
 from greg_cert.errors import RunError
 
-OOD_FILE = "ood_certificates.parquet"
-SCORES_FILE = "ood_scores.parquet"
 OOD_COLUMNS = (
     *("run", "dataset", "index", "status", "score", "threshold"),
     *("radius_certified", "radius_attack", "violation"),
 )
-SCORES_COLUMNS = ("run", "dataset", "index", "radius", "score", "score_bound", "score_attack")
+OOD_SCORE_COLUMNS = ("run", "dataset", "index", "radius", "score", "score_bound", "score_attack")
 
 
 def read_ood_frame(folder: Path) -> pd.DataFrame | None:
@@ -33,7 +32,7 @@ def read_ood_frame(folder: Path) -> pd.DataFrame | None:
     Raises:
         RunError: the file is damaged, or a column holds a value that it cannot hold.
     """
-    path = folder / OOD_FILE
+    path = folder / OOD_CERTIFICATES
     return read_certificates(path, OOD_COLUMNS, ("run", "dataset")) if path.exists() else None
 
 
@@ -46,13 +45,13 @@ def read_ood_scores(folder: Path) -> pd.DataFrame | None:
     Raises:
         RunError: the file is damaged, or a column holds a value that it cannot hold.
     """
-    path = folder / SCORES_FILE
+    path = folder / OOD_SCORES
     if not path.exists():
         return None
-    frame = read_rows(path, SCORES_COLUMNS)
-    check_numbers(path, frame, SCORES_COLUMNS[3:])
+    frame = read_rows(path, OOD_SCORE_COLUMNS)
+    check_numbers(path, frame, OOD_SCORE_COLUMNS[3:])
     check_keys(path, frame, ("run", "dataset"))
-    for name in SCORES_COLUMNS[3:]:
+    for name in OOD_SCORE_COLUMNS[3:]:
         values = frame[name].to_numpy(dtype=np.float64, na_value=np.nan)
         wrong = ~np.isfinite(values)
         if name == "score_bound":

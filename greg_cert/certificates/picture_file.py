@@ -34,7 +34,6 @@ import numpy as np
 from greg_cert.errors import RunError
 from greg_cert.files import write_atomic
 
-PICTURES = "pictures.npz"
 LARGEST = 2**28
 """Bytes that the arrays may take together; a file of more is not written, and not read."""
 

@@ -9,18 +9,26 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from greg_cert.certificates.agreement import Tables, check_agreement
-from greg_cert.certificates.frame_file import FRAME_FILE, read_frame
-from greg_cert.certificates.ood_files import OOD_FILE, SCORES_FILE, read_ood_frame, read_ood_scores
+from greg_cert.certificates.agreement import check_agreement
+from greg_cert.certificates.folder import Tables
+from greg_cert.certificates.format import (
+    CERTIFICATES,
+    OOD_CERTIFICATES,
+    OOD_SCORES,
+    REJECTED,
+    SCORES,
+    SUMMARY,
+)
+from greg_cert.certificates.frame_file import read_frame
+from greg_cert.certificates.ood_files import read_ood_frame, read_ood_scores
 from greg_cert.certificates.row_check import check_rows
 from greg_cert.certificates.score_file import (
     OOD,
     TEST,
-    TEST_SCORES_FILE,
     check_same_scores,
     read_test_scores,
 )
-from greg_cert.certificates.summary_file import SUMMARY_FILE, Summary, read_document, summary_of
+from greg_cert.certificates.summary_file import Summary, read_document, summary_of
 from greg_cert.errors import RunError
 
 
@@ -67,7 +75,7 @@ class Results:
 
     def kept(self, run: str) -> np.ndarray:
         """True where the clean sample is on the right side of the threshold, shape (n,)."""
-        return (self.of(run)["status"] != "rejected").to_numpy(dtype=bool)
+        return (self.of(run)["status"] != REJECTED).to_numpy(dtype=bool)
 
     def ood_sets(self, run: str) -> tuple[str, ...]:
         """The OOD sets that certificates or bounds of this run are about, in the files' order."""
@@ -117,19 +125,19 @@ def load_results(folder: Path) -> Results:
     if not folder.is_dir():
         raise RunError(f"{folder}: expected a verification folder, but there is none")
     document = read_document(folder)
-    summary = summary_of(folder / SUMMARY_FILE, document)
+    summary = summary_of(folder / SUMMARY, document)
     frame = read_frame(folder)
-    path = folder / FRAME_FILE
+    path = folder / CERTIFICATES
     for run in summary.runs:
         if run not in set(frame["run"]):
-            raise RunError(f"{path}: column run: no rows for run {run!r} of {SUMMARY_FILE}")
+            raise RunError(f"{path}: column run: no rows for run {run!r} of {SUMMARY}")
     _check_runs(path, frame, summary)
     ood, scores = read_ood_frame(folder), read_ood_scores(folder)
-    for name, other in ((OOD_FILE, ood), (SCORES_FILE, scores)):
+    for name, other in ((OOD_CERTIFICATES, ood), (OOD_SCORES, scores)):
         if other is not None:
             if summary.side != "id":
                 raise RunError(
-                    f'{folder / name}: expected side "id" in {SUMMARY_FILE} beside it, but got '
+                    f'{folder / name}: expected side "id" in {SUMMARY} beside it, but got '
                     f"{summary.side!r}"
                 )
             _check_runs(folder / name, other, summary)
@@ -142,10 +150,10 @@ def load_results(folder: Path) -> Results:
     )
     check_rows(path, frame, summary, summary.side)
     if ood is not None:
-        check_rows(folder / OOD_FILE, ood, summary, "ood")
+        check_rows(folder / OOD_CERTIFICATES, ood, summary, "ood")
     everything = read_test_scores(folder)
     if everything is not None:
-        path_of_scores = folder / TEST_SCORES_FILE
+        path_of_scores = folder / SCORES
         _check_runs(path_of_scores, everything, summary)
         if summary.side == "id":
             check_same_scores(path_of_scores, everything, frame, TEST)
@@ -160,7 +168,7 @@ def load_results(folder: Path) -> Results:
 
 def _check_runs(path: Path, frame: pd.DataFrame, summary: Summary) -> None:
     for run in sorted(set(frame["run"]) - set(summary.runs)):
-        raise RunError(f"{path}: column run: {run!r} is not among the runs of {SUMMARY_FILE}")
+        raise RunError(f"{path}: column run: {run!r} is not among the runs of {SUMMARY}")
 
 
 def _paired(path: Path, frame: pd.DataFrame, summary: Summary) -> pd.DataFrame:

@@ -17,6 +17,7 @@ from greg_cert.certificates.certify_methods import (
     STOPPED_BY,
     column_of,
 )
+from greg_cert.certificates.format import CERTIFIED, CONTRADICTED, REJECTED
 from greg_cert.certificates.frame_file import PROVEN, RADII, REFUTED
 from greg_cert.certificates.methods import METHODS, asked
 from greg_cert.certificates.summary_file import Summary
@@ -73,7 +74,7 @@ def _of_the_sample(
             yield _Rule(name, numbers[name] < 0, "a length >= 0")
     accepted = numbers["score"] <= numbers["threshold"]
     right = accepted if side == "id" else ~accepted
-    rejected = (frame["status"] == "rejected").to_numpy(dtype=bool)
+    rejected = (frame["status"] == REJECTED).to_numpy(dtype=bool)
     yield _Rule("status", ~rejected & ~right, "rejected for a score beyond the threshold")
     if side == "ood" or not summary.correct:  # else it may be of another class
         words = "another than rejected for a score on the right side of the threshold"
@@ -89,9 +90,9 @@ def _radii(
 ) -> Iterator[_Rule]:
     """That radii fit the status, the largest one, the attack and one another."""
     status = frame["status"].to_numpy(dtype=str)
-    rejected, refuted = status == "rejected", status == "contradicted"
+    rejected, refuted = status == REJECTED, status == CONTRADICTED
     certified, attack = numbers["radius_certified"], numbers["radius_attack"]
-    yield _Rule("radius_certified", (status == "certified") & (certified == 0), "more than 0")
+    yield _Rule("radius_certified", (status == CERTIFIED) & (certified == 0), "more than 0")
     for name in (name for name in _ALL if name in numbers and name != "radius_attack"):
         yield _Rule(name, rejected & (numbers[name] > 0), "0 for status rejected")
     claims = [name for name in _CLAIMS if name in numbers]
@@ -112,7 +113,7 @@ def _radii(
         yield _Rule(RADIUS_METHOD, ~refuted & (without != (certified == 0)) & ran, words)
     if asked(frame, STOPPED_BY):
         ran = frame[STOPPED_BY].notna().to_numpy(dtype=bool)
-        out = (frame[STOPPED_BY] == "rejected").to_numpy(dtype=bool)
+        out = (frame[STOPPED_BY] == REJECTED).to_numpy(dtype=bool)
         yield _Rule(STOPPED_BY, (out != rejected) & ran, "rejected for status rejected alone")
     proven = np.max([np.nan_to_num(numbers[name]) for name in PROVEN if name in numbers], axis=0)
     inside = proven > attack * (1 + SLACK)

@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from greg_cert.certificates.format import CERTIFICATES, SCORES
 from greg_cert.certificates.frame_file import (
-    FRAME_FILE,
     check_keys,
     check_numbers,
     check_unique,
@@ -16,7 +16,6 @@ from greg_cert.certificates.frame_file import (
 )
 from greg_cert.errors import RunError
 
-TEST_SCORES_FILE = "scores.parquet"
 TEST, OOD = "test", "ood/"
 COLUMNS = ("run", "part", "index", "score")
 TOLERANCE = 0.01  # of float32 on any device against float64, times 1 + |score|
@@ -30,7 +29,7 @@ def read_test_scores(folder: Path) -> pd.DataFrame | None:
     Raises:
         RunError: the file is damaged, or a column holds a value that it cannot hold.
     """
-    path = folder / TEST_SCORES_FILE
+    path = folder / SCORES
     if not path.exists():
         return None
     frame = read_rows(path, COLUMNS)
@@ -75,6 +74,6 @@ def check_same_scores(path: Path, scores: pd.DataFrame, frame: pd.DataFrame, par
     if off.any():
         row = both.iloc[int(np.flatnonzero(off)[0])]
         raise RunError(
-            f"{path}: column score: expected {row['score']:.6g} of {FRAME_FILE} for run "
+            f"{path}: column score: expected {row['score']:.6g} of {CERTIFICATES} for run "
             f"{row['run']!r}, part {part}, index {row['index']}, but got {row['score_all']:.6g}"
         )

@@ -23,7 +23,6 @@ from pydantic import (
     model_validator,
 )
 
-from greg_cert.certificates.certificate_counts import STATUSES
 from greg_cert.certificates.certify_methods import (
     NO_METHOD,
     PROOFS,
@@ -31,10 +30,10 @@ from greg_cert.certificates.certify_methods import (
     STOPPED_BY,
     STOPS,
 )
+from greg_cert.certificates.format import STATUSES, SUMMARY
 from greg_cert.digests import check_seal, tell_unchecked
 from greg_cert.errors import RunError
 
-SUMMARY_FILE = "summary.json"
 SCHEMA = 1
 
 Rate = Annotated[float, Field(ge=0, le=1)]
@@ -269,7 +268,7 @@ def read_document(folder: Path) -> dict[str, Any]:
     Raises:
         RunError: the file is missing, is not JSON, has another schema number, or another digest.
     """
-    path = folder / SUMMARY_FILE
+    path = folder / SUMMARY
     try:
         raw = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:

@@ -51,11 +51,12 @@ def predict(
     screen.speak(json=json, quiet=quiet)
     import torch
 
+    from greg_cert.certificates.format import CONTRADICTED
     from greg_cert.devices import find_device
     from greg_cert.errors import EngineError
     from greg_cert.evaluation.decision import decision_of
     from greg_cert.runs.subjects import open_subject
-    from greg_cert.verify.certificates import CONTRADICTED, ContradictionWarning
+    from greg_cert.verify.certificates import ContradictionWarning
     from greg_cert.verify.run.judge import judge
 
     subject = open_subject(run)

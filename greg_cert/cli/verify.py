@@ -101,8 +101,8 @@ def verify_and_report(
 
     `options` are those of `greg_cert.verify.run.runs.verify_runs`.
     """
+    from greg_cert.certificates.format import CERTIFICATES
     from greg_cert.report import load_results, summary_table, write_report
-    from greg_cert.verify.run.results import CERTIFICATES
     from greg_cert.verify.run.runs import verify_runs
 
     # One of several processes of a launcher: the first one speaks for all.

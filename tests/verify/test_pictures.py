@@ -13,7 +13,8 @@ from tiny_runs import SETTINGS as USUAL
 
 import greg_cert.verify.run.pictures as module
 from greg_cert.certificates.extremes import LISTED, OOD_LISTED, extremes
-from greg_cert.certificates.picture_file import PICTURES, SamplePicture, as_floats, read_pictures
+from greg_cert.certificates.format import PICTURES
+from greg_cert.certificates.picture_file import SamplePicture, as_floats, read_pictures
 from greg_cert.config import VerifyConfig
 from greg_cert.data import load_data
 from greg_cert.errors import RunError

@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 import torch
 
-from greg_cert.certificates.certificate_counts import STATUSES
+from greg_cert.certificates.format import STATUSES
 from greg_cert.config import ExperimentConfig, VerifyConfig, parse_config
 from greg_cert.data import load_data
 from greg_cert.errors import RunError

@@ -15,7 +15,8 @@ import pytest
 import torch
 from tiny_runs import SETTINGS, start_ranks, start_verify
 
-from greg_cert.certificates.picture_file import PICTURES, read_pictures
+from greg_cert.certificates.format import PICTURES
+from greg_cert.certificates.picture_file import read_pictures
 from greg_cert.data import load_data
 from greg_cert.errors import RunError, UsageError
 from greg_cert.report import load_results, summary_table

@@ -22,10 +22,11 @@ from score_oracles import (
 from torch import Tensor, nn
 
 from greg_cert.certificates.certify_methods import column_of
+from greg_cert.certificates.format import REJECTED
 from greg_cert.errors import UsageError
 from greg_cert.scores import score_of
 from greg_cert.verify import Certificates, certify
-from greg_cert.verify.certificates import REJECTED, ContradictionWarning
+from greg_cert.verify.certificates import ContradictionWarning
 from greg_cert.verify.radius import duality, goals
 
 NORMS = (2.0, math.inf)
@@ -87,7 +88,7 @@ def test_a_wrong_entropy_or_level_is_found(monkeypatch: pytest.MonkeyPatch) -> N
         rows, constant = true_rows(goal, p)
         return rows, constant + 0.5
 
-    for module in ("duality", "ball"):
+    for module in ("duality", "row_bounds"):
         monkeypatch.setattr(f"greg_cert.verify.radius.{module}.lower_rows", too_large)
     for score in ("energy", "max_logit", "absent_class"):
         with pytest.raises(ContradictionWarning):
@@ -95,13 +96,14 @@ def test_a_wrong_entropy_or_level_is_found(monkeypatch: pytest.MonkeyPatch) -> N
 
 
 def test_a_wrong_chord_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
-    from greg_cert.verify.radius import ball, chord
+    from greg_cert.verify.radius import ball, chord, row_bounds
 
     def too_large(*given: object) -> tuple[Tensor, Tensor]:
         rows, constant = chord.chord_rows(*given)  # type: ignore[arg-type]
         return rows, constant + 0.5
 
-    monkeypatch.setattr(ball, "chord_rows", too_large)
+    for module in (ball, row_bounds):
+        monkeypatch.setattr(module, "chord_rows", too_large)
     for score, side in (("energy", "ood"), ("absent_class", "ood"), ("max_softmax", "id")):
         with pytest.raises(ContradictionWarning):
             attack("mlp", score, side, 2.0)

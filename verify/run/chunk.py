@@ -11,11 +11,12 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
+from greg_cert.certificates.format import CONTRADICTED
 from greg_cert.config import VerifyConfig
 from greg_cert.data import Images
 from greg_cert.verify.attack.audit import RESTARTS, STEPS, Audit
 from greg_cert.verify.attack.pgd import AttackPlan
-from greg_cert.verify.certificates import CLAIMS, CONTRADICTED
+from greg_cert.verify.certificates import CLAIMS
 from greg_cert.verify.certify import PreparedCertify
 from greg_cert.verify.graph.agreement import check_agreement
 from greg_cert.verify.graph.trace import trace_model

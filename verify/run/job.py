@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 import torch
 
+from greg_cert.certificates.format import CERTIFIED
 from greg_cert.config import VerifyConfig
 from greg_cert.data import DataSplits
 from greg_cert.errors import RunError
@@ -213,7 +214,7 @@ class _Tally:
 
 
 def _certified(frame: pd.DataFrame) -> int:
-    return int((frame["status"] == "certified").sum())
+    return int((frame["status"] == CERTIFIED).sum())
 
 
 def _crossed(frame: pd.DataFrame) -> int:

@@ -13,13 +13,13 @@ from torch import nn
 
 from greg_cert.certificates.certified_metrics import median_radius
 from greg_cert.certificates.certify_methods import chosen_methods
+from greg_cert.certificates.format import CONTRADICTED, REJECTED, UNDECIDED
 from greg_cert.config import VerifyConfig
 from greg_cert.data import DataSplits, Images
 from greg_cert.errors import UnsupportedModelError
 from greg_cert.metrics import accuracy, auroc, calibration_error, fpr_at_tpr, threshold_at_tpr
 from greg_cert.runs.inference import logits_of
 from greg_cert.scores import score_of
-from greg_cert.verify.certificates import CONTRADICTED, REJECTED, UNDECIDED
 from greg_cert.verify.lipschitz import global_lipschitz_radius
 from greg_cert.verify.run.chunk import ChunkCertifier
 from greg_cert.verify.run.selection import choose_samples

@@ -11,8 +11,8 @@ import pandas as pd
 import torch
 
 from greg_cert.certificates.extremes import LISTED, OOD_LISTED, shown_samples
+from greg_cert.certificates.format import PICTURES
 from greg_cert.certificates.picture_file import (
-    PICTURES,
     SamplePicture,
     most_pictures,
     read_pictures,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,20 +10,14 @@ from typing import Any
 import pandas as pd
 
 from greg_cert.certificates.certify_methods import chosen_methods
-from greg_cert.digests import sealed
+from greg_cert.certificates.folder import Tables, write_folder
 from greg_cert.errors import RunError
 from greg_cert.evaluation import Evaluation
-from greg_cert.files import write_atomic
-from greg_cert.frames import frame_bytes
 from greg_cert.verify.bounds.engines import resolve_engine
 from greg_cert.verify.run.chunk import Harder
 from greg_cert.verify.run.job import Job
 from greg_cert.verify.run.paired import ID, part_of
 from greg_cert.verify.run.tables import RunTables, paired_rows, run_summary, run_tables, worst_of
-
-CERTIFICATES, OOD_CERTIFICATES = "certificates.parquet", "ood_certificates.parquet"
-OOD_SCORES = "ood_scores.parquet"
-SCORES = "scores.parquet"
 
 
 @dataclass(frozen=True)
@@ -121,7 +114,6 @@ def summary_of(job: Job, done: Verification, baseline: str | None) -> dict[str, 
     """`summary.json` but for where its numbers come from."""
     settings = job.settings
     return {
-        "schema": 1,
         "norm": settings.norm_value if settings.norm == "2" else "inf",
         "tpr": settings.tpr,
         "max_radius": settings.max_radius,
@@ -158,22 +150,13 @@ def _by_set(wanted: Mapping[str, Sequence[int]]) -> dict[str, int]:
 
 
 def write_results(out: Path, done: Verification, summary: Mapping[str, Any]) -> tuple[Path, ...]:
-    """Write the tables that have rows; a table of an earlier call without rows now is removed."""
-    files = []
-    for name, frames in (
-        (CERTIFICATES, [run.frame for run in done.runs]),
-        (OOD_CERTIFICATES, [run.ood_frame for run in done.runs]),
-        (OOD_SCORES, [run.ood_scores for run in done.runs]),
-        (SCORES, [run.scores for run in done.runs]),
-    ):
-        path = out / name
-        try:
-            if any(map(len, frames)):
-                content = frame_bytes(pd.concat(frames, ignore_index=True))
-                files.append(write_atomic(path, content))
-            else:
-                path.unlink(missing_ok=True)
-        except OSError as error:
-            raise RunError(f"out: cannot write {path}: {error}") from error
-    text = json.dumps(sealed(summary), indent=2, allow_nan=False) + "\n"
-    return (write_atomic(out / "summary.json", text), *files)
+    """Write summary and tables of what is finished.
+
+    Raises:
+        RunError: where a file cannot be written.
+    """
+    tables = [Tables(r.frame, r.ood_frame, r.ood_scores, r.scores) for r in done.runs]
+    try:
+        return write_folder(out, tables, summary)
+    except OSError as error:
+        raise RunError(f"out: cannot write {out}: {error}") from error

@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from greg_cert.certificates.format import SUMMARY
 from greg_cert.certificates.results import Results, load_results
-from greg_cert.certificates.summary_file import SUMMARY_FILE, read_document
+from greg_cert.certificates.summary_file import read_document
 from greg_cert.errors import RunError, UsageError
 
 MERGED = "merged"  # field of `summary.json` that says a folder was put together
@@ -66,7 +67,7 @@ def check_target(folders: Sequence[Path], target: Path) -> None:
         raise UsageError(f"out {target}: expected another folder than those compared")
     if target.exists() and not target.is_dir():
         raise UsageError(f"out {target}: expected a folder, but it is a file")
-    path = target / SUMMARY_FILE
+    path = target / SUMMARY
     if path.exists() or (target / "shards").exists():
         try:
             ours = MERGED in json.loads(path.read_text(encoding="utf-8"))
@@ -107,7 +108,7 @@ def _data(part: Part, run: str) -> dict[str, Any]:
     data = part.manifest(run).get("data")
     if not isinstance(data, dict) or "test" not in data:
         raise RunError(
-            f"{part.folder / SUMMARY_FILE}: field provenance.runs.{run}.data: missing, so that "
+            f"{part.folder / SUMMARY}: field provenance.runs.{run}.data: missing, so that "
             "nothing says whether the samples are those of the other folders"
         )
     return {name: value for name, value in data.items() if name not in _TRAINED_ON}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -10,26 +9,20 @@ from typing import Any
 
 import pandas as pd
 
-from greg_cert.certificates.frame_file import FRAME_FILE
+from greg_cert.certificates.folder import Tables, write_folder
+from greg_cert.certificates.format import CERTIFICATES, PICTURES
 from greg_cert.certificates.merge.check import MERGED, Part, check_alike, check_target, read_part
 from greg_cert.certificates.merge.counts import recounted
 from greg_cert.certificates.merge.names import Named, merged_names
 from greg_cert.certificates.merge.record import merged_audit, merged_provenance
 from greg_cert.certificates.merge.rows import Rows, kept_rows, shared_keys
-from greg_cert.certificates.ood_files import OOD_FILE, SCORES_FILE
 from greg_cert.certificates.picture_file import (
-    PICTURES,
     SamplePicture,
     most_pictures,
     read_pictures,
     write_pictures,
 )
-from greg_cert.certificates.score_file import TEST_SCORES_FILE
-from greg_cert.certificates.summary_file import SUMMARY_FILE
-from greg_cert.digests import sealed
 from greg_cert.errors import RunError, UsageError
-from greg_cert.files import write_atomic
-from greg_cert.frames import frame_bytes
 
 
 @dataclass(frozen=True)
@@ -169,7 +162,7 @@ def _check_labels(entries: Sequence[_Entry]) -> None:
         if off.any():
             row = int(off.argmax())
             raise RunError(
-                f"{entry.part.folder / FRAME_FILE}: column label: expected "
+                f"{entry.part.folder / CERTIFICATES}: column label: expected "
                 f"{mine['label'].iloc[row]} for index {mine['index'].iloc[row]}, as in "
                 f"{first.part.folder}, but got {theirs['label'].iloc[row]}"
             )
@@ -295,25 +288,22 @@ def _write(
     rows: Sequence[Rows],
     pictures: Sequence[SamplePicture],
 ) -> None:
-    tables: dict[str, list[pd.DataFrame | None]] = {
-        FRAME_FILE: [each.certificates for each in rows],
-        OOD_FILE: [each.ood for each in rows],
-        SCORES_FILE: [each.ood_scores for each in rows],
-        TEST_SCORES_FILE: [each.test_scores for each in rows],
-    }
-    text = json.dumps(sealed(summary), indent=2, allow_nan=False) + "\n"
+    nothing = pd.DataFrame()
+    tables = [
+        Tables(
+            *(
+                nothing if table is None else table
+                for table in (each.certificates, each.ood, each.ood_scores, each.test_scores)
+            )
+        )
+        for each in rows
+    ]
     try:
         out.mkdir(parents=True, exist_ok=True)
-        for name, frames in tables.items():
-            some = [frame for frame in frames if frame is not None and len(frame)]
-            if some:
-                write_atomic(out / name, frame_bytes(pd.concat(some, ignore_index=True)))
-            else:
-                (out / name).unlink(missing_ok=True)
         if pictures:
             write_pictures(out / PICTURES, pictures)
         else:
             (out / PICTURES).unlink(missing_ok=True)
-        write_atomic(out / SUMMARY_FILE, text)
+        write_folder(out, tables, summary)
     except OSError as error:
         raise UsageError(f"out {out}: cannot be written ({error.strerror or error})") from error

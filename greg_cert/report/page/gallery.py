@@ -9,7 +9,8 @@ from typing import TypeAlias
 import numpy as np
 import pandas as pd
 
-from greg_cert.certificates.picture_file import PICTURES, SamplePicture, as_floats, read_pictures
+from greg_cert.certificates.format import PICTURES
+from greg_cert.certificates.picture_file import SamplePicture, as_floats, read_pictures
 from greg_cert.certificates.results import Results
 from greg_cert.report.page.images import Pictures, checked, pair_of
 

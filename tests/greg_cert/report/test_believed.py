@@ -8,8 +8,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from greg_cert.certificates.format import PICTURES
 from greg_cert.certificates.picture_file import (
-    PICTURES,
     SamplePicture,
     read_pictures,
     write_pictures,

@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 from browser import PROGRAM, Browser, Tab
 
-from greg_cert.certificates.picture_file import PICTURES, SamplePicture, write_pictures
+from greg_cert.certificates.format import PICTURES
+from greg_cert.certificates.picture_file import SamplePicture, write_pictures
 from greg_cert.report import load_results
 from greg_cert.report.figures.registry import FIGURES
 from greg_cert.report.page.document import html_page

@@ -11,7 +11,8 @@ import pytest
 from tiny_runs import SETTINGS
 from typer.testing import CliRunner
 
-from greg_cert.certificates.picture_file import PICTURES, read_pictures
+from greg_cert.certificates.format import PICTURES
+from greg_cert.certificates.picture_file import read_pictures
 from greg_cert.cli import app
 from greg_cert.config import VerifyConfig
 from greg_cert.errors import UsageError

@@ -23,6 +23,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from greg_cert.certificates.certify_methods import DECISIONS
 from greg_cert.errors import UsageError
 from greg_cert.verify.norms import check_norm, check_radius
 from greg_cert.verify.radius.sampled.smoothing_bounds import (
@@ -38,7 +39,7 @@ from greg_cert.verify.radius.sampled.smoothing_state import (
 from greg_cert.verify.scorer import check_inputs
 from greg_cert.verify.streams import ESTIMATION, SELECTION, rechunk, sample_indices, sample_stream
 
-ACCEPTED, REJECTED, ABSTAINED = "accepted", "rejected", "abstained"
+ACCEPTED, REJECTED, ABSTAINED = DECISIONS
 
 Accept = Callable[[Tensor], Tensor]
 """Noisy inputs (M, ...) to decisions (M,) bool, True where accepted as in-distribution."""
