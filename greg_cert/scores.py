@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-
-import torch
-from torch import Tensor
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from greg_cert.errors import UsageError
+
+if TYPE_CHECKING:  # names and kinds of scores are told without torch
+    from torch import Tensor
 
 
 def energy(logits: Tensor) -> Tensor:
@@ -25,7 +27,7 @@ def energy(logits: Tensor) -> Tensor:
     Source: Liu et al., "Energy-based Out-of-distribution Detection", NeurIPS 2020, eq. 4 (T = 1).
     """
     _check(logits, 1)
-    return -torch.logsumexp(logits, dim=1)
+    return -logits.logsumexp(1)
 
 
 def max_softmax(logits: Tensor) -> Tensor:
@@ -44,7 +46,7 @@ def max_softmax(logits: Tensor) -> Tensor:
     Examples", ICLR 2017.
     """
     _check(logits, 1)
-    return -torch.softmax(logits, dim=1).amax(1)
+    return -logits.softmax(1).amax(1)
 
 
 def max_logit(logits: Tensor) -> Tensor:
@@ -83,19 +85,48 @@ def absent_class(logits: Tensor) -> Tensor:
     Out-of-Distribution Detection", ICLR 2024.
     """
     _check(logits, 2)
-    return logits[:, -1] - torch.logsumexp(logits[:, :-1], dim=1)
+    return logits[:, -1] - logits[:, :-1].logsumexp(1)
 
 
-SCORES: Mapping[str, Callable[[Tensor], Tensor]] = {
-    "energy": energy,
-    "max_softmax": max_softmax,
-    "max_logit": max_logit,
-    "absent_class": absent_class,
+@dataclass(frozen=True)
+class Score:
+    """An OOD score as data: goals, slopes and constants of proofs follow from its kind.
+
+    Every score is −log-sum-exp, or −maximum, of shifted logits z_j = f_j − s·f, or follows from it.
+
+    Attributes:
+        title: in words.
+        value: logits (B, K) to scores (B,); its docstring has the source.
+        soft: log-sum-exp, or else maximum.
+        absent: the last logit is of a class that no ID sample has: z_j = f_j − f_K for all others.
+        relative: −exp(−log-sum-exp) of z_j = f_j − f_k for the predicted class k.
+    """
+
+    title: str
+    value: Callable[[Tensor], Tensor]
+    soft: bool = True
+    absent: bool = False
+    relative: bool = False
+
+    def __call__(self, logits: Tensor) -> Tensor:
+        """Scores (B,) of logits (B, K)."""
+        return self.value(logits)
+
+    def classes(self, outputs: int) -> int:
+        """ID classes of a model with so many logits."""
+        return outputs - self.absent
+
+
+SCORES: Mapping[str, Score] = {
+    "energy": Score("energy", energy),
+    "max_softmax": Score("maximum softmax probability", max_softmax, relative=True),
+    "max_logit": Score("maximum logit", max_logit, soft=False),
+    "absent_class": Score("absent class", absent_class, absent=True),
 }
 
 
-def score_of(name: str) -> Callable[[Tensor], Tensor]:
-    """The score function (B, K) → (B,) of that name.
+def score_of(name: str) -> Score:
+    """The score of that name.
 
     Raises:
         UsageError: for an unknown name.

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
 from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, model_validator
 
+from greg_cert.scores import SCORES
 from greg_cert.section import NormName, Section
 
 Method = Literal[
     "ce", "oe", "energy", "greg", "oe+grad", "dos", "poem", "poem+grad", "greg+", "dos+grad"
 ]
 Margin = float | Literal["auto"]
-ScoreName = Literal["energy", "max_softmax", "max_logit", "absent_class"]
+if TYPE_CHECKING:
+    ScoreName = str
+else:
+    ScoreName = Literal[tuple(SCORES)]
 OutlierLoss = Literal["none", "margin", "uniform", "absent_class"]
 Strategy = Literal["random", "greedy", "dos", "two_ended", "posterior"]
 

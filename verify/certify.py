@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from greg_cert.certificates.certify_methods import PROOFS
 from greg_cert.errors import UsageError
 from greg_cert.runs.inference import device_of
+from greg_cert.scores import SCORES
 from greg_cert.verify.certificates import Certificates, join
 from greg_cert.verify.certifier import Certifier
 from greg_cert.verify.graph.sizes import fitting_batch
@@ -135,7 +136,7 @@ class PreparedCertify:
         total, done = len(x), 0
         options, batch = self._options, self._options.batch
         if self.graph is not None:
-            wide = options.score == "max_softmax" or options.side == "ood"
+            wide = SCORES[options.score].relative or options.side == "ood"
             rows = self.graph.num_classes if wide else 1
             batch = fitting_batch(self.graph, batch, options.memory_bytes, rows)
         if progress is not None:

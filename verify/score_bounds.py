@@ -141,7 +141,7 @@ def _bound(
 ) -> Tensor:
     logits = forward_all(graph, x)[-1]
     # Levels of 0, so that the goals' own values are what is bounded.
-    goal = decision_goals(score, side, -1.0 if score == "max_softmax" else 0.0, logits)[0]
+    goal = decision_goals(score, side, -1.0 if SCORES[score].relative else 0.0, logits)[0]
     radii = torch.full_like(logits[:, 0], radius)
     relaxation = engine.relax(x, radii, norm, method)
     if goal.above:
@@ -149,7 +149,7 @@ def _bound(
         values = lower_value(relaxation, goal, weights)  # (B, G)
     else:
         values = upper_value(relaxation, goal).unsqueeze(1)
-    if score == "max_softmax":  # S = −max exp(−logsumexp(f − f_k))
+    if SCORES[score].relative:  # S = −max exp(−logsumexp(f − f_k))
         bound = -(-values).exp().clamp(max=1.0)
         bound = bound.amin(1)
         bound = bound + (1e-12 if side == "id" else -1e-12)

@@ -54,10 +54,9 @@ def score_function(model: nn.Module, score: str = "energy") -> ScoreFunction:
 def class_margin(logits: Tensor, labels: Tensor, score: str) -> Tensor:
     """How far another class is ahead, max_{j≠y} f_j − f_y of logits (B, K), (B,).
 
-    The absent class, of the score of that name, is never predicted and left out.
+    An absent class is never predicted and left out.
     """
-    if score == "absent_class":
-        logits = logits[:, :-1]
+    logits = logits[:, : score_of(score).classes(logits.shape[1])]
     own = logits.gather(1, labels.unsqueeze(1)).squeeze(1)
     return logits.scatter(1, labels.unsqueeze(1), -torch.inf).amax(1) - own
 
@@ -133,7 +132,7 @@ class Detector:
 
     def classes(self, logits: Tensor) -> int:
         """How many ID classes there are."""
-        return logits.shape[1] - (self.score_name == "absent_class")
+        return score_of(self.score_name).classes(logits.shape[1])
 
     def predicted(self, logits: Tensor) -> Tensor:
         """The ID class (B,) of the largest logit."""

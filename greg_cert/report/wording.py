@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from numbers import Integral
 
 from greg_cert.certificates.summary_file import Summary
+from greg_cert.scores import SCORES
 
 MISSING = "\u2013"
 
@@ -34,13 +35,7 @@ def wrong_side(summary: Summary) -> str:
 
 def score_name(score: str) -> str:
     """A score in words; an unknown one by its own name."""
-    known = {
-        "energy": "energy",
-        "max_logit": "maximum logit",
-        "max_softmax": "maximum softmax probability",
-        "absent_class": "absent class",
-    }
-    return known.get(score, one_line(score))
+    return SCORES[score].title if score in SCORES else one_line(score)
 
 
 def score_names(summary: Summary) -> str:

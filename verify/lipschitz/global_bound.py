@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from greg_cert.errors import UsageError
-from greg_cert.scores import SCORES
+from greg_cert.scores import score_of
 from greg_cert.verify.graph.max_pool import MaxPool
 from greg_cert.verify.graph.ops import (
     Activation,
@@ -187,8 +187,7 @@ def _product(one: Tensor, other: Tensor | float) -> Tensor:
 
 def _steepest_score(score: str, rows: Tensor, lost: Tensor, norm: float) -> Tensor:
     """Bound of ‖∇S‖* for logits of these rows (K, ...), each off by `lost` (K,) at most."""
-    if score not in SCORES:
-        raise UsageError(f"expected score in {', '.join(SCORES)}, but got {score!r}")
+    kind = score_of(score)
 
     def longest(vectors: Tensor, off: Tensor) -> Tensor:
         if len(vectors) == 0:
@@ -196,14 +195,12 @@ def _steepest_score(score: str, rows: Tensor, lost: Tensor, norm: float) -> Tens
         terms = 2 * (vectors[0].numel() + 8) * UNIT
         return (dual_norm(vectors, norm) + off).amax() * (1 + terms)
 
-    if score in ("energy", "max_logit"):
-        return longest(rows, lost)
-    if score == "absent_class":
+    if kind.absent:
         if len(rows) < 2:
-            raise UsageError(
-                f"expected K >= 2 logits for the score absent_class, but got {len(rows)}"
-            )
+            raise UsageError(f"expected K >= 2 logits for the score {score}, but got {len(rows)}")
         return longest(rows[:-1] - rows[-1], lost[:-1] + lost[-1])
+    if not kind.relative:
+        return longest(rows, lost)
     if len(rows) > _LARGEST_PAIRS:
         return longest(rows, lost) / 2
     pairs = [longest(rows[:i] - rows[i], lost[:i] + lost[i]) for i in range(len(rows))]

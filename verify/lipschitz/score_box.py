@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from greg_cert.scores import score_of
 from greg_cert.verify.bounds.interval import Interval
 from greg_cert.verify.graph.ops import Linear
 from greg_cert.verify.graph.rounding import sum_rounding
@@ -78,20 +79,18 @@ def score_box(score: str, low: Tensor, high: Tensor) -> ScoreBox:
         low: lower bounds of the logits.
         high: upper bounds.
     """
-    if score == "energy":
-        p = softmax_box(low, high)
+    kind = score_of(score)
+    if kind.relative:
+        return _max_softmax_box(low, high)
+    classes = kind.classes(low.shape[1])
+    p = (softmax_box if kind.soft else _winner_box)(low[:, :classes], high[:, :classes])
+    if not kind.absent:
         return ScoreBox(*p, mixture=p)
-    if score == "max_logit":
-        p = _winner_box(low, high)
-        return ScoreBox(*p, mixture=p)
-    if score == "absent_class":
-        p = softmax_box(low[:, :-1], high[:, :-1])
-        minus = -torch.ones_like(low[:, :1])
-        shift = torch.zeros_like(low[0])
-        shift[-1] = 1.0
-        box = (torch.cat([p[0], minus], 1), torch.cat([p[1], minus], 1))
-        return ScoreBox(*box, mixture=p, shift=shift)
-    return _max_softmax_box(low, high)
+    minus = -torch.ones_like(low[:, :1])
+    shift = torch.zeros_like(low[0])
+    shift[-1] = 1.0
+    box = (torch.cat([p[0], minus], 1), torch.cat([p[1], minus], 1))
+    return ScoreBox(*box, mixture=p, shift=shift)
 
 
 def _winner_box(low: Tensor, high: Tensor) -> Interval:

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from greg_cert.errors import UsageError
-from greg_cert.scores import SCORES
+from greg_cert.scores import score_of
 
 SLACK = 1e-9  # of a margin, relative to the numbers it is the difference of
 
@@ -94,33 +94,29 @@ def decision_goals(
         labels: (B,) where the class has to stay right too; side `id` alone.
     """
     count, classes = logits.shape
-    if score not in SCORES:
-        raise UsageError(f"expected score in {', '.join(SCORES)}, but got {score!r}")
-    if score == "absent_class" and classes < 2:
-        raise UsageError(f"expected K >= 2 logits for the score absent_class, but got {classes}")
-    nothing = logits.new_zeros(count, 1, classes)
-    everyone = torch.ones_like(nothing, dtype=torch.bool)
+    kind = score_of(score)
+    if kind.absent and classes < 2:
+        raise UsageError(f"expected K >= 2 logits for the score {score}, but got {classes}")
+    shift = logits.new_zeros(count, 1, classes)
+    members = torch.ones_like(shift, dtype=torch.bool)
     above = side == "id"
     level = torch.full_like(logits[:, 0], -threshold)
-    if score in ("energy", "max_logit"):
-        goals = [Goal(above, score == "energy", nothing, everyone, level)]
-    elif score == "absent_class":
-        shift, members = nothing.clone(), everyone.clone()
+    if kind.absent:
         shift[..., -1], members[..., -1] = 1.0, False
-        goals = [Goal(above, True, shift, members, level)]
-    else:
+    if kind.relative:
         level = torch.full_like(level, -math.log(-threshold) if threshold < 0 else math.inf)
         eye = torch.eye(classes, dtype=logits.dtype, device=logits.device)
-        if side == "id":
-            goals = [Goal(False, True, eye[logits.argmax(1)].unsqueeze(1), everyone, level)]
+        if above:
+            shift = eye[logits.argmax(1)].unsqueeze(1)
         else:
-            each = eye.expand(count, classes, classes)
-            goals = [Goal(True, True, each, torch.ones_like(each, dtype=torch.bool), level)]
+            shift = eye.expand(count, classes, classes)
+            members = torch.ones_like(shift, dtype=torch.bool)
+        above = not above
+    goals = [Goal(above, kind.soft, shift, members, level)]
     if labels is not None:
         one_hot = torch.nn.functional.one_hot(labels, classes).unsqueeze(1)
         members = ~one_hot.bool()
-        if score == "absent_class":
-            members[..., -1] = False  # is never the predicted class
+        members[..., kind.classes(classes) :] = False  # an absent class is never predicted
         zero = torch.zeros_like(level)
         goals.append(Goal(False, False, one_hot.to(logits), members, zero))
     return tuple(goals)
