@@ -18,6 +18,8 @@ from typing import Any
 
 import pytest
 
+from greg_cert.certificates import format
+
 ROOT = Path(__file__).parents[2]
 ROOMS = ("greg_cert", "train", "verify")
 TOP_LEVEL = {".ci", "benchmarks", "configs", "docs", "greg_cert", "tests", "train", "verify"}
@@ -397,3 +399,49 @@ def test_no_lock_file_is_tracked() -> None:
     names = {Path(name).name for name in tracked()}
     assert "pyproject.toml" in names
     assert "uv.lock" not in names
+
+
+LONGEST, MOST_PARAMETERS = 350, 7
+PUBLIC = {
+    *("attack_radius", "certify", "global_lipschitz_radius", "gradient_penalty"),
+    *("lipschitz_bound", "score_bound", "smoothed_decisions", "verify_runs", "write_report"),
+}
+"""Functions of the documented interface, whose parameters are what users may say."""
+
+
+def test_no_file_is_longer_than_one_can_read() -> None:
+    lengths = {
+        str(file.relative_to(ROOT)): len(file.read_text(encoding="utf-8").splitlines())
+        for room in ROOMS
+        for _, folder in folders(room)
+        for file in folder.glob("*.py")
+    }
+    assert {name: n for name, n in lengths.items() if n > LONGEST} == {}
+
+
+def test_no_internal_function_takes_more_than_one_can_remember() -> None:
+    many = {}
+    for name, tree in TREES.items():
+        for node in ast.walk(tree):
+            if not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+                continue
+            given = [*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs]
+            count = sum(a.arg not in {"self", "cls"} for a in given)
+            count += (node.args.vararg is not None) + (node.args.kwarg is not None)
+            command = is_cli(name) and name.rpartition(".")[2] == node.name
+            if count > MOST_PARAMETERS and not command and node.name not in PUBLIC:
+                many[f"{name}.{node.name}"] = count
+    assert many == {}
+
+
+def test_the_files_of_the_format_are_named_in_its_room_alone() -> None:
+    names = {format.CERTIFICATES, format.OOD_CERTIFICATES, format.OOD_SCORES, format.SCORES}
+    names |= {format.SUMMARY, format.PICTURES}
+    typed = {
+        name: node.value
+        for name, tree in TREES.items()
+        if not inside(name, "greg_cert.certificates")
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Constant) and node.value in names
+    }
+    assert typed == {}
