@@ -5,7 +5,6 @@ Meanings are the docstrings of the records' fields, so that they are told once.
 
 from __future__ import annotations
 
-import difflib
 import re
 import types
 import typing
@@ -15,6 +14,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
+from greg_cert.config.fields import items, nearest, sections
 from greg_cert.errors import ConfigError
 
 
@@ -52,8 +52,8 @@ def keys_of(record: type[BaseModel], section: str = "") -> list[Key]:
     kept = [k for k in found if _under(k.key, wanted)]
     if not kept:
         names = list(dict.fromkeys(re.sub(r"\[\]", "", k.key) for k in found))
-        near = difflib.get_close_matches(wanted, names, n=1)
-        hint = f"; did you mean {near[0]!r}?" if near else ""
+        near = nearest(wanted, names)
+        hint = f"; did you mean {near!r}?" if near else ""
         raise ConfigError(
             f"section: expected a part of the configuration, but got {section!r}{hint}"
         )
@@ -85,8 +85,10 @@ def _keys(record: type[BaseModel], before: str) -> list[Key]:
             Key(key, _values(field.annotation), _default(field), _one_line(field.description))
         )
         inner: dict[str, Key] = {}
-        for kind, many in _inner(field.annotation):
-            for one in _keys(kind, key + ("[]" if many else "")):
+        parts = [(key, kind) for kind in sections(field.annotation)]
+        parts += [(f"{key}[]", s) for item in items(field.annotation) for s in sections(item)]
+        for where, kind in parts:
+            for one in _keys(kind, where):
                 known = inner.get(one.key)  # the kinds of a union share some keys
                 inner[one.key] = one if known is None else _joined(known, one)
         found += inner.values()
@@ -97,20 +99,6 @@ def _joined(one: Key, other: Key) -> Key:
     values = one.values if other.values in one.values else f"{one.values} | {other.values}"
     default = one.default if one.default == other.default else f"{one.default} | {other.default}"
     return Key(one.key, values, default, one.meaning or other.meaning)
-
-
-def _inner(annotation: Any, many: bool = False) -> list[tuple[type[BaseModel], bool]]:
-    """Sections in a type, and whether they stand in a list."""
-    origin = typing.get_origin(annotation)
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return [(annotation, many)]
-    if origin is Annotated:
-        return _inner(typing.get_args(annotation)[0], many)
-    if origin in (typing.Union, types.UnionType):
-        return [pair for a in typing.get_args(annotation) for pair in _inner(a, many)]
-    if origin in (tuple, list):
-        return [pair for a in typing.get_args(annotation) for pair in _inner(a, True)]
-    return []
 
 
 def _values(annotation: Any) -> str:

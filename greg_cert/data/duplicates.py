@@ -19,8 +19,8 @@ from torch import Tensor
 
 from greg_cert.data.files.encoded import FileKeys, Rows
 from greg_cert.data.files.on_disk import FileImages
-from greg_cert.data.gather import pick
 from greg_cert.data.reject import data_error
+from greg_cert.data.splits import pick
 from greg_cert.data.types import Images, ImageSet
 
 SAMPLED = 2000

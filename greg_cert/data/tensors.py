@@ -67,7 +67,7 @@ def splits_from_tensors(
                 images.name, f"labels below {num_classes}", str(int(images.labels.max()))
             )
     for images in (known, put_aside, tested, *outliers.values()):
-        tell_if_dark(images.images, field=images.name, remedy="Pass floats in [0, 1] instead")
+        tell_if_dark(images, field=images.name, remedy="Pass floats in [0, 1] instead")
     _check_disjoint({"test": tested, "calibration": put_aside, "train": fit}, outliers)
     mean, std = moments(fit, field="train")
     channels, height, width = known.image_shape

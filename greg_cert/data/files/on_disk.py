@@ -89,17 +89,8 @@ class FileImages:
     def subset(self, indices: Indices) -> FileImages:
         """See `Images`; shares the files."""
         at = _positions(indices, len(self))
-        return FileImages(
-            self.name,
-            self.field,
-            self.files,
-            self.rows[at],
-            self.sizes[at],
-            self.image_shape,
-            self.crop,
-            None if self.labels is None else self.labels[torch.from_numpy(at)],
-            self.classes,
-        )
+        labels = None if self.labels is None else self.labels[torch.from_numpy(at)]
+        return replace(self, rows=self.rows[at], sizes=self.sizes[at], labels=labels)
 
     def digests(self, rows: Rows, *, begin: bool = False) -> list[bytes]:
         """The content hashes of the files at these positions of the set, or of their beginnings."""
@@ -120,8 +111,9 @@ class FileImages:
         """
         digest = hashlib.sha256(f"files {len(self)} {self.image_shape} {self.crop}".encode())
         for row, size in zip(self.rows.tolist(), self.sizes.tolist(), strict=True):
-            digest.update(f"{self.files.name(row)}\0{size}\0".encode("utf-8", "surrogateescape"))
-        _add_labels(digest, self.labels)
+            digest.update(f"{self.files.names[row]}\0{size}\0".encode("utf-8", "surrogateescape"))
+        labels = self.labels
+        digest.update(b"none" if labels is None else labels.contiguous().numpy().tobytes())
         for content in self.digests(_spread_out(len(self))):
             digest.update(content)
         return digest.hexdigest()
@@ -219,7 +211,3 @@ def _positions(indices: Indices, count: int) -> Rows:
 def _spread_out(count: int) -> Rows:
     """At most 256 positions, evenly spread, the first and the last among them."""
     return np.unique(np.linspace(0, count - 1, min(count, _LOOKED_INTO)).round().astype(np.int64))
-
-
-def _add_labels(digest: hashlib._Hash, labels: Tensor | None) -> None:
-    digest.update(b"none" if labels is None else labels.contiguous().numpy().tobytes())

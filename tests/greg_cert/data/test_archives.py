@@ -11,8 +11,8 @@ from PIL import Image
 
 from greg_cert.data.files import archives
 from greg_cert.data.files.archives import close_archives
-from greg_cert.data.files.folders import load_folder
-from greg_cert.data.schema import FolderSource
+from greg_cert.data.sources.base import Request
+from greg_cert.data.sources.folder import FolderSource
 from greg_cert.errors import DataError
 
 RNG = np.random.default_rng(0)
@@ -65,7 +65,7 @@ def unpack(root: Path) -> Path:
 def read(path: Path, *, labelled: bool = True, size: int | None = None, **options: Any) -> Any:
     source = FolderSource.model_validate({"path": path, **options})
     channels = None if size is None else 3
-    return load_folder(source, field="data.id", labelled=labelled, channels=channels, size=size)
+    return source.load(Request("data.id", "id" if labelled else "ood", channels, size))
 
 
 @pytest.mark.parametrize("kind", KINDS)

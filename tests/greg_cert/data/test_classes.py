@@ -9,8 +9,8 @@ from pydantic import ValidationError
 from greg_cert.data import DataConfig, load_data
 from greg_cert.data.disjoint import check_disjoint
 from greg_cert.data.files.class_lists import CLASS_LISTS
-from greg_cert.data.files.folders import load_folder
-from greg_cert.data.schema import FolderSource
+from greg_cert.data.sources.base import Request
+from greg_cert.data.sources.folder import FolderSource
 from greg_cert.errors import DataError
 
 NAMES = ("ant", "bee", "cow", "dog", "elk")
@@ -29,7 +29,7 @@ def root(tmp_path: Path) -> Path:
 
 def read(root: Path, **options: Any) -> Any:
     source = FolderSource.model_validate({"path": root, **options})
-    return load_folder(source, field="data.id", labelled=True, channels=None, size=None)
+    return source.load(Request("data.id", "id"))
 
 
 def test_classes_are_labelled_in_the_order_they_are_listed(root: Path, tmp_path: Path) -> None:

@@ -2,8 +2,14 @@ import pytest
 import torch
 from torch.nn.functional import adaptive_avg_pool2d
 
+from greg_cert.data.files.decode import decode_image
 from greg_cert.data.sources.crops import area_crops, random_crops
-from greg_cert.data.sources.pictures import GROUPS, read_pictures
+from greg_cert.data.sources.pictures import (
+    PhotographsSource,
+    TextSource,
+    TexturesSource,
+    bundled_file,
+)
 
 
 def picture(height: int, width: int, channels: int = 1, seed: int = 0) -> torch.Tensor:
@@ -80,10 +86,10 @@ def test_scales_are_log_uniform() -> None:
     assert below == pytest.approx([0.2, 0.4, 0.6, 0.8], abs=0.04)
 
 
-def test_the_bundled_pictures_are_all_there_and_in_one_group_each() -> None:
-    names = [name for group in GROUPS.values() for name in group]
-    assert len(names) == len(set(names))
-    for group in ("photographs", "textures", "text"):
-        pictures = read_pictures(group, field="data.aux")
-        assert len(pictures) == len(GROUPS[group])
-        assert all(p.dtype == torch.uint8 and p.shape[0] in (1, 3) for p in pictures)
+def test_the_bundled_pictures_are_all_there_and_in_one_source_each() -> None:
+    groups = [source().holds() for source in (PhotographsSource, TexturesSource, TextSource)]
+    assert [len(group) for group in groups] == [16, 3, 2]
+    assert len(frozenset().union(*groups)) == 21
+    for name in frozenset().union(*groups):
+        picture = decode_image(bundled_file(name, field="data.aux"), field="data.aux")
+        assert picture.dtype == torch.uint8

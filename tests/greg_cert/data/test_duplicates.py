@@ -14,9 +14,9 @@ from PIL import Image
 from greg_cert.data import DataConfig, DataSplits, load_data
 from greg_cert.data.duplicates import shared_files
 from greg_cert.data.files.encoded import BEGIN
-from greg_cert.data.files.folders import load_folder
 from greg_cert.data.files.on_disk import FileImages
-from greg_cert.data.schema import FolderSource
+from greg_cert.data.sources.base import Request
+from greg_cert.data.sources.folder import FolderSource
 from greg_cert.errors import DataError
 from greg_cert.runs.subjects import OtherOod, open_subject
 
@@ -159,7 +159,7 @@ def test_copies_within_the_id_set_do_not_fall_into_two_splits(known: Path, keep:
     assert not sets[1] & sets[2]
     for name in ("train", "calibration", "test"):
         assert len(parts.indices[name]) == len(getattr(parts, name))
-    whole = load_folder(FolderSource(path=known), field="f", labelled=True, channels=3, size=12)
+    whole = FolderSource(path=known).load(Request("f", "id", 3, 12))
     assert torch.equal(whole.stored(parts.indices["train"]), parts.train.stored())
 
 
@@ -196,14 +196,7 @@ def test_only_files_that_begin_alike_are_read_whole(
     (tmp_path / "b").mkdir()
     shutil.copy(tmp_path / "a" / "0.bmp", tmp_path / "b" / "0.bmp")
     a, b = (
-        load_folder(
-            FolderSource(path=tmp_path / n, keep="disk"),
-            field="f",
-            labelled=False,
-            channels=3,
-            size=12,
-        )
-        for n in "ab"
+        FolderSource(path=tmp_path / n, keep="disk").load(Request("f", "ood", 3, 12)) for n in "ab"
     )
     assert isinstance(a, FileImages)
     assert isinstance(b, FileImages)

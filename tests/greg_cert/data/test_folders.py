@@ -1,14 +1,14 @@
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
-from greg_cert.data.files.folders import load_folder
-from greg_cert.data.schema import FolderSource
-from greg_cert.data.types import ImageSet
+from greg_cert.data.sources.base import Request
+from greg_cert.data.sources.folder import FolderSource
 from greg_cert.errors import DataError
 
 RNG = np.random.default_rng(0)
@@ -31,9 +31,9 @@ def read(
     channels: int | None = None,
     size: int | None = None,
     limit: int | None = None,
-) -> ImageSet:
+) -> Any:
     source = FolderSource(path=root, limit=limit)
-    return load_folder(source, field=FIELD, labelled=labelled, channels=channels, size=size)
+    return source.load(Request(FIELD, "id" if labelled else "ood", channels, size))
 
 
 @pytest.fixture

@@ -7,7 +7,8 @@ import torch
 
 from greg_cert.data import DataConfig, DataSplits, load_data
 from greg_cert.data.duplicates import shared_images
-from greg_cert.data.sources.bundled import load_faces
+from greg_cert.data.sources.base import Request
+from greg_cert.data.sources.faces import FacesSource
 from greg_cert.errors import DataError
 
 MNIST = Path(__file__).parents[4] / "shared" / "data" / "mnist.npz"
@@ -82,7 +83,7 @@ def test_size_and_channels_on_request() -> None:
 
 
 def test_only_the_half_of_lfw_subset_that_shows_faces_is_used() -> None:
-    patches = load_faces("faces", field="data.id").images
+    patches = FacesSource().load(Request("data.id", "ood", 1, 25)).stored()
     assert patches.shape == (100, 1, 25, 25)
     # Each resembles the mean face: its correlation with it is high for faces, and no face is odd.
     flat = patches.flatten(1)

@@ -8,10 +8,10 @@ from PIL import Image
 
 from greg_cert.data import DataConfig, DataSplits, ImageSet, load_data, prefetch
 from greg_cert.data.duplicates import without_shared
-from greg_cert.data.files.folders import load_folder
 from greg_cert.data.files.on_disk import ArrayImages, FileImages
-from greg_cert.data.schema import ArraySource, FolderSource
-from greg_cert.data.sources.arrays import load_array
+from greg_cert.data.sources.array import ArraySource
+from greg_cert.data.sources.base import Request
+from greg_cert.data.sources.folder import FolderSource
 from greg_cert.errors import DataError
 
 RNG = np.random.default_rng(0)
@@ -30,7 +30,7 @@ def root(tmp_path: Path) -> Path:
 
 def read(root: Path, *, labelled: bool = True, channels: int | None = 3, **options: Any) -> Any:
     source = FolderSource.model_validate({"path": root, **options})
-    return load_folder(source, field="data.id", labelled=labelled, channels=channels, size=24)
+    return source.load(Request("data.id", "id" if labelled else "ood", channels, 24))
 
 
 @pytest.mark.parametrize("crop", [1.0, 0.875])
@@ -56,7 +56,7 @@ def test_imagenets_crop_is_the_centre_of_the_resized_picture(tmp_path: Path) -> 
     ramp = np.linspace(0, 255, 512).round().astype(np.uint8)
     Image.fromarray(np.tile(ramp, (256, 1))).save(tmp_path / "a.png")
     source = FolderSource(path=tmp_path, crop=0.875)
-    found = load_folder(source, field="f", labelled=False, channels=1, size=224)
+    found = source.load(Request("f", "ood", 1, 224))
     expected = torch.from_numpy(ramp[144:368].copy())  # 512 -> 256 in the middle, 224 of that
     assert torch.equal(found.stored()[0, 0, 0], expected)
 
@@ -161,7 +161,7 @@ def test_a_large_array_stays_on_disk(tmp_path: Path) -> None:
 
     def array(channels: int | None = None, size: int | None = None, **options: Any) -> Any:
         source = ArraySource.model_validate({"path": tmp_path / "a.npy", **options})
-        return load_array(source, field="data.aux", labelled=False, channels=channels, size=size)
+        return source.load(Request("data.aux", "aux", channels, size))
 
     disk, memory = array(keep="disk"), array()
     assert isinstance(disk, ArrayImages)

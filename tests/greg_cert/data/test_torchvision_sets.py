@@ -9,8 +9,8 @@ import pytest
 import torch
 from PIL import Image
 
-from greg_cert.data.schema import TorchvisionSource
-from greg_cert.data.sources.torchvision_sets import _KNOWN, load_torchvision
+from greg_cert.data.sources.base import Request
+from greg_cert.data.sources.torchvision_sets import _KNOWN, TorchvisionSource
 from greg_cert.data.types import ImageSet
 from greg_cert.errors import DataError
 
@@ -20,11 +20,11 @@ LABELS = np.arange(20, dtype=np.uint8) % 10
 
 def read(
     dataset: str, root: Path, *, labelled: bool = True, size: int | None = None, **options: Any
-) -> ImageSet:
+) -> Any:
     source = TorchvisionSource.model_validate(
         {"dataset": dataset, "root": root, "split": "test", **options}
     )
-    return load_torchvision(source, field="data.id", labelled=labelled, channels=None, size=size)
+    return source.load(Request("data.id", "id" if labelled else "ood", None, size))
 
 
 def idx(array: np.ndarray[Any, np.dtype[np.uint8]]) -> bytes:
@@ -257,7 +257,7 @@ def test_sets_of_photographs(
     source = TorchvisionSource.model_validate(
         {"dataset": name, "root": tmp_path, "split": "test", "keep": "disk"}
     )
-    disk = load_torchvision(source, field="data.id", labelled=True, channels=3, size=16)
+    disk = source.load(Request("data.id", "id", 3, 16))
     assert not isinstance(disk, ImageSet)
     assert torch.equal(disk.stored(), loaded.stored())
 
