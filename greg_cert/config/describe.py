@@ -5,6 +5,7 @@ Meanings are the docstrings of the records' fields, so that they are told once.
 
 from __future__ import annotations
 
+import json
 import re
 import types
 import typing
@@ -16,6 +17,18 @@ from pydantic.fields import FieldInfo
 
 from greg_cert.config.fields import items, nearest, sections
 from greg_cert.errors import ConfigError
+
+_WORDS = {
+    "int": "integer",
+    "float": "number",
+    "str": "text",
+    "bool": "true | false",
+    "NoneType": "null",
+    "Path": "path",
+    "PurePosixPath": "path",
+    "dict": "mapping",
+    "Any": "anything",
+}
 
 
 @dataclass(frozen=True)
@@ -113,19 +126,10 @@ def _values(annotation: Any) -> str:
     if origin in (tuple, list):
         inner = dict.fromkeys(_values(a) for a in arguments if a is not Ellipsis)
         return f"list of {' | '.join(inner)}"
-    if annotation is type(None):
-        return "null"
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+    if sections(annotation):
         return "section"
-    words = {"int": "integer", "float": "number", "str": "text", "bool": "true | false"}
     name = getattr(annotation, "__name__", str(annotation))
-    return {
-        **words,
-        "Path": "path",
-        "PurePosixPath": "path",
-        "dict": "mapping",
-        "Any": "anything",
-    }.get(name, name)
+    return _WORDS.get(name, name)
 
 
 def _default(field: FieldInfo) -> str:
@@ -134,11 +138,8 @@ def _default(field: FieldInfo) -> str:
     value = field.get_default(call_default_factory=True)
     if isinstance(value, BaseModel):
         return ""
-    if value is None or isinstance(value, bool):
-        return {None: "null", True: "true", False: "false"}[value]
-    if isinstance(value, (tuple, list, dict)) and not value:
-        return "{}" if isinstance(value, dict) else "[]"
-    return str(value)
+    plain = value is None or isinstance(value, bool) or value in ((), [], {})
+    return json.dumps(value) if plain else str(value)
 
 
 def _tells_the_kind(field: FieldInfo) -> bool:

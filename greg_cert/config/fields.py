@@ -49,3 +49,11 @@ def all_sections(record: type[BaseModel]) -> set[type[BaseModel]]:
 def nearest(word: str, known: Iterable[str]) -> str | None:
     """The known word that a mistyped one was meant to be, where one is near."""
     return next(iter(difflib.get_close_matches(word, list(known), n=1)), None)
+
+
+def dotted(path: Iterable[str | int]) -> str:
+    """Keys and list positions as one name, such as `data.ood[0].n`."""
+    name = ""
+    for part in path:
+        name += f"[{part}]" if isinstance(part, int) else f".{part}" if name else part
+    return name

@@ -13,7 +13,7 @@ import yaml
 from pydantic import BaseModel
 
 from greg_cert.config.experiment import TrainConfig
-from greg_cert.config.fields import items, members, nearest, sections
+from greg_cert.config.fields import dotted, items, members, nearest, sections
 from greg_cert.config.yaml_text import DuplicateKey, load_yaml
 from greg_cert.errors import ConfigError
 from greg_cert.stages import StageConfig
@@ -102,7 +102,7 @@ def _set(
     types_here: list[Any] = [schema]
     for at, part in enumerate(path):
         last = at + 1 == len(path)
-        where = _name(path[:at])
+        where = dotted(path[:at])
         if isinstance(part, int):
             types_here = [item for kind in types_here for item in items(kind)]
             size = len(here) if isinstance(here, list) else None
@@ -138,16 +138,16 @@ def _field(kinds: list[Any], part: str, before: tuple[str | int, ...], one: Over
         if any(typing.get_origin(k) is dict or k is dict for kind in kinds for k in members(kind)):
             return [Any]
         raise ConfigError(
-            f"--set {one.text}: expected {_name(before)} to be a section, but it is a single value"
+            f"--set {one.text}: expected {dotted(before)} to be a section, but it is a single value"
         )
     if found := [s.model_fields[part].annotation for s in here if part in s.model_fields]:
         return found
     known = {name for section in here for name in section.model_fields}
-    also = StageConfig.model_fields if _name(before) == "train" else ()
+    also = StageConfig.model_fields if dotted(before) == "train" else ()
     hint = f"expected one of {', '.join(sorted(known))}"
     if near := nearest(part, known.union(also)):
-        hint = f"did you mean {_name((*before, near))!r}?"
-    raise ConfigError(f"--set: unknown key {_name((*before, part))!r}; {hint}")
+        hint = f"did you mean {dotted((*before, near))!r}?"
+    raise ConfigError(f"--set: unknown key {dotted((*before, part))!r}; {hint}")
 
 
 def _anchored(value: Any, kinds: list[Any]) -> Any:
@@ -162,10 +162,3 @@ def _anchored(value: Any, kinds: list[Any]) -> Any:
     paths = any(m is Path for kind in kinds for m in members(kind))
     paths = paths or any("weights" in f for f in fields)
     return str(Path.cwd() / Path(value).expanduser()) if paths and isinstance(value, str) else value
-
-
-def _name(path: Sequence[str | int]) -> str:
-    name = ""
-    for part in path:
-        name += f"[{part}]" if isinstance(part, int) else f".{part}" if name else part
-    return name

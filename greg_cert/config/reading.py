@@ -10,7 +10,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from greg_cert.config.experiment import ExperimentConfig
-from greg_cert.config.fields import all_sections, nearest
+from greg_cert.config.fields import all_sections, dotted, nearest
 from greg_cert.config.overrides import apply_overrides
 from greg_cert.config.own_model import OwnModelConfig
 from greg_cert.config.yaml_text import load_yaml
@@ -130,10 +130,11 @@ def _anchor(value: Any, base: Path) -> Any:
 def _one_line(error: ValidationError) -> str:
     """The first problem, as `field: expected …, but got …`."""
     problem = error.errors()[0]
-    # The tag of a discriminated union stands in the location; the user wrote no such key.
+    # The members of a union stand in the location; the user wrote no such key.
     loc = problem["loc"]
-    after_source = [i for i, p in enumerate(loc) if i and p in _TAGS and _holds_source(loc[i - 1])]
-    field = _field_name([p for i, p in enumerate(loc) if i not in after_source])
+    tags = [i for i, p in enumerate(loc) if i and p in _TAGS and _holds_source(loc[i - 1])]
+    written = [p for i, p in enumerate(loc) if i not in tags and p not in _PLAIN_MEMBERS]
+    field = dotted(written) or "config"
     found = problem["input"]
     message = problem["msg"].removeprefix("Value error, ")
     more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
@@ -145,21 +146,12 @@ def _one_line(error: ValidationError) -> str:
     return f"{field}: {message[0].lower()}{message[1:]}{shown}{more}"
 
 
+_PLAIN_MEMBERS = ("float", "literal['auto']")
 _TAGS = frozenset(source.model_fields["source"].default for source in SOURCES)
 
 
 def _holds_source(part: Any) -> bool:
     return isinstance(part, int) or part in ("id", "id_test", "aux")
-
-
-def _field_name(location: list[Any]) -> str:
-    name = ""
-    for part in location:
-        if isinstance(part, int):
-            name += f"[{part}]"
-        elif part not in ("float", "literal['auto']"):  # members of a plain union
-            name += f".{part}" if name else str(part)
-    return name or "config"
 
 
 def _hint(given: str) -> str:

@@ -10,7 +10,7 @@ were saved anew may not be. Pictures that were compressed or resized anew are ot
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from functools import cached_property
 
 import numpy as np
@@ -69,18 +69,6 @@ class Content:
         return found
 
 
-def shared_images(images: Tensor, others: Tensor) -> Tensor:
-    """Which of the images also occur among the others: (N,) bool.
-
-    Images are compared in 256 grey levels. Constant images, which occur by chance, never count.
-
-    Args:
-        images: (N, C, H, W), uint8 or float32 in [0, 1].
-        others: (M, C, H, W), uint8 or float32 in [0, 1].
-    """
-    return _shared(Content(ImageSet("images", images)), Content(ImageSet("others", others)))[0]
-
-
 def shared_files(files: FileKeys | FileImages, others: FileKeys | FileImages) -> Tensor:
     """Which of the files have the content of one of the others: (N,) bool.
 
@@ -133,6 +121,17 @@ def without_shared(
             hint=hint,
         )
     return (~shared).nonzero()[:, 0]
+
+
+def apart(
+    images: Images, others: Iterable[tuple[str, Content]], *, field: str, policy: str
+) -> Content:
+    """The set at `field` without an image of the others, each given with the path of its field."""
+    content = Content(images)
+    for other, there in others:
+        kept = without_shared(content, there, fields=(field, other), policy=policy)
+        content = content.subset(kept)
+    return content
 
 
 def _shared(mine: Content, other: Content) -> tuple[Tensor, bool]:

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from greg_cert.data.disjoint import check_disjoint
-from greg_cert.data.duplicates import Content, without_shared
+from greg_cert.data.duplicates import Content, apart, without_shared
 from greg_cert.data.files.archives import close_archives
 from greg_cert.data.reject import data_error
 from greg_cert.data.schema import DataConfig
@@ -85,13 +85,13 @@ def _load(config: DataConfig, field: str, tests: bool) -> DataSplits:
     for i, source in enumerate(config.ood if read_tests else ()):
         name = f"{field}.ood[{i}]"
         images = read_source(source, Request(name, "ood", channels, size))
-        outliers.append((name, _apart(images, others, name, config.shared)))
+        outliers.append((name, apart(images, others, field=name, policy=config.shared)))
         ood[source.title] = outliers[-1][1].images
     aux = None
     if config.aux is not None:
         name = f"{field}.aux"
         images = read_source(config.aux, Request(name, "aux", channels, size))
-        aux = _apart(images, [*outliers, *others], name, config.shared).images
+        aux = apart(images, [*outliers, *others], field=name, policy=config.shared).images
     mean, std = _normalisation(config, train, channels, field=field)
     return DataSplits(
         train=train,
@@ -126,15 +126,6 @@ def _split_apart(
             raise data_error(field, f"every class in the {name} split", found)
         splits[name] = content
     return splits
-
-
-def _apart(images: Images, others: list[tuple[str, Content]], field: str, policy: str) -> Content:
-    """The set without an image of the others, each given with the path of its field."""
-    content = Content(images)
-    for other, there in others:
-        kept = without_shared(content, there, fields=(field, other), policy=policy)
-        content = content.subset(kept)
-    return content
 
 
 def _labels(images: Images) -> Tensor:

@@ -20,7 +20,7 @@ from greg_cert.data.files.listing import Listing
 from greg_cert.data.files.on_disk import FileImages, needs_shape, stays_on_disk
 from greg_cert.data.files.threads import spread
 from greg_cert.data.geometry import centre_side, conform
-from greg_cert.data.labels import check_labels, limited_labels
+from greg_cert.data.labels import sound_labels
 from greg_cert.data.reject import data_error
 from greg_cert.data.sources.base import DataSource, Keep, Request
 from greg_cert.data.splits import pick
@@ -50,11 +50,11 @@ def load_files(
     files, field = listing.files, request.field
     channels, size = request.channels, request.size
     chosen = pick(len(listing.rows), source.limit, source.seed)
-    targets: Tensor | None = None
-    classes = None
+    targets, classes = None, None
     if request.labelled:
-        targets = check_labels(listing.labels, len(listing.rows), field=place)
-        targets, classes = limited_labels(targets, chosen, field=field), listing.classes
+        labels, count = listing.labels, len(listing.rows)
+        targets = sound_labels(labels, count, chosen, place=place, field=field)
+        classes = listing.classes
     rows = listing.rows[chosen]
     if keep == "disk" and not files.on_disk:
         found = f"keep: disk for {files.title(int(rows[0]))!r}"

@@ -26,8 +26,27 @@ MEMORY_BYTES = 4 << 30  # `keep: auto` leaves larger sets on disk
 _LOOKED_INTO = 256  # images whose content goes into a fingerprint
 
 
+class _OnDisk:
+    rows: Rows
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def _at(self, indices: Indices | None) -> Rows:
+        chosen = torch.arange(len(self))
+        return (chosen if indices is None else chosen[selector(indices)]).numpy()
+
+    def stored(self, indices: Indices | None = None) -> Tensor:
+        """See `Images`."""
+        raise NotImplementedError
+
+    def pixels(self, indices: Indices | None = None) -> Tensor:
+        """See `Images`."""
+        return unit_range(self.stored(indices))
+
+
 @dataclass(frozen=True, eq=False)
-class FileImages:
+class FileImages(_OnDisk):
     """Images that stay encoded in their files; `Images` tells what can be asked of them.
 
     Attributes:
@@ -52,16 +71,13 @@ class FileImages:
     labels: Tensor | None = None
     classes: tuple[str, ...] | None = None
 
-    def __len__(self) -> int:
-        return len(self.rows)
-
     def stored(self, indices: Indices | None = None) -> Tensor:
         """The images at `indices` (all when None), uint8 (B, C, H, W), decoded in several threads.
 
         Raises:
             DataError: A file cannot be read any more, or is no sound image.
         """
-        rows = self.rows if indices is None else self.rows[_positions(indices, len(self))]
+        rows = self.rows[self._at(indices)]
         images = torch.empty((len(rows), *self.image_shape), dtype=torch.uint8)
 
         def fill(part: range) -> None:
@@ -82,13 +98,9 @@ class FileImages:
         except Exception as error:  # zipfile raises its own
             raise unreadable(self.files.title(row), error, field=self.field) from error
 
-    def pixels(self, indices: Indices | None = None) -> Tensor:
-        """See `Images`."""
-        return unit_range(self.stored(indices))
-
     def subset(self, indices: Indices) -> FileImages:
         """See `Images`; shares the files."""
-        at = _positions(indices, len(self))
+        at = self._at(indices)
         labels = None if self.labels is None else self.labels[torch.from_numpy(at)]
         return replace(self, rows=self.rows[at], sizes=self.sizes[at], labels=labels)
 
@@ -120,7 +132,7 @@ class FileImages:
 
 
 @dataclass(frozen=True, eq=False)
-class ArrayImages:
+class ArrayImages(_OnDisk):
     """Images that stay in an uncompressed array file; `Images` tells what can be asked of them.
 
     Attributes:
@@ -143,27 +155,20 @@ class ArrayImages:
     classes: tuple[str, ...] | None = None
     white: float | None = None
 
-    def __len__(self) -> int:
-        return len(self.rows)
-
     def stored(self, indices: Indices | None = None) -> Tensor:
         """The images at `indices` (all when None), (B, C, H, W), uint8 or float32.
 
         Raises:
             DataError: A value is not in [0, white].
         """
-        rows = self.rows if indices is None else self.rows[_positions(indices, len(self))]
+        rows = self.rows[self._at(indices)]
         channels, size = self.image_shape[:2]
         images = checked_pixels(self.array[rows], rows, field=self.field, white=self.white)
         return conform(images, channels=channels, size=size)
 
-    def pixels(self, indices: Indices | None = None) -> Tensor:
-        """See `Images`."""
-        return unit_range(self.stored(indices))
-
     def subset(self, indices: Indices) -> ArrayImages:
         """See `Images`; shares the file."""
-        at = _positions(indices, len(self))
+        at = self._at(indices)
         labels = None if self.labels is None else self.labels[torch.from_numpy(at)]
         return replace(self, rows=self.rows[at], labels=labels)
 
@@ -201,11 +206,6 @@ def needs_shape(channels: int | None, size: int | None, *, field: str) -> tuple[
             hint="Set both, or keep: memory",
         )
     return channels, size, size
-
-
-def _positions(indices: Indices, count: int) -> Rows:
-    chosen = torch.arange(count)[selector(indices)]
-    return chosen.numpy()
 
 
 def _spread_out(count: int) -> Rows:

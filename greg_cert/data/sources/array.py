@@ -63,7 +63,7 @@ class ArraySource(DataSource):
                 labels.
         """
         from greg_cert.data.files.on_disk import ArrayImages, stays_on_disk
-        from greg_cert.data.labels import check_labels, limited_labels
+        from greg_cert.data.labels import sound_labels
         from greg_cert.data.scale import checked_pixels, tell_if_dark, white_of
         from greg_cert.data.splits import pick
         from greg_cert.data.types import ImageSet
@@ -71,10 +71,11 @@ class ArraySource(DataSource):
         field, place = request.field, f"{request.field}.images"
         stored, labels = self._stored(field, request.labelled)
         stored = _channels_first(stored, self.layout, field=field)
+        chosen = pick(len(stored), self.limit, self.seed)
         targets: Tensor | None = None
         if labels is not None:
-            targets = check_labels(labels, len(stored), field=f"{field}.labels")
-        chosen = pick(len(stored), self.limit, self.seed)
+            told = {"place": f"{field}.labels", "field": field}
+            targets = sound_labels(labels, len(stored), chosen, **told)
         white = white_of(stored.dtype, self.scale, field=place)
         mapped = self.path.suffix == ".npy"
         if self.keep == "disk" and not mapped:
@@ -88,8 +89,6 @@ class ArraySource(DataSource):
         else:
             part = stored if len(chosen) == len(stored) else stored[chosen]
             pixels = checked_pixels(part, chosen, field=place, white=white)
-            if targets is not None:
-                targets = limited_labels(targets, chosen, field=field)
             images = ImageSet(self.title, pixels, targets)
         if self.scale == "auto":
             remedy = "Set scale beside them to what does (1, 255, ...)"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from greg_cert.data.geometry import centre_square, conform
-from greg_cert.data.labels import check_labels, limited_labels
+from greg_cert.data.labels import sound_labels
 from greg_cert.data.reject import data_error
 from greg_cert.data.sources.base import DataSource, Request
 from greg_cert.data.splits import pick
@@ -19,14 +19,12 @@ def read_source(source: DataSource, request: Request) -> Images:
         DataError: as `DataSource.load`, or labels are missing or unsound.
     """
     field, images = request.field, source.load(request)
+    chosen = pick(len(images), source.limit, source.seed)
     if request.labelled:
         if images.labels is None:
             raise data_error(field, "a source with labels", source.source)
-        check_labels(images.labels.numpy(), len(images), field=field)
-    if source.limit is not None and len(images) > source.limit:
-        chosen = pick(len(images), source.limit, source.seed)
-        if request.labelled and images.labels is not None:
-            limited_labels(images.labels, chosen, field=field)
+        sound_labels(images.labels.numpy(), len(images), chosen, place=field, field=field)
+    if len(chosen) < len(images):
         images = images.subset(chosen.tolist())
     if not isinstance(images, ImageSet):
         return images

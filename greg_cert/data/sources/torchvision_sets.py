@@ -124,7 +124,7 @@ class TorchvisionSource(DataSource):
             DataError: The files are missing, damaged or changed, or could not be downloaded.
         """
         from greg_cert.data.files.file_sets import load_files
-        from greg_cert.data.labels import check_labels, limited_labels
+        from greg_cert.data.labels import sound_labels
         from greg_cert.data.splits import pick
         from greg_cert.data.types import ImageSet
 
@@ -141,14 +141,12 @@ class TorchvisionSource(DataSource):
             sets = ", ".join(name for name, known in _KNOWN.items() if known.photographs)
             raise data_error(section, f"that only with sets of photographs ({sets})", name)
         labels, classes = _labels_of_array(dataset, self)
-        targets = check_labels(labels, len(dataset), field=field) if labelled else None
         chosen = pick(len(dataset), self.limit, self.seed)
-        images = _array(dataset, self, chosen)
-        if targets is None:
-            return ImageSet(self.title, images)
+        if not labelled:
+            return ImageSet(self.title, _array(dataset, self, chosen))
+        kept = sound_labels(labels, len(dataset), chosen, place=field, field=section)
         _check_classes(labels, classes, self, field=field)
-        kept = limited_labels(targets, chosen, field=section)
-        return ImageSet(self.title, images, kept, classes)
+        return ImageSet(self.title, _array(dataset, self, chosen), kept, classes)
 
 
 def _open(source: TorchvisionSource, *, field: str) -> Any:

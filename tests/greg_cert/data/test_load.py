@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 import torch
 
-from greg_cert.data import DataConfig, DataSplits, load_data
-from greg_cert.data.duplicates import shared_images
+from greg_cert.data import DataConfig, DataSplits, ImageSet, load_data
+from greg_cert.data.duplicates import without_shared
 from greg_cert.data.sources.base import Request
 from greg_cert.data.sources.faces import FacesSource
 from greg_cert.errors import DataError
@@ -168,6 +168,14 @@ def test_auxiliary_images_among_the_test_outliers(tmp_path: Path) -> None:
     assert len(kept.ood["ood"]) == 20
 
 
+def shared(images: torch.Tensor, others: torch.Tensor) -> torch.Tensor:
+    """Which of the images are dropped for one of the others, beside one that never is."""
+    kept = torch.arange(images[0].numel()).reshape(1, *images[0].shape) + 100
+    sets = ImageSet("a", torch.cat([images, kept.to(images.dtype)])), ImageSet("b", others)
+    left = without_shared(*sets, fields=("a", "b"), policy="drop")
+    return ~torch.isin(torch.arange(len(images)), left)
+
+
 def test_shared_images_agree_with_comparing_every_pair() -> None:
     first = torch.randint(
         2, (200, 1, 2, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)
@@ -176,13 +184,13 @@ def test_shared_images_agree_with_comparing_every_pair() -> None:
     constant = (first.flatten(1) == first.flatten(1)[:, :1]).all(dim=1)
     equal = (first[:, None] == second[None]).flatten(2).all(dim=2).any(dim=1)
     assert constant.any()
-    assert torch.equal(shared_images(first, second), equal & ~constant)
+    assert torch.equal(shared(first, second), equal & ~constant)
 
 
 def test_floats_are_compared_at_the_nearest_grey_level() -> None:
     levels = torch.from_numpy(images(5))[:, None]
-    assert shared_images(levels, (levels / 255 - 1e-3).clamp(min=0)).all()
-    assert not shared_images(levels, (levels / 255 - 3e-3).clamp(min=0)).any()
+    assert shared(levels, (levels / 255 - 1e-3).clamp(min=0)).all()
+    assert not shared(levels, (levels / 255 - 3e-3).clamp(min=0)).any()
 
 
 def test_a_test_set_with_other_classes(tmp_path: Path) -> None:
