@@ -31,7 +31,7 @@ def random_pictures(n: int) -> list[Image.Image]:
 def save(folder: Path, pictures: list[Image.Image], kind: str = "png", first: int = 0) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     for i, picture in enumerate(pictures, first):
-        picture.save(folder / f"{i}.{kind}")
+        picture.save(folder / f"{i}.{kind}", lossless=True)  # of WebP
     return folder
 
 
@@ -43,19 +43,16 @@ def known(tmp_path: Path) -> Path:
     return tmp_path / "id"
 
 
-def load(known: Path, keep: str = "memory", **more: Any) -> DataSplits:
-    def source(path: Path, **options: Any) -> dict[str, Any]:
-        return {"source": "folder", "path": path, "keep": keep, **options}
+def load(known: Path, keep: str = "memory", shared: str = "refuse", **more: Any) -> DataSplits:
+    """Sources by their paths; of an array or folder as its name ends."""
 
-    parts = {
-        name: [source(p) for p in value] if isinstance(value, list) else source(value)
-        for name, value in more.items()
-        if isinstance(value, (Path, list))
-    }
-    rest = {name: value for name, value in more.items() if name not in parts}
-    shape = {"image_size": 12, "channels": 3}
-    config = {"id": source(known), **shape, **parts, **rest}
-    return load_data(DataConfig.model_validate(config))
+    def source(path: Path) -> dict[str, Any]:
+        kind = "array" if path.suffix == ".npy" else "folder"
+        return {"source": kind, "path": path, "keep": keep}
+
+    parts = {k: [*map(source, v)] if k == "ood" else source(v) for k, v in more.items()}
+    shape = {"image_size": 12, "channels": 3, "shared": shared}
+    return load_data(DataConfig.model_validate({"id": source(known), **shape, **parts}))
 
 
 def pictures_of(folder: Path) -> list[Image.Image]:
@@ -63,40 +60,25 @@ def pictures_of(folder: Path) -> list[Image.Image]:
 
 
 @pytest.mark.parametrize("keep", KEEPS)
-@pytest.mark.parametrize("how", ["bytes", "bmp", "webp", "other order"])
+@pytest.mark.parametrize("how", ["bytes", "bmp", "webp", "other order", "array"])
 def test_an_ood_set_of_copies_of_id_images(
     known: Path, tmp_path: Path, keep: str, how: str
 ) -> None:
     """All of them, so that each split has a copy there; the same bytes, or only the same pixels."""
-    other = tmp_path / "ood"
-    if how == "bytes":
+    other = tmp_path / ("ood.npy" if how == "array" else "ood")
+    pictures = pictures_of(known)
+    if how == "array":
+        np.save(other, np.stack([np.array(picture) for picture in pictures]) / 255.0)
+    elif how == "bytes":
         other.mkdir()
         for i, path in enumerate(sorted(known.glob("*/*.png"))):
             shutil.copy(path, other / f"{i}.png")
     elif how == "other order":
-        save(other, pictures_of(known)[::-1])
-    elif how == "webp":
-        other.mkdir()
-        for i, picture in enumerate(pictures_of(known)):
-            picture.save(other / f"{i}.webp", lossless=True)
+        save(other, pictures[::-1])
     else:
-        save(other, pictures_of(known), "bmp")
+        save(other, pictures, how)
     with pytest.raises(DataError, match=r"^data\.ood\[0\]: expected no image .* in data\.id,"):
         load(known, keep, ood=[other])
-
-
-@pytest.mark.parametrize("keep", KEEPS)
-def test_an_array_of_the_pixels_of_id_images(known: Path, tmp_path: Path, keep: str) -> None:
-    pixels = np.stack([np.array(picture) for picture in pictures_of(known)])
-    np.save(tmp_path / "ood.npy", pixels / 255.0)
-    config = {
-        "id": {"source": "folder", "path": known, "keep": keep},
-        "ood": [{"source": "array", "path": tmp_path / "ood.npy", "keep": keep}],
-        "image_size": 12,
-        "channels": 3,
-    }
-    with pytest.raises(DataError, match=r"^data\.ood\[0\]: expected no image .* in data\.id,"):
-        load_data(DataConfig.model_validate(config))
 
 
 @pytest.mark.parametrize("keep", KEEPS)

@@ -83,14 +83,6 @@ def test_reading_goes_wrong_later_and_names_the_file(root: Path) -> None:
             pass
 
 
-def test_prefetched_batches_are_those_read_directly(root: Path) -> None:
-    disk = read(root, keep="disk")
-    order = torch.randperm(60, generator=torch.Generator().manual_seed(0)).split(16)
-    for (indices, images), expected in zip(prefetch(order, disk.stored), order, strict=True):
-        assert indices is expected
-        assert torch.equal(images, disk.stored(expected))
-
-
 def test_fingerprints_see_names_sizes_labels_and_some_content(root: Path, tmp_path: Path) -> None:
     disk = read(root, keep="disk")
     known = {disk.fingerprint()}
