@@ -39,6 +39,7 @@ class StripesSource(DataSource):
 
 USE = """
 import json
+import sys
 
 from greg_cert.data.sources.table import SOURCES
 from stripes import StripesSource
@@ -47,7 +48,6 @@ SOURCES.append(StripesSource)  # the line in the table
 
 from greg_cert.config import ExperimentConfig, parse_config
 from greg_cert.config.describe import keys_of
-from greg_cert.data import load_data
 from greg_cert.errors import ConfigError
 
 experiment = {
@@ -58,7 +58,13 @@ experiment = {
     "model": {"name": "mlp"},
     "train": {"stages": [{"method": "ce", "epochs": 1, "lr": 0.1}]},
 }
-splits = load_data(parse_config(experiment).data)
+HEAVY = {"torch", "torchvision", "sklearn", "skimage", "PIL", "numpy"}
+configuration = parse_config(experiment)
+heavy = [sorted(HEAVY & sys.modules.keys())]
+from greg_cert.data import load_data
+
+splits = load_data(configuration.data)
+heavy.append(sorted(HEAVY & sys.modules.keys()))
 said = []
 for key, value in (("id", {"source": "stripe"}), ("id", {"source": "stripes", "widht": 3})):
     try:
@@ -70,6 +76,7 @@ print(json.dumps({
     "classes": splits.num_classes,
     "wide": [len(splits.ood["wide"]), splits.ood["wide"].labels],
     "said": said,
+    "heavy": heavy,
     "meaning": [k.meaning for k in keys_of(ExperimentConfig, "data.id.width")],
 }))
 """
@@ -86,6 +93,7 @@ def test_a_source_in_a_file_of_its_own_is_configured_loaded_and_told_of(tmp_path
     assert found["classes"] == 2
     assert found["wide"] == [80, None]
     assert found["meaning"] == ["Of a stripe, in pixels."]
+    assert found["heavy"] == [[], ["numpy", "torch"]]  # no library before it is needed
     kind, key = found["said"]
     assert kind.startswith("data.id: ")
     assert "'stripes'" in kind

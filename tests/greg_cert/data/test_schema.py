@@ -1,25 +1,9 @@
-import subprocess
-import sys
-
 import pytest
 from pydantic import ValidationError
 
 from greg_cert.data.schema import DataConfig
 
 DIGITS = {"source": "digits"}
-
-
-@pytest.mark.parametrize(
-    ("imported", "absent"),
-    [
-        ("import greg_cert.config", ["torch", "torchvision", "sklearn", "skimage", "PIL"]),
-        ("from greg_cert.data import load_data", ["torchvision", "sklearn", "skimage"]),
-    ],
-)
-def test_heavy_libraries_are_imported_only_when_needed(imported: str, absent: list[str]) -> None:
-    code = f"import sys; {imported}; print([m for m in {absent} if m in sys.modules])"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "[]"
 
 
 def test_titles_and_round_trip_through_json() -> None:
