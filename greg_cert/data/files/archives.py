@@ -45,7 +45,7 @@ class ArchiveFiles(Files):
         """See `Files`."""
         return self.sizes[row]
 
-    def read(self, row: int, most: int = -1) -> bytes:
+    def read(self, row: int, most: int) -> bytes:
         """See `Files`."""
         size = self.sizes[row]
         return self.part(row, size if most < 0 else min(size, most))

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from greg_cert.data.files.decode import unreadable
 from greg_cert.data.files.threads import spread
 
 Rows = NDArray[np.int64]
@@ -45,8 +46,19 @@ class Files:
         """Bytes in the file."""
         return os.stat(self.title(row)).st_size  # noqa: PTH116  no Path a file
 
-    def read(self, row: int, most: int = -1) -> bytes:
-        """The file's content, or its first bytes; raises OSError and the like where it cannot."""
+    def content(self, row: int, *, field: str, most: int = -1) -> bytes:
+        """The file's bytes, or its first ones.
+
+        Raises:
+            DataError: It cannot be read; `field` is where it came from.
+        """
+        try:
+            return self.read(row, most)
+        except Exception as error:  # zipfile raises its own
+            raise unreadable(self.title(row), error, field=field) from error
+
+    def read(self, row: int, most: int) -> bytes:
+        """The first bytes of the file, all of them where `most` is negative."""
         with open(self.title(row), "rb") as file:  # noqa: PTH123
             return file.read(most)
 

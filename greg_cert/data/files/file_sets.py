@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from greg_cert.data.files.decode import decode_bytes, unreadable
+from greg_cert.data.files.decode import decode_bytes
 from greg_cert.data.files.encoded import (
     BEGIN,
     FileKeys,
@@ -77,12 +77,8 @@ def load_files(
 
 def _decode(files: Files, row: int, field: str) -> tuple[Tensor, bytes]:
     """Pixels and content of one file."""
-    title = files.title(row)
-    try:
-        content = files.read(row)
-    except Exception as error:  # zipfile raises its own
-        raise unreadable(title, error, field=field) from error
-    return decode_bytes(content, title, field=field), content
+    content = files.content(row, field=field)
+    return decode_bytes(content, files.title(row), field=field), content
 
 
 def _decode_all(

@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from greg_cert.data.files.decode import decode_bytes, unreadable
+from greg_cert.data.files.decode import decode_bytes
 from greg_cert.data.files.encoded import BEGIN, Files, Rows, content_hash, worth_threads
 from greg_cert.data.files.threads import spread
 from greg_cert.data.geometry import conform
@@ -88,15 +88,10 @@ class FileImages(_OnDisk):
         return images
 
     def _decoded(self, row: int) -> Tensor:
-        title, channels, size = self.files.title(row), *self.image_shape[:2]
-        image = decode_bytes(self._content(row), title, field=self.field)
+        content = self.files.content(row, field=self.field)
+        image = decode_bytes(content, self.files.title(row), field=self.field)
+        channels, size = self.image_shape[:2]
         return conform(image[None], channels=channels, size=size, crop=self.crop)[0]
-
-    def _content(self, row: int, most: int = -1) -> bytes:
-        try:
-            return self.files.read(row, most)
-        except Exception as error:  # zipfile raises its own
-            raise unreadable(self.files.title(row), error, field=self.field) from error
 
     def subset(self, indices: Indices) -> FileImages:
         """See `Images`; shares the files."""
@@ -110,7 +105,8 @@ class FileImages(_OnDisk):
 
         def fill(part: range) -> None:
             for at in part:
-                found[at] = content_hash(self._content(int(self.rows[rows[at]]), most))
+                row = int(self.rows[rows[at]])
+                found[at] = content_hash(self.files.content(row, field=self.field, most=most))
 
         spread(fill, len(rows))
         return found

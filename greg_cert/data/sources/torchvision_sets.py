@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import warnings
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
@@ -19,7 +20,6 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch import Tensor
 
-    from greg_cert.data.files.listing import Listing
     from greg_cert.data.types import Images
 
 
@@ -30,16 +30,22 @@ class _Known:
     Attributes:
         home: What its files are called below `root`.
         page: Where to get them by hand.
-        photographs: Whether it is a list of image files of all sizes, rather than one array.
+        photographs: Path and label of each image file, where it is no array of images.
         splits: What torchvision calls our `train` and `test`; None where it takes `train=`.
         more: Further arguments.
+        classes: How many there are, where torchvision has no names for them.
     """
 
     home: str
     page: str
-    photographs: bool = False
+    photographs: Callable[[Any], Iterable[tuple[str, int]]] | None = None
     splits: dict[str, str] | None = None
     more: tuple[tuple[str, Any], ...] = ()
+    classes: int = 10
+
+
+def _listed(dataset: Any) -> Iterable[tuple[str, int]]:
+    return zip(dataset._image_files, dataset._labels, strict=True)
 
 
 _SAME = {"train": "train", "test": "test"}
@@ -50,21 +56,29 @@ _KNOWN = {
     "CIFAR100": _Known(
         "cifar-100-python", "https://www.cs.toronto.edu/~kriz/cifar-100-python.tar.gz"
     ),
-    "DTD": _Known("dtd", "https://www.robots.ox.ac.uk/~vgg/data/dtd/", True, _SAME),
+    "DTD": _Known("dtd", "https://www.robots.ox.ac.uk/~vgg/data/dtd/", _listed, _SAME),
     "EMNIST": _Known(
         "EMNIST",
         "https://biometrics.nist.gov/cs_links/EMNIST/gzip.zip",
         more=(("split", "letters"),),
     ),
     "FashionMNIST": _Known("FashionMNIST", "https://github.com/zalandoresearch/fashion-mnist"),
-    "Food101": _Known("food-101", "http://data.vision.ee.ethz.ch/cvl/food-101.tar.gz", True, _SAME),
-    "GTSRB": _Known("gtsrb", "https://benchmark.ini.rub.de/gtsrb_dataset.html", True, _SAME),
+    "Food101": _Known(
+        "food-101", "http://data.vision.ee.ethz.ch/cvl/food-101.tar.gz", _listed, _SAME
+    ),
+    "GTSRB": _Known(
+        "gtsrb",
+        "https://benchmark.ini.rub.de/gtsrb_dataset.html",
+        lambda dataset: dataset._samples,
+        _SAME,
+        classes=43,
+    ),
     "KMNIST": _Known("KMNIST", "http://codh.rois.ac.jp/kmnist/"),
     "MNIST": _Known("MNIST", "https://ossci-datasets.s3.amazonaws.com/mnist/"),
     "Places365": _Known(
         "{split}_256",
         "http://places2.csail.mit.edu/download.html",
-        True,
+        lambda dataset: dataset.imgs,
         {"train": "train-standard", "test": "val"},
         (("small", True),),
     ),
@@ -123,30 +137,45 @@ class TorchvisionSource(DataSource):
         Raises:
             DataError: The files are missing, damaged or changed, or could not be downloaded.
         """
+        import numpy as np
+
+        from greg_cert.data.files.encoded import Files
         from greg_cert.data.files.file_sets import load_files
+        from greg_cert.data.files.listing import Listing
         from greg_cert.data.labels import sound_labels
         from greg_cert.data.splits import pick
         from greg_cert.data.types import ImageSet
 
-        section, field = request.field, f"{request.field}.root"
-        labelled = request.labelled
+        known, field = _KNOWN[self.dataset], f"{request.field}.root"
         dataset = _open(self, field=field)
-        if _KNOWN[self.dataset].photographs:
-            listing = _photographs(dataset, self)
-            if labelled:
-                _check_classes(listing.labels, listing.classes, self, field=field)
-            return load_files(listing, self, request, place=field, crop=self.crop, keep=self.keep)
-        if self.keep == "disk" or self.crop != 1:
+        if known.photographs is None and (self.keep == "disk" or self.crop != 1):
             name = "keep: disk" if self.keep == "disk" else f"crop: {self.crop:g}"
-            sets = ", ".join(name for name, known in _KNOWN.items() if known.photographs)
-            raise data_error(section, f"that only with sets of photographs ({sets})", name)
-        labels, classes = _labels_of_array(dataset, self)
+            sets = ", ".join(name for name, k in _KNOWN.items() if k.photographs)
+            raise data_error(request.field, f"that only with sets of photographs ({sets})", name)
+        names: list[str] = []
+        if known.photographs is not None:
+            root = str(self.root.expanduser())
+            pairs = list(known.photographs(dataset))
+            names = [os.path.relpath(path, root).replace(os.sep, "/") for path, _ in pairs]
+            labels = np.array([label for _, label in pairs], dtype=np.int64)
+        else:
+            labels = np.asarray(dataset.targets if hasattr(dataset, "targets") else dataset.labels)
+        classes = tuple(getattr(dataset, "classes", None) or map(str, range(known.classes)))
+        if self.dataset == "EMNIST":  # its letters count from 1
+            labels, classes = labels.astype(np.int64) - 1, classes[1:]
         chosen = pick(len(dataset), self.limit, self.seed)
-        if not labelled:
-            return ImageSet(self.title, _array(dataset, self, chosen))
-        kept = sound_labels(labels, len(dataset), chosen, place=field, field=section)
-        _check_classes(labels, classes, self, field=field)
-        return ImageSet(self.title, _array(dataset, self, chosen), kept, classes)
+        kept = None
+        if request.labelled:
+            told = {"place": field, "field": request.field}
+            kept = sound_labels(labels, len(dataset), chosen, **told)
+            if len(classes) != int(labels.max()) + 1:
+                found = f"labels up to {int(labels.max())}"
+                raise data_error(field, f"all {len(classes)} classes of {self.dataset}", found)
+        if names:
+            listing = Listing(Files(root, names), np.arange(len(names)), labels, classes)
+            return load_files(listing, self, request, place=field, crop=self.crop, keep=self.keep)
+        images = _array(dataset, self, chosen)
+        return ImageSet(self.title, images, kept, classes if request.labelled else None)
 
 
 def _open(source: TorchvisionSource, *, field: str) -> Any:
@@ -191,43 +220,3 @@ def _array(dataset: Any, source: TorchvisionSource, chosen: NDArray[Any]) -> Ten
     elif images.shape[-1] == 3:  # CIFAR's (N, H, W, 3); SVHN and STL10 are (N, 3, H, W)
         images = images.permute(0, 3, 1, 2)
     return images.contiguous()
-
-
-def _labels_of_array(
-    dataset: Any, source: TorchvisionSource
-) -> tuple[NDArray[Any], tuple[str, ...]]:
-    import numpy as np
-
-    labels = np.asarray(dataset.targets if hasattr(dataset, "targets") else dataset.labels)
-    classes = tuple(getattr(dataset, "classes", map(str, range(10))))  # SVHN has digits
-    if source.dataset == "EMNIST":  # its letters count from 1
-        return labels.astype(np.int64) - 1, classes[1:]
-    return labels, classes
-
-
-def _photographs(dataset: Any, source: TorchvisionSource) -> Listing:
-    """The files of a set of photographs, without opening one."""
-    import numpy as np
-
-    from greg_cert.data.files.encoded import Files
-    from greg_cert.data.files.listing import Listing
-
-    if source.dataset == "Places365":
-        pairs = dataset.imgs
-    elif source.dataset == "GTSRB":
-        pairs = dataset._samples
-    else:  # DTD, Food101
-        pairs = list(zip(dataset._image_files, dataset._labels, strict=True))
-    labels = np.array([label for _, label in pairs], dtype=np.int64)
-    classes = getattr(dataset, "classes", None) or map(str, range(43))  # GTSRB numbers its signs
-    root = str(source.root.expanduser())
-    names = [os.path.relpath(path, root).replace(os.sep, "/") for path, _ in pairs]
-    return Listing(Files(root, names), np.arange(len(names)), labels, tuple(classes))
-
-
-def _check_classes(
-    labels: NDArray[Any], classes: tuple[str, ...], source: TorchvisionSource, *, field: str
-) -> None:
-    if len(classes) != int(labels.max()) + 1:
-        found = f"labels up to {int(labels.max())}"
-        raise data_error(field, f"all {len(classes)} classes of {source.dataset}", found)

@@ -13,7 +13,7 @@ from PIL import Image
 
 from greg_cert.data import DataConfig, DataSplits, load_data
 from greg_cert.data.duplicates import shared_files
-from greg_cert.data.files.encoded import BEGIN
+from greg_cert.data.files.encoded import BEGIN, Files
 from greg_cert.data.files.on_disk import FileImages
 from greg_cert.data.sources.base import Request
 from greg_cert.data.sources.folder import FolderSource
@@ -183,14 +183,14 @@ def test_only_files_that_begin_alike_are_read_whole(
     assert isinstance(a, FileImages)
     assert isinstance(b, FileImages)
     read: list[int] = []
-    original = FileImages._content
+    original = Files.read
 
-    def noted(self: FileImages, row: int, most: int = -1) -> bytes:
-        if most < 0 and self is a:
+    def noted(self: Files, row: int, most: int) -> bytes:
+        if most < 0 and self is a.files:
             read.append(row)
         return original(self, row, most)
 
-    monkeypatch.setattr(FileImages, "_content", noted)
+    monkeypatch.setattr(Files, "read", noted)
     assert shared_files(a, b).tolist() == [True, False, False, False]
     assert sorted(read) == [0, 1]  # of which 1 differs at its end
 
