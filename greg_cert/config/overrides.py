@@ -99,35 +99,31 @@ def _set(
     raw: dict[str, Any], path: tuple[str | int, ...], one: Override, schema: type[BaseModel]
 ) -> None:
     here: Any = raw
-    types_here: list[Any] = [schema]
+    kinds: list[Any] = [schema]
     for at, part in enumerate(path):
-        last = at + 1 == len(path)
-        where = dotted(path[:at])
+        last, where = at + 1 == len(path), dotted(path[:at])
         if isinstance(part, int):
-            types_here = [item for kind in types_here for item in items(kind)]
-            size = len(here) if isinstance(here, list) else None
-            if last and part == size:
+            kinds = [item for kind in kinds for item in items(kind)]
+            if last and isinstance(here, list) and part == len(here):
                 here.append(None)  # one more
-            elif size is None or not part < size:
-                found = "no list" if size is None else f"{size} of them"
+            elif not isinstance(here, list) or part >= len(here):
+                found = f"{len(here)} of them" if isinstance(here, list) else "no list"
                 raise ConfigError(
                     f"--set {one.text}: expected a position in {where}, which has {found}, "
                     f"but got {part}"
                 )
         else:
-            types_here = _field(types_here, part, path[:at], one)
+            kinds = _field(kinds, part, path[:at], one)
             if not isinstance(here, dict):
                 raise ConfigError(
                     f"--set {one.text}: expected a section at {where or 'the top'}, "
                     f"but {here!r} stands there"
                 )
-        if last:
-            here[part] = _anchored(one.value, types_here)
-        elif isinstance(part, int):
-            here = here[part]
-        else:
-            if here.get(part) is None:
+            if not last and here.get(part) is None:
                 here[part] = {}
+        if last:
+            here[part] = _anchored(one.value, kinds)
+        else:
             here = here[part]
 
 

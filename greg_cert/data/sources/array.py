@@ -141,19 +141,15 @@ def _channels_first(images: _Array, layout: str, *, field: str) -> _Array:
     if images.ndim not in (3, 4) or 0 in shape:
         expected = "an array (N, H, W), (N, H, W, C) or (N, C, H, W), none of them 0"
         raise data_error(field_shape, expected, f"shape {shape}")
-    if layout == "auto":
-        if images.ndim == 3:
-            layout = "nhw"
-        else:
-            first, last = shape[1] in (1, 3), shape[3] in (1, 3)
-            if first == last:
-                raise data_error(
-                    f"{field}.layout",
-                    "either axis 1 or axis 3 to be the channels, 1 or 3 of them",
-                    f"shape {shape}",
-                    hint="Set the layout to nchw or nhwc" if first else "",
-                )
-            layout = "nchw" if first else "nhwc"
+    if layout == "auto" and images.ndim == 3:
+        layout = "nhw"
+    elif layout == "auto":
+        first, last = shape[1] in (1, 3), shape[3] in (1, 3)
+        if first == last:
+            expected = "either axis 1 or axis 3 to be the channels, 1 or 3 of them"
+            hint = "Set the layout to nchw or nhwc" if first else ""
+            raise data_error(f"{field}.layout", expected, f"shape {shape}", hint=hint)
+        layout = "nchw" if first else "nhwc"
     if images.ndim != len(layout):
         raise data_error(f"{field}.layout", f"{images.ndim} axes as in shape {shape}", repr(layout))
     if layout == "nhw":
