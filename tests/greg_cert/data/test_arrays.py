@@ -159,6 +159,14 @@ def pickled_in_zip() -> bytes:
     return file.getvalue()
 
 
+def twice() -> bytes:
+    """An archive with a key that stands there twice; numpy takes the last one in silence."""
+    file = io.BytesIO(zipped())
+    with zipfile.ZipFile(file, "a") as archive, pytest.warns(UserWarning, match="Duplicate name"):
+        archive.writestr("images.npy", npy())
+    return file.getvalue()
+
+
 def npy() -> bytes:
     file = io.BytesIO()
     np.save(file, NCHW)
@@ -173,6 +181,7 @@ def npy() -> bytes:
         ("empty.npz", b""),
         ("bare.npz", npy()),
         ("text.npz", b"hello"),
+        ("twice.npz", twice()),
         ("objects.npz", pickled_in_zip()),
         ("objects.npy", pickled()),
         ("truncated.npy", npy()[:-1]),

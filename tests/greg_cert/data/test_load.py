@@ -11,7 +11,6 @@ from greg_cert.data.sources.base import Request
 from greg_cert.data.sources.faces import FacesSource
 from greg_cert.errors import DataError
 
-MNIST = Path(__file__).parents[4] / "shared" / "data" / "mnist.npz"
 RNG = np.random.default_rng(0)
 
 
@@ -149,25 +148,6 @@ def test_test_images_among_the_training_images(tmp_path: Path) -> None:
         load(id=whole, id_test=whole, shared="drop")
 
 
-def test_auxiliary_images_among_the_test_outliers(tmp_path: Path) -> None:
-    aux, ood = images(30), images(20)
-    ood[4] = aux[29]
-    np.save(tmp_path / "aux.npy", aux)
-    np.save(tmp_path / "ood.npy", ood / 255.0)  # the same grey levels, stored in another way
-    parts: dict[str, Any] = {
-        "aux": {"source": "array", "path": tmp_path / "aux.npy"},
-        "ood": [{"source": "faces"}, {"source": "array", "path": tmp_path / "ood.npy"}],
-    }
-    with pytest.raises(
-        DataError, match=r"^data\.aux: .* data\.ood\[1\], but got 1 of 30 of 'aux' "
-    ):
-        load(**parts)
-    kept = load(**parts, shared="drop")
-    assert kept.aux is not None
-    assert np.array_equal(kept.aux.images.numpy()[:, 0], aux[:29])
-    assert len(kept.ood["ood"]) == 20
-
-
 def shared(images: torch.Tensor, others: torch.Tensor) -> torch.Tensor:
     """Which of the images are dropped for one of the others, beside one that never is."""
     kept = torch.arange(images[0].numel()).reshape(1, *images[0].shape) + 100
@@ -218,26 +198,3 @@ def test_errors_carry_the_path_of_their_field(tmp_path: Path) -> None:
             load(**parts)
         assert str(error.value).startswith(f"{field}.path: expected ")
         assert "nowhere.npz" in str(error.value)
-
-
-@pytest.mark.skipif(not MNIST.is_file(), reason=f"{MNIST} is not there")
-def test_mnist_from_the_shared_folder() -> None:
-    def source(part: str) -> dict[str, object]:
-        return {
-            "source": "array",
-            "path": MNIST,
-            "images": f"{part}_images",
-            "labels": f"{part}_labels",
-            "name": f"mnist-{part}",
-            "limit": 2000,
-        }
-
-    parts = load(id=source("train"), id_test=source("test"))
-    assert len(parts.train) + len(parts.calibration) == len(parts.test) == 2000
-    assert (parts.num_classes, parts.channels, parts.image_size) == (10, 1, 28)
-    with np.load(MNIST, allow_pickle=False) as file:
-        stored = {image.tobytes(): label for image, label in
-                  zip(file["train_images"], file["train_labels"], strict=True)}  # fmt: skip
-    assert parts.train.labels is not None
-    for image, label in zip(parts.train.images, parts.train.labels.tolist(), strict=True):
-        assert stored[image.numpy().tobytes()] == label

@@ -141,20 +141,6 @@ def test_tensors_are_told_too() -> None:
         splits_from_tensors((bits[:20], labels[:20]), (bits[20:] * 255, labels[20:]), {})
 
 
-def test_a_key_that_stands_twice_in_an_archive(tmp_path: Path) -> None:
-    """numpy takes the last one in silence."""
-    import zipfile
-
-    np.savez(tmp_path / "a.npz", images=BITS)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # zipfile's
-        with zipfile.ZipFile(tmp_path / "a.npz", "a") as archive:
-            archive.writestr("images.npy", archive.read("images.npy"))
-    source = ArraySource(path=tmp_path / "a.npz")
-    with pytest.raises(DataError, match="a key stands in it twice"):
-        source.load(Request("f", "ood"))
-
-
 def test_the_command_says_it_in_one_line(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
