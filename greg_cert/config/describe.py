@@ -62,10 +62,10 @@ def keys_of(record: type[BaseModel], section: str = "") -> list[Key]:
     if not section:
         return found
     wanted = re.sub(r"\[\d*\]", "", section)
-    kept = [k for k in found if _under(k.key, wanted)]
+    plain = {k: k.key.replace("[]", "") for k in found}
+    kept = [k for k in found if f"{plain[k]}.".startswith(f"{wanted}.")]
     if not kept:
-        names = list(dict.fromkeys(re.sub(r"\[\]", "", k.key) for k in found))
-        near = nearest(wanted, names)
+        near = nearest(wanted, dict.fromkeys(plain.values()))
         hint = f"; did you mean {near!r}?" if near else ""
         raise ConfigError(
             f"section: expected a part of the configuration, but got {section!r}{hint}"
@@ -83,11 +83,6 @@ def json_schema(record: type[BaseModel]) -> dict[str, Any]:
             if "description" in told:
                 told["description"] = _one_line(told["description"])
     return schema
-
-
-def _under(key: str, wanted: str) -> bool:
-    plain = key.replace("[]", "")
-    return plain == wanted or plain.startswith(wanted + ".")
 
 
 def _keys(record: type[BaseModel], before: str) -> list[Key]:
@@ -133,20 +128,15 @@ def _values(annotation: Any) -> str:
 
 
 def _default(field: FieldInfo) -> str:
-    if field.is_required() or _tells_the_kind(field):
+    kind = field.annotation
+    tag = typing.get_origin(kind) is Literal and len(typing.get_args(kind)) == 1  # of a union
+    if field.is_required() or tag:
         return "required"
     value = field.get_default(call_default_factory=True)
     if isinstance(value, BaseModel):
         return ""
     plain = value is None or isinstance(value, bool) or value in ((), [], {})
     return json.dumps(value) if plain else str(value)
-
-
-def _tells_the_kind(field: FieldInfo) -> bool:
-    """Whether the field tells the members of a union apart, as `source`, and must be there."""
-    return len(typing.get_args(field.annotation)) == 1 and (
-        typing.get_origin(field.annotation) is Literal
-    )
 
 
 def _one_line(meaning: str | None) -> str:

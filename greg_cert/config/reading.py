@@ -132,8 +132,11 @@ def _one_line(error: ValidationError) -> str:
     problem = error.errors()[0]
     # The members of a union stand in the location; the user wrote no such key.
     loc = problem["loc"]
-    tags = [i for i, p in enumerate(loc) if i and p in _TAGS and _holds_source(loc[i - 1])]
-    written = [p for i, p in enumerate(loc) if i not in tags and p not in _PLAIN_MEMBERS]
+    written: list[int | str] = []
+    for before, part in zip(("", *loc), loc, strict=False):
+        tag = part in _TAGS and (isinstance(before, int) or before in ("id", "id_test", "aux"))
+        if not tag and part not in ("float", "literal['auto']"):
+            written.append(part)
     field = dotted(written) or "config"
     found = problem["input"]
     message = problem["msg"].removeprefix("Value error, ")
@@ -146,12 +149,7 @@ def _one_line(error: ValidationError) -> str:
     return f"{field}: {message[0].lower()}{message[1:]}{shown}{more}"
 
 
-_PLAIN_MEMBERS = ("float", "literal['auto']")
 _TAGS = frozenset(source.model_fields["source"].default for source in SOURCES)
-
-
-def _holds_source(part: Any) -> bool:
-    return isinstance(part, int) or part in ("id", "id_test", "aux")
 
 
 def _hint(given: str) -> str:

@@ -36,12 +36,12 @@ def ood_groups(config: DataConfig) -> dict[str, Group | None]:
     What the configuration says comes first; then OpenOOD's grouping, by the names of both sets.
     """
     known = _OPENOOD.get(_plain(_kind(config.id)), {})
-    return {source.title: source.group or _looked_up(known, source) for source in config.ood}
-
-
-def _looked_up(known: Mapping[Group, tuple[str, ...]], source: DataSource) -> Group | None:
-    names = {_plain(source.title), _plain(_kind(source))}
-    return next((group for group, members in known.items() if names & set(members)), None)
+    found: dict[str, Group | None] = {}
+    for source in config.ood:
+        names = {_plain(source.title), _plain(_kind(source))}
+        listed = (group for group, members in known.items() if names & set(members))
+        found[source.title] = source.group or next(listed, None)
+    return found
 
 
 def _kind(source: DataSource) -> str:
