@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
 from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, model_validator
 
 from greg_cert.section import NormName, Section
 
-Method = Literal[
-    "ce", "oe", "energy", "greg", "oe+grad", "dos", "poem", "poem+grad", "greg+", "dos+grad"
-]
 Margin = float | Literal["auto"]
 ScoreName = Literal["energy", "max_softmax", "max_logit", "absent_class"]
 OutlierLoss = Literal["none", "margin", "uniform", "absent_class"]
@@ -21,19 +18,23 @@ _MARGIN = {"score": "energy", "outlier_loss": "margin", "lambda_score": 0.1}
 _UNIFORM = {"score": "max_softmax", "outlier_loss": "uniform", "lambda_score": 0.5}
 _ABSENT = {"score": "absent_class", "outlier_loss": "absent_class", "lambda_score": 1.0}
 _GRADIENT = {"gradient": True}
-# What a method sets, where the configuration does not say otherwise.
+# The methods, and what each sets where the configuration does not say otherwise.
 PRESETS: Mapping[str, Mapping[str, Any]] = {
     "ce": {},
     "oe": _UNIFORM,
-    "oe+grad": {**_UNIFORM, **_GRADIENT},
     "energy": _MARGIN,
     "greg": {**_MARGIN, **_GRADIENT},
-    "greg+": {**_MARGIN, **_GRADIENT, "strategy": "two_ended"},
+    "oe+grad": {**_UNIFORM, **_GRADIENT},
     "dos": {**_ABSENT, "strategy": "dos"},
-    "dos+grad": {**_ABSENT, **_GRADIENT, "strategy": "dos"},
     "poem": {**_MARGIN, "strategy": "posterior"},
     "poem+grad": {**_MARGIN, **_GRADIENT, "strategy": "posterior"},
+    "greg+": {**_MARGIN, **_GRADIENT, "strategy": "two_ended"},
+    "dos+grad": {**_ABSENT, **_GRADIENT, "strategy": "dos"},
 }
+if TYPE_CHECKING:
+    Method = str
+else:
+    Method = Literal[tuple(PRESETS)]
 
 
 class StageConfig(Section):
