@@ -74,8 +74,8 @@ class ArraySource(DataSource):
         chosen = pick(len(stored), self.limit, self.seed)
         targets: Tensor | None = None
         if labels is not None:
-            told = {"place": f"{field}.labels", "field": field}
-            targets = sound_labels(labels, len(stored), chosen, **told)
+            where = f"{field}.labels"
+            targets = sound_labels(labels, len(stored), chosen, place=where, field=field)
         white = white_of(stored.dtype, self.scale, field=place)
         mapped = self.path.suffix == ".npy"
         if self.keep == "disk" and not mapped:

@@ -1,4 +1,7 @@
-"""The data sources that a configuration may name, in the order in which they are listed."""
+"""The data sources that a configuration may name, in the order in which they are listed.
+
+The table is read once, when `greg_cert.config` is imported.
+"""
 
 from __future__ import annotations
 

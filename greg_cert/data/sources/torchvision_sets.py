@@ -166,8 +166,8 @@ class TorchvisionSource(DataSource):
         chosen = pick(len(dataset), self.limit, self.seed)
         kept = None
         if request.labelled:
-            told = {"place": field, "field": request.field}
-            kept = sound_labels(labels, len(dataset), chosen, **told)
+            count, section = len(dataset), request.field
+            kept = sound_labels(labels, count, chosen, place=field, field=section)
             if len(classes) != int(labels.max()) + 1:
                 found = f"labels up to {int(labels.max())}"
                 raise data_error(field, f"all {len(classes)} classes of {self.dataset}", found)

@@ -108,28 +108,6 @@ def test_fingerprints_see_names_sizes_labels_and_some_content(root: Path, tmp_pa
     new(read(moved, keep="disk"))
 
 
-def copies(root: Path, other: Path, names: list[str]) -> Path:
-    (other / "x").mkdir(parents=True)
-    for i, name in enumerate(names):
-        (other / "x" / f"{i}.png").write_bytes((root / name).read_bytes())
-    Image.fromarray(RNG.integers(0, 256, (30, 30, 3), dtype=np.uint8)).save(other / "x" / "n.png")
-    return other
-
-
-@pytest.mark.parametrize("keeps", [("disk", "disk"), ("disk", "memory"), ("memory", "disk")])
-def test_copies_of_files_are_found(root: Path, tmp_path: Path, keeps: tuple[str, str]) -> None:
-    other = copies(root, tmp_path / "other", ["ant/3.png", "bee/0.png"])
-    training = read(root, keep=keeps[0])
-    test = read(other, keep=keeps[1], labelled=False)
-    fields = ("data.aux", "data.ood[0]")
-    with pytest.raises(DataError, match=r"^data\.aux: .*2 of 60 of 'set' also in 'other'. Set d"):
-        without_shared(training, test, fields=fields, policy="refuse")
-    kept = without_shared(training, test, fields=fields, policy="drop")
-    left = training.subset(kept)
-    assert len(left) == 58
-    assert len(without_shared(left, test, fields=fields, policy="refuse")) == 58
-
-
 def test_files_and_other_images_are_compared_by_a_sample(
     root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
