@@ -10,9 +10,6 @@ from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, model_
 from greg_cert.scores import SCORES
 from greg_cert.section import NormName, Section
 
-Method = Literal[
-    "ce", "oe", "energy", "greg", "oe+grad", "dos", "poem", "poem+grad", "greg+", "dos+grad"
-]
 Margin = float | Literal["auto"]
 if TYPE_CHECKING:
     ScoreName = str
@@ -25,19 +22,23 @@ _MARGIN = {"score": "energy", "outlier_loss": "margin", "lambda_score": 0.1}
 _UNIFORM = {"score": "max_softmax", "outlier_loss": "uniform", "lambda_score": 0.5}
 _ABSENT = {"score": "absent_class", "outlier_loss": "absent_class", "lambda_score": 1.0}
 _GRADIENT = {"gradient": True}
-# What a method sets, where the configuration does not say otherwise.
+# The methods, and what each sets where the configuration does not say otherwise.
 PRESETS: Mapping[str, Mapping[str, Any]] = {
     "ce": {},
     "oe": _UNIFORM,
-    "oe+grad": {**_UNIFORM, **_GRADIENT},
     "energy": _MARGIN,
     "greg": {**_MARGIN, **_GRADIENT},
-    "greg+": {**_MARGIN, **_GRADIENT, "strategy": "two_ended"},
+    "oe+grad": {**_UNIFORM, **_GRADIENT},
     "dos": {**_ABSENT, "strategy": "dos"},
-    "dos+grad": {**_ABSENT, **_GRADIENT, "strategy": "dos"},
     "poem": {**_MARGIN, "strategy": "posterior"},
     "poem+grad": {**_MARGIN, **_GRADIENT, "strategy": "posterior"},
+    "greg+": {**_MARGIN, **_GRADIENT, "strategy": "two_ended"},
+    "dos+grad": {**_ABSENT, **_GRADIENT, "strategy": "dos"},
 }
+if TYPE_CHECKING:
+    Method = str
+else:
+    Method = Literal[tuple(PRESETS)]
 
 
 class StageConfig(Section):

@@ -5,7 +5,7 @@ Meanings are the docstrings of the records' fields, so that they are told once.
 
 from __future__ import annotations
 
-import difflib
+import json
 import re
 import types
 import typing
@@ -15,7 +15,20 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
+from greg_cert.config.fields import items, nearest, sections
 from greg_cert.errors import ConfigError
+
+_WORDS = {
+    "int": "integer",
+    "float": "number",
+    "str": "text",
+    "bool": "true | false",
+    "NoneType": "null",
+    "Path": "path",
+    "PurePosixPath": "path",
+    "dict": "mapping",
+    "Any": "anything",
+}
 
 
 @dataclass(frozen=True)
@@ -49,11 +62,11 @@ def keys_of(record: type[BaseModel], section: str = "") -> list[Key]:
     if not section:
         return found
     wanted = re.sub(r"\[\d*\]", "", section)
-    kept = [k for k in found if _under(k.key, wanted)]
+    plain = {k: k.key.replace("[]", "") for k in found}
+    kept = [k for k in found if f"{plain[k]}.".startswith(f"{wanted}.")]
     if not kept:
-        names = list(dict.fromkeys(re.sub(r"\[\]", "", k.key) for k in found))
-        near = difflib.get_close_matches(wanted, names, n=1)
-        hint = f"; did you mean {near[0]!r}?" if near else ""
+        near = nearest(wanted, dict.fromkeys(plain.values()))
+        hint = f"; did you mean {near!r}?" if near else ""
         raise ConfigError(
             f"section: expected a part of the configuration, but got {section!r}{hint}"
         )
@@ -72,11 +85,6 @@ def json_schema(record: type[BaseModel]) -> dict[str, Any]:
     return schema
 
 
-def _under(key: str, wanted: str) -> bool:
-    plain = key.replace("[]", "")
-    return plain == wanted or plain.startswith(wanted + ".")
-
-
 def _keys(record: type[BaseModel], before: str) -> list[Key]:
     found = []
     for name, field in record.model_fields.items():
@@ -85,8 +93,10 @@ def _keys(record: type[BaseModel], before: str) -> list[Key]:
             Key(key, _values(field.annotation), _default(field), _one_line(field.description))
         )
         inner: dict[str, Key] = {}
-        for kind, many in _inner(field.annotation):
-            for one in _keys(kind, key + ("[]" if many else "")):
+        parts = [(key, kind) for kind in sections(field.annotation)]
+        parts += [(f"{key}[]", s) for item in items(field.annotation) for s in sections(item)]
+        for where, kind in parts:
+            for one in _keys(kind, where):
                 known = inner.get(one.key)  # the kinds of a union share some keys
                 inner[one.key] = one if known is None else _joined(known, one)
         found += inner.values()
@@ -97,20 +107,6 @@ def _joined(one: Key, other: Key) -> Key:
     values = one.values if other.values in one.values else f"{one.values} | {other.values}"
     default = one.default if one.default == other.default else f"{one.default} | {other.default}"
     return Key(one.key, values, default, one.meaning or other.meaning)
-
-
-def _inner(annotation: Any, many: bool = False) -> list[tuple[type[BaseModel], bool]]:
-    """Sections in a type, and whether they stand in a list."""
-    origin = typing.get_origin(annotation)
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return [(annotation, many)]
-    if origin is Annotated:
-        return _inner(typing.get_args(annotation)[0], many)
-    if origin in (typing.Union, types.UnionType):
-        return [pair for a in typing.get_args(annotation) for pair in _inner(a, many)]
-    if origin in (tuple, list):
-        return [pair for a in typing.get_args(annotation) for pair in _inner(a, True)]
-    return []
 
 
 def _values(annotation: Any) -> str:
@@ -125,39 +121,22 @@ def _values(annotation: Any) -> str:
     if origin in (tuple, list):
         inner = dict.fromkeys(_values(a) for a in arguments if a is not Ellipsis)
         return f"list of {' | '.join(inner)}"
-    if annotation is type(None):
-        return "null"
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+    if sections(annotation):
         return "section"
-    words = {"int": "integer", "float": "number", "str": "text", "bool": "true | false"}
     name = getattr(annotation, "__name__", str(annotation))
-    return {
-        **words,
-        "Path": "path",
-        "PurePosixPath": "path",
-        "dict": "mapping",
-        "Any": "anything",
-    }.get(name, name)
+    return _WORDS.get(name, name)
 
 
 def _default(field: FieldInfo) -> str:
-    if field.is_required() or _tells_the_kind(field):
+    kind = field.annotation
+    tag = typing.get_origin(kind) is Literal and len(typing.get_args(kind)) == 1  # of a union
+    if field.is_required() or tag:
         return "required"
     value = field.get_default(call_default_factory=True)
     if isinstance(value, BaseModel):
         return ""
-    if value is None or isinstance(value, bool):
-        return {None: "null", True: "true", False: "false"}[value]
-    if isinstance(value, (tuple, list, dict)) and not value:
-        return "{}" if isinstance(value, dict) else "[]"
-    return str(value)
-
-
-def _tells_the_kind(field: FieldInfo) -> bool:
-    """Whether the field tells the members of a union apart, as `source`, and must be there."""
-    return len(typing.get_args(field.annotation)) == 1 and (
-        typing.get_origin(field.annotation) is Literal
-    )
+    plain = value is None or isinstance(value, bool) or value in ((), [], {})
+    return json.dumps(value) if plain else str(value)
 
 
 def _one_line(meaning: str | None) -> str:

@@ -4,20 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Protocol, TypeVar, get_args
+from typing import Any, Protocol, TypeVar
 
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from greg_cert.config.experiment import ExperimentConfig, InitConfig, ModelConfig, TrainConfig
+from greg_cert.config.experiment import ExperimentConfig
+from greg_cert.config.fields import all_sections, dotted, nearest
 from greg_cert.config.overrides import apply_overrides
-from greg_cert.config.own_model import OwnModelConfig, OwnNetwork
-from greg_cert.config.verification import VerifyConfig
+from greg_cert.config.own_model import OwnModelConfig
 from greg_cert.config.yaml_text import load_yaml
-from greg_cert.data.schema import DataConfig, Source
+from greg_cert.data.sources.table import SOURCES
 from greg_cert.errors import ConfigError
 from greg_cert.section import Section
-from greg_cert.stages import StageConfig
 
 _Config = TypeVar("_Config", bound=Section)
 
@@ -131,56 +130,30 @@ def _anchor(value: Any, base: Path) -> Any:
 def _one_line(error: ValidationError) -> str:
     """The first problem, as `field: expected …, but got …`."""
     problem = error.errors()[0]
-    # The tag of a discriminated union stands in the location; the user wrote no such key.
+    # The members of a union stand in the location; the user wrote no such key.
     loc = problem["loc"]
-    after_source = [i for i, p in enumerate(loc) if i and p in _TAGS and _holds_source(loc[i - 1])]
-    field = _field_name([p for i, p in enumerate(loc) if i not in after_source])
+    written: list[int | str] = []
+    for before, part in zip(("", *loc), loc, strict=False):
+        tag = part in _TAGS and (isinstance(before, int) or before in ("id", "id_test", "aux"))
+        if not tag and part not in ("float", "literal['auto']"):
+            written.append(part)
+    field = dotted(written) or "config"
     found = problem["input"]
     message = problem["msg"].removeprefix("Value error, ")
     more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
     if problem["type"] == "extra_forbidden":
-        return f"{field}: unknown key{_hint(problem['loc'], error)}{more}"
+        return f"{field}: unknown key{_hint(str(loc[-1]))}{more}"
     if problem["type"] == "missing":
         return f"{field}: required, but missing{more}"
     shown = "" if isinstance(found, dict) else f", but got {found!r}"
     return f"{field}: {message[0].lower()}{message[1:]}{shown}{more}"
 
 
-_SOURCES: tuple[type[BaseModel], ...] = get_args(get_args(Source)[0])
-_TAGS = frozenset(source.model_fields["source"].default for source in _SOURCES)
+_TAGS = frozenset(source.model_fields["source"].default for source in SOURCES)
 
 
-def _holds_source(part: Any) -> bool:
-    return isinstance(part, int) or part in ("id", "id_test", "aux")
-
-
-def _field_name(location: list[Any]) -> str:
-    name = ""
-    for part in location:
-        if isinstance(part, int):
-            name += f"[{part}]"
-        elif part not in ("float", "literal['auto']"):  # members of a plain union
-            name += f".{part}" if name else str(part)
-    return name or "config"
-
-
-def _hint(location: tuple[Any, ...], error: ValidationError) -> str:
-    """The nearest known key of the same section, where there is one."""
-    import difflib
-
-    sections: list[type[BaseModel]] = [
-        ExperimentConfig,
-        OwnModelConfig,
-        OwnNetwork,
-        ModelConfig,
-        InitConfig,
-        StageConfig,
-        TrainConfig,
-        VerifyConfig,
-        DataConfig,
-        *_SOURCES,
-    ]
-    known = {name for section in sections for name in section.model_fields}
-    given = str(location[-1])  # known elsewhere, perhaps, but not here
-    near = difflib.get_close_matches(given, known - {given}, n=1)
-    return f"; did you mean {near[0]!r}?" if near else ""
+def _hint(given: str) -> str:
+    """The nearest key of any section: the same may be known elsewhere, but not here."""
+    kinds = all_sections(ExperimentConfig) | all_sections(OwnModelConfig)
+    near = nearest(given, {name for kind in kinds for name in kind.model_fields} - {given})
+    return f"; did you mean {near!r}?" if near else ""

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from greg_cert.config.experiment import ExperimentConfig, ModelConfig, TrainConfig
+from greg_cert.config.fields import nearest
 from greg_cert.config.overrides import apply_overrides, parse_override
 from greg_cert.config.reading import parse_config, read_mapping
 from greg_cert.errors import ConfigError, UsageError
@@ -93,6 +93,6 @@ def _keys(setting: str, raw: dict[str, Any]) -> tuple[tuple[str, ...], str]:
     paths = [f"train.{k}" for k in TrainConfig.model_fields if k != "stages"]
     paths += [f"model.{k}" for k in ModelConfig.model_fields]
     full = {path.rpartition(".")[2]: path for path in paths} | {k: k for k in paths}
-    near = difflib.get_close_matches(name, [*StageConfig.model_fields, *full], n=1)
-    hint = f"; did you mean {full.get(near[0], near[0])!r}?" if near else ""
+    near = nearest(name, [*StageConfig.model_fields, *full])
+    hint = f"; did you mean {full.get(near, near)!r}?" if near else ""
     raise ConfigError(f"{_OPTION}: unknown setting {name!r}{hint}")

@@ -10,7 +10,7 @@ were saved anew may not be. Pictures that were compressed or resized anew are ot
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from functools import cached_property
 
 import numpy as np
@@ -19,8 +19,8 @@ from torch import Tensor
 
 from greg_cert.data.files.encoded import FileKeys, Rows
 from greg_cert.data.files.on_disk import FileImages
-from greg_cert.data.gather import pick
 from greg_cert.data.reject import data_error
+from greg_cert.data.splits import pick
 from greg_cert.data.types import Images, ImageSet
 
 SAMPLED = 2000
@@ -67,18 +67,6 @@ class Content:
         if self.whole and "keys" in self.__dict__:  # looked at already
             found.keys = [self.keys[i] for i in positions.tolist()]
         return found
-
-
-def shared_images(images: Tensor, others: Tensor) -> Tensor:
-    """Which of the images also occur among the others: (N,) bool.
-
-    Images are compared in 256 grey levels. Constant images, which occur by chance, never count.
-
-    Args:
-        images: (N, C, H, W), uint8 or float32 in [0, 1].
-        others: (M, C, H, W), uint8 or float32 in [0, 1].
-    """
-    return _shared(Content(ImageSet("images", images)), Content(ImageSet("others", others)))[0]
 
 
 def shared_files(files: FileKeys | FileImages, others: FileKeys | FileImages) -> Tensor:
@@ -133,6 +121,17 @@ def without_shared(
             hint=hint,
         )
     return (~shared).nonzero()[:, 0]
+
+
+def apart(
+    images: Images, others: Iterable[tuple[str, Content]], *, field: str, policy: str
+) -> Content:
+    """The set at `field` without an image of the others, each given with the path of its field."""
+    content = Content(images)
+    for other, there in others:
+        kept = without_shared(content, there, fields=(field, other), policy=policy)
+        content = content.subset(kept)
+    return content
 
 
 def _shared(mine: Content, other: Content) -> tuple[Tensor, bool]:

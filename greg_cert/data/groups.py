@@ -9,7 +9,8 @@ import re
 from collections.abc import Mapping
 from typing import Literal
 
-from greg_cert.data.schema import DataConfig, Source
+from greg_cert.data.schema import DataConfig
+from greg_cert.data.sources.base import DataSource
 
 Group = Literal["near", "far"]
 
@@ -35,15 +36,15 @@ def ood_groups(config: DataConfig) -> dict[str, Group | None]:
     What the configuration says comes first; then OpenOOD's grouping, by the names of both sets.
     """
     known = _OPENOOD.get(_plain(_kind(config.id)), {})
-    return {source.title: source.group or _looked_up(known, source) for source in config.ood}
+    found: dict[str, Group | None] = {}
+    for source in config.ood:
+        names = {_plain(source.title), _plain(_kind(source))}
+        listed = (group for group, members in known.items() if names & set(members))
+        found[source.title] = source.group or next(listed, None)
+    return found
 
 
-def _looked_up(known: Mapping[Group, tuple[str, ...]], source: Source) -> Group | None:
-    names = {_plain(source.title), _plain(_kind(source))}
-    return next((group for group, members in known.items() if names & set(members)), None)
-
-
-def _kind(source: Source) -> str:
+def _kind(source: DataSource) -> str:
     """Name of the data set, whatever the user calls it."""
     return str(getattr(source, "dataset", source.title))
 

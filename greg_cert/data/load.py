@@ -6,13 +6,13 @@ import torch
 from torch import Tensor
 
 from greg_cert.data.disjoint import check_disjoint
-from greg_cert.data.duplicates import Content, without_shared
+from greg_cert.data.duplicates import Content, apart, without_shared
 from greg_cert.data.files.archives import close_archives
-from greg_cert.data.gather import pick
 from greg_cert.data.reject import data_error
 from greg_cert.data.schema import DataConfig
-from greg_cert.data.sources.read import load_labelled, load_unlabelled
-from greg_cert.data.splits import stratified_split
+from greg_cert.data.sources.base import Request
+from greg_cert.data.sources.read import read_source
+from greg_cert.data.splits import pick, stratified_split
 from greg_cert.data.types import DataSplits, Images, ImageSet
 from greg_cert.data.withheld import Withheld
 
@@ -45,9 +45,8 @@ def load_data(config: DataConfig, *, field: str = "data", tests: bool = True) ->
 
 def _load(config: DataConfig, field: str, tests: bool) -> DataSplits:
     read_tests = tests or config.shared == "drop"
-    known = load_labelled(
-        config.id, field=f"{field}.id", channels=config.channels, size=config.image_size
-    )
+    asked = Request(f"{field}.id", "id", config.channels, config.image_size)
+    known = read_source(config.id, asked)
     shape = channels, size, _ = known.image_shape
     content, kept = Content(known), torch.arange(len(known))
     fractions = {"calibration": config.calibration}
@@ -56,7 +55,7 @@ def _load(config: DataConfig, field: str, tests: bool) -> DataSplits:
         fractions["test"] = config.test
     elif read_tests:
         name = f"{field}.id_test"
-        test = load_labelled(config.id_test, field=name, channels=channels, size=size)
+        test = read_source(config.id_test, Request(name, "id", channels, size))
         _check_same_classes(test, known, field=name)
         tested = Content(test)
         fields = (f"{field}.id", name)
@@ -85,14 +84,14 @@ def _load(config: DataConfig, field: str, tests: bool) -> DataSplits:
     outliers: list[tuple[str, Content]] = []
     for i, source in enumerate(config.ood if read_tests else ()):
         name = f"{field}.ood[{i}]"
-        images = load_unlabelled(source, field=name, role="ood", channels=channels, size=size)
-        outliers.append((name, _apart(images, others, name, config.shared)))
+        images = read_source(source, Request(name, "ood", channels, size))
+        outliers.append((name, apart(images, others, field=name, policy=config.shared)))
         ood[source.title] = outliers[-1][1].images
     aux = None
     if config.aux is not None:
         name = f"{field}.aux"
-        images = load_unlabelled(config.aux, field=name, role="aux", channels=channels, size=size)
-        aux = _apart(images, [*outliers, *others], name, config.shared).images
+        images = read_source(config.aux, Request(name, "aux", channels, size))
+        aux = apart(images, [*outliers, *others], field=name, policy=config.shared).images
     mean, std = _normalisation(config, train, channels, field=field)
     return DataSplits(
         train=train,
@@ -127,15 +126,6 @@ def _split_apart(
             raise data_error(field, f"every class in the {name} split", found)
         splits[name] = content
     return splits
-
-
-def _apart(images: Images, others: list[tuple[str, Content]], field: str, policy: str) -> Content:
-    """The set without an image of the others, each given with the path of its field."""
-    content = Content(images)
-    for other, there in others:
-        kept = without_shared(content, there, fields=(field, other), policy=policy)
-        content = content.subset(kept)
-    return content
 
 
 def _labels(images: Images) -> Tensor:

@@ -12,9 +12,12 @@ from torch import Tensor
 
 from greg_cert.data.files.encoded import Rows
 from greg_cert.data.reject import data_error
+from greg_cert.data.splits import pick
+from greg_cert.data.types import Images, ImageSet
 from greg_cert.errors import DataWarning
 
 _DARK = 1 / 8  # a set without a pixel above this share of white is worth a word
+_LOOKED_AT = 64  # images on disk
 _BLOCK = 1024
 
 
@@ -89,14 +92,16 @@ def _check_range(values: NDArray[Any], rows: Rows, white: float, field: str) -> 
         raise data_error(field, f"finite values in [0, {white:g}]", found, hint=hint)
 
 
-def tell_if_dark(stored: Tensor, *, field: str, remedy: str) -> None:
+def tell_if_dark(images: Images, *, field: str, remedy: str) -> None:
     """Warn of images of which no pixel comes near white, as of masks of 0 and 1 in uint8.
 
     Args:
-        stored: (N, C, H, W), uint8 or float32 in [0, 1].
+        images: Of those on disk, a few are looked at.
         field: What the warning calls them.
         remedy: A sentence that says what to do where they are not meant to be dark.
     """
+    few = None if isinstance(images, ImageSet) else pick(len(images), _LOOKED_AT, 0).tolist()
+    stored = images.stored(few)
     largest, white = float(stored.max()), 255 if stored.dtype == torch.uint8 else 1
     if 0 < largest <= _DARK * white:
         told = f"{field}: no pixel is above {largest:.3g}, where {white} stands for white. {remedy}"

@@ -1,4 +1,4 @@
-"""Stratified splits: each class is dealt out in the same proportions."""
+"""Seeded subsets, and stratified splits: each class is dealt out in the same proportions."""
 
 from __future__ import annotations
 
@@ -7,9 +7,18 @@ from collections.abc import Mapping
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from greg_cert.data.reject import data_error
+
+
+def pick(count: int, limit: int | None, seed: int) -> NDArray[np.int64]:
+    """Positions of a random subset of at most `limit` out of `count`, ascending."""
+    if limit is None or limit >= count:
+        return np.arange(count, dtype=np.int64)
+    chosen = np.random.default_rng(seed).choice(count, size=limit, replace=False)
+    return np.sort(chosen).astype(np.int64)
 
 
 def stratified_split(
@@ -32,7 +41,7 @@ def stratified_split(
     """
     generator = np.random.default_rng(seed)
     classes = labels.numpy()
-    parts: dict[str, list[np.ndarray[tuple[int], np.dtype[np.intp]]]] = {"train": []}
+    parts: dict[str, list[NDArray[np.intp]]] = {"train": []}
     parts |= {name: [] for name in fractions}
     for label in range(num_classes):
         members = generator.permutation(np.flatnonzero(classes == label))

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from greg_cert.data.duplicates import Content, without_shared
+from greg_cert.data.duplicates import Content, apart
 from greg_cert.data.load import moments
 from greg_cert.data.reject import data_error
 from greg_cert.data.scale import tell_if_dark
@@ -41,34 +41,31 @@ def splits_from_tensors(
             two of the sets have in common (OOD sets among themselves may).
     """
     known = _set("train", *train)
-    num_classes = int(_labels(known).max()) + 1
+    labels = train[1].to(torch.int64)
+    num_classes = int(labels.max()) + 1
     if isinstance(calibration, float):
-        parts = stratified_split(
-            _labels(known),
-            {"calibration": calibration},
-            num_classes=num_classes,
-            seed=seed,
-            field="train",
-        )
+        share = {"calibration": calibration}
+        parts = stratified_split(labels, share, num_classes=num_classes, seed=seed, field="train")
         fit, put_aside = known.subset(parts["train"]), known.subset(parts["calibration"])
     else:
         fit, put_aside = known, _set("calibration", *calibration)
-        parts = {name: torch.arange(len(s)) for name, s in (("train", fit),)}
-        parts["calibration"] = torch.arange(len(put_aside))
+        parts = {"train": torch.arange(len(fit)), "calibration": torch.arange(len(put_aside))}
     tested = _set("test", *test)
     outliers = {name: ImageSet(name, _stored(images)) for name, images in ood.items()}
     for images in (put_aside, tested, *outliers.values()):
         if images.image_shape != known.image_shape:
-            raise data_error(
-                images.name, f"images of shape {known.image_shape}", str(images.image_shape)
-            )
+            expected = f"images of shape {known.image_shape}"
+            raise data_error(images.name, expected, str(images.image_shape))
         if images.labels is not None and int(images.labels.max()) >= num_classes:
-            raise data_error(
-                images.name, f"labels below {num_classes}", str(int(images.labels.max()))
-            )
+            found = str(int(images.labels.max()))
+            raise data_error(images.name, f"labels below {num_classes}", found)
     for images in (known, put_aside, tested, *outliers.values()):
-        tell_if_dark(images.images, field=images.name, remedy="Pass floats in [0, 1] instead")
-    _check_disjoint({"test": tested, "calibration": put_aside, "train": fit}, outliers)
+        tell_if_dark(images, field=images.name, remedy="Pass floats in [0, 1] instead")
+    known_by: list[tuple[str, Content]] = []
+    for name, images in (("test", tested), ("calibration", put_aside), ("train", fit)):
+        known_by.append((name, apart(images, known_by, field=name, policy="never")))
+    for name, images in outliers.items():
+        apart(images, known_by, field=name, policy="never")
     mean, std = moments(fit, field="train")
     channels, height, width = known.image_shape
     if height != width:
@@ -88,21 +85,6 @@ def splits_from_tensors(
     )
 
 
-def _check_disjoint(known: Mapping[str, ImageSet], outliers: Mapping[str, ImageSet]) -> None:
-    apart: dict[str, Content] = {}
-    for name, images in known.items():
-        apart[name] = _apart(name, images, apart)
-    for name, images in outliers.items():
-        _apart(name, images, apart)
-
-
-def _apart(name: str, images: ImageSet, others: Mapping[str, Content]) -> Content:
-    content = Content(images)
-    for other, there in others.items():
-        without_shared(content, there, fields=(name, other), policy="never")
-    return content
-
-
 def _set(name: str, images: Tensor, labels: Tensor) -> ImageSet:
     if labels.dtype.is_floating_point or labels.ndim != 1 or (len(labels) and labels.min() < 0):
         raise DataError(f"{name}: expected labels (N,), integers >= 0, but got {labels.dtype}")
@@ -111,8 +93,3 @@ def _set(name: str, images: Tensor, labels: Tensor) -> ImageSet:
 
 def _stored(images: Tensor) -> Tensor:
     return images if images.dtype == torch.uint8 else images.detach().cpu().float()
-
-
-def _labels(images: ImageSet) -> Tensor:
-    assert images.labels is not None
-    return images.labels

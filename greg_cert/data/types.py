@@ -25,40 +25,32 @@ class Images(Protocol):
     @property
     def name(self) -> str:
         """What tables and errors call the set."""
-        ...
 
     @property
     def labels(self) -> Tensor | None:
         """(N,) int64, or None."""
-        ...
 
     @property
     def classes(self) -> tuple[str, ...] | None:
         """Name of each class, or None where the source has no names."""
-        ...
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
         """Channels, height and width of each image."""
-        ...
 
     def __len__(self) -> int: ...
 
     def stored(self, indices: Indices | None = None) -> Tensor:
         """The images at `indices` (all when None) on the CPU: uint8, or float32 in [0, 1]."""
-        ...
 
     def pixels(self, indices: Indices | None = None) -> Tensor:
         """The images at `indices` (all when None) as float32 in [0, 1], (B, C, H, W)."""
-        ...
 
     def subset(self, indices: Indices) -> Self:
         """The set of the images and labels at `indices`, in that order."""
-        ...
 
     def fingerprint(self) -> str:
         """SHA-256, in hexadecimal, by which a changed set is known."""
-        ...
 
 
 @dataclass(frozen=True, eq=False)

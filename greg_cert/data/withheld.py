@@ -9,8 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from greg_cert.data.gather import pick
 from greg_cert.data.reject import data_error
+from greg_cert.data.splits import pick
 from greg_cert.data.types import Images, Indices
 from greg_cert.errors import DataError
 

@@ -11,15 +11,15 @@ from __future__ import annotations
 import io
 import tarfile
 import zipfile
-from array import array
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path, PurePosixPath
 from typing import IO, Any
 
 from greg_cert.data.files.decode import SUFFIXES
-from greg_cert.data.files.encoded import Files, Names
+from greg_cert.data.files.encoded import Files
 from greg_cert.data.reject import data_error
 
 MOST_A_FILE = 64 << 20  # bytes of one image file
@@ -28,57 +28,27 @@ _OPEN_AT_ONCE = 2
 
 
 @dataclass(frozen=True, eq=False)
-class ArchiveFiles:
-    """The image files of one archive.
+class ArchiveFiles(Files):
+    """The image files of one archive, which is their `root`.
 
     Attributes:
-        path: The archive.
-        names: Their paths inside it.
-        starts: Where each begins in the archive (`.tar`) or in `content` (compressed `.tar`).
         sizes: Bytes of each, unpacked.
-        content: All of them, one after the other, for a compressed `.tar`.
-        zipped: The open archive, for a `.zip`.
+        part: The first bytes of one, by its number and how many at most.
+        on_disk: See `Files`.
     """
 
-    path: str
-    names: Names
-    starts: array[int]
-    sizes: array[int]
-    content: bytearray | None = None
-    zipped: zipfile.ZipFile | None = None
-
-    def __len__(self) -> int:
-        return len(self.names)
-
-    @property
-    def on_disk(self) -> bool:
-        """See `Files`."""
-        return self.content is None
-
-    def name(self, row: int) -> str:
-        """See `Files`."""
-        return self.names[row]
-
-    def title(self, row: int) -> str:
-        """See `Files`."""
-        return f"{self.path}/{self.names[row]}"
+    sizes: list[int]
+    part: Callable[[int, int], bytes]
+    on_disk: bool = True
 
     def size(self, row: int) -> int:
         """See `Files`."""
         return self.sizes[row]
 
-    def read(self, row: int, most: int = -1) -> bytes:
+    def read(self, row: int, most: int) -> bytes:
         """See `Files`."""
-        start, size = self.starts[row], self.sizes[row]
-        size = size if most < 0 else min(size, most)
-        if self.content is not None:
-            return bytes(self.content[start : start + size])
-        if self.zipped is not None:
-            with self.zipped.open(self.names[row]) as member:  # it locks around its one file
-                return member.read(most)
-        with open(self.path, "rb") as file:  # noqa: PTH123
-            file.seek(start)
-            return file.read(size)
+        size = self.sizes[row]
+        return self.part(row, size if most < 0 else min(size, most))
 
 
 def open_archive(path: Path, *, field: str) -> Files:
@@ -126,49 +96,59 @@ def _opened(path: str, modified: int, size: int) -> ArchiveFiles:
 
 def _read_zip(path: str) -> ArchiveFiles:
     archive = zipfile.ZipFile(path)
-    names, sizes = Names(), array("q")
     try:
-        for member in archive.infolist():
-            if not member.is_dir() and _wanted(member.filename):
-                _check_size(member.filename, member.file_size)
-                if member.flag_bits & 1:
-                    raise ValueError(f"{member.filename!r} is encrypted")
-                names.extend([member.filename])
-                sizes.append(member.file_size)
+        members = [m for m in archive.infolist() if not m.is_dir() and _wanted(m.filename)]
+        for member in members:
+            _check_size(member.filename, member.file_size)
+            if member.flag_bits & 1:
+                raise ValueError(f"{member.filename!r} is encrypted")
     except BaseException:
         archive.close()
         raise
-    return ArchiveFiles(path, names, sizes, sizes, zipped=archive)
+
+    def part(row: int, most: int) -> bytes:
+        with archive.open(members[row]) as member:  # it locks around its one file
+            return member.read(most)
+
+    sizes = [member.file_size for member in members]
+    return ArchiveFiles(path, [member.filename for member in members], sizes, part)
 
 
 def _read_tar(path: str) -> ArchiveFiles:
-    names, starts, sizes = Names(), array("q"), array("q")
-    with _decompressed(path) as (file, packed):
-        content = bytearray() if packed else None
+    names: list[str] = []
+    sizes: list[int] = []
+    starts: list[int] = []
+    contents: list[bytes] = []
+    with _unpacked(path) as (file, packed), tarfile.open(fileobj=file, mode="r:") as archive:
+        records: Any = archive
         in_all = 0
-        with tarfile.open(fileobj=file, mode="r:") as archive:
-            records: Any = archive
-            for member in archive:
-                in_all += member.size
-                if packed and in_all > MOST_IN_ALL:
-                    raise _TooLarge(f"at most {MOST_IN_ALL} bytes in a compressed archive")
-                plain = member.type in (tarfile.REGTYPE, tarfile.AREGTYPE)
-                if plain and not member.issparse() and _wanted(member.name):
-                    _check_size(member.name, member.size)
-                    names.extend([str(PurePosixPath(member.name))])
-                    sizes.append(member.size)
-                    if content is None:
-                        starts.append(member.offset_data)
-                    else:
-                        starts.append(len(content))
-                        taken = archive.extractfile(member)
-                        content += b"" if taken is None else taken.read()
-                records.members = []  # or it would keep a record of every member
-            # tarfile takes a file that was cut between two members for a whole one.
-            file.seek(records.offset)
-            if file.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
-                raise EOFError("it ends before the mark of its end")
-    return ArchiveFiles(path, names, starts, sizes, content=content)
+        for member in archive:
+            in_all += member.size
+            if packed and in_all > MOST_IN_ALL:
+                raise _TooLarge(f"at most {MOST_IN_ALL} bytes in a compressed archive")
+            plain = member.type in (tarfile.REGTYPE, tarfile.AREGTYPE)
+            if plain and not member.issparse() and _wanted(member.name):
+                _check_size(member.name, member.size)
+                names.append(str(PurePosixPath(member.name)))
+                sizes.append(member.size)
+                starts.append(member.offset_data)
+                if packed:
+                    taken = archive.extractfile(member)
+                    contents.append(b"" if taken is None else taken.read())
+            records.members = []  # or it would keep a record of every member
+        # tarfile takes a file that was cut between two members for a whole one.
+        file.seek(records.offset)
+        if file.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
+            raise EOFError("it ends before the mark of its end")
+    if packed:
+        return ArchiveFiles(path, names, sizes, lambda row, most: contents[row][:most], False)
+
+    def part(row: int, most: int) -> bytes:
+        with open(path, "rb") as file:  # noqa: PTH123
+            file.seek(starts[row])
+            return file.read(most)
+
+    return ArchiveFiles(path, names, sizes, part)
 
 
 class _Guarded:
@@ -184,31 +164,20 @@ class _Guarded:
         return self._read(size)
 
 
-class _decompressed:
+@contextmanager
+def _unpacked(path: str) -> Iterator[tuple[Any, bool]]:
     """The bytes of a `.tar`, whatever it is packed with, and whether it is packed."""
+    import bz2
+    import gzip
+    import lzma
 
-    def __init__(self, path: str) -> None:
-        import bz2
-        import gzip
-        import lzma
-
-        with open(path, "rb") as file:  # noqa: PTH123
-            start = file.read(6)
-        openers: dict[bytes, Any] = {
-            b"\x1f\x8b": gzip.open,
-            b"\xfd7zXZ\0": lzma.open,
-            b"BZh": bz2.open,
-        }
-        opener = next((o for magic, o in openers.items() if start.startswith(magic)), None)
-        self._packed = opener is not None
-        # Reads are small, and the decompressors are written in Python around each.
-        self._file: IO[bytes] = io.BufferedReader((opener or io.FileIO)(path, "rb"), 1 << 20)
-
-    def __enter__(self) -> tuple[Any, bool]:
-        return _Guarded(self._file), self._packed
-
-    def __exit__(self, *_: object) -> None:
-        self._file.close()
+    openers = {b"\x1f\x8b": gzip.open, b"\xfd7zXZ\0": lzma.open, b"BZh": bz2.open}
+    with open(path, "rb") as file:  # noqa: PTH123
+        start = file.read(6)
+    opener: Any = next((o for magic, o in openers.items() if start.startswith(magic)), None)
+    # Reads are small, and the decompressors are written in Python around each.
+    with io.BufferedReader((opener or io.FileIO)(path, "rb"), 1 << 20) as file:
+        yield _Guarded(file), opener is not None
 
 
 def _wanted(name: str) -> bool:
@@ -227,12 +196,3 @@ def _wanted(name: str) -> bool:
 def _check_size(name: str, size: int) -> None:
     if size > MOST_A_FILE:
         raise _TooLarge(f"image files of at most {MOST_A_FILE} bytes (not {name!r} of {size})")
-
-
-def below(files: Files, folder: PurePosixPath | None) -> Iterator[tuple[str, int]]:
-    """Name below a folder of the archive, and number, of each file that lies in it."""
-    start = "" if folder is None or folder == PurePosixPath() else f"{folder}/"
-    for row in range(len(files)):
-        name = files.name(row)
-        if name.startswith(start):
-            yield name[len(start) :], row

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import difflib
 from dataclasses import dataclass
-from pathlib import Path
 
 from greg_cert.data.reject import data_error
-from greg_cert.data.schema import FolderSource
 
 
 @dataclass(frozen=True)
@@ -57,40 +55,3 @@ class ClassChoice:
         if self.listed:
             return mine <= others
         return other.listed and others <= mine
-
-
-def class_choice(source: FolderSource, *, field: str) -> ClassChoice:
-    """The classes that a folder source asks for.
-
-    Raises:
-        DataError: A list is in a file that cannot be read, is empty, or names a class twice.
-    """
-    if source.classes is not None:
-        return ClassChoice(source.classes, True, f"{field}.classes")
-    if source.exclude_classes is not None:
-        return ClassChoice(source.exclude_classes, False, f"{field}.exclude_classes")
-    if source.classes_file is not None:
-        field = f"{field}.classes_file"
-        return ClassChoice(_read(source.classes_file, field=field), True, field)
-    if source.exclude_classes_file is not None:
-        field = f"{field}.exclude_classes_file"
-        return ClassChoice(_read(source.exclude_classes_file, field=field), False, field)
-    return ClassChoice((), False, f"{field}.path")
-
-
-def _read(path: Path, *, field: str) -> tuple[str, ...]:
-    """The names in a text file: one a line, without comments and blank lines."""
-    path = path.expanduser()
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        found = f"{str(path)!r} ({type(error).__name__}: {error})"
-        raise data_error(field, "a readable text file, one class a line", found) from error
-    lines = [line.partition("#")[0].strip() for line in text.splitlines()]
-    names = tuple(line for line in lines if line)
-    if not names:
-        raise data_error(field, "at least one class", f"none in {str(path)!r}")
-    twice = next((name for i, name in enumerate(names) if name in names[:i]), None)
-    if twice is not None:
-        raise data_error(field, "every class once", f"{twice!r} more often in {str(path)!r}")
-    return names

@@ -116,10 +116,10 @@ def _pixels(image: Image) -> NDArray[np.uint8]:
     """The upright picture, (1, H, W) or (3, H, W)."""
     image = _upright(image)
     if image.mode in _GREY:
-        return np.array(_as(image, "L"))[None]
+        return np.array(image.convert("L"))[None]
     # A palette may carry transparency of its own, which RGB alone would warn of.
     opaque = image.convert("RGBA") if image.mode in {"P", "PA"} else image
-    return np.array(_as(opaque, "RGB")).transpose(2, 0, 1)
+    return np.array(opaque.convert("RGB")).transpose(2, 0, 1)
 
 
 def _upright(image: Image) -> Image:
@@ -131,10 +131,6 @@ def _upright(image: Image) -> Image:
     except Exception:  # damaged metadata says nothing, and the pixels may be sound
         return image
     return image if turn is None else image.transpose(Transpose[turn])
-
-
-def _as(image: Image, mode: str) -> Image:
-    return image if image.mode == mode else image.convert(mode)
 
 
 def unreadable(title: str, error: Exception, *, field: str) -> Exception:

@@ -1,17 +1,15 @@
-"""Image files that are read one at a time by number, kept in memory by name only."""
+"""Image files that are read one at a time by number, and by what copies of them are known."""
 
 from __future__ import annotations
 
 import hashlib
 import os
-from array import array
-from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
+from greg_cert.data.files.decode import unreadable
 from greg_cert.data.files.threads import spread
 
 Rows = NDArray[np.int64]
@@ -20,86 +18,47 @@ BEGIN = 4 << 10  # bytes by which most files that differ are told apart
 _SHORT = 6 << 10
 
 
-class Files(Protocol):
-    """Encoded images in a folder or an archive; reading is safe from several threads."""
-
-    def __len__(self) -> int: ...
-
-    @property
-    def on_disk(self) -> bool:
-        """Whether the content stays where it is until it is read."""
-        ...
-
-    def name(self, row: int) -> str:
-        """The file's name relative to the set's root, the same wherever that root lies."""
-        ...
-
-    def title(self, row: int) -> str:
-        """What errors call the file: its whole path."""
-        ...
-
-    def size(self, row: int) -> int:
-        """Bytes in the file."""
-        ...
-
-    def read(self, row: int, most: int = -1) -> bytes:
-        """The file's content, or its first bytes; raises OSError and the like where it cannot."""
-        ...
-
-
-class Names:
-    """Many strings as one block of bytes: some 40 bytes for the name of a file."""
-
-    def __init__(self, names: Iterable[str] = ()) -> None:
-        self._bytes, self._ends = bytearray(), array("q", [0])
-        self.extend(names)
-
-    def extend(self, names: Iterable[str]) -> None:
-        """Add the names at the end."""
-        for name in names:
-            self._bytes += os.fsencode(name)
-            self._ends.append(len(self._bytes))
-
-    def __len__(self) -> int:
-        return len(self._ends) - 1
-
-    def __iter__(self) -> Iterator[str]:
-        return (self[row] for row in range(len(self)))
-
-    def __getitem__(self, row: int) -> str:
-        return os.fsdecode(bytes(self._bytes[self._ends[row] : self._ends[row + 1]]))
-
-
 @dataclass(frozen=True, eq=False)
-class FolderFiles:
-    """Files below one folder.
+class Files:
+    """Encoded images below one folder; reading is safe from several threads.
 
     Attributes:
         root: The folder.
-        names: Their paths from there.
+        names: Their paths from there, with slashes, which are the same wherever it lies.
     """
 
     root: str
-    names: Names
-    on_disk: bool = True
+    names: list[str]
 
     def __len__(self) -> int:
         return len(self.names)
 
-    def name(self, row: int) -> str:
-        """See `Files`."""
-        return self.names[row].replace(os.sep, "/")
+    @property
+    def on_disk(self) -> bool:
+        """Whether the content stays where it is until it is read."""
+        return True
 
     def title(self, row: int) -> str:
-        """See `Files`."""
-        return os.path.join(self.root, self.names[row])  # noqa: PTH118  no Path a file
+        """What errors call the file: its whole path."""
+        return f"{self.root}/{self.names[row]}"
 
     def size(self, row: int) -> int:
-        """See `Files`."""
-        return os.stat(self.title(row)).st_size  # noqa: PTH116
+        """Bytes in the file."""
+        return os.stat(self.title(row)).st_size  # noqa: PTH116  no Path a file
 
-    def read(self, row: int, most: int = -1) -> bytes:
-        """See `Files`."""
+    def content(self, row: int, *, field: str, most: int = -1) -> bytes:
+        """The file's bytes, or its first ones.
+
+        Raises:
+            DataError: It cannot be read; `field` is where it came from.
+        """
+        try:
+            return self.read(row, most)
+        except Exception as error:  # zipfile raises its own
+            raise unreadable(self.title(row), error, field=field) from error
+
+    def read(self, row: int, most: int) -> bytes:
+        """The first bytes of the file, all of them where `most` is negative."""
         with open(self.title(row), "rb") as file:  # noqa: PTH123
             return file.read(most)
 

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from greg_cert.data.files.decode import decode_bytes, unreadable
+from greg_cert.data.files.decode import decode_bytes
 from greg_cert.data.files.encoded import (
     BEGIN,
     FileKeys,
@@ -19,88 +19,66 @@ from greg_cert.data.files.encoded import (
 from greg_cert.data.files.listing import Listing
 from greg_cert.data.files.on_disk import FileImages, needs_shape, stays_on_disk
 from greg_cert.data.files.threads import spread
-from greg_cert.data.gather import pick
 from greg_cert.data.geometry import centre_side, conform
-from greg_cert.data.labels import check_labels, limited_labels
+from greg_cert.data.labels import sound_labels
 from greg_cert.data.reject import data_error
-from greg_cert.data.schema import FolderSource, TorchvisionSource
+from greg_cert.data.sources.base import DataSource, Keep, Request
+from greg_cert.data.splits import pick
 from greg_cert.data.types import ImageSet
 
 _CHUNK = 1024  # images decoded before they are put in their places
 
 
 def load_files(
-    listing: Listing,
-    source: FolderSource | TorchvisionSource,
-    *,
-    field: str,
-    place: str,
-    labelled: bool,
-    channels: int | None,
-    size: int | None,
+    listing: Listing, source: DataSource, request: Request, *, place: str, crop: float, keep: Keep
 ) -> ImageSet | FileImages:
     """The set of the listed images; only the files that `limit` keeps are ever opened.
 
     Args:
         listing: Files and labels.
-        source: Its `limit`, `seed`, `crop` and `keep` are followed.
-        field: Path of the source in the configuration.
+        source: Its `limit` and `seed` are followed.
+        request: `channels` None takes 3 if any image is in colour, `size` None takes the images'
+            own, which must then be the same for all.
         place: Path of the field that says where the files are.
-        labelled: Whether to keep the labels.
-        channels: 1 or 3; None takes 3 if any image is in colour.
-        size: Height and width; None takes the images' own, which must then be the same for all.
+        crop: Share of the shorter side that is kept.
+        keep: Where the images stay.
 
     Raises:
         DataError: Labels are unsound, a file is no sound image, sizes differ where none is
             configured, or images that should stay on disk cannot.
     """
-    files, classes = listing.files, listing.classes if labelled else None
-    targets: Tensor | None = None
-    if labelled:
-        targets = check_labels(listing.labels, len(listing.rows), field=place)
+    files, field = listing.files, request.field
+    channels, size = request.channels, request.size
     chosen = pick(len(listing.rows), source.limit, source.seed)
-    if targets is not None:
-        targets = limited_labels(targets, chosen, field=field)
+    targets, classes = None, None
+    if request.labelled:
+        labels, count = listing.labels, len(listing.rows)
+        targets = sound_labels(labels, count, chosen, place=place, field=field)
+        classes = listing.classes
     rows = listing.rows[chosen]
-    if source.keep == "disk" and not files.on_disk:
+    if keep == "disk" and not files.on_disk:
         found = f"keep: disk for {files.title(int(rows[0]))!r}"
         expected = "a folder, an uncompressed .tar or a .zip, whose images can be read singly"
         raise data_error(f"{field}.keep", expected, found, hint="Unpack it, or keep: memory")
-    if _on_disk(files, rows, source, channels, size, place):
-        shape = needs_shape(channels, size, field=field)
-        sizes = file_sizes(files, rows)
-        return FileImages(
-            source.title, place, files, rows, sizes, shape, source.crop, targets, classes
-        )
-    images, keys = _decode_all(files, rows, place, channels, size, source.crop)
+    values = 0
+    if keep == "auto":
+        deep, side = channels, size
+        if deep is None or side is None:
+            first = _decode(files, int(rows[0]), place)[0]
+            deep = deep or len(first)
+            side = side or centre_side(first.shape[1], first.shape[2], crop)
+        values = len(rows) * deep * side * side
+    if stays_on_disk(keep, values):
+        shape, sizes = needs_shape(channels, size, field=field), file_sizes(files, rows)
+        return FileImages(source.title, place, files, rows, sizes, shape, crop, targets, classes)
+    images, keys = _decode_all(files, rows, place, channels, size, crop)
     return ImageSet(source.title, images, targets, classes, keys)
-
-
-def _on_disk(
-    files: Files,
-    rows: Rows,
-    source: FolderSource | TorchvisionSource,
-    channels: int | None,
-    size: int | None,
-    field: str,
-) -> bool:
-    if source.keep != "auto":
-        return source.keep == "disk"
-    if channels is None or size is None:
-        first = _decode(files, int(rows[0]), field)[0]
-        channels = channels or first.shape[0]
-        size = size or centre_side(first.shape[1], first.shape[2], source.crop)
-    return stays_on_disk("auto", len(rows) * channels * size * size)
 
 
 def _decode(files: Files, row: int, field: str) -> tuple[Tensor, bytes]:
     """Pixels and content of one file."""
-    title = files.title(row)
-    try:
-        content = files.read(row)
-    except Exception as error:  # zipfile raises its own
-        raise unreadable(title, error, field=field) from error
-    return decode_bytes(content, title, field=field), content
+    content = files.content(row, field=field)
+    return decode_bytes(content, files.title(row), field=field), content
 
 
 def _decode_all(

@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Protocol
+from pathlib import Path, PurePosixPath
 
 import numpy as np
 
-from greg_cert.data.files.archives import below, open_archive
-from greg_cert.data.files.classes import class_choice
+from greg_cert.data.files.archives import open_archive
+from greg_cert.data.files.classes import ClassChoice
 from greg_cert.data.files.decode import SUFFIXES
-from greg_cert.data.files.encoded import Files, FolderFiles, Names, Rows
+from greg_cert.data.files.encoded import Files, Rows
 from greg_cert.data.reject import data_error
-from greg_cert.data.schema import FolderSource
 
 _LITTER = {"thumbs.db", "desktop.ini"}  # as hidden files, these are left by file managers
 
@@ -36,42 +34,53 @@ class Listing:
     classes: tuple[str, ...]
 
 
-def list_images(source: FolderSource, *, field: str, labelled: bool) -> Listing:
-    """The files of a source, in the order of its classes and, within a class, by name.
+def list_images(
+    path: Path,
+    inside: PurePosixPath | None,
+    choice: ClassChoice,
+    *,
+    archived: bool,
+    field: str,
+    labelled: bool,
+) -> Listing:
+    """The files of a set, in the order of its classes and, within a class, by name.
 
     Args:
-        source: A folder or an archive, and the classes wanted of it.
-        field: Path of the source in the configuration.
+        path: A folder or an archive.
+        inside: Folder inside the archive that holds the set.
+        choice: The classes wanted of it.
+        archived: Whether it is an archive.
+        field: Path of the field that names it.
         labelled: Whether it needs classes; otherwise a flat folder will do.
 
     Raises:
         DataError: It is missing, empty or mixed up, or has not the classes it should.
     """
-    choice, field = class_choice(source, field=field), f"{field}.path"
-    path = source.path.expanduser()
-    tree: _Tree
-    if source.archived and not path.is_dir():
-        tree = _Archive(source, path, field=field)
-    else:
-        tree = _Folder(path, field=field)
-    if not tree.folders and not labelled and not choice.names and tree.loose:
-        names = _checked(tree, "", tree.loose, field=field)
-        rows = np.arange(len(names), dtype=np.int64)
-        return tree.listing([("", names)], rows * 0, ())
-    expected = "a subfolder of images for each class" + (
-        "" if labelled else ", or images and no subfolder"
-    )
-    if (tree.loose and not choice.names) or not tree.folders:
-        loose = f"the file {tree.title(tree.loose[0])!r}" if tree.loose else ""
-        raise data_error(field, expected, loose or f"an empty folder {tree.title('')!r}")
-    classes = choice.of(tree.folders, where=tree.title(""))
-    groups = [(name, _checked(tree, name, tree.inside(name), field=field)) for name in classes]
-    labels = np.repeat(np.arange(len(groups)), [len(names) for _, names in groups])
-    return tree.listing(groups, labels, tuple(classes))
+    tree: _Folder | _Archive
+    tree = _Archive(path, inside, field=field) if archived else _Folder(path, field=field)
+    classes: list[str] = []
+    flat = not tree.folders and not labelled and not choice.names and tree.loose
+    if not flat:
+        if (tree.loose and not choice.names) or not tree.folders:
+            expected = "a subfolder of images for each class" + (
+                "" if labelled else ", or images and no subfolder"
+            )
+            loose = f"the file {tree.title(tree.loose[0])!r}" if tree.loose else ""
+            raise data_error(field, expected, loose or f"an empty folder {tree.title('')!r}")
+        classes = choice.of(tree.folders, where=tree.title(""))
+    paths: list[str] = []
+    counts = []
+    for folder in classes or [""]:
+        names = _checked(tree, folder, field=field)
+        paths += [f"{folder}/{name}" if folder else name for name in names]
+        counts.append(len(names))
+    files, rows = tree.files(paths)
+    return Listing(files, rows, np.repeat(np.arange(len(counts)), counts), tuple(classes))
 
 
-def _checked(tree: _Tree, folder: str, names: list[str], *, field: str) -> Names:
-    """The names of a folder's files, packed, once all are known to be image files."""
+def _checked(tree: _Folder | _Archive, folder: str, *, field: str) -> list[str]:
+    """The sorted names of a folder's files, once all are known to be image files."""
+    names = sorted(tree.inside(folder))
     if not names:
         found = f"none in {tree.title(folder)!r}"
         raise data_error(field, "image files in every class folder", found)
@@ -79,30 +88,17 @@ def _checked(tree: _Tree, folder: str, names: list[str], *, field: str) -> Names
         if not name.lower().endswith(SUFFIXES) or "/" in name:
             found = tree.title(f"{folder}/{name.rstrip('/')}" if folder else name.rstrip("/"))
             raise data_error(field, f"only {', '.join(SUFFIXES)} files", repr(found))
-    return Names(names)
-
-
-class _Tree(Protocol):
-    folders: list[str]
-    loose: list[str]
-
-    def title(self, name: str) -> str: ...
-
-    def inside(self, folder: str) -> list[str]:
-        """Sorted names in a folder; what is no file has a slash in it."""
-        ...
-
-    def listing(
-        self, groups: list[tuple[str, Names]], labels: Rows, classes: tuple[str, ...]
-    ) -> Listing: ...
+    return names
 
 
 class _Folder:
+    """Names of subfolders (`folders`) and of files beside them (`loose`)."""
+
     def __init__(self, path: Path, *, field: str) -> None:
         if not path.is_dir():
             raise data_error(field, "an existing folder of images", repr(str(path)))
         self._path = path
-        entries = self.inside("")
+        entries = sorted(self.inside(""))
         self.folders = [e.rstrip("/") for e in entries if e.endswith("/")]
         self.loose = [e for e in entries if not e.endswith("/")]
 
@@ -110,45 +106,49 @@ class _Folder:
         return str(self._path / name)
 
     def inside(self, folder: str) -> list[str]:
+        """Names in a folder; what is no file has a slash in it."""
         with os.scandir(self._path / folder) as entries:
-            return sorted(
+            return [
                 entry.name if entry.is_file() else f"{entry.name}/"
                 for entry in entries
                 if not entry.name.startswith(".") and entry.name.lower() not in _LITTER
-            )
+            ]
 
-    def listing(
-        self, groups: list[tuple[str, Names]], labels: Rows, classes: tuple[str, ...]
-    ) -> Listing:
-        packed = Names()
-        for folder, names in groups:
-            packed.extend(f"{folder}{os.sep}{name}" if folder else name for name in names)
-        rows = np.arange(len(packed), dtype=np.int64)
-        return Listing(FolderFiles(str(self._path), packed), rows, labels, classes)
+    def files(self, paths: list[str]) -> tuple[Files, Rows]:
+        """Files that hold those at these paths, and the numbers of these among them."""
+        return Files(str(self._path), paths), np.arange(len(paths))
 
 
 class _Archive:
-    def __init__(self, source: FolderSource, path: Path, *, field: str) -> None:
-        self._files = open_archive(path, field=field)
-        self._path = f"{path}/{source.inside}" if source.inside else str(path)
-        self._groups: dict[str, dict[str, int]] = {}
-        for name, row in below(self._files, source.inside):
-            folder, _, rest = name.rpartition("/") if name.count("/") < 2 else name.partition("/")
-            self._groups.setdefault(folder, {})[rest] = row
-        self.folders = sorted(name for name in self._groups if name)
-        self.loose = sorted(self._groups.get("", ()))
-        if not self._groups:
-            where = f"a folder {str(source.inside)!r} with images" if source.inside else "images"
+    """As `_Folder`, of a folder inside an archive."""
+
+    def __init__(self, path: Path, inside: PurePosixPath | None, *, field: str) -> None:
+        self._archive = open_archive(path, field=field)
+        self._top = f"{path}/{inside}" if inside else str(path)
+        start = "" if inside in (None, PurePosixPath()) else f"{inside}/"
+        self._rows = {
+            name[len(start) :]: row
+            for row, name in enumerate(self._archive.names)
+            if name.startswith(start)
+        }
+        if not self._rows:
+            where = f"a folder {str(inside)!r} with images" if inside else "images"
             raise data_error(field, f"{where} in the archive", f"none in {str(path)!r}")
+        self._names: dict[str, list[str]] = {}
+        for name in self._rows:
+            folder, slash, rest = name.partition("/")
+            self._names.setdefault(folder if slash else "", []).append(rest if slash else name)
+        self.folders = sorted(self._names.keys() - {""})
+        self.loose = sorted(self._names.get("", ()))
 
     def title(self, name: str) -> str:
-        return f"{self._path}/{name}".rstrip("/")
+        return f"{self._top}/{name}".rstrip("/")
 
     def inside(self, folder: str) -> list[str]:
-        return sorted(self._groups[folder])
+        """See `_Folder`."""
+        return self._names[folder]
 
-    def listing(
-        self, groups: list[tuple[str, Names]], labels: Rows, classes: tuple[str, ...]
-    ) -> Listing:
-        rows = [self._groups[folder][name] for folder, names in groups for name in names]
-        return Listing(self._files, np.array(rows, dtype=np.int64), labels, classes)
+    def files(self, paths: list[str]) -> tuple[Files, Rows]:
+        """See `_Folder`."""
+        rows = [self._rows[path] for path in paths]
+        return self._archive, np.array(rows, dtype=np.int64)

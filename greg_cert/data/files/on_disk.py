@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from greg_cert.data.files.decode import decode_bytes, unreadable
+from greg_cert.data.files.decode import decode_bytes
 from greg_cert.data.files.encoded import BEGIN, Files, Rows, content_hash, worth_threads
 from greg_cert.data.files.threads import spread
 from greg_cert.data.geometry import conform
@@ -26,8 +26,27 @@ MEMORY_BYTES = 4 << 30  # `keep: auto` leaves larger sets on disk
 _LOOKED_INTO = 256  # images whose content goes into a fingerprint
 
 
+class _OnDisk:
+    rows: Rows
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def _at(self, indices: Indices | None) -> Rows:
+        chosen = torch.arange(len(self))
+        return (chosen if indices is None else chosen[selector(indices)]).numpy()
+
+    def stored(self, indices: Indices | None = None) -> Tensor:
+        """See `Images`."""
+        raise NotImplementedError
+
+    def pixels(self, indices: Indices | None = None) -> Tensor:
+        """See `Images`."""
+        return unit_range(self.stored(indices))
+
+
 @dataclass(frozen=True, eq=False)
-class FileImages:
+class FileImages(_OnDisk):
     """Images that stay encoded in their files; `Images` tells what can be asked of them.
 
     Attributes:
@@ -52,16 +71,13 @@ class FileImages:
     labels: Tensor | None = None
     classes: tuple[str, ...] | None = None
 
-    def __len__(self) -> int:
-        return len(self.rows)
-
     def stored(self, indices: Indices | None = None) -> Tensor:
         """The images at `indices` (all when None), uint8 (B, C, H, W), decoded in several threads.
 
         Raises:
             DataError: A file cannot be read any more, or is no sound image.
         """
-        rows = self.rows if indices is None else self.rows[_positions(indices, len(self))]
+        rows = self.rows[self._at(indices)]
         images = torch.empty((len(rows), *self.image_shape), dtype=torch.uint8)
 
         def fill(part: range) -> None:
@@ -72,34 +88,16 @@ class FileImages:
         return images
 
     def _decoded(self, row: int) -> Tensor:
-        title, channels, size = self.files.title(row), *self.image_shape[:2]
-        image = decode_bytes(self._content(row), title, field=self.field)
+        content = self.files.content(row, field=self.field)
+        image = decode_bytes(content, self.files.title(row), field=self.field)
+        channels, size = self.image_shape[:2]
         return conform(image[None], channels=channels, size=size, crop=self.crop)[0]
-
-    def _content(self, row: int, most: int = -1) -> bytes:
-        try:
-            return self.files.read(row, most)
-        except Exception as error:  # zipfile raises its own
-            raise unreadable(self.files.title(row), error, field=self.field) from error
-
-    def pixels(self, indices: Indices | None = None) -> Tensor:
-        """See `Images`."""
-        return unit_range(self.stored(indices))
 
     def subset(self, indices: Indices) -> FileImages:
         """See `Images`; shares the files."""
-        at = _positions(indices, len(self))
-        return FileImages(
-            self.name,
-            self.field,
-            self.files,
-            self.rows[at],
-            self.sizes[at],
-            self.image_shape,
-            self.crop,
-            None if self.labels is None else self.labels[torch.from_numpy(at)],
-            self.classes,
-        )
+        at = self._at(indices)
+        labels = None if self.labels is None else self.labels[torch.from_numpy(at)]
+        return replace(self, rows=self.rows[at], sizes=self.sizes[at], labels=labels)
 
     def digests(self, rows: Rows, *, begin: bool = False) -> list[bytes]:
         """The content hashes of the files at these positions of the set, or of their beginnings."""
@@ -107,7 +105,8 @@ class FileImages:
 
         def fill(part: range) -> None:
             for at in part:
-                found[at] = content_hash(self._content(int(self.rows[rows[at]]), most))
+                row = int(self.rows[rows[at]])
+                found[at] = content_hash(self.files.content(row, field=self.field, most=most))
 
         spread(fill, len(rows))
         return found
@@ -120,15 +119,16 @@ class FileImages:
         """
         digest = hashlib.sha256(f"files {len(self)} {self.image_shape} {self.crop}".encode())
         for row, size in zip(self.rows.tolist(), self.sizes.tolist(), strict=True):
-            digest.update(f"{self.files.name(row)}\0{size}\0".encode("utf-8", "surrogateescape"))
-        _add_labels(digest, self.labels)
+            digest.update(f"{self.files.names[row]}\0{size}\0".encode("utf-8", "surrogateescape"))
+        labels = self.labels
+        digest.update(b"none" if labels is None else labels.contiguous().numpy().tobytes())
         for content in self.digests(_spread_out(len(self))):
             digest.update(content)
         return digest.hexdigest()
 
 
 @dataclass(frozen=True, eq=False)
-class ArrayImages:
+class ArrayImages(_OnDisk):
     """Images that stay in an uncompressed array file; `Images` tells what can be asked of them.
 
     Attributes:
@@ -151,27 +151,20 @@ class ArrayImages:
     classes: tuple[str, ...] | None = None
     white: float | None = None
 
-    def __len__(self) -> int:
-        return len(self.rows)
-
     def stored(self, indices: Indices | None = None) -> Tensor:
         """The images at `indices` (all when None), (B, C, H, W), uint8 or float32.
 
         Raises:
             DataError: A value is not in [0, white].
         """
-        rows = self.rows if indices is None else self.rows[_positions(indices, len(self))]
+        rows = self.rows[self._at(indices)]
         channels, size = self.image_shape[:2]
         images = checked_pixels(self.array[rows], rows, field=self.field, white=self.white)
         return conform(images, channels=channels, size=size)
 
-    def pixels(self, indices: Indices | None = None) -> Tensor:
-        """See `Images`."""
-        return unit_range(self.stored(indices))
-
     def subset(self, indices: Indices) -> ArrayImages:
         """See `Images`; shares the file."""
-        at = _positions(indices, len(self))
+        at = self._at(indices)
         labels = None if self.labels is None else self.labels[torch.from_numpy(at)]
         return replace(self, rows=self.rows[at], labels=labels)
 
@@ -211,15 +204,6 @@ def needs_shape(channels: int | None, size: int | None, *, field: str) -> tuple[
     return channels, size, size
 
 
-def _positions(indices: Indices, count: int) -> Rows:
-    chosen = torch.arange(count)[selector(indices)]
-    return chosen.numpy()
-
-
 def _spread_out(count: int) -> Rows:
     """At most 256 positions, evenly spread, the first and the last among them."""
     return np.unique(np.linspace(0, count - 1, min(count, _LOOKED_INTO)).round().astype(np.int64))
-
-
-def _add_labels(digest: hashlib._Hash, labels: Tensor | None) -> None:
-    digest.update(b"none" if labels is None else labels.contiguous().numpy().tobytes())

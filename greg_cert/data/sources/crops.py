@@ -18,6 +18,7 @@ from greg_cert.data.geometry import to_channels
 
 _CHUNK_VALUES = 1 << 23
 _ROUNDS = 50
+_MIN_CONTRAST = 0.02  # least deviation over a crop's pixels, in [0, 1], in its most varied channel
 
 
 def area_crops(picture: Tensor, top: Tensor, left: Tensor, side: Tensor, size: int) -> Tensor:
@@ -58,13 +59,7 @@ def area_crops(picture: Tensor, top: Tensor, left: Tensor, side: Tensor, size: i
 
 
 def random_crops(
-    pictures: Sequence[Tensor],
-    *,
-    n: int,
-    size: int,
-    channels: int,
-    seed: int,
-    min_contrast: float = 0.02,
+    pictures: Sequence[Tensor], *, n: int, size: int, channels: int, seed: int
 ) -> Tensor:
     """Random square crops, uint8 (n, channels, size, size).
 
@@ -78,8 +73,6 @@ def random_crops(
         size: Height and width of a crop once averaged.
         channels: 1 or 3.
         seed: Seed of all draws.
-        min_contrast: Least standard deviation over a crop's pixels, in [0, 1] units, in its most
-            varied channel.
 
     Raises:
         ValueError: The pictures are so flat that n crops could not be found.
@@ -91,12 +84,12 @@ def random_crops(
     for _ in range(_ROUNDS):
         batch = _draw(ready, n - found + (n - found) // 4 + 16, size, generator)
         contrast = batch.to(torch.float32).flatten(2).std(dim=2).amax(dim=1)  # (B,)
-        batch = batch[contrast >= 255 * min_contrast][: n - found]
+        batch = batch[contrast >= 255 * _MIN_CONTRAST][: n - found]
         kept.append(batch)
         found += len(batch)
         if found == n:
             return torch.cat(kept)
-    raise ValueError(f"found only {found} of {n} crops with a contrast of {min_contrast:g}")
+    raise ValueError(f"found only {found} of {n} crops with a contrast of {_MIN_CONTRAST:g}")
 
 
 def _draw(pictures: Sequence[Tensor], count: int, size: int, generator: torch.Generator) -> Tensor:

@@ -2,22 +2,37 @@
 
 from __future__ import annotations
 
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING, Literal
 
-GAUSSIAN_MEAN = 0.5
-GAUSSIAN_STD = 0.25
+from greg_cert.data.sources.base import DrawnSource
 
+if TYPE_CHECKING:
+    from torch import Tensor
 
-def uniform_noise(n: int, *, channels: int, size: int, seed: int) -> Tensor:
-    """Every value uniform over 0..255, uint8 (n, channels, size, size)."""
-    generator = torch.Generator().manual_seed(seed)
-    shape = (n, channels, size, size)
-    return torch.randint(256, shape, generator=generator, dtype=torch.uint8)
+_MEAN, _STD = 0.5, 0.25
 
 
-def gaussian_noise(n: int, *, channels: int, size: int, seed: int) -> Tensor:
-    """Every value normal (mean 0.5, deviation 0.25 in [0, 1] units), clipped, in uint8."""
-    generator = torch.Generator().manual_seed(seed)
-    noise = torch.randn((n, channels, size, size), generator=generator)
-    return (255 * (GAUSSIAN_MEAN + GAUSSIAN_STD * noise)).round().clamp(0, 255).to(torch.uint8)
+class UniformSource(DrawnSource):
+    """Noise: every channel of every pixel uniform over the 256 grey levels."""
+
+    source: Literal["uniform"] = "uniform"
+
+    def draw(self, shape: tuple[int, int, int, int], *, field: str) -> Tensor:
+        """See `DrawnSource`."""
+        import torch
+
+        generator = torch.Generator().manual_seed(self.seed)
+        return torch.randint(256, shape, generator=generator, dtype=torch.uint8)
+
+
+class GaussianSource(DrawnSource):
+    """Noise: normal with mean 0.5 and deviation 0.25, clipped to [0, 1], in 256 grey levels."""
+
+    source: Literal["gaussian"] = "gaussian"
+
+    def draw(self, shape: tuple[int, int, int, int], *, field: str) -> Tensor:
+        """See `DrawnSource`."""
+        import torch
+
+        noise = torch.randn(shape, generator=torch.Generator().manual_seed(self.seed))
+        return (255 * (_MEAN + _STD * noise)).round().clamp(0, 255).to(torch.uint8)

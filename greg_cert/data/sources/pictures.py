@@ -1,23 +1,49 @@
-"""The pictures that lie inside the installed scikit-image and scikit-learn.
+"""Random crops of the pictures that lie inside the installed scikit-image and scikit-learn.
 
-They are read from the packages' folders, never through `skimage.data`, which may download.
+They are read from the packages' folders, never through `skimage.data`, which may download. No
+picture is in two of the sources: a model trained on one is tested on the others.
 """
 
 from __future__ import annotations
 
 from importlib.util import find_spec
 from pathlib import Path
+from typing import TYPE_CHECKING, ClassVar, Literal
 
-from torch import Tensor
-
-from greg_cert.data.files.decode import decode_image
 from greg_cert.data.reject import data_error
+from greg_cert.data.sources.base import DrawnSource
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 _FOLDER = {"skimage": "data", "sklearn": "datasets/images"}
 
-# No picture is in two groups: a model trained on one is tested on the others.
-GROUPS: dict[str, tuple[str, ...]] = {
-    "photographs": (
+
+class _PictureSource(DrawnSource):
+    pictures: ClassVar[tuple[str, ...]]
+
+    def draw(self, shape: tuple[int, int, int, int], *, field: str) -> Tensor:
+        """See `DrawnSource`."""
+        from greg_cert.data.files.decode import decode_image
+        from greg_cert.data.sources.crops import random_crops
+
+        n, channels, size, _ = shape
+        pictures = [decode_image(bundled_file(p, field=field), field=field) for p in self.pictures]
+        try:
+            return random_crops(pictures, n=n, size=size, channels=channels, seed=self.seed)
+        except ValueError as error:
+            raise data_error(f"{field}.n", "that many varied crops to exist", n) from error
+
+    def holds(self) -> frozenset[str]:
+        """See `DataSource`."""
+        return frozenset(self.pictures)
+
+
+class PhotographsSource(_PictureSource):
+    """Random crops of the photographs that scikit-image and scikit-learn bring with them."""
+
+    source: Literal["photographs"] = "photographs"
+    pictures = (
         "skimage/astronaut.png",
         "skimage/camera.png",
         "skimage/cell.png",
@@ -34,11 +60,21 @@ GROUPS: dict[str, tuple[str, ...]] = {
         "skimage/rocket.jpg",
         "sklearn/china.jpg",
         "sklearn/flower.jpg",
-    ),
-    "textures": ("skimage/brick.png", "skimage/grass.png", "skimage/gravel.png"),
-    "text": ("skimage/page.png", "skimage/text.png"),
-    "faces": ("skimage/lfw_subset.npy",),
-}
+    )
+
+
+class TexturesSource(_PictureSource):
+    """Random crops of scikit-image's brick, grass and gravel."""
+
+    source: Literal["textures"] = "textures"
+    pictures = ("skimage/brick.png", "skimage/grass.png", "skimage/gravel.png")
+
+
+class TextSource(_PictureSource):
+    """Random crops of scikit-image's scanned page and photographed text."""
+
+    source: Literal["text"] = "text"
+    pictures = ("skimage/page.png", "skimage/text.png")
 
 
 def bundled_file(name: str, *, field: str) -> Path:
@@ -61,8 +97,3 @@ def bundled_file(name: str, *, field: str) -> Path:
         found,
         hint="Reinstall the package, or choose another source",
     )
-
-
-def read_pictures(group: str, *, field: str) -> list[Tensor]:
-    """The pictures of a group at full resolution: uint8 (1 or 3, H, W) each."""
-    return [decode_image(bundled_file(n, field=field), field=field) for n in GROUPS[group]]

@@ -8,23 +8,19 @@ from __future__ import annotations
 
 import os
 import warnings
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-import numpy as np
-import torch
-from torch import Tensor
-
-from greg_cert.data.files.encoded import FolderFiles, Names
-from greg_cert.data.files.file_sets import load_files
-from greg_cert.data.files.listing import Listing
-from greg_cert.data.files.on_disk import FileImages
-from greg_cert.data.gather import pick
-from greg_cert.data.labels import check_labels, limited_labels
 from greg_cert.data.reject import data_error
-from greg_cert.data.schema import TorchvisionSource
-from greg_cert.data.types import ImageSet
+from greg_cert.data.sources.base import Crop, DataSource, Keep, Request
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+    from torch import Tensor
+
+    from greg_cert.data.types import Images
 
 
 @dataclass(frozen=True)
@@ -34,16 +30,22 @@ class _Known:
     Attributes:
         home: What its files are called below `root`.
         page: Where to get them by hand.
-        photographs: Whether it is a list of image files of all sizes, rather than one array.
+        photographs: Path and label of each image file, where it is no array of images.
         splits: What torchvision calls our `train` and `test`; None where it takes `train=`.
         more: Further arguments.
+        classes: How many there are, where torchvision has no names for them.
     """
 
     home: str
     page: str
-    photographs: bool = False
+    photographs: Callable[[Any], Iterable[tuple[str, int]]] | None = None
     splits: dict[str, str] | None = None
     more: tuple[tuple[str, Any], ...] = ()
+    classes: int = 10
+
+
+def _listed(dataset: Any) -> Iterable[tuple[str, int]]:
+    return zip(dataset._image_files, dataset._labels, strict=True)
 
 
 _SAME = {"train": "train", "test": "test"}
@@ -54,82 +56,130 @@ _KNOWN = {
     "CIFAR100": _Known(
         "cifar-100-python", "https://www.cs.toronto.edu/~kriz/cifar-100-python.tar.gz"
     ),
-    "DTD": _Known("dtd", "https://www.robots.ox.ac.uk/~vgg/data/dtd/", True, _SAME),
+    "DTD": _Known("dtd", "https://www.robots.ox.ac.uk/~vgg/data/dtd/", _listed, _SAME),
     "EMNIST": _Known(
         "EMNIST",
         "https://biometrics.nist.gov/cs_links/EMNIST/gzip.zip",
         more=(("split", "letters"),),
     ),
     "FashionMNIST": _Known("FashionMNIST", "https://github.com/zalandoresearch/fashion-mnist"),
-    "Food101": _Known("food-101", "http://data.vision.ee.ethz.ch/cvl/food-101.tar.gz", True, _SAME),
-    "GTSRB": _Known("gtsrb", "https://benchmark.ini.rub.de/gtsrb_dataset.html", True, _SAME),
+    "Food101": _Known(
+        "food-101", "http://data.vision.ee.ethz.ch/cvl/food-101.tar.gz", _listed, _SAME
+    ),
+    "GTSRB": _Known(
+        "gtsrb",
+        "https://benchmark.ini.rub.de/gtsrb_dataset.html",
+        lambda dataset: dataset._samples,
+        _SAME,
+        classes=43,
+    ),
     "KMNIST": _Known("KMNIST", "http://codh.rois.ac.jp/kmnist/"),
     "MNIST": _Known("MNIST", "https://ossci-datasets.s3.amazonaws.com/mnist/"),
     "Places365": _Known(
         "{split}_256",
         "http://places2.csail.mit.edu/download.html",
-        True,
+        lambda dataset: dataset.imgs,
         {"train": "train-standard", "test": "val"},
         (("small", True),),
     ),
     "STL10": _Known("stl10_binary", "https://cs.stanford.edu/~acoates/stl10/", splits=_SAME),
     "SVHN": _Known("{split}_32x32.mat", "http://ufldl.stanford.edu/housenumbers/", splits=_SAME),
 }
+if TYPE_CHECKING:
+    Name = str
+else:
+    Name = Literal[tuple(_KNOWN)]
 
 
-def home(source: TorchvisionSource) -> Path:
-    """The file or folder that torchvision reads the set from."""
-    known = _KNOWN[source.dataset]
-    if source.dataset == "Places365" and source.split == "train":
-        return source.root.expanduser() / "data_256_standard"
-    split = (known.splits or _SAME)[source.split]
-    return source.root.expanduser() / known.home.format(split=split)
+class TorchvisionSource(DataSource):
+    """A set that torchvision reads from `root`, and downloads on request."""
 
+    labelled: ClassVar[bool] = True
 
-def load_torchvision(
-    source: TorchvisionSource,
-    *,
-    field: str,
-    labelled: bool,
-    channels: int | None,
-    size: int | None,
-) -> ImageSet | FileImages:
-    """A torchvision set; photographs are resized as they are read, the rest keep their size.
-
-    Raises:
-        DataError: The files are missing, damaged or changed, or could not be downloaded.
+    source: Literal["torchvision"] = "torchvision"
+    dataset: Name
+    """Its name in torchvision. EMNIST is its letters, Places365 its 256x256 images (test: the
+    validation split).
     """
-    section, field = field, f"{field}.root"
-    dataset = _open(source, field=field)
-    if _KNOWN[source.dataset].photographs:
-        listing = _photographs(dataset, source)
-        if labelled:
-            _check_classes(listing.labels, listing.classes, source, field=field)
-        return load_files(
-            listing,
-            source,
-            field=section,
-            place=field,
-            labelled=labelled,
-            channels=channels,
-            size=size,
-        )
-    if source.keep == "disk" or source.crop != 1:
-        name = "keep: disk" if source.keep == "disk" else f"crop: {source.crop:g}"
-        sets = ", ".join(name for name, known in _KNOWN.items() if known.photographs)
-        raise data_error(section, f"that only with sets of photographs ({sets})", name)
-    labels, classes = _labels_of_array(dataset, source)
-    targets = check_labels(labels, len(dataset), field=field) if labelled else None
-    chosen = pick(len(dataset), source.limit, source.seed)
-    images = _array(dataset, source, chosen)
-    if targets is None:
-        return ImageSet(source.title, images)
-    _check_classes(labels, classes, source, field=field)
-    kept = limited_labels(targets, chosen, field=section)
-    return ImageSet(source.title, images, kept, classes)
+    root: Path
+    """Folder that holds, or is to hold, its files."""
+    split: Literal["train", "test"]
+    """Which of its images."""
+    download: bool = False
+    """Whether it may be fetched."""
+    crop: Crop = 1.0
+    """As for folders; only for the sets of photographs (DTD, Food101, GTSRB, Places365)."""
+    keep: Keep = "auto"
+    """As for folders; only for the sets of photographs."""
+
+    def _default_title(self) -> str:
+        return self.dataset.lower()
+
+    def home(self) -> Path:
+        """The file or folder that torchvision reads the set from."""
+        root = self.root.expanduser()
+        if self.dataset == "Places365" and self.split == "train":
+            return root / "data_256_standard"
+        known = _KNOWN[self.dataset]
+        return root / known.home.format(split=(known.splits or _SAME)[self.split])
+
+    def place(self) -> Path:
+        """See `DataSource`."""
+        return self.home().resolve()
+
+    def holds(self) -> frozenset[str]:
+        """See `DataSource`; two splits lie in one place."""
+        return frozenset({f"{self.dataset}'s {self.split} split"})
+
+    def load(self, request: Request) -> Images:
+        """The set; photographs are resized as they are read, the rest keep their size.
+
+        Raises:
+            DataError: The files are missing, damaged or changed, or could not be downloaded.
+        """
+        import numpy as np
+
+        from greg_cert.data.files.encoded import Files
+        from greg_cert.data.files.file_sets import load_files
+        from greg_cert.data.files.listing import Listing
+        from greg_cert.data.labels import sound_labels
+        from greg_cert.data.splits import pick
+        from greg_cert.data.types import ImageSet
+
+        known, field = _KNOWN[self.dataset], f"{request.field}.root"
+        dataset = _open(self, field=field)
+        if known.photographs is None and (self.keep == "disk" or self.crop != 1):
+            name = "keep: disk" if self.keep == "disk" else f"crop: {self.crop:g}"
+            sets = ", ".join(name for name, k in _KNOWN.items() if k.photographs)
+            raise data_error(request.field, f"that only with sets of photographs ({sets})", name)
+        names: list[str] = []
+        if known.photographs is not None:
+            root = str(self.root.expanduser())
+            pairs = list(known.photographs(dataset))
+            names = [os.path.relpath(path, root).replace(os.sep, "/") for path, _ in pairs]
+            labels = np.array([label for _, label in pairs], dtype=np.int64)
+        else:
+            labels = np.asarray(dataset.targets if hasattr(dataset, "targets") else dataset.labels)
+        classes = tuple(getattr(dataset, "classes", None) or map(str, range(known.classes)))
+        if self.dataset == "EMNIST":  # its letters count from 1
+            labels, classes = labels.astype(np.int64) - 1, classes[1:]
+        chosen = pick(len(dataset), self.limit, self.seed)
+        kept = None
+        if request.labelled:
+            count, section = len(dataset), request.field
+            kept = sound_labels(labels, count, chosen, place=field, field=section)
+            if len(classes) != int(labels.max()) + 1:
+                found = f"labels up to {int(labels.max())}"
+                raise data_error(field, f"all {len(classes)} classes of {self.dataset}", found)
+        if names:
+            listing = Listing(Files(root, names), np.arange(len(names)), labels, classes)
+            return load_files(listing, self, request, place=field, crop=self.crop, keep=self.keep)
+        images = _array(dataset, self, chosen)
+        return ImageSet(self.title, images, kept, classes if request.labelled else None)
 
 
 def _open(source: TorchvisionSource, *, field: str) -> Any:
+    import numpy as np
     from torchvision import datasets
 
     known = _KNOWN[source.dataset]
@@ -151,14 +201,17 @@ def _open(source: TorchvisionSource, *, field: str) -> Any:
         )
         raise data_error(
             field,
-            f"{source.dataset}'s {source.split} files, unchanged, at {str(home(source))!r}",
+            f"{source.dataset}'s {source.split} files, unchanged, at {str(source.home())!r}",
             f"{type(error).__name__}: {error}",
             hint=remedy,
         ) from error
 
 
-def _array(dataset: Any, source: TorchvisionSource, chosen: np.ndarray[Any, Any]) -> Tensor:
+def _array(dataset: Any, source: TorchvisionSource, chosen: NDArray[Any]) -> Tensor:
     """The chosen images, uint8 (N, C, H, W)."""
+    import numpy as np
+    import torch
+
     images = torch.as_tensor(np.asarray(dataset.data)[chosen])
     if source.dataset == "EMNIST":
         images = images.mT  # it is stored by columns
@@ -167,37 +220,3 @@ def _array(dataset: Any, source: TorchvisionSource, chosen: np.ndarray[Any, Any]
     elif images.shape[-1] == 3:  # CIFAR's (N, H, W, 3); SVHN and STL10 are (N, 3, H, W)
         images = images.permute(0, 3, 1, 2)
     return images.contiguous()
-
-
-def _labels_of_array(
-    dataset: Any, source: TorchvisionSource
-) -> tuple[np.ndarray[Any, Any], tuple[str, ...]]:
-    labels = np.asarray(dataset.targets if hasattr(dataset, "targets") else dataset.labels)
-    classes = tuple(getattr(dataset, "classes", map(str, range(10))))  # SVHN has digits
-    if source.dataset == "EMNIST":  # its letters count from 1
-        return labels.astype(np.int64) - 1, classes[1:]
-    return labels, classes
-
-
-def _photographs(dataset: Any, source: TorchvisionSource) -> Listing:
-    """The files of a set of photographs, without opening one."""
-    if source.dataset == "Places365":
-        pairs = dataset.imgs
-    elif source.dataset == "GTSRB":
-        pairs = dataset._samples
-    else:  # DTD, Food101
-        pairs = list(zip(dataset._image_files, dataset._labels, strict=True))
-    labels = np.array([label for _, label in pairs], dtype=np.int64)
-    classes = getattr(dataset, "classes", None) or map(str, range(43))  # GTSRB numbers its signs
-    root = str(source.root.expanduser())
-    names = Names(os.path.relpath(path, root) for path, _ in pairs)
-    rows = np.arange(len(names), dtype=np.int64)
-    return Listing(FolderFiles(root, names), rows, labels, tuple(classes))
-
-
-def _check_classes(
-    labels: np.ndarray[Any, Any], classes: tuple[str, ...], source: TorchvisionSource, *, field: str
-) -> None:
-    if len(classes) != int(labels.max()) + 1:
-        found = f"labels up to {int(labels.max())}"
-        raise data_error(field, f"all {len(classes)} classes of {source.dataset}", found)

@@ -11,12 +11,11 @@ from PIL import Image
 
 from greg_cert.data.files import archives
 from greg_cert.data.files.archives import close_archives
-from greg_cert.data.files.folders import load_folder
-from greg_cert.data.schema import FolderSource
+from greg_cert.data.sources.base import Request
+from greg_cert.data.sources.folder import FolderSource
 from greg_cert.errors import DataError
 
 RNG = np.random.default_rng(0)
-SHARED = Path(__file__).parents[4] / "shared" / "data"
 KINDS = [".tar", ".tar.gz", ".tar.xz", ".tar.bz2", ".zip"]
 
 
@@ -65,7 +64,7 @@ def unpack(root: Path) -> Path:
 def read(path: Path, *, labelled: bool = True, size: int | None = None, **options: Any) -> Any:
     source = FolderSource.model_validate({"path": path, **options})
     channels = None if size is None else 3
-    return load_folder(source, field="data.id", labelled=labelled, channels=channels, size=size)
+    return source.load(Request("data.id", "id" if labelled else "ood", channels, size))
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -168,15 +167,3 @@ def test_misplaced_folders_in_archives(tmp_path: Path) -> None:
     twice = {**CONTENT, "set/train/./ant/0.png": png()}
     with pytest.raises(DataError, match="a name stands in it twice"):
         read(write(tmp_path / "c.tar", twice), inside="set/train")
-
-
-@pytest.mark.skipif(not (SHARED / "cifar10-jpeg.tar.xz").is_file(), reason=f"not in {SHARED}")
-def test_cifar10_from_the_shared_folder() -> None:
-    path = SHARED / "cifar10-jpeg.tar.xz"
-    test = read(path, inside="cifar10/test", name="cifar10-test")
-    assert test.images.shape == (5000, 3, 32, 32)
-    assert torch.equal(torch.bincount(test.labels), torch.full((10,), 500))
-    few = read(path, inside="cifar10/train", limit=500)
-    close_archives()
-    assert (len(few), few.classes) == (500, test.classes)
-    assert test.pixels().mean().item() == pytest.approx(0.473, abs=0.01)

@@ -1,3 +1,4 @@
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -9,8 +10,8 @@ from pydantic import ValidationError
 from greg_cert.data import DataConfig, load_data
 from greg_cert.data.disjoint import check_disjoint
 from greg_cert.data.files.class_lists import CLASS_LISTS
-from greg_cert.data.files.folders import load_folder
-from greg_cert.data.schema import FolderSource
+from greg_cert.data.sources.base import Request
+from greg_cert.data.sources.folder import FolderSource
 from greg_cert.errors import DataError
 
 NAMES = ("ant", "bee", "cow", "dog", "elk")
@@ -29,7 +30,7 @@ def root(tmp_path: Path) -> Path:
 
 def read(root: Path, **options: Any) -> Any:
     source = FolderSource.model_validate({"path": root, **options})
-    return load_folder(source, field="data.id", labelled=True, channels=None, size=None)
+    return source.load(Request("data.id", "id"))
 
 
 def test_classes_are_labelled_in_the_order_they_are_listed(root: Path, tmp_path: Path) -> None:
@@ -95,9 +96,10 @@ def test_published_lists() -> None:
 
 
 def test_gregs_classes_follow_its_rule() -> None:
-    from importlib.resources import files
-
-    resources = files("pytorch_ood") / "dataset" / "img" / "resources"
+    package = find_spec("pytorch_ood")  # not imported, which takes seconds
+    assert package is not None
+    assert package.origin is not None
+    resources = Path(package.origin).parent / "dataset" / "img" / "resources"
     ids: list[str] = []
     for name in ("imagenet200_classes.txt", "imagenet800_classes.txt"):
         if not (resources / name).is_file():

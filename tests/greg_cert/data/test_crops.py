@@ -2,8 +2,14 @@ import pytest
 import torch
 from torch.nn.functional import adaptive_avg_pool2d
 
+from greg_cert.data.files.decode import decode_image
 from greg_cert.data.sources.crops import area_crops, random_crops
-from greg_cert.data.sources.pictures import GROUPS, read_pictures
+from greg_cert.data.sources.pictures import (
+    PhotographsSource,
+    TextSource,
+    TexturesSource,
+    bundled_file,
+)
 
 
 def picture(height: int, width: int, channels: int = 1, seed: int = 0) -> torch.Tensor:
@@ -71,19 +77,20 @@ def test_flat_parts_are_left_out_and_flat_pictures_refused() -> None:
         )
 
 
-def test_scales_are_log_uniform() -> None:
+def test_scales_are_log_uniform(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("greg_cert.data.sources.crops._MIN_CONTRAST", 0)
     # A ramp of slope 1 shows its crop's side: the mean step between neighbours is side / size.
     ramp = torch.arange(256, dtype=torch.uint8).expand(1, 256, 256).contiguous()
-    crops = random_crops([ramp], n=4000, size=8, channels=1, seed=0, min_contrast=0).double()
+    crops = random_crops([ramp], n=4000, size=8, channels=1, seed=0).double()
     side = (crops[..., -1] - crops[..., 0]).mean(dim=(1, 2)).abs() * 8 / 7
     below = [(side < s).double().mean().item() for s in (16, 32, 64, 128)]
     assert below == pytest.approx([0.2, 0.4, 0.6, 0.8], abs=0.04)
 
 
-def test_the_bundled_pictures_are_all_there_and_in_one_group_each() -> None:
-    names = [name for group in GROUPS.values() for name in group]
-    assert len(names) == len(set(names))
-    for group in ("photographs", "textures", "text"):
-        pictures = read_pictures(group, field="data.aux")
-        assert len(pictures) == len(GROUPS[group])
-        assert all(p.dtype == torch.uint8 and p.shape[0] in (1, 3) for p in pictures)
+def test_the_bundled_pictures_are_all_there_and_in_one_source_each() -> None:
+    groups = [source().holds() for source in (PhotographsSource, TexturesSource, TextSource)]
+    assert [len(group) for group in groups] == [16, 3, 2]
+    assert len(frozenset().union(*groups)) == 21
+    for name in frozenset().union(*groups):
+        picture = decode_image(bundled_file(name, field="data.aux"), field="data.aux")
+        assert picture.dtype == torch.uint8

@@ -14,8 +14,8 @@ from PIL import Image, ImageOps
 
 from greg_cert.cli.predict import read_image
 from greg_cert.data.files.decode import decode_bytes
-from greg_cert.data.files.folders import load_folder
-from greg_cert.data.schema import FolderSource
+from greg_cert.data.sources.base import Request
+from greg_cert.data.sources.folder import FolderSource
 from greg_cert.errors import DataError
 
 RNG = np.random.default_rng(0)
@@ -70,7 +70,7 @@ def test_every_way_to_an_image_turns_it(tmp_path: Path) -> None:
     for path, more in (("set", {}), ("set.tar", {}), ("set", {"keep": "disk"})):
         source = FolderSource.model_validate({"path": tmp_path / path, **more})
         size = 4 if more else None
-        found = load_folder(source, field="f", labelled=False, channels=3, size=size).stored()
+        found = source.load(Request("f", "ood", 3, size)).stored()
         assert (found[0].float() - found[1].float()).abs().max() < 60  # JPEG is lossy
         assert (found[0].float() - found[1].rot90(dims=(1, 2)).float()).abs().max() > 60
     one, other = (read_image(tmp_path / "set" / f"{i}.jpg", 3, 6) for i in range(2))

@@ -13,10 +13,10 @@ from PIL import Image
 
 from greg_cert.data import DataConfig, DataSplits, load_data
 from greg_cert.data.duplicates import shared_files
-from greg_cert.data.files.encoded import BEGIN
-from greg_cert.data.files.folders import load_folder
+from greg_cert.data.files.encoded import BEGIN, Files
 from greg_cert.data.files.on_disk import FileImages
-from greg_cert.data.schema import FolderSource
+from greg_cert.data.sources.base import Request
+from greg_cert.data.sources.folder import FolderSource
 from greg_cert.errors import DataError
 from greg_cert.runs.subjects import OtherOod, open_subject
 
@@ -31,7 +31,7 @@ def random_pictures(n: int) -> list[Image.Image]:
 def save(folder: Path, pictures: list[Image.Image], kind: str = "png", first: int = 0) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     for i, picture in enumerate(pictures, first):
-        picture.save(folder / f"{i}.{kind}")
+        picture.save(folder / f"{i}.{kind}", lossless=True)  # of WebP
     return folder
 
 
@@ -43,19 +43,17 @@ def known(tmp_path: Path) -> Path:
     return tmp_path / "id"
 
 
-def load(known: Path, keep: str = "memory", **more: Any) -> DataSplits:
-    def source(path: Path, **options: Any) -> dict[str, Any]:
-        return {"source": "folder", "path": path, "keep": keep, **options}
+def load(known: Path, keep: str = "memory", shared: str = "refuse", **more: Any) -> DataSplits:
+    """Arrays or folders by their paths; `keep` of the ID set and, after a slash, of the others."""
+    keep, _, other = keep.partition("/")
 
-    parts = {
-        name: [source(p) for p in value] if isinstance(value, list) else source(value)
-        for name, value in more.items()
-        if isinstance(value, (Path, list))
-    }
-    rest = {name: value for name, value in more.items() if name not in parts}
-    shape = {"image_size": 12, "channels": 3}
-    config = {"id": source(known), **shape, **parts, **rest}
-    return load_data(DataConfig.model_validate(config))
+    def source(path: Path, keep: str = other or keep) -> dict[str, Any]:
+        kind = "array" if path.suffix == ".npy" else "folder"
+        return {"source": kind, "path": path, "keep": keep}
+
+    parts = {k: [*map(source, v)] if k == "ood" else source(v) for k, v in more.items()}
+    shape = {"image_size": 12, "channels": 3, "shared": shared}
+    return load_data(DataConfig.model_validate({"id": source(known, keep), **shape, **parts}))
 
 
 def pictures_of(folder: Path) -> list[Image.Image]:
@@ -63,43 +61,28 @@ def pictures_of(folder: Path) -> list[Image.Image]:
 
 
 @pytest.mark.parametrize("keep", KEEPS)
-@pytest.mark.parametrize("how", ["bytes", "bmp", "webp", "other order"])
+@pytest.mark.parametrize("how", ["bytes", "bmp", "webp", "other order", "array"])
 def test_an_ood_set_of_copies_of_id_images(
     known: Path, tmp_path: Path, keep: str, how: str
 ) -> None:
     """All of them, so that each split has a copy there; the same bytes, or only the same pixels."""
-    other = tmp_path / "ood"
-    if how == "bytes":
+    other = tmp_path / ("ood.npy" if how == "array" else "ood")
+    pictures = pictures_of(known)
+    if how == "array":
+        np.save(other, np.stack([np.array(picture) for picture in pictures]) / 255.0)
+    elif how == "bytes":
         other.mkdir()
         for i, path in enumerate(sorted(known.glob("*/*.png"))):
             shutil.copy(path, other / f"{i}.png")
     elif how == "other order":
-        save(other, pictures_of(known)[::-1])
-    elif how == "webp":
-        other.mkdir()
-        for i, picture in enumerate(pictures_of(known)):
-            picture.save(other / f"{i}.webp", lossless=True)
+        save(other, pictures[::-1])
     else:
-        save(other, pictures_of(known), "bmp")
+        save(other, pictures, how)
     with pytest.raises(DataError, match=r"^data\.ood\[0\]: expected no image .* in data\.id,"):
         load(known, keep, ood=[other])
 
 
-@pytest.mark.parametrize("keep", KEEPS)
-def test_an_array_of_the_pixels_of_id_images(known: Path, tmp_path: Path, keep: str) -> None:
-    pixels = np.stack([np.array(picture) for picture in pictures_of(known)])
-    np.save(tmp_path / "ood.npy", pixels / 255.0)
-    config = {
-        "id": {"source": "folder", "path": known, "keep": keep},
-        "ood": [{"source": "array", "path": tmp_path / "ood.npy", "keep": keep}],
-        "image_size": 12,
-        "channels": 3,
-    }
-    with pytest.raises(DataError, match=r"^data\.ood\[0\]: expected no image .* in data\.id,"):
-        load_data(DataConfig.model_validate(config))
-
-
-@pytest.mark.parametrize("keep", KEEPS)
+@pytest.mark.parametrize("keep", [*KEEPS, "memory/disk", "disk/memory"])
 @pytest.mark.parametrize("kind", ["png", "bmp"])
 def test_a_few_copies_are_found_and_dropped(
     known: Path, tmp_path: Path, keep: str, kind: str
@@ -159,7 +142,7 @@ def test_copies_within_the_id_set_do_not_fall_into_two_splits(known: Path, keep:
     assert not sets[1] & sets[2]
     for name in ("train", "calibration", "test"):
         assert len(parts.indices[name]) == len(getattr(parts, name))
-    whole = load_folder(FolderSource(path=known), field="f", labelled=True, channels=3, size=12)
+    whole = FolderSource(path=known).load(Request("f", "id", 3, 12))
     assert torch.equal(whole.stored(parts.indices["train"]), parts.train.stored())
 
 
@@ -172,15 +155,6 @@ def test_the_same_file_in_another_crop_is_the_same(known: Path, tmp_path: Path) 
     config = {"id": {"source": "folder", "path": known}, "image_size": 12, "ood": [source]}
     with pytest.raises(DataError, match=r"^data\.ood\[0\]: .*, but got 1 of 4 "):
         load_data(DataConfig.model_validate(config))
-
-
-def test_a_re_encoded_set_on_disk_is_found_by_a_sample(
-    known: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("greg_cert.data.duplicates.SAMPLED", 15)
-    other = save(tmp_path / "ood", pictures_of(known), "bmp")
-    with pytest.raises(DataError, match=r"looked at of 'ood' .* Set keep: memory"):
-        load(known, "disk", ood=[other], shared="drop")
 
 
 def test_only_files_that_begin_alike_are_read_whole(
@@ -196,26 +170,19 @@ def test_only_files_that_begin_alike_are_read_whole(
     (tmp_path / "b").mkdir()
     shutil.copy(tmp_path / "a" / "0.bmp", tmp_path / "b" / "0.bmp")
     a, b = (
-        load_folder(
-            FolderSource(path=tmp_path / n, keep="disk"),
-            field="f",
-            labelled=False,
-            channels=3,
-            size=12,
-        )
-        for n in "ab"
+        FolderSource(path=tmp_path / n, keep="disk").load(Request("f", "ood", 3, 12)) for n in "ab"
     )
     assert isinstance(a, FileImages)
     assert isinstance(b, FileImages)
     read: list[int] = []
-    original = FileImages._content
+    original = Files.read
 
-    def noted(self: FileImages, row: int, most: int = -1) -> bytes:
-        if most < 0 and self is a:
+    def noted(self: Files, row: int, most: int) -> bytes:
+        if most < 0 and self is a.files:
             read.append(row)
         return original(self, row, most)
 
-    monkeypatch.setattr(FileImages, "_content", noted)
+    monkeypatch.setattr(Files, "read", noted)
     assert shared_files(a, b).tolist() == [True, False, False, False]
     assert sorted(read) == [0, 1]  # of which 1 differs at its end
 

@@ -5,12 +5,12 @@ import numpy as np
 import pytest
 import torch
 
-from greg_cert.data import DataConfig, DataSplits, load_data
-from greg_cert.data.duplicates import shared_images
-from greg_cert.data.sources.bundled import load_faces
+from greg_cert.data import DataConfig, DataSplits, ImageSet, load_data
+from greg_cert.data.duplicates import without_shared
+from greg_cert.data.sources.base import Request
+from greg_cert.data.sources.faces import FacesSource
 from greg_cert.errors import DataError
 
-MNIST = Path(__file__).parents[4] / "shared" / "data" / "mnist.npz"
 RNG = np.random.default_rng(0)
 
 
@@ -82,7 +82,7 @@ def test_size_and_channels_on_request() -> None:
 
 
 def test_only_the_half_of_lfw_subset_that_shows_faces_is_used() -> None:
-    patches = load_faces("faces", field="data.id").images
+    patches = FacesSource().load(Request("data.id", "ood", 1, 25)).stored()
     assert patches.shape == (100, 1, 25, 25)
     # Each resembles the mean face: its correlation with it is high for faces, and no face is odd.
     flat = patches.flatten(1)
@@ -148,23 +148,12 @@ def test_test_images_among_the_training_images(tmp_path: Path) -> None:
         load(id=whole, id_test=whole, shared="drop")
 
 
-def test_auxiliary_images_among_the_test_outliers(tmp_path: Path) -> None:
-    aux, ood = images(30), images(20)
-    ood[4] = aux[29]
-    np.save(tmp_path / "aux.npy", aux)
-    np.save(tmp_path / "ood.npy", ood / 255.0)  # the same grey levels, stored in another way
-    parts: dict[str, Any] = {
-        "aux": {"source": "array", "path": tmp_path / "aux.npy"},
-        "ood": [{"source": "faces"}, {"source": "array", "path": tmp_path / "ood.npy"}],
-    }
-    with pytest.raises(
-        DataError, match=r"^data\.aux: .* data\.ood\[1\], but got 1 of 30 of 'aux' "
-    ):
-        load(**parts)
-    kept = load(**parts, shared="drop")
-    assert kept.aux is not None
-    assert np.array_equal(kept.aux.images.numpy()[:, 0], aux[:29])
-    assert len(kept.ood["ood"]) == 20
+def shared(images: torch.Tensor, others: torch.Tensor) -> torch.Tensor:
+    """Which of the images are dropped for one of the others, beside one that never is."""
+    kept = torch.arange(images[0].numel()).reshape(1, *images[0].shape) + 100
+    sets = ImageSet("a", torch.cat([images, kept.to(images.dtype)])), ImageSet("b", others)
+    left = without_shared(*sets, fields=("a", "b"), policy="drop")
+    return ~torch.isin(torch.arange(len(images)), left)
 
 
 def test_shared_images_agree_with_comparing_every_pair() -> None:
@@ -175,13 +164,13 @@ def test_shared_images_agree_with_comparing_every_pair() -> None:
     constant = (first.flatten(1) == first.flatten(1)[:, :1]).all(dim=1)
     equal = (first[:, None] == second[None]).flatten(2).all(dim=2).any(dim=1)
     assert constant.any()
-    assert torch.equal(shared_images(first, second), equal & ~constant)
+    assert torch.equal(shared(first, second), equal & ~constant)
 
 
 def test_floats_are_compared_at_the_nearest_grey_level() -> None:
     levels = torch.from_numpy(images(5))[:, None]
-    assert shared_images(levels, (levels / 255 - 1e-3).clamp(min=0)).all()
-    assert not shared_images(levels, (levels / 255 - 3e-3).clamp(min=0)).any()
+    assert shared(levels, (levels / 255 - 1e-3).clamp(min=0)).all()
+    assert not shared(levels, (levels / 255 - 3e-3).clamp(min=0)).any()
 
 
 def test_a_test_set_with_other_classes(tmp_path: Path) -> None:
@@ -209,26 +198,3 @@ def test_errors_carry_the_path_of_their_field(tmp_path: Path) -> None:
             load(**parts)
         assert str(error.value).startswith(f"{field}.path: expected ")
         assert "nowhere.npz" in str(error.value)
-
-
-@pytest.mark.skipif(not MNIST.is_file(), reason=f"{MNIST} is not there")
-def test_mnist_from_the_shared_folder() -> None:
-    def source(part: str) -> dict[str, object]:
-        return {
-            "source": "array",
-            "path": MNIST,
-            "images": f"{part}_images",
-            "labels": f"{part}_labels",
-            "name": f"mnist-{part}",
-            "limit": 2000,
-        }
-
-    parts = load(id=source("train"), id_test=source("test"))
-    assert len(parts.train) + len(parts.calibration) == len(parts.test) == 2000
-    assert (parts.num_classes, parts.channels, parts.image_size) == (10, 1, 28)
-    with np.load(MNIST, allow_pickle=False) as file:
-        stored = {image.tobytes(): label for image, label in
-                  zip(file["train_images"], file["train_labels"], strict=True)}  # fmt: skip
-    assert parts.train.labels is not None
-    for image, label in zip(parts.train.images, parts.train.labels.tolist(), strict=True):
-        assert stored[image.numpy().tobytes()] == label

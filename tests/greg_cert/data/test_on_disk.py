@@ -8,10 +8,10 @@ from PIL import Image
 
 from greg_cert.data import DataConfig, DataSplits, ImageSet, load_data, prefetch
 from greg_cert.data.duplicates import without_shared
-from greg_cert.data.files.folders import load_folder
 from greg_cert.data.files.on_disk import ArrayImages, FileImages
-from greg_cert.data.schema import ArraySource, FolderSource
-from greg_cert.data.sources.arrays import load_array
+from greg_cert.data.sources.array import ArraySource
+from greg_cert.data.sources.base import Request
+from greg_cert.data.sources.folder import FolderSource
 from greg_cert.errors import DataError
 
 RNG = np.random.default_rng(0)
@@ -30,7 +30,7 @@ def root(tmp_path: Path) -> Path:
 
 def read(root: Path, *, labelled: bool = True, channels: int | None = 3, **options: Any) -> Any:
     source = FolderSource.model_validate({"path": root, **options})
-    return load_folder(source, field="data.id", labelled=labelled, channels=channels, size=24)
+    return source.load(Request("data.id", "id" if labelled else "ood", channels, 24))
 
 
 @pytest.mark.parametrize("crop", [1.0, 0.875])
@@ -56,7 +56,7 @@ def test_imagenets_crop_is_the_centre_of_the_resized_picture(tmp_path: Path) -> 
     ramp = np.linspace(0, 255, 512).round().astype(np.uint8)
     Image.fromarray(np.tile(ramp, (256, 1))).save(tmp_path / "a.png")
     source = FolderSource(path=tmp_path, crop=0.875)
-    found = load_folder(source, field="f", labelled=False, channels=1, size=224)
+    found = source.load(Request("f", "ood", 1, 224))
     expected = torch.from_numpy(ramp[144:368].copy())  # 512 -> 256 in the middle, 224 of that
     assert torch.equal(found.stored()[0, 0, 0], expected)
 
@@ -81,14 +81,6 @@ def test_reading_goes_wrong_later_and_names_the_file(root: Path) -> None:
     with pytest.raises(DataError, match=r"bee/3\.png' \(FileNotFoundError"):
         for _ in prefetch(torch.arange(60).split(10), disk.stored):
             pass
-
-
-def test_prefetched_batches_are_those_read_directly(root: Path) -> None:
-    disk = read(root, keep="disk")
-    order = torch.randperm(60, generator=torch.Generator().manual_seed(0)).split(16)
-    for (indices, images), expected in zip(prefetch(order, disk.stored), order, strict=True):
-        assert indices is expected
-        assert torch.equal(images, disk.stored(expected))
 
 
 def test_fingerprints_see_names_sizes_labels_and_some_content(root: Path, tmp_path: Path) -> None:
@@ -116,28 +108,6 @@ def test_fingerprints_see_names_sizes_labels_and_some_content(root: Path, tmp_pa
     new(read(moved, keep="disk"))
 
 
-def copies(root: Path, other: Path, names: list[str]) -> Path:
-    (other / "x").mkdir(parents=True)
-    for i, name in enumerate(names):
-        (other / "x" / f"{i}.png").write_bytes((root / name).read_bytes())
-    Image.fromarray(RNG.integers(0, 256, (30, 30, 3), dtype=np.uint8)).save(other / "x" / "n.png")
-    return other
-
-
-@pytest.mark.parametrize("keeps", [("disk", "disk"), ("disk", "memory"), ("memory", "disk")])
-def test_copies_of_files_are_found(root: Path, tmp_path: Path, keeps: tuple[str, str]) -> None:
-    other = copies(root, tmp_path / "other", ["ant/3.png", "bee/0.png"])
-    training = read(root, keep=keeps[0])
-    test = read(other, keep=keeps[1], labelled=False)
-    fields = ("data.aux", "data.ood[0]")
-    with pytest.raises(DataError, match=r"^data\.aux: .*2 of 60 of 'set' also in 'other'. Set d"):
-        without_shared(training, test, fields=fields, policy="refuse")
-    kept = without_shared(training, test, fields=fields, policy="drop")
-    left = training.subset(kept)
-    assert len(left) == 58
-    assert len(without_shared(left, test, fields=fields, policy="refuse")) == 58
-
-
 def test_files_and_other_images_are_compared_by_a_sample(
     root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -161,7 +131,7 @@ def test_a_large_array_stays_on_disk(tmp_path: Path) -> None:
 
     def array(channels: int | None = None, size: int | None = None, **options: Any) -> Any:
         source = ArraySource.model_validate({"path": tmp_path / "a.npy", **options})
-        return load_array(source, field="data.aux", labelled=False, channels=channels, size=size)
+        return source.load(Request("data.aux", "aux", channels, size))
 
     disk, memory = array(keep="disk"), array()
     assert isinstance(disk, ArrayImages)
