@@ -12,8 +12,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from greg_cert.certificates.certify_methods import PROOFS, column_of
 from greg_cert.certificates.format import CONTRADICTED
+from greg_cert.certificates.methods import PROOFS, column_of
 from greg_cert.errors import GregCertWarning
 
 if TYPE_CHECKING:

@@ -9,14 +9,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from greg_cert.certificates.certify_methods import (
+from greg_cert.certificates.format import CERTIFIED, REJECTED, UNDECIDED
+from greg_cert.certificates.methods import (
     NO_METHOD,
     PROOFS,
     RADIUS_METHOD,
     STOPPED_BY,
     column_of,
 )
-from greg_cert.certificates.format import CERTIFIED, REJECTED, UNDECIDED
 from greg_cert.errors import UsageError
 from greg_cert.verify.attack.audit import RESTARTS, STEPS, Audit, nearest_attack
 from greg_cert.verify.attack.gradient import first_order_radius

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from greg_cert.certificates.certify_methods import PROOFS
+from greg_cert.certificates.methods import PROOFS
 from greg_cert.errors import UsageError
 from greg_cert.runs.inference import device_of
 from greg_cert.scores import SCORES

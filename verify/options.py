@@ -8,7 +8,7 @@ from dataclasses import dataclass, fields
 from importlib import import_module
 from typing import Any
 
-from greg_cert.certificates.certify_methods import TABLE, chosen_methods
+from greg_cert.certificates.methods import TABLE, chosen_methods
 from greg_cert.errors import UsageError
 from greg_cert.scores import SCORES
 from greg_cert.verify.methods.method import Method, at_least, check_least

@@ -15,8 +15,8 @@ from greg_cert.certificates.certified_metrics import (
     certified_fpr,
     guaranteed_auroc,
 )
-from greg_cert.certificates.certify_methods import RADIUS_METHOD, STOPPED_BY
 from greg_cert.certificates.format import REJECTED, STATUSES
+from greg_cert.certificates.methods import RADIUS_METHOD, STOPPED_BY
 
 
 def id_side(rows: pd.DataFrame) -> dict[str, Any]:

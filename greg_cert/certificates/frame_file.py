@@ -9,7 +9,7 @@ import pandas as pd
 from pandas.api.types import is_bool_dtype, is_integer_dtype, is_numeric_dtype
 
 from greg_cert.certificates.format import CERTIFICATES, CERTIFIED, STATUSES
-from greg_cert.certificates.methods import check_methods
+from greg_cert.certificates.method_columns import check_methods
 from greg_cert.digests import tell_unchecked
 from greg_cert.errors import RunError
 from greg_cert.frames import read_frame as read_table

@@ -10,16 +10,16 @@ import numpy as np
 import pandas as pd
 from pandas.api.types import is_integer_dtype
 
-from greg_cert.certificates.certify_methods import (
+from greg_cert.certificates.format import CERTIFIED, CONTRADICTED, REJECTED
+from greg_cert.certificates.frame_file import PROVEN, RADII, REFUTED
+from greg_cert.certificates.method_columns import METHODS, asked
+from greg_cert.certificates.methods import (
     NO_METHOD,
     PROOFS,
     RADIUS_METHOD,
     STOPPED_BY,
     column_of,
 )
-from greg_cert.certificates.format import CERTIFIED, CONTRADICTED, REJECTED
-from greg_cert.certificates.frame_file import PROVEN, RADII, REFUTED
-from greg_cert.certificates.methods import METHODS, asked
 from greg_cert.certificates.summary_file import Summary
 from greg_cert.errors import RunError
 

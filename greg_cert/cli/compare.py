@@ -50,6 +50,7 @@ def compare(
     Example: greg-cert compare seed1/verify seed2/verify seed3/verify --out seeds --venue eccv
     """
     screen.speak(json=json, quiet=quiet)
+    from greg_cert.certificates.format import CERTIFICATES
     from greg_cert.errors import EngineError
     from greg_cert.report import (
         load_results,
@@ -82,7 +83,7 @@ def compare(
     for note in files.notes:
         screen.note(note)
     screen.out(summary_table(load_results(out)))
-    screen.plain(f"results: {out / 'certificates.parquet'}")
+    screen.plain(f"results: {out / CERTIFICATES}")
     screen.plain(f"report:  {files.html}")
     if done.violations:
         raise EngineError(

@@ -71,7 +71,7 @@ def measured_runs(plan: Plan) -> list[TunedRun]:
         RunError: as `greg_cert.train.fit`.
         DataError: as `greg_cert.data.load_data`.
     """
-    from greg_cert.certificates.certify_methods import PROOFS, chosen_methods
+    from greg_cert.certificates.methods import PROOFS, chosen_methods
     from greg_cert.data import load_data
     from greg_cert.data.withheld import hold_out
     from greg_cert.errors import UsageError

@@ -13,7 +13,7 @@ from pydantic import (
     model_validator,
 )
 
-from greg_cert.certificates.certify_methods import L2_ONLY, METHODS, TABLE, chosen_methods
+from greg_cert.certificates.methods import L2_ONLY, METHODS, TABLE, chosen_methods
 from greg_cert.devices import check_device
 from greg_cert.errors import UsageError
 from greg_cert.section import NormName, Section

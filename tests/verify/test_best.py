@@ -14,7 +14,7 @@ from problems import build, energy_of, points
 from smooth_networks import build_smooth
 from torch import Tensor, nn
 
-from greg_cert.certificates.certify_methods import STOPS
+from greg_cert.certificates.methods import STOPS
 from greg_cert.errors import UsageError
 from greg_cert.verify import Certificates, certify
 from greg_cert.verify.graph.trace import trace_model

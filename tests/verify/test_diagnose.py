@@ -9,7 +9,7 @@ import torch
 from problems import build, points
 from torch import nn
 
-from greg_cert.certificates.certify_methods import PROOFS, STATUS
+from greg_cert.certificates.methods import PROOFS, STATUS
 from greg_cert.errors import EngineError, UnsupportedModelError
 from greg_cert.scores import score_of
 from greg_cert.verify import certify, global_lipschitz_bound

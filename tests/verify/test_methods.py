@@ -12,7 +12,7 @@ from score_oracles import (
     network,
 )
 
-from greg_cert.certificates.certify_methods import STATUS, chosen_methods
+from greg_cert.certificates.methods import STATUS, chosen_methods
 from greg_cert.errors import UsageError
 from greg_cert.verify import certify
 

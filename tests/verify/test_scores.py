@@ -21,8 +21,8 @@ from score_oracles import (
 )
 from torch import Tensor, nn
 
-from greg_cert.certificates.certify_methods import column_of
 from greg_cert.certificates.format import REJECTED
+from greg_cert.certificates.methods import column_of
 from greg_cert.errors import UsageError
 from greg_cert.scores import score_of
 from greg_cert.verify import Certificates, certify

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from greg_cert.certificates.certify_methods import METHODS, PROOFS
+from greg_cert.certificates.methods import METHODS, PROOFS
 from greg_cert.config import VerifyConfig, parse_config
 from greg_cert.errors import ConfigError, UnsupportedModelError, UsageError
 from greg_cert.models import build_model

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
-from greg_cert.certificates.certify_methods import L2_ONLY
+from greg_cert.certificates.methods import L2_ONLY
 from greg_cert.errors import UsageError
 from greg_cert.verify.methods.method import Proof, at_least
 from greg_cert.verify.radius.coupled.one_ball import CoupledRadius

@@ -19,7 +19,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from greg_cert.certificates.certify_methods import NO_METHOD, STOPS
+from greg_cert.certificates.methods import NO_METHOD, STOPS
 from greg_cert.errors import UsageError
 from greg_cert.verify.radius.goals import Goal
 from greg_cert.verify.radius.prices import Price

@@ -10,7 +10,7 @@ from typing import assert_never
 
 from torch import Tensor, nn
 
-from greg_cert.certificates.certify_methods import PROOFS, STATUS
+from greg_cert.certificates.methods import PROOFS, STATUS
 from greg_cert.errors import EngineError, UnsupportedModelError
 from greg_cert.verify.bounds.engines import make_engine
 from greg_cert.verify.graph.max_pool import MaxPool

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from greg_cert.certificates.certify_methods import PROOFS, RADIUS_METHOD, STOPPED_BY, chosen_methods
+from greg_cert.certificates.methods import PROOFS, RADIUS_METHOD, STOPPED_BY, chosen_methods
 from greg_cert.config import VerifyConfig
 from greg_cert.errors import UsageError
 from greg_cert.evaluation.decision import Decision

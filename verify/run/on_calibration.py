@@ -12,8 +12,8 @@ import torch
 from torch import nn
 
 from greg_cert.certificates.certified_metrics import median_radius
-from greg_cert.certificates.certify_methods import chosen_methods
 from greg_cert.certificates.format import CONTRADICTED, REJECTED, UNDECIDED
+from greg_cert.certificates.methods import chosen_methods
 from greg_cert.config import VerifyConfig
 from greg_cert.data import DataSplits, Images
 from greg_cert.errors import UnsupportedModelError

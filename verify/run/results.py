@@ -9,8 +9,8 @@ from typing import Any
 
 import pandas as pd
 
-from greg_cert.certificates.certify_methods import chosen_methods
 from greg_cert.certificates.folder import Tables, write_folder
+from greg_cert.certificates.methods import chosen_methods
 from greg_cert.errors import RunError
 from greg_cert.evaluation import Evaluation
 from greg_cert.verify.bounds.engines import resolve_engine

@@ -8,7 +8,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from greg_cert.certificates.certify_methods import chosen_methods
+from greg_cert.certificates.methods import chosen_methods
 from greg_cert.config import VerifyConfig, dump_config
 from greg_cert.data import DataSplits
 from greg_cert.devices import device_title, find_device

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from greg_cert.certificates.certify_methods import PROOFS
+from greg_cert.certificates.methods import PROOFS
 from greg_cert.errors import UnsupportedModelError
 from greg_cert.verify.graph.trace import trace_model
 
@@ -98,7 +98,7 @@ def chunk_size(model: nn.Module, image_shape: tuple[int, ...], methods: Sequence
     Args:
         model: raw images (B, C, H, W) to logits.
         image_shape: (C, H, W).
-        methods: of `greg_cert.certificates.certify_methods.METHODS`.
+        methods: of `greg_cert.certificates.methods.METHODS`.
 
     Raises:
         UnsupportedModelError: for a layer that cannot be bounded soundly; names it.

@@ -7,7 +7,7 @@ from typing import Any
 import pandas as pd
 
 from greg_cert.certificates.certificate_counts import id_side, ood_side, robust
-from greg_cert.certificates.certify_methods import RADIUS_METHOD, STOPPED_BY
+from greg_cert.certificates.methods import RADIUS_METHOD, STOPPED_BY
 
 _OF_ROWS = {
     *("samples", "status", "violations", "gradient_norm", "ood_side", "robust"),

@@ -8,8 +8,8 @@ from typing import Any
 
 import yaml
 
-from greg_cert.certificates.certify_methods import PROOFS, STATUS
-from greg_cert.certificates.methods import held_methods
+from greg_cert.certificates.method_columns import held_methods
+from greg_cert.certificates.methods import PROOFS, STATUS
 from greg_cert.certificates.results import Results
 from greg_cert.config.yaml_text import load_yaml
 from greg_cert.report.page.markup import Html, tag

@@ -7,14 +7,14 @@ from typing import Any
 
 import pandas as pd
 
-from greg_cert.certificates.certify_methods import PROBABILISTIC
 from greg_cert.certificates.extremes import LISTED, OOD_LISTED, extremes
-from greg_cert.certificates.methods import (
+from greg_cert.certificates.method_columns import (
     DECISION,
     SMOOTHING,
     has_smoothing,
     methods_of,
 )
+from greg_cert.certificates.methods import PROBABILISTIC
 from greg_cert.certificates.results import Results
 from greg_cert.report import wording
 from greg_cert.report.page.cards import card

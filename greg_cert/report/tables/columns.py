@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from greg_cert.certificates.certify_methods import PROOF, Method
-from greg_cert.certificates.methods import METHODS
+from greg_cert.certificates.method_columns import METHODS
+from greg_cert.certificates.methods import PROOF, Method
 from greg_cert.certificates.results import Results
 from greg_cert.certificates.summary_file import Summary
 from greg_cert.report import wording

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from greg_cert.certificates.methods import METHODS, asked
+from greg_cert.certificates.method_columns import METHODS, asked
 from greg_cert.certificates.results import Results
 from greg_cert.report.wording import one_line, p_value
 

@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 
 from greg_cert.certificates.certified_metrics import average_certified_radius, median_radius
-from greg_cert.certificates.methods import CLEVER, PVALUE, asked, methods_of
+from greg_cert.certificates.method_columns import CLEVER, PVALUE, asked, methods_of
 from greg_cert.certificates.results import Results
 
 FIT_LEVEL = 0.05

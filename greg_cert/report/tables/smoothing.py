@@ -8,8 +8,8 @@ import numpy as np
 import pandas as pd
 
 from greg_cert.certificates.certified_metrics import average_certified_radius, median_radius
-from greg_cert.certificates.certify_methods import PROBABILISTIC
-from greg_cert.certificates.methods import DECISION, SMOOTHING, has_smoothing
+from greg_cert.certificates.method_columns import DECISION, SMOOTHING, has_smoothing
+from greg_cert.certificates.methods import PROBABILISTIC
 from greg_cert.certificates.results import Results
 from greg_cert.certificates.summary_file import Summary
 from greg_cert.report import wording

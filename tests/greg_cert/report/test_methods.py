@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from greg_cert.certificates.certificate_counts import id_side
-from greg_cert.certificates.certify_methods import STATUS, column_of
-from greg_cert.certificates.methods import METHODS
+from greg_cert.certificates.method_columns import METHODS
+from greg_cert.certificates.methods import STATUS, column_of
 from greg_cert.errors import RunError
 from greg_cert.report import load_results
 from greg_cert.report.figures.registry import FIGURES

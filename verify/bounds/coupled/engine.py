@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from greg_cert.certificates.certify_methods import L2_ONLY
+from greg_cert.certificates.methods import L2_ONLY
 from greg_cert.errors import UsageError
 from greg_cert.verify.bounds.coupled.ascent import Ascent
 from greg_cert.verify.bounds.coupled.backward import (

@@ -23,7 +23,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from greg_cert.certificates.certify_methods import DECISIONS
+from greg_cert.certificates.methods import DECISIONS
 from greg_cert.errors import UsageError
 from greg_cert.verify.norms import check_norm, check_radius
 from greg_cert.verify.radius.sampled.smoothing_bounds import (
