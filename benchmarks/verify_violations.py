@@ -45,7 +45,7 @@ from greg_cert.runs.subjects import common_data
 from greg_cert.scores import score_of
 from greg_cert.verify import certify, global_lipschitz_radius
 from greg_cert.verify.attack.audit import Audit, nearest_attack
-from greg_cert.verify.attack.pgd import AttackPlan
+from greg_cert.verify.attack.plan import AttackPlan
 from greg_cert.verify.graph.trace import trace_model
 from greg_cert.verify.radius.coupled.row_search import CoupledEffort
 from greg_cert.verify.scorer import Detector, Margin, class_margin, logit_function

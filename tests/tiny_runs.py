@@ -22,7 +22,8 @@ from greg_cert.data import load_data
 from greg_cert.runs.records import RunFolder
 from greg_cert.train import fit
 from greg_cert.verify.attack import audit
-from greg_cert.verify.attack.pgd import AttackPlan, smallest_attack
+from greg_cert.verify.attack.pgd import smallest_attack
+from greg_cert.verify.attack.plan import AttackPlan
 from greg_cert.verify.run import job
 
 SETTINGS = VerifyConfig(method="crown", samples=12, engine="native", seed=4, batch=4, ood_samples=5)
@@ -121,7 +122,7 @@ def _verify(
     """Runs in the process that `VerifyProcess` starts."""
     torch.set_num_threads(1)
     os.environ.update(environment)
-    honest, append = job.ChunkCertifier.certify, job.ShardStore.append
+    honest, append = job.RunCertifier.certify, job.ShardStore.append
 
     def certify_chunk(*given: Any) -> Any:
         if mortal and environment["RANK"] == mortal:
@@ -142,7 +143,7 @@ def _verify(
 
     greg_cert.report.write_report = undrawn  # type: ignore[assignment]
     audit.smallest_attack = hasty_attack  # type: ignore[attr-defined]
-    job.ChunkCertifier.certify = certify_chunk  # type: ignore[method-assign]
+    job.RunCertifier.certify = certify_chunk  # type: ignore[method-assign]
     job.ShardStore.append = logged  # type: ignore[method-assign]
     sys.argv = ["greg-cert", "verify", *arguments]
     speak_into(*files)

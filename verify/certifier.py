@@ -20,7 +20,7 @@ from greg_cert.certificates.methods import (
 from greg_cert.errors import UsageError
 from greg_cert.verify.attack.audit import RESTARTS, STEPS, Audit, nearest_attack
 from greg_cert.verify.attack.gradient import first_order_radius
-from greg_cert.verify.attack.pgd import AttackPlan
+from greg_cert.verify.attack.plan import AttackPlan
 from greg_cert.verify.certificates import Certificates
 from greg_cert.verify.graph.agreement import check_agreement
 from greg_cert.verify.graph.ops import Graph
@@ -30,7 +30,7 @@ from greg_cert.verify.methods.method import Proof, Rows, Sampled
 from greg_cert.verify.norms import dual_norm
 from greg_cert.verify.options import CertifyOptions
 from greg_cert.verify.radius.best import BestRadius, Climb
-from greg_cert.verify.radius.goals import Goal, decision_goals
+from greg_cert.verify.radius.goals import Goal, class_goal, decision_goal
 from greg_cert.verify.radius.lipschitz import LipschitzRadius
 from greg_cert.verify.radius.problem import Batch, Problem, Prove
 from greg_cert.verify.scorer import Detector, Margin, logit_function, score_and_gradient
@@ -208,8 +208,7 @@ class Certifier:
 
     def _goal(self, batch: Batch) -> Goal:
         """That the decision stays."""
-        margin = self.detector.margin
-        return decision_goals(self.options.score, margin.side, margin.threshold, batch.logits)[0]
+        return decision_goal(self.options.score, self.detector.margin, batch.logits)
 
     def _in_class(self, rows: Rows, batch: Batch, right: Tensor, enough: Tensor) -> Climb | None:
         """Radii (B,) within which the class stays right; None where that is not asked for."""
@@ -218,10 +217,8 @@ class Certifier:
         found = Climb.not_begun(torch.zeros_like(rows.gap))
         if len(right) == 0:
             return found
-        some, threshold = batch.of(right), self.detector.margin.threshold
-        goal = decision_goals(self.options.score, "id", threshold, some.logits, rows.labels[right])[
-            1
-        ]
+        some = batch.of(right)
+        goal = class_goal(self.options.score, some.logits, rows.labels[right])
         if self._best is not None:
             return found.put(right, self._best.climb(some, goal, enough=enough[right]))
         if not self._proofs:

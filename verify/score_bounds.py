@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from greg_cert.errors import UsageError
 from greg_cert.runs.inference import device_of
 from greg_cert.scores import SCORES
-from greg_cert.verify.attack.pgd import AttackPlan, within_ball
+from greg_cert.verify.attack.pgd import within_ball
+from greg_cert.verify.attack.plan import AttackPlan
 from greg_cert.verify.bounds.coupled.engine import CoupledEngine
 from greg_cert.verify.bounds.engine import Engine, finite_bounds
 from greg_cert.verify.bounds.engines import make_engine
@@ -22,9 +23,10 @@ from greg_cert.verify.memory import in_chunks
 from greg_cert.verify.norms import check_norm, check_radius
 from greg_cert.verify.radius.chord import upper_value
 from greg_cert.verify.radius.duality import first_weights, improve_weights, lower_value
-from greg_cert.verify.radius.goals import decision_goals
+from greg_cert.verify.radius.goals import decision_goal
 from greg_cert.verify.scorer import (
     SIDES,
+    Margin,
     ScoreFunction,
     check_inputs,
     logit_function,
@@ -99,8 +101,10 @@ class ScoreBounds:
         method: str = "crown",
         memory: float | None = None,
     ) -> None:
-        self.graph, self._side, self._norm = graph, side, norm
-        self._score, self._method = score, method
+        self.graph, self._norm, self._score, self._method = graph, norm, score, method
+        self._relative = SCORES[score].relative
+        # Levels of 0, so that the goals' own values are what is bounded.
+        self._margin = Margin(-1.0 if self._relative else 0.0, side)
         self._budget = None if memory is None else int(memory * 2**30)
         self._engine: Engine = (
             CoupledEngine(graph)
@@ -110,55 +114,30 @@ class ScoreBounds:
 
     def __call__(self, x: Tensor, radius: float) -> Tensor:
         """Bounds (B,) on balls of one radius about x (B, ...), in float64 on the graph's device."""
-        graph = self.graph
-        batch = fitting_batch(graph, _BATCH, self._budget, graph.num_classes)
+        batch = fitting_batch(self.graph, _BATCH, self._budget, self.graph.num_classes)
+        parts = in_chunks(lambda rows: self._bound(x[rows], radius), len(x), batch)
+        return torch.cat(list(parts))
 
-        def part(rows: slice) -> Tensor:
-            return _bound(
-                graph,
-                self._engine,
-                x[rows],
-                radius,
-                self._side,
-                self._norm,
-                self._score,
-                self._method,
-            )
-
-        return torch.cat(list(in_chunks(part, len(x), batch)))
-
-
-@torch.no_grad()
-def _bound(
-    graph: Graph,
-    engine: Engine,
-    x: Tensor,
-    radius: float,
-    side: str,
-    norm: float,
-    score: str,
-    method: str,
-) -> Tensor:
-    logits = forward_all(graph, x)[-1]
-    # Levels of 0, so that the goals' own values are what is bounded.
-    goal = decision_goals(score, side, -1.0 if SCORES[score].relative else 0.0, logits)[0]
-    radii = torch.full_like(logits[:, 0], radius)
-    relaxation = engine.relax(x, radii, norm, method)
-    if goal.above:
-        weights = improve_weights(relaxation, goal, first_weights(goal, logits), _MIRROR_STEPS)
-        values = lower_value(relaxation, goal, weights)  # (B, G)
-    else:
-        values = upper_value(relaxation, goal).unsqueeze(1)
-    if SCORES[score].relative:  # S = −max exp(−logsumexp(f − f_k))
-        bound = -(-values).exp().clamp(max=1.0)
-        bound = bound.amin(1)
-        bound = bound + (1e-12 if side == "id" else -1e-12)
-    else:
-        bound = -values.squeeze(1)
-    nothing = math.inf if side == "id" else -math.inf
-    return torch.where(finite_bounds(relaxation), bound, nothing).nan_to_num(
-        nan=nothing, posinf=math.inf, neginf=-math.inf
-    )
+    @torch.no_grad()
+    def _bound(self, x: Tensor, radius: float) -> Tensor:
+        logits = forward_all(self.graph, x)[-1]
+        goal = decision_goal(self._score, self._margin, logits)
+        radii = torch.full_like(logits[:, 0], radius)
+        relaxation = self._engine.relax(x, radii, self._norm, self._method)
+        if goal.above:
+            weights = improve_weights(relaxation, goal, first_weights(goal, logits), _MIRROR_STEPS)
+            values = lower_value(relaxation, goal, weights)  # (B, G)
+        else:
+            values = upper_value(relaxation, goal).unsqueeze(1)
+        sign = self._margin.sign
+        if self._relative:  # S = −max exp(−logsumexp(f − f_k))
+            bound = (-(-values).exp().clamp(max=1.0)).amin(1) + sign * 1e-12
+        else:
+            bound = -values.squeeze(1)
+        nothing = sign * math.inf
+        return torch.where(finite_bounds(relaxation), bound, nothing).nan_to_num(
+            nan=nothing, posinf=math.inf, neginf=-math.inf
+        )
 
 
 def attacked_scores(

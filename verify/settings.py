@@ -6,7 +6,7 @@ from typing import Any
 
 from greg_cert.config import VerifyConfig
 from greg_cert.verify.radius.sampled.clever import CleverOptions
-from greg_cert.verify.radius.sampled.smoothing_state import SmoothingOptions
+from greg_cert.verify.radius.sampled.smoothing import SmoothingOptions
 
 _SAME = (
     *("max_radius", "method", "engine", "cuts", "until_share", "budget", "seconds_per_sample"),

@@ -38,7 +38,7 @@ def doctor(
     from greg_cert.errors import UnsupportedModelError
     from greg_cert.runs.subjects import open_subject
     from greg_cert.verify.run.diagnose import diagnosed
-    from greg_cert.verify.run.trials import duration
+    from greg_cert.verify.run.method_trials import duration
 
     folder = open_subject(run)
     model = folder.load_model()
@@ -93,7 +93,7 @@ def _samples(folder: Any, model: Any) -> Any:
     from greg_cert.metrics import threshold_at_tpr
     from greg_cert.runs.inference import evaluation_copy
     from greg_cert.scores import score_of
-    from greg_cert.verify.run.trials import Samples
+    from greg_cert.verify.run.method_trials import Samples
 
     try:
         splits = folder.load_data()
@@ -116,7 +116,7 @@ def _samples(folder: Any, model: Any) -> Any:
 
 
 def _trial(trial: Any) -> str:
-    from greg_cert.verify.run.trials import duration
+    from greg_cert.verify.run.method_trials import duration
 
     if trial.why is not None:
         return f"  {trial.method}: not tried, {trial.why}"

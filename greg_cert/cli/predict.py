@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from greg_cert.evaluation.decision import Decision
-    from greg_cert.verify.run.judge import Verdict
+    from greg_cert.verify.run.single_image import Verdict
 
 
 def register(app: typer.Typer) -> None:
@@ -57,7 +57,7 @@ def predict(
     from greg_cert.evaluation.decision import decision_of
     from greg_cert.runs.subjects import open_subject
     from greg_cert.verify.certificates import ContradictionWarning
-    from greg_cert.verify.run.judge import judge
+    from greg_cert.verify.run.single_image import verdicts_on
 
     subject = open_subject(run)
     chosen = verify_settings(subject.config.verify, **settings)
@@ -74,7 +74,7 @@ def predict(
         tell(1, 2, "certify and attack")
         with warnings.catch_warnings():  # said below, image by image
             warnings.simplefilter("ignore", ContradictionWarning)
-            verdicts = judge(model, pixels, decision, chosen)
+            verdicts = verdicts_on(model, pixels, decision, chosen)
         tell(2, 2, "")
     files: list[dict[str, Path]] = [{} for _ in images]
     if out is not None:

@@ -24,7 +24,7 @@ from greg_cert.evaluation import Evaluator
 from greg_cert.evaluation.decision import Decision
 from greg_cert.evaluation.seeds import Evaluated, SeedMean
 from greg_cert.runs.subjects import made_by, open_subject, unique_names
-from greg_cert.verify.run.judge import judge
+from greg_cert.verify.run.single_image import verdicts_on
 
 CODE = """
 from torch import nn
@@ -197,7 +197,7 @@ def test_verdicts_need_a_proof_about_the_model_itself() -> None:
     model = nn.Sequential(nn.Flatten(), nn.Linear(4, 3))
     x = torch.rand(2, 1, 2, 2)
     with pytest.raises(UsageError, match="another function"):
-        judge(model, x, decision(0.0), VerifyConfig(method="smoothing"))
+        verdicts_on(model, x, decision(0.0), VerifyConfig(method="smoothing"))
 
 
 def test_verdicts_do_not_depend_on_the_batch() -> None:
@@ -208,7 +208,9 @@ def test_verdicts_do_not_depend_on_the_batch() -> None:
     scores = -torch.logsumexp(model.double()(x.double()), 1)
     gamma = float(scores.detach().median())
     one, other = (
-        judge(model, x, decision(gamma), VerifyConfig(method="crown", batch=batch, max_radius=0.5))
+        verdicts_on(
+            model, x, decision(gamma), VerifyConfig(method="crown", batch=batch, max_radius=0.5)
+        )
         for batch in (1, None)
     )
     assert {v.accepted for v in one} == {True, False}

@@ -22,7 +22,8 @@ from greg_cert.verify.radius.duality import (
     improve_weights_and_slopes,
 )
 from greg_cert.verify.radius.duality import lower_rows as rows_of
-from greg_cert.verify.radius.goals import Goal, decision_goals
+from greg_cert.verify.radius.goals import Goal, decision_goal
+from greg_cert.verify.scorer import Margin
 
 NORMS = (2.0, math.inf)
 NETWORKS = ("mlp", "leaky", "max_min", "bent", "2", "5")
@@ -58,7 +59,7 @@ def test_goals_are_bounded_no_worse_and_soundly(name: str, norm: float) -> None:
     relaxation = NativeEngine(graph).relax(x, radii, norm, "alpha-crown")
     model = model.double()
     logits = model(x).detach()
-    goal = decision_goals("energy", "id", 0.0, logits)[0]
+    goal = decision_goal("energy", Margin(0.0, "id"), logits)
     start = first_weights(goal, logits)
     plain = improve_weights(relaxation, goal, start, 4)
     chosen, p = improve_weights_and_slopes(relaxation, goal, start, 4)
@@ -97,7 +98,9 @@ def test_a_slope_that_crown_chooses_badly() -> None:
     graph = trace_model(model, (1,))
     x, radii = torch.zeros(1, 1, dtype=torch.float64), torch.tensor([1.05], dtype=torch.float64)
     relaxation = NativeEngine(graph).relax(x, radii, 2.0, "alpha-crown")
-    goal = decision_goals("max_logit", "id", 0.5, torch.full((1, 1), 0.05, dtype=torch.float64))[0]
+    goal = decision_goal(
+        "max_logit", Margin(0.5, "id"), torch.full((1, 1), 0.05, dtype=torch.float64)
+    )
     ones = torch.ones(1, 1, 1, dtype=torch.float64)
     assert float(relaxation.lower(ones)) == pytest.approx(-1.0, abs=1e-9)
     chosen, p = improve_weights_and_slopes(relaxation, goal, ones, 10)
@@ -144,7 +147,7 @@ def test_nothing_changes_in_an_affine_network(norm: float) -> None:
     usual, other = (NativeEngine(graph).relax(x, radii, norm, m) for m in ("crown", "alpha-crown"))
     assert torch.equal(usual.lower(rows), other.lower(rows))
     logits = model(x).detach()
-    goal = decision_goals("energy", "id", 0.0, logits)[0]
+    goal = decision_goal("energy", Margin(0.0, "id"), logits)
     chosen, p = improve_weights_and_slopes(other, goal, first_weights(goal, logits), 3)
     assert chosen.slopes == {}
     assert bool((p > 0).all())

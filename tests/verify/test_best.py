@@ -22,8 +22,9 @@ from greg_cert.verify.methods.best import Best
 from greg_cert.verify.radius import prices
 from greg_cert.verify.radius.best import BestEffort, BestRadius, Stage
 from greg_cert.verify.radius.coupled.row_search import CoupledEffort
-from greg_cert.verify.radius.goals import Goal, decision_goals
+from greg_cert.verify.radius.goals import Goal, decision_goal
 from greg_cert.verify.radius.problem import Batch, Problem
+from greg_cert.verify.scorer import Margin
 
 QUICK = {
     "rounds": 8, "cut_rounds": 2, "cuts": 2, "coupled": CoupledEffort(4, 6), "attack_steps": 8,
@@ -197,7 +198,7 @@ def climb(
 ) -> tuple[list[float], list[str], list[str]]:
     x = torch.arange(3.0).unsqueeze(1).double()
     logits = torch.zeros(3, 2).double()
-    goal = decision_goals("energy", "id", 5.0, logits)[0]
+    goal = decision_goal("energy", Margin(5.0, "id"), logits)
     batch = Batch(x, logits, torch.ones(3).double(), known)
     found = radius.climb(batch, goal, **given)  # type: ignore[arg-type]
     return found.radii.tolist(), found.method.tolist(), found.stopped.tolist()

@@ -27,13 +27,14 @@ from torch import Tensor, nn
 
 from greg_cert.errors import UnsupportedModelError, UsageError
 from greg_cert.verify import Certificates, attack_radius, certify, gradient_norm, lipschitz_bound
-from greg_cert.verify.attack.pgd import AttackPlan, AttackResult, attack_within
+from greg_cert.verify.attack.pgd import attack_within
+from greg_cert.verify.attack.plan import AttackPlan, AttackResult
 from greg_cert.verify.bounds.engines import make_engine
 from greg_cert.verify.certificates import ContradictionWarning
 from greg_cert.verify.graph.ops import forward_all
 from greg_cert.verify.graph.trace import trace_model
 from greg_cert.verify.radius.duality import entropy, improve_weights, lower_reach
-from greg_cert.verify.radius.goals import decision_goals
+from greg_cert.verify.radius.goals import decision_goal
 from greg_cert.verify.radius.linear import LinearRadius
 from greg_cert.verify.radius.lipschitz import LipschitzRadius
 from greg_cert.verify.scorer import Margin, score_function
@@ -272,7 +273,7 @@ def test_any_row_of_the_simplex_is_valid_and_improving_never_hurts(engine: str) 
     plan = AttackPlan(Margin(threshold, "id"), 2.0, steps=20, restarts=2)
     generator = torch.Generator().manual_seed(0)
     logits = forward_all(graph, x)[-1]
-    (goal,) = decision_goals("energy", "id", threshold, logits)
+    goal = decision_goal("energy", Margin(threshold, "id"), logits)
     softmax = logits.softmax(1)
     one_hot = torch.eye(4, dtype=torch.float64)[softmax.argmax(1)]
     rows = [softmax, one_hot, (softmax + 1) / 5]

@@ -46,8 +46,9 @@ from greg_cert.verify.radius.coupled import charging, one_ball, row_search
 from greg_cert.verify.radius.coupled.charging import add_charges, charged_activations
 from greg_cert.verify.radius.coupled.one_ball import CoupledRadius
 from greg_cert.verify.radius.coupled.row_search import Boxes, CoupledEffort, Search
-from greg_cert.verify.radius.goals import decision_goals
+from greg_cert.verify.radius.goals import decision_goal
 from greg_cert.verify.radius.problem import Batch, Problem
+from greg_cert.verify.scorer import Margin, score_function
 
 RADII = (0.02, 0.2, 1.0)
 QUICK = {"coupled": CoupledEffort(5, 8), "rounds": 6, "attack_restarts": 1}
@@ -549,7 +550,7 @@ def test_charges_that_fall_behind_are_given_up(monkeypatch: pytest.MonkeyPatch) 
     model, x, gamma = certified_setting("residual")
     graph = trace_model(model, tuple(x.shape[1:]))
     logits = model(x).detach()
-    goal = decision_goals("energy", "id", gamma, logits)[0]
+    goal = decision_goal("energy", Margin(gamma, "id"), logits)
     guess, known = torch.full((2, len(x)), 0.01, dtype=x.dtype)
 
     def radii(charged: bool) -> Tensor:
@@ -569,7 +570,7 @@ def test_a_search_ends_before_a_cliff(edge: float, monkeypatch: pytest.MonkeyPat
     """Where a bound reaches ten times a ball, and nowhere beyond the edge."""
     model, x, gamma = certified_setting("mlp")
     graph, logits = trace_model(model, (5,)), model(x).detach()
-    goal = decision_goals("energy", "id", gamma, logits)[0]
+    goal = decision_goal("energy", Margin(gamma, "id"), logits)
 
     def fallen(self: object, members: Tensor, ball: Tensor, rates: list[float]) -> Tensor:
         return torch.where(ball < edge, 10 * ball, 0.0)
@@ -607,8 +608,6 @@ def test_certificates_hold(name: str, side: str) -> None:
 @pytest.mark.parametrize("score", ["max_logit", "max_softmax", "absent_class"])
 @pytest.mark.parametrize("side", ["id", "ood"])
 def test_certificates_of_every_score_hold(score: str, side: str) -> None:
-    from greg_cert.verify.scorer import score_function
-
     model, x, _ = certified_setting("conv")
     value = score_function(model, score)
     scores = value(x).detach()
@@ -664,7 +663,7 @@ def test_no_radius_goes_beyond_the_ball_that_it_was_proven_for() -> None:
     model, gamma = kink()
     graph, x = trace_model(model, (1,)), torch.zeros(1, 1).double()
     logits = model(x).detach()
-    goal = decision_goals("energy", "id", gamma, logits)[0]
+    goal = decision_goal("energy", Margin(gamma, "id"), logits)
     radius = CoupledRadius(Problem(None, graph, max_radius=9.0), CoupledEffort(1, 1))
     found = radius(Batch(x, logits, torch.full((1,), 0.5).double()), goal)
     assert 0 < float(found) <= 1.0
@@ -809,7 +808,7 @@ def test_the_radius_refuses_goals_of_several_rows_only_by_its_caller() -> None:
     """`CoupledRadius` is for goals that one row decides, which the method sees to."""
     model, x, gamma = certified_setting("mlp")
     graph = trace_model(model, (5,))
-    goal = decision_goals("energy", "id", gamma, model(x).detach())[0]
+    goal = decision_goal("energy", Margin(gamma, "id"), model(x).detach())
     radius = CoupledRadius(Problem(None, graph, max_radius=2.0), CoupledEffort(3, 4))
     guess = torch.full((len(x),), math.nan, dtype=x.dtype)
     found = radius(Batch(x, model(x).detach(), guess), goal)
@@ -821,7 +820,7 @@ def test_the_radius_refuses_goals_of_several_rows_only_by_its_caller() -> None:
 def test_a_proof_is_never_below_the_one_without_multipliers_on_its_boxes(name: str) -> None:
     model, x, gamma = certified_setting(name)
     graph = trace_model(model, tuple(x.shape[1:]))
-    goal = decision_goals("energy", "id", gamma, model(x).detach())[0]
+    goal = decision_goal("energy", Margin(gamma, "id"), model(x).detach())
     radius = CoupledRadius(Problem(None, graph, max_radius=2.0), CoupledEffort(1, 1))
     radii = torch.full((len(x),), 0.05, dtype=torch.float64)
     moved = radius.boxes(x, radii)

@@ -20,9 +20,10 @@ from greg_cert.verify.radius.coupled import parts as coupled_parts
 from greg_cert.verify.radius.coupled.one_ball import CoupledRadius
 from greg_cert.verify.radius.coupled.parts import CoupledParts, PartsEffort
 from greg_cert.verify.radius.coupled.row_search import CoupledEffort
-from greg_cert.verify.radius.goals import decision_goals
+from greg_cert.verify.radius.goals import decision_goal
 from greg_cert.verify.radius.problem import Batch
 from greg_cert.verify.radius.problem import Problem as Asked
+from greg_cert.verify.scorer import Margin
 
 NETWORKS = ("mlp", "conv", "leaky", "residual", "max_min", "max_pool_2", "bent")
 EFFORT = PartsEffort(balls=3, steps=12, splits=3, part_steps=5, domains=8)
@@ -40,7 +41,7 @@ class Problem:
         self.gamma = float(scores.max()) + 0.2
         self.graph = trace_model(self.model, shape)
         logits = self.model(self.x).detach()
-        (self.goal,) = decision_goals("energy", "id", self.gamma, logits)
+        self.goal = decision_goal("energy", Margin(self.gamma, "id"), logits)
         guess = torch.full((len(self.x),), math.nan, dtype=torch.float64)
         self.whole = CoupledRadius(Asked(None, self.graph, max_radius=MOST), CoupledEffort(5, 8))
         batch = Batch(self.x, logits, guess)

@@ -17,9 +17,10 @@ from greg_cert.verify.radius.coupled import rows as coupled_rows
 from greg_cert.verify.radius.coupled.one_ball import CoupledRadius
 from greg_cert.verify.radius.coupled.row_search import CoupledEffort
 from greg_cert.verify.radius.coupled.rows import CoupledRows
-from greg_cert.verify.radius.goals import Goal, decision_goals
+from greg_cert.verify.radius.goals import Goal, class_goal, decision_goal
 from greg_cert.verify.radius.linear import LinearRadius
 from greg_cert.verify.radius.problem import Batch, Problem
+from greg_cert.verify.scorer import Margin
 
 CLASSES = 4
 MOST = 3.0
@@ -30,17 +31,17 @@ def goal_of(kind: str, logits: Tensor) -> Goal:
     labels = logits.argmax(1)
     match kind:
         case "energy":
-            return decision_goals("energy", "ood", -2.0, logits)[0]
+            return decision_goal("energy", Margin(-2.0, "ood"), logits)
         case "max_logit":
-            return decision_goals("max_logit", "ood", -1.2, logits)[0]
+            return decision_goal("max_logit", Margin(-1.2, "ood"), logits)
         case "absent_class":
-            return decision_goals("absent_class", "ood", -1.5, logits)[0]
+            return decision_goal("absent_class", Margin(-1.5, "ood"), logits)
         case "max_softmax":
-            return decision_goals("max_softmax", "id", -0.1, logits)[0]
+            return decision_goal("max_softmax", Margin(-0.1, "id"), logits)
         case "max_softmax, rejected":
-            return decision_goals("max_softmax", "ood", -0.6, logits)[0]
+            return decision_goal("max_softmax", Margin(-0.6, "ood"), logits)
         case _:
-            return decision_goals("energy", "id", 0.0, logits, labels)[1]
+            return class_goal("energy", logits, labels)
 
 
 KINDS = (

@@ -18,7 +18,8 @@ from greg_cert.verify.graph.trace import trace_model
 from greg_cert.verify.radius import branch
 from greg_cert.verify.radius.ball import BallBounds, Effort
 from greg_cert.verify.radius.duality import first_weights
-from greg_cert.verify.radius.goals import decision_goals
+from greg_cert.verify.radius.goals import decision_goal
+from greg_cert.verify.scorer import Margin
 
 NORMS = (2.0, math.inf)
 DTYPE = torch.float64
@@ -54,7 +55,7 @@ def check_cuts(
     graph = trace_model(model, shape)
     radii = torch.full((len(x),), 0.5 if norm == 2.0 else 0.2, dtype=DTYPE)
     seen = collect(monkeypatch)
-    goal = decision_goals(score, side, threshold, logits)[0]
+    goal = decision_goal(score, Margin(threshold, side), logits)
     bounds = BallBounds(graph, NativeEngine(graph), norm, method)
     found, cuts = 0, 0
     for scale in (1.0, 0.4, 0.15):

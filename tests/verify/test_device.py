@@ -19,8 +19,8 @@ from tiny_runs import SETTINGS, experiment
 from torch import Tensor, nn
 from typer.testing import CliRunner
 
-import greg_cert.verify.run.judge
 import greg_cert.verify.run.runs
+import greg_cert.verify.run.single_image
 from greg_cert.cli import app
 from greg_cert.config import VerifyConfig, parse_config
 from greg_cert.data import load_data, splits_from_tensors
@@ -40,7 +40,8 @@ from greg_cert.verify import (
     score_bound,
 )
 from greg_cert.verify.attack import audit
-from greg_cert.verify.attack.pgd import AttackPlan, AttackResult, smallest_attack
+from greg_cert.verify.attack.pgd import smallest_attack
+from greg_cert.verify.attack.plan import AttackPlan, AttackResult
 from greg_cert.verify.bounds import relax_smooth
 from greg_cert.verify.certificates import Certificates
 from greg_cert.verify.graph.ops import sums_of_products
@@ -50,12 +51,12 @@ from greg_cert.verify.options import read_options
 from greg_cert.verify.radius import chord
 from greg_cert.verify.radius.coupled.row_search import CoupledEffort
 from greg_cert.verify.radius.sampled.clever import CleverOptions
-from greg_cert.verify.radius.sampled.smoothing_state import SmoothingOptions
-from greg_cert.verify.run import chunk, trials
-from greg_cert.verify.run.chunk import Harder
+from greg_cert.verify.radius.sampled.smoothing import SmoothingOptions
+from greg_cert.verify.run import method_trials, run_certifier
 from greg_cert.verify.run.diagnose import diagnose
-from greg_cert.verify.run.judge import judge
+from greg_cert.verify.run.run_certifier import HarderAttack
 from greg_cert.verify.run.runs import verify_runs
+from greg_cert.verify.run.single_image import verdicts_on
 from greg_cert.verify.scorer import ScoreFunction
 
 SHORT: dict[str, Any] = {
@@ -101,16 +102,18 @@ def short(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(chord, "_STEPS", 3)
     monkeypatch.setattr(relax_smooth, "_TOUCH_STEPS", 1)
     monkeypatch.setattr(relax_smooth, "_PEAK_STEPS", 2)
-    monkeypatch.setattr(greg_cert.verify.run.runs, "Harder", lambda: Harder(2, 2))
-    monkeypatch.setattr(trials, "_COUNT", 1)
-    for module in (chunk, trials):
+    monkeypatch.setattr(greg_cert.verify.run.runs, "HarderAttack", lambda: HarderAttack(2, 2))
+    monkeypatch.setattr(method_trials, "_COUNT", 1)
+    for module in (method_trials, run_certifier):
         monkeypatch.setattr(
             module, "read_options", lambda *names, **o: read_options(*names, **{**o, **SHORT})
         )
     monkeypatch.setattr(
-        greg_cert.verify.run.judge, "certify", lambda *given, **o: certify(*given, **{**o, **SHORT})
+        greg_cert.verify.run.single_image,
+        "certify",
+        lambda *given, **o: certify(*given, **{**o, **SHORT}),
     )
-    for module in (audit, greg_cert.verify.run.judge):
+    for module in (audit, greg_cert.verify.run.single_image):
         monkeypatch.setattr(module, "smallest_attack", hasty_attack)
 
 
@@ -240,9 +243,12 @@ def test_single_images_and_the_look_at_a_model_are_too(device: torch.device) -> 
     model, x, gamma = problem()
     settings = VerifyConfig(method="crown-ibp", max_radius=0.2, cuts=0)
     decision = Decision("energy", 0.95, gamma, 3, 3, None)
-    expected, norms = judge(model, x[:1], decision, settings), diagnose(model, (1, 2, 2)).layers
+    expected, norms = (
+        verdicts_on(model, x[:1], decision, settings),
+        diagnose(model, (1, 2, 2)).layers,
+    )
     model = model.to(device)
-    for one, other in zip(judge(model, x[:1], decision, settings), expected, strict=True):
+    for one, other in zip(verdicts_on(model, x[:1], decision, settings), expected, strict=True):
         assert one.radius_certified == pytest.approx(other.radius_certified, rel=1e-4)
         assert one.radius_attack == pytest.approx(other.radius_attack, rel=1e-2)
         assert (one.accepted, one.label) == (other.accepted, other.label)

@@ -19,7 +19,7 @@ from greg_cert.verify.graph.trace import trace_model
 from greg_cert.verify.lipschitz import operator_norm
 from greg_cert.verify.run import diagnose as module
 from greg_cert.verify.run.diagnose import diagnose, diagnosed
-from greg_cert.verify.run.trials import duration, made_up
+from greg_cert.verify.run.method_trials import duration, made_up
 
 
 def network(activation: nn.Module) -> nn.Module:

@@ -14,8 +14,7 @@ from greg_cert.verify import attack_radius, certify, gradient_norm, lipschitz_bo
 from greg_cert.verify.bounds.engines import make_engine
 from greg_cert.verify.graph.trace import trace_model
 from greg_cert.verify.radius.sampled.clever import CleverOptions, clever_estimate
-from greg_cert.verify.radius.sampled.smoothing import smoothed_decisions
-from greg_cert.verify.radius.sampled.smoothing_state import SmoothingOptions
+from greg_cert.verify.radius.sampled.smoothing import SmoothingOptions, smoothed_decisions
 from greg_cert.verify.scorer import score_function
 
 NOISE = SmoothingOptions(n0=5, n=40)

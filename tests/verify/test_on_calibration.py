@@ -121,7 +121,7 @@ def test_each_status_counts_as_it_is_said(
         ],
         columns=["status", "radius_certified", "radius_attack"],
     )
-    monkeypatch.setattr(on_calibration.ChunkCertifier, "certify", lambda *_: rows)
+    monkeypatch.setattr(on_calibration.RunCertifier, "certify", lambda *_: rows)
     settings = SETTINGS.model_copy(update={"samples": 6, "batch": 6})
     found = measure(model, splits, None, settings, score="energy").numbers
     counts = {"samples": 6, "accepted": 4, "undecided": 1, "capped": 1, "violations": 1}
@@ -137,7 +137,7 @@ def test_a_model_that_cannot_be_bounded_has_no_radius(
     def refuse(*_: object) -> None:
         raise UnsupportedModelError("layer 3 cannot be bounded")
 
-    monkeypatch.setattr(on_calibration.ChunkCertifier, "certify", refuse)
+    monkeypatch.setattr(on_calibration.RunCertifier, "certify", refuse)
     found = measure(model, splits, None, SETTINGS, score="energy")
     assert found.error == "layer 3 cannot be bounded"
     assert {"accuracy", "calibration_error", "threshold"} == set(found.numbers)

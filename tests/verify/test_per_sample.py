@@ -15,7 +15,7 @@ from greg_cert.errors import UnsupportedModelError
 from greg_cert.verify import attack_radius, certify, gradient_norm
 from greg_cert.verify.per_sample import check_rowwise, refuse_batch_layers
 from greg_cert.verify.radius.sampled.clever import CleverOptions, clever_estimate
-from greg_cert.verify.radius.sampled.smoothing_state import SmoothingOptions
+from greg_cert.verify.radius.sampled.smoothing import SmoothingOptions
 from greg_cert.verify.scorer import logit_function, score_function
 
 

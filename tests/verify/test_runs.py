@@ -20,7 +20,8 @@ from greg_cert.report import load_results
 from greg_cert.runs.records import RunFolder
 from greg_cert.scores import energy
 from greg_cert.train import fit
-from greg_cert.verify.attack.pgd import AttackPlan, AttackResult, attack_within
+from greg_cert.verify.attack.pgd import attack_within
+from greg_cert.verify.attack.plan import AttackPlan, AttackResult
 from greg_cert.verify.radius.linear import LinearRadius
 from greg_cert.verify.run.runs import choose_samples, verify_runs
 from greg_cert.verify.scorer import Margin, score_function

@@ -26,8 +26,8 @@ from greg_cert.verify import attack_radius
 from greg_cert.verify.certificates import Certificates
 from greg_cert.verify.certifier import Certifier
 from greg_cert.verify.certify import PreparedCertify
-from greg_cert.verify.run.chunk import ChunkCertifier
 from greg_cert.verify.run.job import Tick
+from greg_cert.verify.run.run_certifier import RunCertifier
 from greg_cert.verify.run.runs import verify_runs
 from greg_cert.verify.run.selection import Selection
 
@@ -166,11 +166,11 @@ def test_a_pilot_grows_to_what_all_at_once_gives_and_is_built_once(
     pair: list[RunFolder], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """To the bit, at a round number of samples: they are the chunks of the larger run."""
-    certify, build = ChunkCertifier.certify, Certifier.__init__
+    certify, build = RunCertifier.certify, Certifier.__init__
     chunks: list[list[int]] = []
     built: list[Any] = []
 
-    def counted(self: ChunkCertifier, images: Any, indices: torch.Tensor) -> pd.DataFrame:
+    def counted(self: RunCertifier, images: Any, indices: torch.Tensor) -> pd.DataFrame:
         chunks.append(indices.tolist())
         return certify(self, images, indices)
 
@@ -178,7 +178,7 @@ def test_a_pilot_grows_to_what_all_at_once_gives_and_is_built_once(
         built.extend([] if graph is None else [graph])  # those of pictures bound nothing
         build(self, model, graph, *given)
 
-    monkeypatch.setattr(ChunkCertifier, "certify", counted)
+    monkeypatch.setattr(RunCertifier, "certify", counted)
     monkeypatch.setattr(Certifier, "__init__", noted)
     settings = SETTINGS.model_copy(update={"side": "both", "ood_samples": 1, "batch": None})
 
@@ -348,7 +348,7 @@ def test_the_audit_finds_a_boastful_certificate_in_finished_results(
     def never(*args: Any) -> pd.DataFrame:
         raise AssertionError("certified again")
 
-    monkeypatch.setattr(ChunkCertifier, "certify", never)
+    monkeypatch.setattr(RunCertifier, "certify", never)
     ticks: list[Tick] = []
     done = verify_runs(pair[1:], settings, tmp_path, audit=True, progress=ticks.append)
     (run,) = done.runs

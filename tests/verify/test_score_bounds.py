@@ -12,7 +12,7 @@ from torch import Tensor
 from greg_cert.errors import UsageError
 from greg_cert.scores import SCORES
 from greg_cert.verify import score_bound
-from greg_cert.verify.attack.pgd import AttackPlan
+from greg_cert.verify.attack.plan import AttackPlan
 from greg_cert.verify.score_bounds import attacked_scores
 from greg_cert.verify.scorer import Margin, score_function
 

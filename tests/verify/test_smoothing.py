@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 import math
-from collections.abc import Callable
 from dataclasses import replace
 
 import numpy as np
@@ -14,8 +12,7 @@ from problems import points
 from scipy import optimize, stats
 from torch import Tensor, nn
 
-from greg_cert.digests import sealed
-from greg_cert.errors import UncheckedFileWarning, UsageError
+from greg_cert.errors import UsageError
 from greg_cert.verify import Certificates, certify
 from greg_cert.verify.radius.sampled.smoothing import (
     ABSTAINED,
@@ -23,6 +20,7 @@ from greg_cert.verify.radius.sampled.smoothing import (
     REJECTED,
     Accept,
     SmoothedDecisions,
+    SmoothingOptions,
     smoothed_decisions,
 )
 from greg_cert.verify.radius.sampled.smoothing_bounds import (
@@ -30,7 +28,6 @@ from greg_cert.verify.radius.sampled.smoothing_bounds import (
     linf_radius,
     smoothing_radius,
 )
-from greg_cert.verify.radius.sampled.smoothing_state import SmoothingOptions, SmoothingState
 
 W = torch.tensor([0.6, -0.8], dtype=torch.float64)  # of length 1
 FAST = SmoothingOptions(sigma=0.5, n0=30, n=300, alpha=0.01, batch=64)
@@ -193,107 +190,6 @@ def test_a_sample_does_not_depend_on_its_companions() -> None:
     assert together.count[0] != together.count[1]
     reseeded = smoothed_decisions(halfspace, x, replace(FAST, seed=1), indices=names)
     assert not torch.equal(reseeded.count, together.count)
-
-
-class StopError(Exception):
-    """Stands for a killed process."""
-
-
-def stopping(accept: Accept, after: int) -> Accept:
-    calls = 0
-
-    def limited(x: Tensor) -> Tensor:
-        nonlocal calls
-        calls += 1
-        if calls > after:
-            raise StopError
-        return accept(x)
-
-    return limited
-
-
-@pytest.mark.parametrize("after", [0, 1, 2, 3, 6, 9])
-def test_stopped_and_continued_is_the_same_as_in_one_go(after: int) -> None:
-    x, names = at(0.2, -0.1, 0.05), torch.tensor([9, 2, 4])
-    whole: list[Tensor] = []
-    straight = smoothed_decisions(recorder(whole), x, FAST, indices=names)
-    parts: list[Tensor] = []
-    state = SmoothingState(FAST)
-    with pytest.raises(StopError):
-        smoothed_decisions(stopping(recorder(parts), after), x, FAST, indices=names, state=state)
-    assert len(parts) == after
-    saved = json.loads(json.dumps(state.to_record()))
-    options = replace(FAST, batch=37)
-    restored = SmoothingState.from_record(saved, options)
-    resumed = smoothed_decisions(recorder(parts), x, options, indices=names, state=restored)
-    same(straight, resumed)
-    assert torch.equal(torch.cat(whole), torch.cat(parts))  # no draw is skipped or seen twice
-    # A finished state draws no more, and answers for any part of it.
-    again = smoothed_decisions(
-        stopping(halfspace, 0), x[1:2], options, indices=names[1:2], state=restored
-    )
-    same(straight, again, slice(1, 2))
-
-
-def test_progress_finds_the_state_up_to_date() -> None:
-    state = SmoothingState(FAST)
-    reports = []
-
-    def progress(done: int, of: int) -> None:
-        counted = sum(s.selection.drawn + s.estimation.drawn for s in state.samples.values())
-        reports.append((done, of, counted))
-
-    smoothed_decisions(halfspace, at(0.3, 0.1), FAST, state=state, progress=progress)
-    assert all(done == counted for done, _, counted in reports)
-    assert reports[-1] == (660, 660, 660)
-    assert [done for done, _, _ in reports] == sorted({done for done, _, _ in reports})
-
-
-def test_a_state_of_something_else_is_refused() -> None:
-    state = SmoothingState(FAST)
-    smoothed_decisions(halfspace, at(0.3), FAST, state=state)
-    for change in ({"sigma": 0.25}, {"n": 400}, {"n0": 31}, {"alpha": 0.02}, {"seed": 5}):
-        other = replace(FAST, **change)  # type: ignore[arg-type]
-        (name,) = change
-        with pytest.raises(UsageError, match=f"expected the state's {name} "):
-            smoothed_decisions(halfspace, at(0.3), other, state=state)
-        with pytest.raises(UsageError, match=f"expected the state's {name} "):
-            SmoothingState.from_record(state.to_record(), other)
-    with pytest.raises(UsageError, match="the input that the state counted as sample 0"):
-        smoothed_decisions(halfspace, at(0.31), FAST, state=state)
-
-
-@pytest.mark.parametrize(
-    "damage",
-    [
-        lambda record: record.pop("options"),
-        lambda record: record["samples"]["0"].pop(),
-        lambda record: record["samples"]["0"][2].__setitem__(1, 301),
-        lambda record: record["samples"]["0"][2].__setitem__(0, 299),
-        lambda record: record["samples"]["0"][1].__setitem__(0, 29),
-        lambda record: record["samples"]["0"][1].__setitem__(1, None),
-    ],
-)
-def test_a_damaged_record_is_refused(damage: Callable[[dict[str, object]], object]) -> None:
-    state = SmoothingState(FAST)
-    smoothed_decisions(lambda x: x[:, 0] < 9, at(0.3), FAST, state=state)  # accepts all
-    record = state.to_record()
-    assert SmoothingState.from_record(record, FAST) == state
-    damage(record)
-    with pytest.raises(UsageError, match="smoothing state: field digest: expected"):
-        SmoothingState.from_record(record, FAST)
-    with pytest.raises(UsageError, match=r"expected (a saved|possible|the state's)"):
-        SmoothingState.from_record(sealed(record), FAST)
-
-
-def test_a_record_of_an_earlier_version_is_read_with_a_line(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr("greg_cert.digests._told", set())
-    record = SmoothingState(FAST).to_record()
-    del record["digest"]
-    with pytest.warns(UncheckedFileWarning, match="smoothing state was written by an earlier"):
-        assert SmoothingState.from_record(record, FAST) == SmoothingState(FAST)
 
 
 def test_max_radius_caps_and_keeps_abstention() -> None:

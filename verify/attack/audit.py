@@ -8,7 +8,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from greg_cert.verify.attack.pgd import AttackPlan, AttackResult, attack_within, smallest_attack
+from greg_cert.verify.attack.pgd import attack_within, smallest_attack
+from greg_cert.verify.attack.plan import AttackPlan, AttackResult
 from greg_cert.verify.graph.agreement import check_agreement
 from greg_cert.verify.graph.ops import Graph
 from greg_cert.verify.norms import per_sample, steepest_direction, vector_norm

@@ -2,40 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Protocol
-
 import torch
 from torch import Tensor
 
+from greg_cert.verify.attack.plan import AttackPlan
 from greg_cert.verify.norms import dual_norm, per_sample, steepest_direction, vector_norm
-from greg_cert.verify.scorer import Margin, ScoreFunction, score_and_gradient
+from greg_cert.verify.scorer import ScoreFunction, score_and_gradient
 
 _BISECTIONS = 12
 _SHORTER = 0.999  # of the best size: what a new direction has to beat
 
 
-class Boundary(Protocol):
-    """What the walk needs of an attack plan."""
-
-    @property
-    def margin(self) -> Margin:
-        """Which side is wrong."""
-
-    @property
-    def norm(self) -> float:
-        """2.0 or inf."""
-
-    @property
-    def clip(self) -> bool:
-        """Whether images stay inside [0, 1]."""
-
-    @property
-    def polish(self) -> int:
-        """Steps of the walk."""
-
-
 def walk_boundary(
-    score: ScoreFunction, x: Tensor, delta: Tensor, best: Tensor, plan: Boundary
+    score: ScoreFunction, x: Tensor, delta: Tensor, best: Tensor, plan: AttackPlan
 ) -> tuple[Tensor, Tensor]:
     """Shorter perturbations (B, ...) that still cross, and their sizes (B,).
 
@@ -55,7 +34,7 @@ def walk_boundary(
         nearest = per_sample(length, delta) * steepest_direction(uphill, plan.norm)
         turned = delta + per_sample(share, delta) * (nearest - delta)
         size = vector_norm(turned, plan.norm).clamp_min(torch.finfo(x.dtype).tiny)
-        tried = keep(x, turned * per_sample(_SHORTER * best / size, turned), plan.clip)
+        tried = plan.clipped(x, turned * per_sample(_SHORTER * best / size, turned))
         with torch.no_grad():
             hit = plan.margin.wrong(score(x + tried)) & (vector_norm(tried, plan.norm) < best)
         point, reached = pull_back(score, x, tried, hit, plan)
@@ -66,7 +45,7 @@ def walk_boundary(
 
 
 def pull_back(
-    score: ScoreFunction, x: Tensor, point: Tensor, hit: Tensor, plan: Boundary
+    score: ScoreFunction, x: Tensor, point: Tensor, hit: Tensor, plan: AttackPlan
 ) -> tuple[Tensor, Tensor]:
     """Bisect from each crossing point back towards its centre; the result still crosses."""
     low, high = torch.zeros_like(hit, dtype=x.dtype), torch.ones_like(hit, dtype=x.dtype)
@@ -79,8 +58,3 @@ def pull_back(
             low = torch.where(wrong, low, middle)
     point = per_sample(high, x) * point
     return point, vector_norm(point, plan.norm)
-
-
-def keep(x: Tensor, delta: Tensor, clip: bool) -> Tensor:
-    """The perturbation itself, or what of it stays inside [0, 1]."""
-    return (x + delta).clamp(0.0, 1.0) - x if clip else delta

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -12,7 +11,8 @@ from greg_cert.draws import generator_for
 from greg_cert.errors import UsageError
 from greg_cert.runs.inference import device_of
 from greg_cert.scores import score_of
-from greg_cert.verify.attack.boundary import keep, pull_back, walk_boundary
+from greg_cert.verify.attack.boundary import pull_back, walk_boundary
+from greg_cert.verify.attack.plan import AttackPlan, AttackResult
 from greg_cert.verify.graph.agreement import check_agreement
 from greg_cert.verify.norms import (
     check_norm,
@@ -32,14 +32,6 @@ from greg_cert.verify.scorer import (
 )
 
 _WITHIN, _SMALLEST = 1, 2  # of the keys of random starts
-
-
-@dataclass(frozen=True)
-class AttackResult:
-    """Smallest perturbations found: `radius` (B,), inf where none was; `delta` (B, ...)."""
-
-    radius: Tensor
-    delta: Tensor
 
 
 @torch.inference_mode(False)
@@ -103,20 +95,6 @@ def attack_radius(
     return found.radius
 
 
-@dataclass(frozen=True)
-class AttackPlan:
-    """Settings of an attack, as in `attack_radius`."""
-
-    margin: Margin
-    norm: float = 2.0
-    seed: int = 0
-    steps: int = 30
-    rounds: int = 12
-    restarts: int = 2
-    clip: bool = False
-    polish: int = 20
-
-
 def smallest_attack(
     score: ScoreFunction,
     x: Tensor,
@@ -139,9 +117,8 @@ def smallest_attack(
         if len(active) == 0:
             break
         own = names[active.cpu()]  # names stay on the CPU, where the draws are made
-        searched = _bisect(
-            score, x[active], best[active], delta[active], max_radius, plan, own, restart
-        )
+        so_far = AttackResult(best[active], delta[active])
+        searched = _bisect(score, x[active], so_far, max_radius, plan, own, restart)
         best[active], delta[active] = searched.radius, searched.delta
     active = (best.isfinite() & (best > 0)).nonzero().squeeze(1)
     if plan.polish and len(active):
@@ -204,13 +181,14 @@ def _names(x: Tensor, indices: Tensor | None) -> Tensor:
 def _bisect(
     score: ScoreFunction,
     x: Tensor,
-    best: Tensor,
-    delta: Tensor,
+    so_far: AttackResult,
     max_radius: float,
     plan: AttackPlan,
     names: Tensor,
     restart: int,
 ) -> AttackResult:
+    """One search of smaller perturbations than those so far, by bisection on the radius."""
+    best, delta = so_far.radius, so_far.delta
     values, gradient = score_and_gradient(score, x)
     first_order = plan.margin.of(values) / dual_norm(gradient, plan.norm)
     low = torch.zeros_like(best)  # largest radius at which PGD failed: a guide, no proof
@@ -236,7 +214,7 @@ def _pgd(
     score: ScoreFunction, x: Tensor, start: Tensor, radius: Tensor, plan: AttackPlan
 ) -> tuple[Tensor, Tensor]:
     """One PGD run with decaying steps; whether it crossed, and the first point that did."""
-    delta = keep(x, start, plan.clip)
+    delta = plan.clipped(x, start)
     crossed = torch.zeros(len(x), dtype=torch.bool, device=x.device)
     point = torch.zeros_like(x)
     for step in range(plan.steps + 1):
@@ -257,7 +235,7 @@ def _step(
     uphill = plan.margin.sign * gradient
     size = radius * (0.5 * (1 - step / plan.steps) + 0.02)
     move = per_sample(size, delta) * steepest_direction(uphill, plan.norm)
-    return keep(x, project(delta + move, radius, plan.norm), plan.clip)
+    return plan.clipped(x, project(delta + move, radius, plan.norm))
 
 
 def _random_in_ball(

@@ -15,9 +15,9 @@ from greg_cert.verify.radius.sampled.smoothing import (
     ACCEPTED,
     REJECTED,
     Accept,
+    SmoothingOptions,
     smoothed_decisions,
 )
-from greg_cert.verify.radius.sampled.smoothing_state import SmoothingOptions
 from greg_cert.verify.scorer import Detector
 
 
@@ -52,7 +52,7 @@ class Smoothing(Sampled):
                 max_radius=max_radius,
             )
             radius[of], decision[of.cpu().numpy()] = found.radius, found.decision
-        wrong = decision == (REJECTED if detector.margin.side == "id" else ACCEPTED)
+        wrong = decision == (REJECTED if detector.margin.sign > 0 else ACCEPTED)
         # How long a decision stays wrong is no radius of this side.
         radius = radius.masked_fill(torch.as_tensor(wrong, device=radius.device), 0.0)
         return {"radius_smoothing": radius, "smoothing_decision": decision}

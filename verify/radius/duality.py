@@ -18,6 +18,8 @@ from greg_cert.verify.bounds.native_relaxation import NativeRelaxation
 from greg_cert.verify.graph.ops import Activation
 from greg_cert.verify.radius.goals import SLACK, Goal
 
+_RATE = 0.5  # of mirror ascent
+
 
 def entropy(p: Tensor) -> Tensor:
     """H(p) = −Σ p log p, (..., K) -> (...), with 0 log 0 = 0."""
@@ -67,51 +69,53 @@ def lower_value(relaxation: Relaxation, goal: Goal, p: Tensor) -> Tensor:
     return low + constant + goal.level.unsqueeze(1) - allowance(low, goal)
 
 
-def improve_weights(
-    relaxation: Relaxation, goal: Goal, p: Tensor, steps: int, rate: float = 0.5
-) -> Tensor:
+def improve_weights(relaxation: Relaxation, goal: Goal, p: Tensor, steps: int) -> Tensor:
     """Mirror ascent on p (B, G, K): raise the lower bounds of p·z + H(p) over the region.
 
-    The best p seen is kept for each row, so the bound over the region itself never falls.
+    The result is the best p seen, so the bound over the region itself never falls.
     """
-    best = torch.full_like(p[..., 0], -torch.inf)
-    kept = p
+    ascent = _MirrorAscent(goal, p)
     for step in range(steps + 1):
         with torch.enable_grad():
-            leaf = p.detach().requires_grad_()
-            rows, _ = lower_rows(goal, leaf)
-            low = relaxation.lower(rows)
+            leaf = ascent.leaf()
+            low = relaxation.lower(lower_rows(goal, leaf)[0])
             (gradient,) = torch.autograd.grad(low.sum(), leaf)
-        p, best, kept = _ascend(goal, p, low.detach(), gradient, best, kept, rate, step < steps)
-    return kept
+        ascent.compare(low.detach())
+        if step < steps:
+            ascent.move(gradient)
+    return ascent.best
 
 
-def _ascend(
-    goal: Goal,
-    p: Tensor,
-    low: Tensor,
-    gradient: Tensor,
-    best: Tensor,
-    kept: Tensor,
-    rate: float,
-    move: bool,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """The next p, the best value so far and the p that gave it."""
-    value = low + entropy(p) if goal.soft else low
-    better = value > best
-    best = torch.where(better, value, best)
-    kept = torch.where(better.unsqueeze(2), p, kept)
-    if move:
+class _MirrorAscent:
+    """Where an ascent on weights p (B, G, K) stands, and the best of those seen."""
+
+    def __init__(self, goal: Goal, p: Tensor) -> None:
+        self._goal, self._p, self.best = goal, p, p
+        self._value = torch.full_like(p[..., 0], -torch.inf)
+
+    def leaf(self) -> Tensor:
+        """The weights, to be differentiated by."""
+        return self._p.detach().requires_grad_()
+
+    def compare(self, low: Tensor) -> Tensor:
+        """Take in lower bounds (B, G) of p·z; where (B, G) these weights are the best so far."""
+        value = low + entropy(self._p) if self._goal.soft else low
+        better = value > self._value
+        self._value = torch.where(better, value, self._value)
+        self.best = torch.where(better.unsqueeze(2), self._p, self.best)
+        return better
+
+    def move(self, gradient: Tensor) -> None:
+        """One step along the gradient of the lower bounds of p·z."""
         # ∂H/∂p = −log p − 1; the constant cancels in the normalisation. Without H nothing draws p
         # back from a corner, which the floor lets it leave.
-        keep, floor = (1 - rate, 1e-300) if goal.soft else (1.0, 1e-3)
-        moved = keep * p.clamp_min(floor).log() + rate * gradient
-        p = torch.where(goal.members, moved, -torch.inf).softmax(2)
-    return p, best, kept
+        share, floor = (1 - _RATE, 1e-300) if self._goal.soft else (1.0, 1e-3)
+        moved = share * self._p.clamp_min(floor).log() + _RATE * gradient
+        self._p = torch.where(self._goal.members, moved, -torch.inf).softmax(2)
 
 
 def improve_weights_and_slopes(
-    relaxation: NativeRelaxation, goal: Goal, p: Tensor, steps: int, rate: float = 0.5
+    relaxation: NativeRelaxation, goal: Goal, p: Tensor, steps: int
 ) -> tuple[NativeRelaxation, Tensor]:
     """`improve_weights` with the slopes of the lower lines optimised at the same time (α-CROWN).
 
@@ -120,36 +124,30 @@ def improve_weights_and_slopes(
     Returns:
         The relaxation with the slopes, and the weights (B, G, K).
     """
-    p = improve_weights(relaxation, goal, p, steps, rate)
+    ascent = _MirrorAscent(goal, improve_weights(relaxation, goal, p, steps))
     with torch.no_grad():
-        rows, _ = lower_rows(goal, p)
-        best = relaxation.lower(rows)
-        best = best + entropy(p) if goal.soft else best
-    ascent = SlopeAscent(
+        ascent.compare(relaxation.lower(lower_rows(goal, ascent.best)[0]))
+    slopes = SlopeAscent(
         relaxation.graph, first_slopes(relaxation.graph, relaxation.preactivations, p.shape[1])
     )
-    usual = {i: _usual(relaxation, i, p.shape[1]) for i in ascent.slopes}
-    kept, kept_slopes = p, usual
+    best_slopes = {i: _usual(relaxation, i, p.shape[1]) for i in slopes.slopes}
     for step in range(steps + 1):
-        leaves = ascent.leaves()
+        leaves = slopes.leaves()
         with torch.enable_grad():
-            leaf = p.detach().requires_grad_()
-            rows, _ = lower_rows(goal, leaf)
-            low = replace(relaxation, slopes=leaves).lower(rows)
-            found = torch.autograd.grad(
+            leaf = ascent.leaf()
+            low = replace(relaxation, slopes=leaves).lower(lower_rows(goal, leaf)[0])
+            gradient, *others = torch.autograd.grad(
                 low.sum(), [leaf, *leaves.values()], allow_unused=True, materialize_grads=True
             )
-        before = best
-        now = ascent.slopes
-        p, best, kept = _ascend(goal, p, low.detach(), found[0], best, kept, rate, step < steps)
-        better = best > before  # (B, G)
-        kept_slopes = {
-            i: torch.where(better.reshape(*better.shape, *[1] * (s.ndim - 2)), now[i], s)
-            for i, s in kept_slopes.items()
+        better = ascent.compare(low.detach())
+        best_slopes = {
+            i: torch.where(better.reshape(*better.shape, *[1] * (s.ndim - 2)), slopes.slopes[i], s)
+            for i, s in best_slopes.items()
         }
         if step < steps:
-            ascent.step(dict(zip(leaves, found[1:], strict=True)))
-    return replace(relaxation, slopes=kept_slopes), kept
+            ascent.move(gradient)
+            slopes.step(dict(zip(leaves, others, strict=True)))
+    return replace(relaxation, slopes=best_slopes), ascent.best
 
 
 def _usual(relaxation: NativeRelaxation, node: int, count: int) -> Tensor:

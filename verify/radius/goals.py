@@ -21,6 +21,7 @@ from torch import Tensor
 
 from greg_cert.errors import UsageError
 from greg_cert.scores import score_of
+from greg_cert.verify.scorer import Margin
 
 SLACK = 1e-9  # of a margin, relative to the numbers it is the difference of
 
@@ -77,21 +78,13 @@ class Goal:
         return weights - weights.sum(2, keepdim=True) * self.shift
 
 
-def decision_goals(
-    score: str,
-    side: str,
-    threshold: float,
-    logits: Tensor,
-    labels: Tensor | None = None,
-) -> tuple[Goal, ...]:
-    """Goals that hold, all of them, only where the decision does not change.
+def decision_goal(score: str, margin: Margin, logits: Tensor) -> Goal:
+    """The goal that holds only where the decision does not change.
 
     Args:
         score: one of `greg_cert.scores.SCORES`.
-        side: `id` or `ood`.
-        threshold: γ.
+        margin: γ, and the side to stay on.
         logits: (B, K) at the centres; the predicted class is taken from them.
-        labels: (B,) where the class has to stay right too; side `id` alone.
     """
     count, classes = logits.shape
     kind = score_of(score)
@@ -99,7 +92,7 @@ def decision_goals(
         raise UsageError(f"expected K >= 2 logits for the score {score}, but got {classes}")
     shift = logits.new_zeros(count, 1, classes)
     members = torch.ones_like(shift, dtype=torch.bool)
-    above = side == "id"
+    above, threshold = margin.sign > 0, margin.threshold
     level = torch.full_like(logits[:, 0], -threshold)
     if kind.absent:
         shift[..., -1], members[..., -1] = 1.0, False
@@ -112,11 +105,13 @@ def decision_goals(
             shift = eye.expand(count, classes, classes)
             members = torch.ones_like(shift, dtype=torch.bool)
         above = not above
-    goals = [Goal(above, kind.soft, shift, members, level)]
-    if labels is not None:
-        one_hot = torch.nn.functional.one_hot(labels, classes).unsqueeze(1)
-        members = ~one_hot.bool()
-        members[..., kind.classes(classes) :] = False  # an absent class is never predicted
-        zero = torch.zeros_like(level)
-        goals.append(Goal(False, False, one_hot.to(logits), members, zero))
-    return tuple(goals)
+    return Goal(above, kind.soft, shift, members, level)
+
+
+def class_goal(score: str, logits: Tensor, labels: Tensor) -> Goal:
+    """The goal that no other ID class gets as large a logit as the labels' (B,)."""
+    classes = logits.shape[1]
+    one_hot = torch.nn.functional.one_hot(labels, classes).unsqueeze(1)
+    members = ~one_hot.bool()
+    members[..., score_of(score).classes(classes) :] = False  # an absent class is never predicted
+    return Goal(False, False, one_hot.to(logits), members, torch.zeros_like(logits[:, 0]))

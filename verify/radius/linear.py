@@ -77,9 +77,9 @@ class LinearRadius:
         self._prover = BallBounds(graph, engines.prover, norm, relaxation)
         self._scout = BallBounds(draft, engines.scout, norm, relaxation)
         self._careful_scout = BallBounds(graph, engines.careful, norm, relaxation)
-        self._vanguard: BallBounds | None = None
+        self._intervals: BallBounds | None = None
         if relaxation not in ("crown-ibp", "sdp-crown") and _is_large(graph):
-            self._vanguard = BallBounds(draft, engines.scout, norm, "crown-ibp")
+            self._intervals = BallBounds(draft, engines.scout, norm, "crown-ibp")
 
     def __call__(self, batch: Batch, goal: Goal) -> Tensor:
         """Radii (B,) within which `goal` is proven to hold.
@@ -108,21 +108,17 @@ class LinearRadius:
         if known is not None:
             begun = known > (_NEAR * guess if ladder.onwards else 0)
             guess = torch.where(begun, known, guess)
-        if self._vanguard is not None and (known is None or ladder.onwards):
+        if self._intervals is not None and (known is None or ladder.onwards):
             # Where most signs are unknown CROWN costs much and proves nothing: start from below.
             first = RadiusSearch(guess, self._max_radius)
-            first.climb(scouted(self._vanguard, Effort()), ladder.rounds, _ROUGH, ~begun)
+            first.climb(scouted(self._intervals, Effort()), ladder.rounds, _ROUGH, ~begun)
             guess = torch.where(first.best > 0, _ABOVE * first.best, guess)
         plain = Effort(ladder.mirror_steps)
         floor = known if ladder.onwards else None
         search = RadiusSearch(guess, self._max_radius, floor)
         tolerance = max(ladder.tolerance, _COARSE) if ladder.cuts else ladder.tolerance
-        search.climb(scouted(self._scout, plain), ladder.rounds, tolerance)
-        lost = search.best == 0
-        if lost.any():  # a failed draft says nothing: these begin anew, in the proving type
-            careful = RadiusSearch(guess, self._max_radius)
-            careful.climb(scouted(self._careful_scout, plain), ladder.rounds, tolerance, lost)
-            search.take(careful, lost)
+        draft, careful = scouted(self._scout, plain), scouted(self._careful_scout, plain)
+        search.climb_by_draft(draft, careful, ladder.rounds, tolerance)
         harder = [(0, ladder.cut_rounds)] if ladder.cuts else []
         harder += [(ladder.splits, ladder.split_rounds)] if ladder.splits else []
         for splits, rounds in harder:

@@ -77,12 +77,8 @@ class LipschitzRadius:
 
         guess = (batch.first_order * _GUESS).maximum(sure)
         search = RadiusSearch(guess, self._max_radius)
-        search.climb(scouted(self._scout), self._rounds, self._tolerance, left)
-        lost = (search.best == 0) & left
-        if lost.any():
-            careful = RadiusSearch(guess, self._max_radius)
-            careful.climb(scouted(self._careful), self._rounds, self._tolerance, lost)
-            search.take(careful, lost)
+        draft, careful = scouted(self._scout), scouted(self._careful)
+        search.climb_by_draft(draft, careful, self._rounds, self._tolerance, left)
         radii = sure.clone()
         constant = torch.full_like(gap, self._everywhere).masked_fill(sure == 0, torch.nan)
         members = (search.best > 0).nonzero().squeeze(1)

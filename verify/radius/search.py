@@ -40,11 +40,6 @@ class RadiusSearch:
         self._ceiling = torch.full_like(guess, torch.inf)  # q there: the optimum is no further
         self._growth = _GROWTH
 
-    def take(self, other: RadiusSearch, members: Tensor) -> None:
-        """Where some samples (B,) bool stand in another search of the same samples."""
-        for name in ("best", "best_at", "_low", "_high", "_ceiling"):
-            getattr(self, name)[members] = getattr(other, name)[members]
-
     def begin_again(self, growth: float) -> None:
         """Search upwards from the best radii, by better bounds, in steps of `growth`."""
         self._low = self.best.clone()
@@ -71,6 +66,26 @@ class RadiusSearch:
                 break
             radii = self.propose(members)
             self.update(members, radii, reach(members, radii, turn))
+
+    def climb_by_draft(
+        self,
+        draft: Reach,
+        careful: Reach,
+        rounds: int,
+        tolerance: float,
+        among: Tensor | None = None,
+    ) -> None:
+        """`climb` by a draft; samples of which it proves nothing begin anew, by careful bounds.
+
+        A draft that fails says nothing: it is computed in float32.
+        """
+        self.climb(draft, rounds, tolerance, among)
+        lost = self.best == 0 if among is None else (self.best == 0) & among
+        if lost.any():
+            again = RadiusSearch(self._guess, self.max_radius)
+            again.climb(careful, rounds, tolerance, lost)
+            for name in ("best", "best_at", "_low", "_high", "_ceiling"):
+                getattr(self, name)[lost] = getattr(again, name)[lost]
 
     def update(self, members: Tensor, radii: Tensor, reach: Tensor) -> Tensor:
         """Take in q = `reach` at ε = `radii` for the samples `members`; which of them improved."""

@@ -30,7 +30,7 @@ from greg_cert.verify.graph.sizes import sample_bytes
 from greg_cert.verify.graph.trace import trace_model
 from greg_cert.verify.lipschitz import global_constant, norm_from_below, operator_norm
 from greg_cert.verify.operators.costs import iteration_operations, norm_operations
-from greg_cert.verify.run.trials import Samples, Trial, made_up, tried_methods
+from greg_cert.verify.run.method_trials import Samples, Trial, made_up, tried_methods
 
 _NORMS_SHARE = 0.5  # of the time, that norms may take
 _SPEED = 3e9  # operations a second, before any were timed

@@ -15,9 +15,9 @@ from greg_cert.certificates.format import CERTIFIED
 from greg_cert.config import VerifyConfig
 from greg_cert.data import DataSplits
 from greg_cert.errors import RunError
-from greg_cert.verify.run.chunk import CROSSED, ChunkCertifier, Harder, claimed_radius
-from greg_cert.verify.run.paired import Candidate, images_of, side_of
+from greg_cert.verify.run.candidates import Candidate, images_of, side_of
 from greg_cert.verify.run.ranks import Ranks
+from greg_cert.verify.run.run_certifier import CROSSED, HarderAttack, RunCertifier, claimed_radius
 from greg_cert.verify.run.shards import ShardKey, ShardStore
 from greg_cert.verify.run.tables import CERTIFY, paired_rows
 from greg_cert.verify.run.tasks import Task, cut, plan_tasks
@@ -73,16 +73,15 @@ class Job:
     thresholds: Sequence[float]
     deadline: float | None
     progress: Progress | None
-    _made: dict[tuple[int, str], ChunkCertifier] = field(default_factory=dict, init=False)
+    _made: dict[tuple[int, str], RunCertifier] = field(default_factory=dict, init=False)
 
     def certify(self, limit: int | None) -> None:
         """Certify what is wanted and not finished, or as much of it as limit and time allow."""
 
         def plan() -> list[Task]:
-            self.store.refresh()
             pending = {
                 (n, part): set(indices) - self.store.finished(self._key(CERTIFY, n, part))
-                for n in range(len(self.runs))
+                for n in self._numbers
                 for part, indices in self.wanted.items()
             }
             # Who names a size has chunks of that size; else pilots of round numbers can grow.
@@ -90,23 +89,13 @@ class Job:
             chunks = {p: cut(i, self.chunk, rounded=rounded) for p, i in self.wanted.items()}
             return plan_tasks(chunks, pending, limit)
 
-        def do(run: int, part: str, indices: tuple[int, ...]) -> int:
-            images = images_of(self.splits, part)
+        def do(run: int, part: str, indices: tuple[int, ...]) -> pd.DataFrame:
             chunk = torch.tensor(indices, device="cpu")
-            frame = self._certifier(run, part).certify(images, chunk)
-            self.store.append(self._key(CERTIFY, run, part), frame)
-            return _certified(frame)
+            return self._certifier(run, part).certify(images_of(self.splits, part), chunk)
 
-        tasks = self.ranks.once(plan)
-        self.store.refresh()
-        old = [
-            [self.store.rows(self._key(CERTIFY, n, p)) for p in self.wanted] for n in self._numbers
-        ]
-        self._work(
-            "certify", tasks, do, [_Tally.of(parts, self.wanted, _certified) for parts in old]
-        )
+        self._work("certify", CERTIFY, plan, do, _certified)
 
-    def audit(self, harder: Harder) -> None:
+    def audit(self, attack: HarderAttack) -> None:
         """Attack every finished certificate again, where that was not done before."""
         # Only what the tables will hold: samples finished under every run.
         paired = paired_rows(self.store, self.runs, self.wanted)
@@ -114,7 +103,7 @@ class Job:
         def plan() -> list[Task]:
             pending = {
                 (n, part): set(rows.loc[claimed_radius(rows) > 0, "index"].tolist())
-                - self.store.finished(self._key(harder.kind, n, part))
+                - self.store.finished(self._key(attack.kind, n, part))
                 for n, parts in enumerate(paired)
                 for part, rows in parts.items()
                 if len(rows)
@@ -122,27 +111,20 @@ class Job:
             chunks = {p: cut(i, AUDIT_CHUNK, rounded=False) for p, i in self.wanted.items()}
             return plan_tasks(chunks, pending)
 
-        def do(run: int, part: str, indices: tuple[int, ...]) -> int:
-            rows, images = paired[run][part], images_of(self.splits, part)
+        def do(run: int, part: str, indices: tuple[int, ...]) -> pd.DataFrame:
+            rows = paired[run][part]
             chosen = rows[rows["index"].isin(indices)]
-            found = self._certifier(run, part).audit(images, chosen, harder)
-            self.store.append(self._key(harder.kind, run, part), found)
-            return _crossed(found)
+            return self._certifier(run, part).audit(images_of(self.splits, part), chosen, attack)
 
-        tasks = self.ranks.once(plan)
-        old = [
-            [self.store.rows(self._key(harder.kind, n, p)) for p in self.wanted]
-            for n in self._numbers
-        ]
-        self._work("audit", tasks, do, [_Tally.of(parts, self.wanted, _crossed) for parts in old])
+        self._work("audit", attack.kind, plan, do, _crossed)
 
-    def _certifier(self, run: int, part: str) -> ChunkCertifier:
+    def _certifier(self, run: int, part: str) -> RunCertifier:
         """What certifies samples of a part under a run, made for the first of them."""
         key = (run, side_of(part))
         if key not in self._made:
             about = self.runs[run]
             shape = images_of(self.splits, part).image_shape
-            self._made[key] = ChunkCertifier(
+            self._made[key] = RunCertifier(
                 about.model, self.thresholds[run], key[1], self.settings, about.score, shape
             )
         return self._made[key]
@@ -157,24 +139,43 @@ class Job:
     def _work(
         self,
         step: str,
-        tasks: Sequence[Task],
-        do: Callable[[int, str, tuple[int, ...]], int],
-        tallies: Sequence[_Tally],
+        kind: str,
+        plan: Callable[[], list[Task]],
+        do: Callable[[int, str, tuple[int, ...]], pd.DataFrame],
+        count: Callable[[pd.DataFrame], int],
     ) -> None:
-        """Do this process's share, wait for the others, and see that nothing of theirs is lost."""
-        mine = tasks[self.ranks.rank :: self.ranks.size]
-        left = [sum(len(i) for t in mine for n, i in t.work if n == run) for run in self._numbers]
+        """Do this process's share, wait for the others, and see that nothing of theirs is lost.
+
+        Args:
+            step: its name in `Tick`.
+            kind: of the shards that hold the results.
+            plan: the tasks of all processes, made by the first one.
+            do: rows of a run, a part and indices.
+            count: how many of some rows are told as `found`.
+        """
+
+        def plan_anew() -> list[Task]:
+            self.store.refresh()
+            return plan()
+
+        mine = self.ranks.once(plan_anew)[self.ranks.rank :: self.ranks.size]
+        self.store.refresh()
+        ticks = []
         for run in self._numbers:
-            tallies[run].of_all = tallies[run].done + left[run]
-            self._tell(step, run, tallies[run])
+            done, found = self._finished(kind, run, count)
+            left = sum(len(i) for task in mine for n, i in task.work if n == run)
+            ticks.append(Tick(step, self.runs[run].name, done, done + left, found))
+            self._tell(ticks[run])
         before = set(self.store.names)
         for task in mine:
             if self.deadline is not None and time.monotonic() >= self.deadline:
                 break
             for run, indices in task.work:
-                tallies[run].found += do(run, task.part, indices)
-                tallies[run].done += len(indices)
-                self._tell(step, run, tallies[run])
+                rows = do(run, task.part, indices)
+                self.store.append(self._key(kind, run, task.part), rows)
+                done, found = ticks[run].done + len(indices), ticks[run].found + count(rows)
+                ticks[run] = ticks[run]._replace(done=done, found=found)
+                self._tell(ticks[run])
         written = self.ranks.gather(set(self.store.names) - before)
         if self.ranks.size > 1:
             self.store.refresh()
@@ -184,33 +185,21 @@ class Job:
                     f"{len(lost)} are not there; the processes need the same folder"
                 )
 
-    def _tell(self, step: str, run: int, tally: _Tally) -> None:
+    def _finished(
+        self, kind: str, run: int, count: Callable[[pd.DataFrame], int]
+    ) -> tuple[int, int]:
+        """How many rows of what is wanted are there already, and what `count` finds in them."""
+        done = found = 0
+        for part, indices in self.wanted.items():
+            rows = self.store.rows(self._key(kind, run, part))
+            rows = rows[rows["index"].isin(indices)]
+            done += len(rows)
+            found += count(rows) if len(rows) else 0
+        return done, found
+
+    def _tell(self, tick: Tick) -> None:
         if self.progress is not None:
-            name = self.runs[run].name
-            self.progress(Tick(step, name, tally.done, tally.of_all, tally.found))
-
-
-@dataclass
-class _Tally:
-    """Running counts of one run."""
-
-    done: int
-    found: int
-    of_all: int = field(default=0)
-
-    @classmethod
-    def of(
-        cls,
-        parts: Sequence[pd.DataFrame],
-        wanted: Mapping[str, Sequence[int]],
-        count: Callable[[pd.DataFrame], int],
-    ) -> _Tally:
-        """Counts of the rows that are there already."""
-        chosen = [
-            rows[rows["index"].isin(indices)]
-            for rows, indices in zip(parts, wanted.values(), strict=True)
-        ]
-        return cls(sum(map(len, chosen)), sum(count(rows) for rows in chosen if len(rows)))
+            self.progress(tick)
 
 
 def _certified(frame: pd.DataFrame) -> int:

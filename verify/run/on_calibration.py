@@ -21,7 +21,7 @@ from greg_cert.metrics import accuracy, auroc, calibration_error, fpr_at_tpr, th
 from greg_cert.runs.inference import logits_of
 from greg_cert.scores import score_of
 from greg_cert.verify.lipschitz import global_lipschitz_radius
-from greg_cert.verify.run.chunk import ChunkCertifier
+from greg_cert.verify.run.run_certifier import RunCertifier
 from greg_cert.verify.run.selection import choose_samples
 from greg_cert.verify.run.tasks import chunk_size
 
@@ -103,7 +103,7 @@ def _radii(
     start = time.process_time()
     chosen = choose_samples(len(images), settings.samples, settings.seed)
     size = settings.batch or chunk_size(model, images.image_shape, chosen_methods(settings.method))
-    certifier = ChunkCertifier(model, gamma, "id", settings, score, images.image_shape)
+    certifier = RunCertifier(model, gamma, "id", settings, score, images.image_shape)
     frames = []
     for rows in chosen.split(size):
         frames.append(certifier.certify(images, rows))
@@ -112,44 +112,31 @@ def _radii(
     frame = pd.concat(frames, ignore_index=True)
     seconds = (time.process_time() - start) / len(chosen)
     status = frame["status"].to_numpy(dtype=str)
-    kept = status != REJECTED
-    proven = frame["radius_certified"].to_numpy(dtype=float)[kept]
-    broken = frame["radius_attack"].to_numpy(dtype=float)[kept]
+    accepted = status != REJECTED
+    proven = frame["radius_certified"].to_numpy(dtype=float)[accepted]
+    broken = frame["radius_attack"].to_numpy(dtype=float)[accepted]
+    lipschitz = None  # the median of (γ − S)/L̄
+    if accepted.any():
+        radii = global_lipschitz_radius(
+            model,
+            images.pixels(chosen[torch.from_numpy(accepted)]),
+            gamma,
+            norm=settings.norm_value,
+            max_radius=settings.max_radius,
+            score=score,
+        )
+        lipschitz = median_radius(radii.cpu().numpy())
     usable = np.isfinite(broken) & (broken > 0)
     ratio = proven[usable] / broken[usable]
     return {
         "samples": len(chosen),
-        "accepted": int(kept.sum()),
+        "accepted": int(accepted.sum()),
         "undecided": int((status == UNDECIDED).sum()),
         "capped": int((proven >= settings.max_radius).sum()),
         "violations": int((status == CONTRADICTED).sum()),
         "radius_certified": median_radius(proven) if len(proven) else None,
         "radius_attack": median_radius(broken) if len(broken) else None,
         "share": float(np.median(ratio)) if len(ratio) else None,
-        "radius_lipschitz": _lipschitz(
-            model, images, chosen[torch.from_numpy(kept)], gamma, settings, score
-        ),
+        "radius_lipschitz": lipschitz,
         "certify_cpu_seconds": seconds,
     }
-
-
-def _lipschitz(
-    model: nn.Module,
-    images: Images,
-    chosen: torch.Tensor,
-    gamma: float,
-    settings: VerifyConfig,
-    score: str,
-) -> float | None:
-    """Median of (γ − S)/L̄ over these samples."""
-    if not len(chosen):
-        return None
-    radii = global_lipschitz_radius(
-        model,
-        images.pixels(chosen),
-        gamma,
-        norm=settings.norm_value,
-        max_radius=settings.max_radius,
-        score=score,
-    )
-    return median_radius(radii.cpu().numpy())

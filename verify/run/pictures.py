@@ -23,9 +23,9 @@ from greg_cert.data import DataSplits
 from greg_cert.errors import RunError
 from greg_cert.runs.inference import device_of
 from greg_cert.verify.attack.audit import nearest_attack
-from greg_cert.verify.attack.pgd import AttackPlan
+from greg_cert.verify.attack.plan import AttackPlan
+from greg_cert.verify.run.candidates import Candidate
 from greg_cert.verify.run.job import Job
-from greg_cert.verify.run.paired import Candidate
 from greg_cert.verify.run.results import VerifiedRun
 from greg_cert.verify.scorer import Detector, Margin, check_inputs, logit_function
 

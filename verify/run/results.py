@@ -14,9 +14,9 @@ from greg_cert.certificates.methods import chosen_methods
 from greg_cert.errors import RunError
 from greg_cert.evaluation import Evaluation
 from greg_cert.verify.bounds.engines import resolve_engine
-from greg_cert.verify.run.chunk import Harder
+from greg_cert.verify.run.candidates import ID, dataset_of
 from greg_cert.verify.run.job import Job
-from greg_cert.verify.run.paired import ID, part_of
+from greg_cert.verify.run.run_certifier import HarderAttack
 from greg_cert.verify.run.tables import RunTables, paired_rows, run_summary, run_tables, worst_of
 
 
@@ -61,7 +61,11 @@ class Verification:
 
 
 def assemble(
-    job: Job, evaluations: Sequence[tuple[Evaluation, float]], harder: Harder, *, asked: bool
+    job: Job,
+    evaluations: Sequence[tuple[Evaluation, float]],
+    attack: HarderAttack,
+    *,
+    audited: bool,
 ) -> Verification:
     """The tables of what is finished under every run."""
     paired = paired_rows(job.store, job.runs, job.wanted)
@@ -69,7 +73,7 @@ def assemble(
     tables: list[RunTables] = []
     for run, parts, (evaluation, seconds) in zip(job.runs, paired, evaluations, strict=True):
         radii = job.settings.auc_radii if "ood" in job.settings.sides else ()
-        table = run_tables(job.store, run, parts, harder.kind, radii)
+        table = run_tables(job.store, run, parts, attack.kind, radii)
         summary = run_summary(run, evaluation, table, job.wanted, seconds + table.seconds, radii)
         done.append(
             VerifiedRun(
@@ -87,8 +91,8 @@ def assemble(
         "attacks": attacks,
         "certificates": sum(t.claims for t in tables),
         "violations": sum(t.refuted for t in tables),
-        "steps": harder.steps,
-        "restarts": harder.restarts,
+        "steps": attack.steps,
+        "restarts": attack.restarts,
     }
     return Verification(
         tuple(done),
@@ -96,8 +100,8 @@ def assemble(
         sum(len(rows) for rows in paired[0].values()),
         sum(map(len, job.wanted.values())),
         sum(t.violations for t in tables),
-        worst_of(tables),
-        audit if asked or attacks else None,
+        worst_of(t.worst for t in tables),
+        audit if audited or attacks else None,
     )
 
 
@@ -138,15 +142,11 @@ def summary_of(job: Job, done: Verification, baseline: str | None) -> dict[str, 
         "wanted": len(job.wanted.get(ID, ())),
         "samples": len(done.runs[0].frame),
         "classes": list(job.splits.test.classes or ()),
-        "ood_wanted": _by_set(job.wanted),
+        "ood_wanted": {dataset_of(p): len(i) for p, i in job.wanted.items() if p != ID},
         "audit": done.audit,
         "baseline": baseline,
         "runs": {run.name: run.summary for run in done.runs},
     }
-
-
-def _by_set(wanted: Mapping[str, Sequence[int]]) -> dict[str, int]:
-    return {p.removeprefix(part_of("")): len(i) for p, i in wanted.items() if p != ID}
 
 
 def write_results(out: Path, done: Verification, summary: Mapping[str, Any]) -> tuple[Path, ...]:

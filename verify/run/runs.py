@@ -18,12 +18,12 @@ from greg_cert.runs.inference import device_of
 from greg_cert.runs.records import environment, package_versions
 from greg_cert.runs.subjects import Subject, common_data
 from greg_cert.verify.bounds.engines import resolve_engine
-from greg_cert.verify.run.chunk import Harder
+from greg_cert.verify.run.candidates import ID, Candidate, candidates, part_of
 from greg_cert.verify.run.job import Job, Progress
-from greg_cert.verify.run.paired import ID, Candidate, candidates, part_of
 from greg_cert.verify.run.pictures import write_sample_pictures
 from greg_cert.verify.run.ranks import joined_ranks
 from greg_cert.verify.run.results import Verification, assemble, summary_of, write_results
+from greg_cert.verify.run.run_certifier import HarderAttack
 from greg_cert.verify.run.selection import Selection, choose_samples, select_samples
 from greg_cert.verify.run.shards import ShardStore
 from greg_cert.verify.run.tasks import chunk_size
@@ -107,17 +107,17 @@ def verify_runs(
                 progress,
             )
             job.certify(selection.limit)
-            harder = Harder()
+            attack = HarderAttack()
             if audit:
-                job.audit(harder)
-            done = assemble(job, evaluations, harder, asked=audit)
+                job.audit(attack)
+            done = assemble(job, evaluations, attack, audited=audit)
             if ranks.rank == 0 and done.samples:
                 provenance = {
                     **environment(", ".join(store.settings["devices"])),
                     "command": command,
                     "seed": settings.seed,
                     "settings": settings.model_dump(mode="json"),
-                    "selection": selection.record(),
+                    "selection": asdict(selection),
                     "processes": ranks.size,
                     "configs": {r.name: dump_config(r.folder.config) for r in found},
                     "runs": {r.name: r.folder.manifest for r in found},

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import re
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -33,10 +32,6 @@ class Selection:
     def __post_init__(self) -> None:
         if self.limit is not None and self.limit < 1:
             raise UsageError(f"--limit: expected at least 1, but got {self.limit}")
-
-    def record(self) -> dict[str, Any]:
-        """As plain values."""
-        return asdict(self)
 
 
 def choose_samples(count: int, wanted: int | None, seed: int) -> Tensor:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,8 +11,14 @@ import pandas as pd
 
 from greg_cert.certificates.certificate_counts import id_side, ood_side, robust
 from greg_cert.evaluation import Evaluation
-from greg_cert.verify.run.chunk import CROSSED, SECONDS, claimed_radius, score_columns, withdraw
-from greg_cert.verify.run.paired import ID, Candidate, dataset_of
+from greg_cert.verify.run.candidates import ID, Candidate, dataset_of
+from greg_cert.verify.run.run_certifier import (
+    CROSSED,
+    SECONDS,
+    claimed_radius,
+    score_columns,
+    withdraw,
+)
 from greg_cert.verify.run.shards import ShardKey, ShardStore
 
 CERTIFY = "certify"
@@ -91,7 +97,7 @@ def run_tables(
         refuted += int(np.isfinite(later).sum())
         crossed = np.fmin(rows[CROSSED].to_numpy(), later)
         seconds += float(rows[SECONDS].sum())
-        worst = _worse(worst, _worst(run.name, part, rows, crossed))
+        worst = worst_of((worst, _worst(run.name, part, rows, crossed)))
         table = rows.drop(columns=[c for c in map(str, rows.columns) if c.startswith("_")])
         table = withdraw(table, crossed)
         table.insert(0, "run", run.name)
@@ -168,14 +174,7 @@ def _worst(run: str, part: str, rows: pd.DataFrame, crossed: np.ndarray) -> dict
     }
 
 
-def _worse(one: dict[str, Any] | None, other: dict[str, Any] | None) -> dict[str, Any] | None:
-    both = [w for w in (one, other) if w is not None]
-    return min(both, key=lambda w: w["crossed"] / w["radius"], default=None)
-
-
-def worst_of(tables: Sequence[RunTables]) -> dict[str, Any] | None:
-    """The row of all runs that an attack contradicts most, or None."""
-    worst = None
-    for table in tables:
-        worst = _worse(worst, table.worst)
-    return worst
+def worst_of(rows: Iterable[dict[str, Any] | None]) -> dict[str, Any] | None:
+    """Of several rows the one that an attack contradicts most, or None."""
+    broken = [row for row in rows if row is not None]
+    return min(broken, key=lambda row: row["crossed"] / row["radius"], default=None)

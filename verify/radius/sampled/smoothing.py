@@ -15,6 +15,7 @@ ICML 2019, the procedure CERTIFY. As there, rounding in floating point is not ac
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
@@ -31,13 +32,15 @@ from greg_cert.verify.radius.sampled.smoothing_bounds import (
     linf_radius,
     smoothing_radius,
 )
-from greg_cert.verify.radius.sampled.smoothing_state import (
-    SampleCounts,
-    SmoothingOptions,
-    SmoothingState,
-)
 from greg_cert.verify.scorer import check_inputs
-from greg_cert.verify.streams import ESTIMATION, SELECTION, rechunk, sample_indices, sample_stream
+from greg_cert.verify.streams import (
+    ESTIMATION,
+    SELECTION,
+    check_count,
+    rechunk,
+    sample_indices,
+    sample_stream,
+)
 
 ACCEPTED, REJECTED, ABSTAINED = DECISIONS
 
@@ -45,6 +48,40 @@ Accept = Callable[[Tensor], Tensor]
 """Noisy inputs (M, ...) to decisions (M,) bool, True where accepted as in-distribution."""
 
 _BLOCK = 128  # draws of one random stream; a part of what a seed means
+
+
+@dataclass(frozen=True)
+class SmoothingOptions:
+    """How decisions are smoothed.
+
+    Attributes:
+        sigma: standard deviation of the noise, in raw pixels; it defines the smoothed detector.
+        n0: draws that select which decision to prove.
+        n: further draws that prove it; the radius is at most σ·Φ⁻¹(alpha^(1/n)).
+        alpha: how likely, at most, the statement about one sample is false.
+        batch: noisy copies a forward pass; memory alone depends on it.
+        seed: of all draws.
+
+    Raises:
+        UsageError: for a value out of range.
+    """
+
+    sigma: float = 0.25
+    n0: int = 100
+    n: int = 10_000
+    alpha: float = 0.001
+    batch: int = 512
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if not (math.isfinite(self.sigma) and self.sigma > 0):
+            raise UsageError(f"expected sigma > 0 and finite, but got {self.sigma}")
+        if not 0 < self.alpha < 1:
+            raise UsageError(f"expected 0 < alpha < 1, but got {self.alpha}")
+        check_count("n0", self.n0, 1)
+        check_count("n", self.n, 1)
+        check_count("batch", self.batch, 1)
+        check_count("seed", self.seed, 0)
 
 
 @dataclass(frozen=True)
@@ -84,8 +121,6 @@ def smoothed_decisions(
     indices: Tensor | None = None,
     norm: float = 2.0,
     max_radius: float | None = None,
-    state: SmoothingState | None = None,
-    progress: Callable[[int, int], None] | None = None,
 ) -> SmoothedDecisions:
     """Decide every input by the smoothed detector, with the radius in which that is stable.
 
@@ -93,8 +128,7 @@ def smoothed_decisions(
     detector. The first `n0` draws select a decision; `n` independent ones bound its probability.
 
     Draw k of a sample depends on the seed, the sample's index and k alone. So the result does not
-    depend on `batch`, on the other samples, or on stops in between, as long as `accept` decides
-    each row by itself.
+    depend on `batch` or on the other samples, as long as `accept` decides each row by itself.
 
     Args:
         accept: the base detector, see `Accept`; it must be the same function throughout, and
@@ -105,13 +139,10 @@ def smoothed_decisions(
         indices: (B,) distinct integers that name the samples, by default their positions.
         norm: in which radii are measured, 2 or inf.
         max_radius: larger radii, in that norm, are reported as this one.
-        state: counts to continue from; kept up to date, also when `accept` raises.
-        progress: called after every forward pass with the draws done and the draws wanted, when
-            `state` is up to date and may be saved.
 
     Raises:
-        UsageError: for a value out of range, a state that does not fit, or an `accept` that
-            returns something else than (M,) bool.
+        UsageError: for a value out of range, or an `accept` that returns something else than (M,)
+            bool.
     """
     options = options or SmoothingOptions()
     check_inputs(inputs)
@@ -123,18 +154,8 @@ def smoothed_decisions(
     names = sample_indices(indices, len(inputs))
     if len(set(names)) < len(names):
         raise UsageError("expected distinct indices, but some are repeated")
-    state = SmoothingState(options) if state is None else state
-    for name, image in zip(names, inputs, strict=True):
-        state.begin(name, image, options)
-    total = len(names) * (options.n0 + options.n)
-    done = sum(_drawn(state.samples[name]) for name in names)
-    for name, image in zip(names, inputs, strict=True):
-        for counts in _count(accept, image, name, state.samples[name], options):
-            done += _drawn(counts) - _drawn(state.samples[name])
-            state.samples[name] = counts
-            if progress is not None:
-                progress(done, total)
-    found = _decide([state.samples[name] for name in names], options, inputs.device)
+    counts = [_count(accept, *row, options) for row in zip(inputs, names, strict=True)]
+    found = _decide(counts, options, inputs.device)
     radius = found.radius
     if norm != 2.0:
         radius = linf_radius(radius, inputs[0].numel())
@@ -144,37 +165,26 @@ def smoothed_decisions(
 
 
 def _count(
-    accept: Accept, image: Tensor, index: int, counts: SampleCounts, options: SmoothingOptions
-) -> Iterator[SampleCounts]:
-    """The counts of one sample after every forward pass that is left to do."""
-    key = (options.seed, SELECTION, index)
-    for copies in rechunk(
-        _noisy(image, options.sigma, key, counts.selection.drawn, options.n0), options.batch
-    ):
-        tally = counts.selection.plus(_decisions(accept, copies))
-        counts = replace(counts, selection=tally)
-        yield counts
-    key = (options.seed, ESTIMATION, index)
-    for copies in rechunk(
-        _noisy(image, options.sigma, key, counts.estimation.drawn, options.n), options.batch
-    ):
-        tally = counts.estimation.plus(_decisions(accept, copies))
-        counts = replace(counts, estimation=tally)
-        yield counts
+    accept: Accept, image: Tensor, index: int, options: SmoothingOptions
+) -> tuple[bool, int]:
+    """Whether most of the selecting draws of a sample are accepted, and how many of the others."""
+    accepted = []
+    for purpose, draws in ((SELECTION, options.n0), (ESTIMATION, options.n)):
+        noisy = _noisy(image, options.sigma, (options.seed, purpose, index), draws)
+        parts = rechunk(noisy, options.batch)
+        accepted.append(sum(int(_decisions(accept, copies).sum()) for copies in parts))
+    return 2 * accepted[0] > options.n0, accepted[1]
 
 
-def _noisy(
-    image: Tensor, sigma: float, key: tuple[int, int, int], start: int, stop: int
-) -> Iterator[Tensor]:
-    """Noisy copies number `start` to `stop` of an image, in pieces; noise is made in float64."""
+def _noisy(image: Tensor, sigma: float, key: tuple[int, int, int], draws: int) -> Iterator[Tensor]:
+    """Noisy copies of an image, in blocks; noise is made in float64."""
     centre = image.double().cpu()
-    if start >= stop:
-        return
-    for block in range(start // _BLOCK, -(-stop // _BLOCK)):
-        first = block * _BLOCK
-        rows = min(stop - first, _BLOCK)  # a shorter draw is the beginning of a longer one
+    for block in range(-(-draws // _BLOCK)):
+        rows = min(
+            draws - block * _BLOCK, _BLOCK
+        )  # a shorter draw is the beginning of a longer one
         noise = sample_stream(*key, block).standard_normal((rows, *centre.shape))
-        copies = centre + sigma * torch.as_tensor(noise[max(start - first, 0) :], device="cpu")
+        copies = centre + sigma * torch.as_tensor(noise, device="cpu")
         yield copies.to(image.dtype).to(image.device)
 
 
@@ -189,14 +199,11 @@ def _decisions(accept: Accept, copies: Tensor) -> Tensor:
 
 
 def _decide(
-    samples: list[SampleCounts], options: SmoothingOptions, device: torch.device
+    counts: list[tuple[bool, int]], options: SmoothingOptions, device: torch.device
 ) -> SmoothedDecisions:
-    accepting = [2 * counts.selection.accepted > options.n0 for counts in samples]
+    accepting = [accepts for accepts, _ in counts]
     count = torch.tensor(
-        [
-            counts.estimation.accepted if yes else options.n - counts.estimation.accepted
-            for counts, yes in zip(samples, accepting, strict=True)
-        ],
+        [accepted if accepts else options.n - accepted for accepts, accepted in counts],
         device="cpu",
     )
     p_lower = clopper_pearson_lower(count, options.n, options.alpha)
@@ -207,7 +214,3 @@ def _decide(
     return SmoothedDecisions(
         decision, radius.to(device), p_lower.to(device), count.to(device), n.to(device)
     )
-
-
-def _drawn(counts: SampleCounts) -> int:
-    return counts.selection.drawn + counts.estimation.drawn

@@ -1,4 +1,4 @@
-"""One chunk of samples under one run: certificates, and an attack on each of them."""
+"""Samples under one run, a chunk at a time: certificates, and an attack on each of them."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from greg_cert.certificates.format import CONTRADICTED
 from greg_cert.config import VerifyConfig
 from greg_cert.data import Images
 from greg_cert.verify.attack.audit import RESTARTS, STEPS, Audit
-from greg_cert.verify.attack.pgd import AttackPlan
+from greg_cert.verify.attack.plan import AttackPlan
 from greg_cert.verify.certificates import CLAIMS
 from greg_cert.verify.certify import PreparedCertify
 from greg_cert.verify.graph.agreement import check_agreement
@@ -33,7 +33,7 @@ SECONDS, CROSSED = "_seconds", "_crossed"
 
 
 @dataclass(frozen=True)
-class Harder:
+class HarderAttack:
     """An attack inside the proven ball, harder than the one that every certificate goes through.
 
     Attributes:
@@ -53,7 +53,7 @@ class Harder:
 
 
 @dataclass(frozen=True, eq=False)
-class ChunkCertifier:
+class RunCertifier:
     """One run's certificates and audits, chunk by chunk; networks and engines are made once.
 
     Attributes:
@@ -102,7 +102,7 @@ class ChunkCertifier:
         frame[SECONDS] = (time.perf_counter() - start) / len(frame)
         return frame
 
-    def audit(self, images: Images, rows: pd.DataFrame, harder: Harder) -> pd.DataFrame:
+    def audit(self, images: Images, rows: pd.DataFrame, attack: HarderAttack) -> pd.DataFrame:
         """For each row of certificates where a harder attack crossed inside it, or inf."""
         prepared, settings = self._prepared, self.settings
         indices = torch.tensor(rows["index"].tolist(), device="cpu")
@@ -114,9 +114,9 @@ class ChunkCertifier:
         plan = AttackPlan(
             detector.margin,
             settings.norm_value,
-            settings.seed + harder.seed,
-            harder.steps,
-            restarts=harder.restarts,
+            settings.seed + attack.seed,
+            attack.steps,
+            restarts=attack.restarts,
         )
         audit = Audit(detector, prepared.certifier.graphs, plan)
         radii = torch.as_tensor(claimed_radius(rows), device=x.device)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -15,11 +14,12 @@ from greg_cert.errors import UsageError
 from greg_cert.evaluation.decision import Decision
 from greg_cert.runs.inference import device_of
 from greg_cert.scores import score_of
-from greg_cert.verify.attack.pgd import AttackPlan, AttackResult, smallest_attack
+from greg_cert.verify.attack.pgd import smallest_attack
+from greg_cert.verify.attack.plan import AttackPlan, AttackResult
 from greg_cert.verify.certificates import Certificates
 from greg_cert.verify.certify import certify
 from greg_cert.verify.graph.agreement import check_agreement
-from greg_cert.verify.scorer import Margin, ScoreFunction, check_inputs, logit_function
+from greg_cert.verify.scorer import SIDES, Detector, Margin, check_inputs, logit_function
 from greg_cert.verify.settings import certify_options
 
 _BATCH = 64  # images attacked at once
@@ -66,7 +66,7 @@ class Verdict:
     attacked_score: float | None
 
 
-def judge(
+def verdicts_on(
     model: nn.Module, images: Tensor, decision: Decision, settings: VerifyConfig
 ) -> list[Verdict]:
     """The verdicts on images (B, C, H, W) of raw pixels in [0, 1].
@@ -94,18 +94,15 @@ def judge(
             "which is about another function than the model that is asked here"
         )
     x = check_inputs(images).to(device_of(model))
-    logits, value = logit_function(model), score_of(decision.score)
-
-    def score(x: Tensor) -> Tensor:
-        return value(logits(x))
-
+    logits, value, size = logit_function(model), score_of(decision.score), settings.batch or _BATCH
     with torch.no_grad():
-        scores = torch.cat([score(part) for part in x.split(settings.batch or _BATCH)])
+        scores = torch.cat([value(logits(part)) for part in x.split(size)])
     accepted = (scores <= decision.threshold).cpu()
-    verdicts: list[Verdict | None] = [None] * len(x)
-    for side in ("id", "ood"):
-        rows = (accepted == (side == "id")).nonzero().squeeze(1)
-        for part in rows.split(settings.batch or _BATCH) if len(rows) else ():
+    verdicts: dict[int, Verdict] = {}
+    for side in SIDES:
+        detector = Detector(logits, decision.score, Margin(decision.threshold, side))
+        rows = (accepted == (detector.margin.sign > 0)).nonzero().squeeze(1)
+        for part in rows.split(size) if len(rows) else ():
             certificates = certify(
                 model,
                 x[part],
@@ -116,32 +113,28 @@ def judge(
                 attack="best" in methods,  # which stops at a share of it
                 **certify_options(settings),
             )
-            plan = AttackPlan(Margin(decision.threshold, side), settings.norm_value, settings.seed)
-            attack = smallest_attack(score, x[part], settings.max_radius, plan, part)
+            plan = AttackPlan(detector.margin, settings.norm_value, settings.seed)
+            attack = smallest_attack(detector.score, x[part], settings.max_radius, plan, part)
             check_agreement(logits, None, x[part] + attack.delta, "the end of an attack")
             certificates = certificates.against(attack.radius)
             certificates.warn()
-            found = _verdicts(logits, score, x[part], side, decision, certificates, attack)
-            for row, verdict in zip(part.tolist(), found, strict=True):
-                verdicts[row] = verdict
-    return [v for v in verdicts if v is not None]
+            found = _verdicts(detector, x[part], decision.num_classes, certificates, attack)
+            verdicts |= zip(part.tolist(), found, strict=True)
+    return [verdicts[row] for row in range(len(x))]
 
 
 def _verdicts(
-    logits: Callable[[Tensor], Tensor],
-    score: ScoreFunction,
-    x: Tensor,
-    side: str,
-    decision: Decision,
-    found: Certificates,
-    attack: AttackResult,
+    detector: Detector, x: Tensor, num_classes: int, found: Certificates, attack: AttackResult
 ) -> list[Verdict]:
     """What certificates and attacks say of samples that are all on one side."""
-    moved = x + attack.delta
+    moved, margin = x + attack.delta, detector.margin
     with torch.no_grad():
-        confidence, label = logits(x)[:, : decision.num_classes].softmax(1).max(1)
-        moved_to = logits(moved)[:, : decision.num_classes].argmax(1)
-        moved_score = score(moved)
+        confidence, label = detector.logits(x)[:, :num_classes].softmax(1).max(1)
+        moved_logits = detector.logits(moved)
+        moved_to, moved_score = (
+            moved_logits[:, :num_classes].argmax(1),
+            detector.value(moved_logits),
+        )
     verdicts = []
     for i in range(len(x)):
         hit = math.isfinite(float(attack.radius[i]))
@@ -150,8 +143,8 @@ def _verdicts(
                 label=int(label[i]),
                 confidence=float(confidence[i]),
                 score=float(found.score[i]),
-                threshold=decision.threshold,
-                accepted=side == "id",
+                threshold=margin.threshold,
+                accepted=margin.sign > 0,
                 gradient_norm=float(found.gradient_norm[i]),
                 status=str(found.status[i]),
                 radius_certified=float(found.radius_certified[i]),
