@@ -26,7 +26,16 @@ from greg_cert.verify.attack.pgd import smallest_attack
 from greg_cert.verify.attack.plan import AttackPlan
 from greg_cert.verify.run import job
 
-SETTINGS = VerifyConfig(method="crown", samples=12, engine="native", seed=4, batch=4, ood_samples=5)
+SETTINGS = VerifyConfig(
+    method="crown-ibp",
+    cuts=0,
+    options={"rounds": 3, "lipschitz_integrated": False},
+    samples=12,
+    engine="native",
+    seed=4,
+    batch=4,
+    ood_samples=5,
+)
 
 
 def experiment(name: str, lr: float, **data: Any) -> ExperimentConfig:

@@ -23,7 +23,7 @@ from greg_cert.scores import energy
 from greg_cert.verify.run.runs import verify_runs
 from greg_cert.verify.run.selection import Selection
 
-SETTINGS = USUAL.model_copy(update={"method": "crown-ibp", "cuts": 0, "batch": 32})
+SETTINGS = USUAL.model_copy(update={"batch": 32})
 MANY = SETTINGS.model_copy(
     update={"samples": 22, "side": "both", "ood_samples": 8, "auc_radii": ()}
 )

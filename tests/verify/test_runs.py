@@ -26,7 +26,7 @@ from greg_cert.verify.radius.linear import LinearRadius
 from greg_cert.verify.run.runs import choose_samples, verify_runs
 from greg_cert.verify.scorer import Margin, score_function
 
-SETTINGS = VerifyConfig(samples=24, engine="native", seed=4)
+SETTINGS = VerifyConfig(samples=24, engine="native", seed=4, budget=1, options={"rounds": 4})
 
 
 def experiment(name: str, lr: float, **data: Any) -> ExperimentConfig:

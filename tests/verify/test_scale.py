@@ -299,7 +299,7 @@ def test_other_settings_in_the_same_folder_are_refused_until_a_restart(
     for change, said in (
         ({"max_radius": 0.5}, r"max_radius was 1\.0 and is 0\.5"),
         ({"norm": "inf"}, r'norm was "2" and is "inf"'),
-        ({"method": "lipschitz"}, r'method was "crown" and is "lipschitz"'),
+        ({"method": "lipschitz"}, r'method was "crown-ibp" and is "lipschitz"'),
         ({"seed": 5}, r"seed was 4 and is 5"),
         ({"tpr": 0.9}, r"tpr was 0\.95 and is 0\.9"),
     ):
