@@ -15,16 +15,12 @@ import torch
 from greg_cert.config import ExperimentConfig, parse_config
 from greg_cert.data import DataSplits, load_data
 from greg_cert.errors import RunError, UncheckedFileWarning
-from greg_cert.report.training_log import read_training_log
 from greg_cert.runs.records import RunFolder
+from greg_cert.runs.training_log import read_training_log
 from greg_cert.stages import StageConfig
 from greg_cert.train import fit
-from greg_cert.train.checkpoint import (
-    Checkpoint,
-    check_place,
-    load_checkpoint,
-    save_checkpoint,
-)
+from greg_cert.train.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from greg_cert.train.progress import check_place
 
 
 def experiment(init: Path | None = None) -> ExperimentConfig:

@@ -21,9 +21,9 @@ from greg_cert.models import MODEL_NAMES, build_model
 from greg_cert.models.base import Classifier
 from greg_cert.models.resnet import BasicBlock
 from greg_cert.scores import SCORES
-from greg_cert.train import check, fit, lipschitz_penalty, trainer
+from greg_cert.train import check, fit, initial_model, lipschitz_penalty
+from greg_cert.train.initial_model import first_model
 from greg_cert.train.objective.lipschitz import _Variance
-from greg_cert.train.trainer import first_model
 from greg_cert.verify import global_lipschitz_bound
 
 IMAGE = (2, 6, 6)
@@ -403,7 +403,7 @@ def test_a_network_without_a_constant_is_refused_before_anything_is_written(
         made.body.append(nn.Softplus())
         return made
 
-    monkeypatch.setattr(trainer, "build_model", jumps)
+    monkeypatch.setattr(initial_model, "build_model", jumps)
     config = experiment(lambda_lipschitz=0.1)
     for attempt in (lambda: check(config, splits), lambda: fit(config, splits, tmp_path / "run")):
         with pytest.raises(UsageError, match=r"stages\[0\].lambda_lipschitz: .*Softplus"):

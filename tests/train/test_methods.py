@@ -131,7 +131,7 @@ def test_every_strategy_chooses_from_a_pool_of_the_epoch(
     stage = {"method": "greg", "strategy": strategy, "pool": 300}
     run = fit(experiment(stage), splits, tmp_path / "run")
     assert len(rows(run.path, "greg")) == 2 * (len(splits.train) // 20)
-    assert not (run.path / "checkpoint" / "pool").exists()
+    assert [p.name for p in run.checkpoint_file.parent.iterdir()] == ["last.pt"]
 
 
 @pytest.mark.parametrize(("changes", "each"), [({"aux_ratio": 3}, 60), ({"share_ends": True}, 40)])

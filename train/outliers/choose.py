@@ -14,8 +14,6 @@ from greg_cert.train.outliers.sampling import dos_sample, greedy_sample, two_end
 
 # Log-odds of the regression's targets: probability 0.99 of being what they are.
 _CONFIDENCE = torch.tensor(4.595)
-# Clusters of an epoch's pool, where the stage does not say.
-POOL_CLUSTERS = 1024
 
 
 def choose(

@@ -90,7 +90,7 @@ def dos_sample(
         ICLR 2024.
     """
     cluster = _clusters(features, scores, n_clusters, per_cluster, backend, generator, check)
-    return _ends(cluster, scores.detach(), n_clusters, per_cluster, check)
+    return cluster_ends(cluster, scores.detach(), n_clusters, per_cluster, wait=check)
 
 
 def two_ended_sample(
@@ -130,8 +130,8 @@ def two_ended_sample(
     """
     cluster = _clusters(features, scores, n_clusters, per_cluster, backend, generator, check)
     return (
-        _ends(cluster, scores.detach(), n_clusters, per_cluster, check),
-        _ends(cluster, -scores.detach(), n_clusters, per_cluster, check),
+        cluster_ends(cluster, scores.detach(), n_clusters, per_cluster, wait=check),
+        cluster_ends(cluster, -scores.detach(), n_clusters, per_cluster, wait=check),
     )
 
 
@@ -163,12 +163,18 @@ def _clusters(
     return kmeans(points, n_clusters, backend=backend, generator=generator, check=False)[1]
 
 
-def _ends(cluster: Tensor, scores: Tensor, k: int, count: int, check: bool) -> Tensor:
-    """Indices of the `count` lowest scores in each cluster, cluster by cluster."""
+def cluster_ends(
+    cluster: Tensor, scores: Tensor, k: int, count: int, *, wait: bool = True
+) -> Tensor:
+    """Indices of the `count` lowest scores in each of k clusters, cluster by cluster.
+
+    Without `wait` and for one a cluster, the host does not wait for the device; a cluster that is
+    empty then gives the lowest of all.
+    """
     by_score = scores.argsort(stable=True)
     order = by_score[cluster[by_score].argsort(stable=True)]  # by cluster, then by score
     grouped = cluster[order]
-    if count == 1 and not check:  # a fixed shape, so that the host need not wait
+    if count == 1 and not wait:  # a fixed shape, so that the host need not wait
         names = torch.arange(k, device=cluster.device)
         first = torch.searchsorted(grouped, names).clamp_max(len(order) - 1)
         return torch.where(grouped[first] == names, order[first], by_score[0])
