@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
 from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, model_validator
 
+from greg_cert.outlier_losses import OUTLIER_LOSSES
 from greg_cert.section import NormName, Section
 
 Method = Literal[
@@ -14,7 +15,10 @@ Method = Literal[
 ]
 Margin = float | Literal["auto"]
 ScoreName = Literal["energy", "max_softmax", "max_logit", "absent_class"]
-OutlierLoss = Literal["none", "margin", "uniform", "absent_class"]
+if TYPE_CHECKING:
+    OutlierLossName = str
+else:
+    OutlierLossName = Literal["none", *OUTLIER_LOSSES]
 Strategy = Literal["random", "greedy", "dos", "two_ended", "posterior"]
 
 _MARGIN = {"score": "energy", "outlier_loss": "margin", "lambda_score": 0.1}
@@ -96,7 +100,7 @@ class StageConfig(Section):
     weight_decay: NonNegativeFloat = 5e-4
     batch_size: PositiveInt = 64
     score: ScoreName = "energy"
-    outlier_loss: OutlierLoss = "none"
+    outlier_loss: OutlierLossName = "none"
     lambda_score: NonNegativeFloat = 0.0
     gradient: bool = False
     lambda_grad: NonNegativeFloat = 1.0
@@ -168,7 +172,8 @@ class StageConfig(Section):
     @property
     def uses_margins(self) -> bool:
         """Whether margins have a say: in the margin loss, or in which samples are smoothed."""
-        return self.outlier_loss == "margin" or self.gradient
+        loss = OUTLIER_LOSSES.get(self.outlier_loss)
+        return self.gradient or (loss is not None and loss.uses_margins)
 
     @property
     def chooses(self) -> bool:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from greg_cert.models import Classifier, build_model
+from greg_cert.outlier_losses import OUTLIER_LOSSES, OutlierLoss
 from greg_cert.scores import energy, score_of
 from greg_cert.train.objective.step import Batch, Objective, Terms
 
@@ -247,3 +248,14 @@ def test_the_absent_class_is_that_of_the_outliers() -> None:
     labels = torch.full((4,), 4)
     expected = nn.functional.cross_entropy(model(batch.low), labels)
     torch.testing.assert_close(out["score_loss"], expected.detach())
+
+
+def test_an_outlier_loss_is_one_entry_of_a_table(monkeypatch: pytest.MonkeyPatch) -> None:
+    mine = OutlierLoss(lambda o: o.ood_logits.square().mean() - o.id_scores.mean(), source="here")
+    monkeypatch.setitem(OUTLIER_LOSSES, "mine", mine)
+    model, batch = _plain_model(), _batch()
+    assert batch.low is not None
+    out = Objective(model)(batch, replace(TERMS, outlier_loss="mine", gradient=False))
+    expected = model(batch.low).square().mean() - energy(model(batch.images)).mean()
+    torch.testing.assert_close(out["score_loss"], expected.detach())
+    assert all(loss.source for loss in OUTLIER_LOSSES.values())

@@ -130,10 +130,12 @@ class LipschitzPenalty(nn.Module):
             named = {f"vector_{i}": one_kind(op) for i, op in enumerate(ops)}
             alike: dict[Any, dict[str, Conv]] = {}
             for name, op in named.items():
-                geometry = (op.weight.shape, op.input_shape, op.stride, op.padding)
-                # oneDNN takes longer for groups than for one layer after the other.
-                alone = name if op.weight.device.type == "cpu" else ""
-                alike.setdefault((*geometry, op.dilation, op.groups, alone), {})[name] = op
+                geometry: tuple[Any, ...] = (op.weight.shape, op.input_shape, op.stride)
+                geometry += (op.padding, op.dilation, op.groups)
+                if op.weight.device.type == "cpu":
+                    # oneDNN takes longer for groups than for one layer after the other.
+                    geometry += (name,)
+                alike.setdefault(geometry, {})[name] = op
             found: dict[str, Tensor] = {}
             for some in alike.values():
                 found |= zip(some, self._norms(some, norm, iterations), strict=True)

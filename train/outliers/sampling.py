@@ -15,25 +15,6 @@ from greg_cert.train.outliers.finite import check_finite, unit_rows
 from greg_cert.train.outliers.kmeans import kmeans
 
 
-def random_sample(n: int, count: int, generator: torch.Generator | None = None) -> Tensor:
-    """Indices of `count` of n candidates, all subsets equally likely.
-
-    Args:
-        n: number of candidates.
-        count: how many to take, with 1 ≤ count ≤ n.
-        generator: source of randomness; the indices are on its device.
-
-    Returns:
-        (count,) distinct indices in random order.
-
-    Raises:
-        UsageError: for a count out of range.
-    """
-    _check_count(count, n)
-    device = torch.device("cpu") if generator is None else generator.device
-    return torch.randperm(n, generator=generator, device=device)[:count]
-
-
 def greedy_sample(scores: Tensor, count: int, *, check: bool = True) -> Tensor:
     """Indices of the `count` lowest scores: the hardest outliers, however alike.
 
@@ -53,7 +34,8 @@ def greedy_sample(scores: Tensor, count: int, *, check: bool = True) -> Tensor:
     """
     if scores.ndim != 1:
         raise UsageError(f"expected scores (N,), but got {tuple(scores.shape)}")
-    _check_count(count, len(scores))
+    if not 1 <= count <= len(scores):
+        raise UsageError(f"expected 1 <= count <= {len(scores)} (the candidates), but got {count}")
     if check:
         check_finite(scores=scores)
     return scores.detach().argsort(stable=True)[:count]
@@ -133,11 +115,6 @@ def two_ended_sample(
         cluster_ends(cluster, scores.detach(), n_clusters, per_cluster, wait=check),
         cluster_ends(cluster, -scores.detach(), n_clusters, per_cluster, wait=check),
     )
-
-
-def _check_count(count: int, n: int) -> None:
-    if not 1 <= count <= n:
-        raise UsageError(f"expected 1 <= count <= {n} (the candidates), but got {count}")
 
 
 def _clusters(
