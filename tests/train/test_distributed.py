@@ -133,10 +133,3 @@ def test_processes_that_the_configuration_does_not_know_of_are_refused(tmp_path:
     for said in refused(experiment(1), tmp_path):
         assert "expected the 2 processes that were started" in said
     assert not (tmp_path / "run").exists()
-
-
-def test_a_batch_that_does_not_divide_is_refused(tmp_path: Path) -> None:
-    stages = [{"method": "ce", "epochs": 1, "lr": 0.1, "batch_size": 21}]
-    for said in refused(experiment(2, stages=stages), tmp_path):
-        assert "multiple of the 2 processes" in said
-    assert not (tmp_path / "run").exists()

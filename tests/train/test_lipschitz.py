@@ -335,7 +335,8 @@ def test_it_goes_with_methods_scores_and_norms(
     found = []
     for weight in (0.0, 1.0):
         config = experiment(
-            method=method, lambda_lipschitz=weight, lipschitz_norm=norm, clip_grad=5.0, epochs=3
+            **{"method": method, "lambda_lipschitz": weight, "lipschitz_norm": norm},
+            **{"clip_grad": 5.0, "epochs": 3, "lr": 0.05, "name": "mlp"},
         )
         run = fit(config, splits, tmp_path / str(weight))
         shape = splits.train.image_shape

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import time
 from pathlib import Path
@@ -91,19 +92,19 @@ def test_the_run_folder_holds_everything(finished: RunFolder) -> None:
     )
 
 
-def test_the_same_seed_gives_the_same_weights_and_another_does_not(
-    finished: RunFolder, splits: DataSplits, tmp_path: Path
-) -> None:
+def test_the_seed_alone_decides(splits: DataSplits, tmp_path: Path) -> None:
+    stages = [{"method": "ce", "epochs": 1, "lr": 0.1, "batch_size": 32, "augment": "shift"}]
+
+    def run(name: str, seed: int) -> RunFolder:
+        config = experiment(train={"accelerator": "cpu", "stages": stages}, seed=seed)
+        return fit(config, splits, tmp_path / name)
+
+    one = run("a", 5)
     torch.manual_seed(999)  # global state must not matter
-    assert same_weights(finished, fit(experiment(), splits, tmp_path / "b"))
-    assert not same_weights(finished, fit(experiment(seed=6), splits, tmp_path / "c"))
-
-
-def test_training_leaves_the_callers_random_state_alone(splits: DataSplits, tmp_path: Path) -> None:
-    torch.manual_seed(1)
     before = torch.get_rng_state()
-    fit(experiment(), splits, tmp_path / "a")
-    assert torch.equal(before, torch.get_rng_state())
+    assert same_weights(one, run("b", 5))
+    assert torch.equal(before, torch.get_rng_state())  # nor be moved
+    assert not same_weights(one, run("c", 6))
 
 
 class Killer:
@@ -160,8 +161,13 @@ def test_resuming_with_another_configuration_is_refused(
         fit(experiment(seed=9), splits, finished.path, resume=True)
 
 
-def test_resuming_on_other_data_is_refused(splits: DataSplits, tmp_path: Path) -> None:
-    run = fit(experiment(), splits, tmp_path / "a")
+@pytest.fixture
+def copied(finished: RunFolder, tmp_path: Path) -> RunFolder:
+    return RunFolder(shutil.copytree(finished.path, tmp_path / "copied"))
+
+
+def test_resuming_on_other_data_is_refused(copied: RunFolder) -> None:
+    run = copied
     run.weights_file.unlink()
     raw = experiment().model_dump(mode="json")["data"]
     other = load_data(experiment(data={**raw, "seed": 1}).data)  # as if the files had changed
@@ -189,8 +195,8 @@ def test_a_mistake_leaves_no_folder_behind(
     assert not (tmp_path / "a").exists()
 
 
-def test_a_corrupt_checkpoint_is_named_and_kept(splits: DataSplits, tmp_path: Path) -> None:
-    run = fit(experiment(), splits, tmp_path / "a")
+def test_a_corrupt_checkpoint_is_named_and_kept(copied: RunFolder, splits: DataSplits) -> None:
+    run = copied
     run.weights_file.unlink()
     whole = run.checkpoint_file.read_bytes()
     run.checkpoint_file.write_bytes(whole[: len(whole) // 2])

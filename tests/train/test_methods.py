@@ -26,6 +26,7 @@ DATA = {
     "aux": {"source": "photographs", "n": 500},
     "ood": [{"source": "textures", "n": 60}],
 }
+MARGINS = {"m_in": -5.0, "m_out": -2.0}
 METHODS = [m for m in get_args(Method) if m != "ce"]
 
 
@@ -128,8 +129,8 @@ def test_absent_class_and_margins_do_not_mix() -> None:
 def test_every_strategy_chooses_from_a_pool_of_the_epoch(
     strategy: str, splits: DataSplits, tmp_path: Path
 ) -> None:
-    stage = {"method": "greg", "strategy": strategy, "pool": 300}
-    run = fit(experiment(stage), splits, tmp_path / "run")
+    stage = {"method": "greg", "strategy": strategy, "pool": 300, **MARGINS}
+    run = fit(experiment(stage, 1), splits, tmp_path / "run")
     assert len(rows(run.path, "greg")) == 2 * (len(splits.train) // 20)
     assert [p.name for p in run.checkpoint_file.parent.iterdir()] == ["last.pt"]
 
@@ -151,8 +152,8 @@ def test_a_pool_gives_every_step_as_many_as_without_one(
 
     monkeypatch.setattr(Objective, "forward", watching)
     for pool in (None, 480):
-        stage = {"method": "greg+", "epochs": 1, "pool": pool, "clusters": 20, **changes}
-        fit(experiment(stage), splits, tmp_path / str(pool))
+        stage = {"method": "greg+", "epochs": 1, "pool": pool, "clusters": 20, **MARGINS}
+        fit(experiment({**stage, **changes}, 1), splits, tmp_path / str(pool))
         steps = len(splits.train) // 20
         # Without a pool a cluster smaller than its picks gives fewer.
         assert all(n == each if pool else each / 2 < n <= each for n in seen[-steps:])
@@ -168,7 +169,7 @@ def test_a_pool_larger_than_the_auxiliary_set_is_refused(
 def test_mixed_precision_trains_to_nearly_the_same(splits: DataSplits, tmp_path: Path) -> None:
     seen = {}
     for precision in ("32", "bf16"):
-        config = experiment({"method": "greg+"}, precision=precision)
+        config = experiment({"method": "greg+", "epochs": 1}, precision=precision)
         run = fit(config, splits, tmp_path / precision)
         seen[precision] = rows(run.path, "greg+")
         weights = run.load_model().state_dict().values()

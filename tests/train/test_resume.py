@@ -19,14 +19,14 @@ from greg_cert.runs.records import RunFolder
 from greg_cert.train import fit
 
 
-def experiment(**stage: Any) -> ExperimentConfig:
+def experiment(model: str = "mlp", **stage: Any) -> ExperimentConfig:
     raw = {
         "seed": 4,
         "data": {
             "id": {"source": "digits", "limit": 400},
             "aux": {"source": "photographs", "n": 400},
         },
-        "model": {"name": "cnn_small"},
+        "model": {"name": model},
         "train": {
             "accelerator": "cpu",  # where the same seed gives the same bits
             "log_every": 1,
@@ -43,6 +43,11 @@ def experiment(**stage: Any) -> ExperimentConfig:
 @pytest.fixture(scope="module")
 def splits() -> DataSplits:
     return load_data(experiment().data)
+
+
+@pytest.fixture(scope="module")
+def whole(splits: DataSplits, tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
+    return fit(experiment(), splits, tmp_path_factory.mktemp("runs") / "whole")
 
 
 class Stopped(Exception):
@@ -63,12 +68,13 @@ class Stopper:
 
 
 @pytest.mark.parametrize(
-    "penalties", [{"pool": 300}, {"lambda_lipschitz": 0.1, "penalty_every": 4}]
+    "changes",
+    [{"pool": 300}, {"model": "cnn_small", "lambda_lipschitz": 0.1, "penalty_every": 4}],
 )
 def test_stopped_in_mid_epoch_a_run_goes_on_from_its_last_checkpoint(
-    splits: DataSplits, tmp_path: Path, penalties: dict[str, Any]
+    splits: DataSplits, tmp_path: Path, changes: dict[str, Any]
 ) -> None:
-    config = experiment(**penalties, augment="shift")
+    config = experiment(**changes, augment="shift")
     whole = fit(config, splits, tmp_path / "whole")
     per_epoch = len(splits.train) // 20
     for at in (per_epoch + 5, 6 * per_epoch + 8):
@@ -101,9 +107,12 @@ def test_the_last_checkpoint_is_at_most_a_few_steps_old(splits: DataSplits, tmp_
     ],
 )
 def test_a_full_disk_is_named_and_loses_nothing(
-    splits: DataSplits, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failure: Exception
+    whole: RunFolder,
+    splits: DataSplits,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    failure: Exception,
 ) -> None:
-    whole = fit(experiment(), splits, tmp_path / "whole")
     real, calls = torch.save, 0
 
     def full(fields: Any, target: Any) -> None:
