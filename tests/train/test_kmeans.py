@@ -94,16 +94,6 @@ def test_auto_takes_torch_for_a_batch_and_faiss_for_a_pool() -> None:
         assert not torch.equal(got["torch"], got["faiss"])
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
-def test_double_points_and_points_with_a_graph_are_taken(backend: str) -> None:
-    points = unit_features(60, 5)
-    expected = kmeans(points, 4, backend=backend, generator=rng())
-    double = points.double().requires_grad_()
-    centres, assigned = kmeans(double, 4, backend=backend, generator=rng())
-    assert torch.equal(assigned, expected[1])
-    assert not centres.requires_grad
-
-
 @pytest.mark.parametrize(
     ("change", "message"),
     [

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import json
 import math
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ import torch
 from problems import SMALL, build
 from smooth_networks import build_smooth
 from torch import Tensor, nn
+from trained import rows_of
 
 from greg_cert.config import ExperimentConfig, parse_config
 from greg_cert.data import DataSplits, load_data
@@ -323,10 +323,6 @@ def splits() -> DataSplits:
     return load_data(experiment().data)
 
 
-def rows(folder: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-
-
 @pytest.mark.parametrize("norm", ["2", "inf"])
 @pytest.mark.parametrize("method", ["ce", "dos", "oe+grad"])
 def test_it_goes_with_methods_scores_and_norms(
@@ -343,7 +339,7 @@ def test_it_goes_with_methods_scores_and_norms(
         found.append(
             global_lipschitz_bound(run.load_model(), shape, norm=float(norm), score=config.score)
         )
-        last = rows(run.path)[-1]["lipschitz_estimate"]
+        last = rows_of(run.path)[-1]["lipschitz_estimate"]
         assert last <= 1.1 * found[-1]
         assert last >= 0.7 * found[-1]
     assert found[1] < 0.7 * found[0]
@@ -353,7 +349,7 @@ def test_its_weight_rises_over_the_ramp(splits: DataSplits, tmp_path: Path) -> N
     shared = {"lambda_lipschitz": 0.5, "lambda_score": 0.25, "clip_grad": 1.0}
     for ramp in (0.0, 1.5):
         run = fit(experiment(lambda_lipschitz_ramp=ramp, **shared), splits, tmp_path / str(ramp))
-        found = rows(run.path)
+        found = rows_of(run.path)
         per_epoch = len(found) / 2
         for i, row in enumerate(found):
             extra = row["loss"] - row["ce"] - 0.25 * row["score_loss"]
@@ -372,7 +368,7 @@ def test_a_step_is_no_longer_than_its_limit(splits: DataSplits, tmp_path: Path) 
         run = fit(config, splits, tmp_path / str(limit))
         pairs = zip(start.parameters(), run.load_model().parameters(), strict=True)
         squares = sum((a - b).detach().square().sum().item() for a, b in pairs)
-        moved.append(math.sqrt(squares) / len(rows(run.path)))
+        moved.append(math.sqrt(squares) / len(rows_of(run.path)))
     assert moved[1] <= 0.01 * (1 + 1e-4) < moved[0]
 
 
@@ -385,7 +381,7 @@ def test_penalties_every_few_steps_weigh_as_many_times(
     config = experiment(
         method="greg", penalty_every=every, lambda_lipschitz_ramp=0, **weights, **margins
     )
-    found = rows(fit(config, splits, tmp_path / "run").path)
+    found = rows_of(fit(config, splits, tmp_path / "run").path)
     for i, row in enumerate(found):
         assert ("grad_loss" in row) == (i % every == 0)
         extra = row["loss"] - row["ce"] - 0.5 * row["score_loss"]
@@ -411,4 +407,4 @@ def test_a_network_without_a_constant_is_refused_before_anything_is_written(
             attempt()
     assert not (tmp_path / "run").exists()
     run = fit(experiment(), splits, tmp_path / "other")
-    assert not any("lipschitz_estimate" in row for row in rows(run.path))
+    assert not any("lipschitz_estimate" in row for row in rows_of(run.path))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import signal
@@ -14,6 +13,7 @@ import pytest
 import torch
 from commands import FORKS
 from safetensors.torch import load_file
+from trained import Stopper, rows_of, same_weights
 
 from greg_cert.config import ExperimentConfig, parse_config
 from greg_cert.data import DataSplits, load_data
@@ -54,15 +54,6 @@ def finished(splits: DataSplits, tmp_path_factory: pytest.TempPathFactory) -> Ru
     return fit(experiment(), splits, tmp_path_factory.mktemp("runs") / "a", command="by hand")
 
 
-def same_weights(a: RunFolder, b: RunFolder) -> bool:
-    one, two = load_file(a.weights_file), load_file(b.weights_file)
-    return one.keys() == two.keys() and all(torch.equal(one[k], two[k]) for k in one)
-
-
-def rows_of(run: RunFolder) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in run.metrics_file.read_text().splitlines()]
-
-
 def test_the_run_folder_holds_everything(finished: RunFolder) -> None:
     assert {p.name for p in finished.path.iterdir()} == {
         "config.yaml",
@@ -80,7 +71,7 @@ def test_the_run_folder_holds_everything(finished: RunFolder) -> None:
     ce, plus = manifest["stages"]
     assert (ce["method"], ce["m_in"]) == ("ce", None)
     assert plus["m_in"] < plus["m_out"]
-    rows = rows_of(finished)
+    rows = rows_of(finished.path)
     assert [r["step"] for r in rows] == list(range(1, rows[-1]["step"] + 1, 2))
     last = rows[-1]
     assert last["stage"] == "greg+"
@@ -107,18 +98,12 @@ def test_the_seed_alone_decides(splits: DataSplits, tmp_path: Path) -> None:
     assert not same_weights(one, run("c", 6))
 
 
-class Killer:
+class Killer(Stopper):
     """Kills the process at a step."""
 
-    def __init__(self, at: int) -> None:
-        self.left = at
-
-    def begin(self, steps: int, done: int) -> None:
-        pass
-
     def step(self, stage: str, epoch: int, values: object) -> None:
-        self.left -= 1
-        if self.left == 0:
+        self.done += 1
+        if self.done == self.at:
             os.kill(os.getpid(), signal.SIGKILL)
 
 
@@ -143,7 +128,7 @@ def test_a_killed_run_resumes_to_the_same_bits(
         fit(experiment(), splits, folder)
     resumed = fit(experiment(), splits, folder, resume=True)
     assert same_weights(finished, resumed)
-    assert rows_of(resumed) == rows_of(finished)
+    assert rows_of(resumed.path) == rows_of(finished.path)
     assert resumed.manifest["stages"] == finished.manifest["stages"]
 
 

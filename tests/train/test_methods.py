@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from pathlib import Path
 from typing import Any, get_args
 
 import pytest
 import torch
+from trained import rows_of
 
 from greg_cert.config import ExperimentConfig, dump_config, parse_config
 from greg_cert.data import DataSplits, load_data
@@ -47,18 +47,13 @@ def splits() -> DataSplits:
     return load_data(experiment({"method": "ce"}).data)
 
 
-def rows(path: Path, stage: str) -> list[dict[str, Any]]:
-    lines = [json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()]
-    return [line for line in lines if line["stage"] == stage]
-
-
 @pytest.mark.parametrize("method", METHODS)
 def test_each_method_trains_and_tells_outliers_apart(
     method: str, splits: DataSplits, tmp_path: Path
 ) -> None:
     config = experiment({"method": method, "epochs": 4, "lr": 0.05})
     run = fit(config, splits, tmp_path / "run")
-    seen = rows(run.path, method)
+    seen = rows_of(run.path, method)
     assert all(row["score_loss"] >= 0 for row in seen)
     assert ("grad_loss" in seen[0]) == (config.train.stages[-1].gradient)
     found = evaluate_model(run.load_model(), splits, score=run.config.score)
@@ -131,7 +126,7 @@ def test_every_strategy_chooses_from_a_pool_of_the_epoch(
 ) -> None:
     stage = {"method": "greg", "strategy": strategy, "pool": 300, **MARGINS}
     run = fit(experiment(stage, 1), splits, tmp_path / "run")
-    assert len(rows(run.path, "greg")) == 2 * (len(splits.train) // 20)
+    assert len(rows_of(run.path, "greg")) == 2 * (len(splits.train) // 20)
     assert [p.name for p in run.checkpoint_file.parent.iterdir()] == ["last.pt"]
 
 
@@ -171,7 +166,7 @@ def test_mixed_precision_trains_to_nearly_the_same(splits: DataSplits, tmp_path:
     for precision in ("32", "bf16"):
         config = experiment({"method": "greg+", "epochs": 1}, precision=precision)
         run = fit(config, splits, tmp_path / precision)
-        seen[precision] = rows(run.path, "greg+")
+        seen[precision] = rows_of(run.path, "greg+")
         weights = run.load_model().state_dict().values()
         assert all(w.dtype == torch.float32 for w in weights)
     for key in ("ce", "score_id", "grad_norm_id", "grad_norm_aux"):
@@ -187,7 +182,7 @@ def test_compiled_a_run_is_nearly_the_same(splits: DataSplits, tmp_path: Path) -
     for compiled in (False, True):
         stage = {"method": "greg", "estimator": "finite-difference", "epochs": 1}
         run = fit(experiment(stage, compile=compiled), splits, tmp_path / str(compiled))
-        last.append(rows(run.path, "greg")[-1])
+        last.append(rows_of(run.path, "greg")[-1])
     for key in ("loss", "grad_loss", "grad_norm_id", "score_aux"):
         assert last[1][key] == pytest.approx(last[0][key], rel=0.02), key
 

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import errno
-import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from trained import Stopped, Stopper, rows_of, same_weights
 
 import greg_cert.train.checkpoint as checkpoint_module
 from greg_cert.config import ExperimentConfig, parse_config
@@ -50,23 +49,6 @@ def whole(splits: DataSplits, tmp_path_factory: pytest.TempPathFactory) -> RunFo
     return fit(experiment(), splits, tmp_path_factory.mktemp("runs") / "whole")
 
 
-class Stopped(Exception):
-    """Stands for a power cut."""
-
-
-class Stopper:
-    def __init__(self, at: int) -> None:
-        self.at, self.done, self.steps = at, 0, 0
-
-    def begin(self, steps: int, done: int) -> None:
-        self.steps, self.done = steps, done
-
-    def step(self, stage: str, epoch: int, values: object) -> None:
-        self.done += 1
-        if self.done == self.at:
-            raise Stopped
-
-
 @pytest.mark.parametrize(
     "changes",
     [{"pool": 300}, {"model": "cnn_small", "lambda_lipschitz": 0.1, "penalty_every": 4}],
@@ -81,14 +63,12 @@ def test_stopped_in_mid_epoch_a_run_goes_on_from_its_last_checkpoint(
         folder = tmp_path / f"stopped{at}"
         with pytest.raises(Stopped):
             fit(config, splits, folder, observer=Stopper(at))
-        watcher = Stopper(-1)
+        watcher = Stopper()
         resumed = fit(config, splits, folder, resume=True, observer=watcher)
         saved = torch.load(resumed.checkpoint_file, weights_only=True)["step"]
         assert watcher.done == watcher.steps == saved
-        one, two = load_file(whole.weights_file), load_file(resumed.weights_file)
-        assert all(torch.equal(one[k], two[k]) for k in one)
-        lines = [json.loads(r.metrics_file.read_text().splitlines()[-1]) for r in (whole, resumed)]
-        assert lines[0] == lines[1]
+        assert same_weights(whole, resumed)
+        assert rows_of(whole.path)[-1] == rows_of(resumed.path)[-1]
 
 
 def test_the_last_checkpoint_is_at_most_a_few_steps_old(splits: DataSplits, tmp_path: Path) -> None:
@@ -130,5 +110,4 @@ def test_a_full_disk_is_named_and_loses_nothing(
     assert left == ["last.pt"], "no half-written file may stay"
     monkeypatch.undo()
     resumed = fit(experiment(), splits, tmp_path / "run", resume=True)
-    one, two = load_file(whole.weights_file), load_file(resumed.weights_file)
-    assert all(torch.equal(one[k], two[k]) for k in one)
+    assert same_weights(whole, resumed)

@@ -169,17 +169,6 @@ def test_the_length_of_a_feature_does_not_matter(backend: str) -> None:
     assert torch.equal(got[0][1], got[1][1])
 
 
-def test_clusters_are_of_directions() -> None:
-    """Two directions, each near and far: by length the pairs would fall otherwise."""
-    angle = torch.tensor([0.0, 0.01, 1.5, 1.51])
-    features = torch.stack([angle.cos(), angle.sin()], dim=1)
-    features = features * torch.tensor([[1.0], [100.0], [1.0], [100.0]])
-    scores = torch.tensor([0.0, 1.0, 2.0, 3.0])
-    low, high = two_ended_sample(features, scores, 2, backend="torch", generator=rng())
-    assert sorted(low.tolist()) == [0, 2]
-    assert sorted(high.tolist()) == [1, 3]
-
-
 def test_inputs_with_a_graph_and_in_half_precision_are_taken() -> None:
     features, blob = blobs()
     scores = torch.randn(len(blob), generator=rng(0))
