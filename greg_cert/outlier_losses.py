@@ -53,8 +53,6 @@ def uniform_loss(ood_logits: Tensor) -> Tensor:
 
     Raises:
         UsageError: for logits that are not two-dimensional.
-
-    Source: Hendrycks et al., "Deep Anomaly Detection with Outlier Exposure", ICLR 2019.
     """
     _check_logits(ood_logits)
     return mean_or_zero(ood_logits.logsumexp(1) - ood_logits.mean(1))
@@ -71,9 +69,6 @@ def absent_class_loss(ood_logits: Tensor) -> Tensor:
 
     Raises:
         UsageError: for logits that are not two-dimensional.
-
-    Source: Jiang et al., "DOS: Diverse Outlier Sampling for Out-of-Distribution Detection",
-    ICLR 2024.
     """
     _check_logits(ood_logits)
     return mean_or_zero(ood_logits.logsumexp(1) - ood_logits[:, -1])
@@ -126,6 +121,6 @@ OUTLIER_LOSSES: dict[str, OutlierLoss] = {
     ),
     "absent_class": OutlierLoss(
         lambda o: absent_class_loss(o.ood_logits),
-        source="Jiang et al., DOS: Diverse Outlier Sampling, ICLR 2024",
+        source="Jiang et al., DOS: Diverse Outlier Sampling for OOD Detection, ICLR 2024",
     ),
 }

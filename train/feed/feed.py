@@ -137,19 +137,21 @@ class Feed:
     ) -> Batch:
         at = (*key, step.number)
         mine = self.processes.share(len(step.known))
-        known = self._some(self.train_set, step.known, stage, (*at, _SHIFT_ID), stored[0])(mine)
+        known = self._augmented(self.train_set, step.known, stage, (*at, _SHIFT_ID), stored[0])(
+            mine
+        )
         assert self.train_set.labels is not None
         labels = self.train_set.labels[step.known[mine].to(self.device)]
         if step.low is None or self.aux_set is None:
             return Batch(known, labels)
-        some = self._some(self.aux_set, step.low, stage, (*at, _SHIFT_LOW), stored[1])
+        some = self._augmented(self.aux_set, step.low, stage, (*at, _SHIFT_LOW), stored[1])
         low = some(self.processes.share(len(step.low)))
         if step.choose:
             wanted = len(step.known) * stage.aux_ratio
             return Batch(known, labels, *self._chosen(stage, low, some, known, wanted, at))
         if step.high is None:
             return Batch(known, labels, low, low)
-        others = self._some(self.aux_set, step.high, stage, (*at, _SHIFT_HIGH), stored[2])
+        others = self._augmented(self.aux_set, step.high, stage, (*at, _SHIFT_HIGH), stored[2])
         return Batch(known, labels, low, others(self.processes.share(len(step.high))))
 
     def _chosen(
@@ -187,7 +189,7 @@ class Feed:
         whole = places[torch.arange(count, device=places.device) % len(places)]
         return whole[self.processes.share(count)]
 
-    def _some(
+    def _augmented(
         self,
         images: DeviceImages,
         indices: Tensor,

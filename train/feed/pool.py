@@ -16,13 +16,14 @@ from greg_cert.stages import StageConfig
 from greg_cert.train.feed.feed import Feed
 from greg_cert.train.outliers.choose import Picks, posterior_between
 from greg_cert.train.outliers.finite import unit_rows
-from greg_cert.train.outliers.posterior import boundary_scores
+from greg_cert.train.outliers.kmeans import fit_faiss
+from greg_cert.train.outliers.posterior import posterior_sample
 from greg_cert.train.outliers.sampling import cluster_ends, greedy_sample
 
 # Streams of random numbers beside those of greg_cert.train.feed.feed.
 _POOL, _CHOICE, _ORDER, _KNOWN = range(101, 105)
 _CLUSTERS = 1024  # where the stage does not say
-_TRAIN_ROWS = 256  # a cluster, that k-means is fitted to at most
+_TRAIN_ROWS = 256  # a cluster, that k-means is fitted to at most, as faiss does by default
 _BATCH = 512  # images a pass
 _CHUNK = 2**14  # rows normalised at a time
 _MAX_KNOWN = 20_000  # ID samples that a posterior learns from
@@ -119,10 +120,8 @@ def select_rows(
         seed: of k-means and of the posterior's draw.
     """
     if known is not None:
-        parts = features.split(_CHUNK)
-        weights = posterior_between(known, parts).sample(torch.Generator().manual_seed(seed))
-        nearness = torch.cat([boundary_scores(part, weights) for part in parts])
-        low = nearness.argsort(descending=True, stable=True)[:wanted]
+        posterior = posterior_between(known, features.split(_CHUNK))
+        low = posterior_sample(features, posterior, wanted, torch.Generator().manual_seed(seed))
         return low, low
     if stage.strategy == "greedy":
         low = greedy_sample(scores, wanted)
@@ -138,23 +137,12 @@ def select_rows(
 
 def _clusters(features: Tensor, k: int, seed: int) -> Tensor:
     """The cluster of each row's direction (N,), by k-means that faiss fits to a random sample."""
-    import faiss
-
     count = min(len(features), k * _TRAIN_ROWS)
     rows = np.random.default_rng(seed).choice(len(features), count, replace=False, shuffle=False)
     sample = features[torch.from_numpy(np.sort(rows))]
     for part in sample.split(_CHUNK):
         part.copy_(unit_rows(part))
-    engine = faiss.Kmeans(
-        features.shape[1],
-        k,
-        niter=20,
-        seed=seed,
-        min_points_per_centroid=1,
-        max_points_per_centroid=_TRAIN_ROWS,
-        gpu=faiss.get_num_gpus() > 0,
-    )
-    engine.train(sample.numpy())
+    engine = fit_faiss(sample, k, iterations=20, seed=seed)
     parts = features.split(_CHUNK)
     nearest = [engine.index.search(unit_rows(part).numpy(), 1)[1][:, 0] for part in parts]
     return torch.from_numpy(np.concatenate(nearest))

@@ -30,16 +30,12 @@ class Recording:
             raise UsageError(
                 f"expected estimator in {', '.join(ESTIMATORS)}, but got {estimator!r}"
             )
-        exact = estimator == "double-backward"
-        self._region = None if exact else LinearRegion()
-        self._double = EfficientDoubleBackward() if exact else None
+        self._double = EfficientDoubleBackward()
+        self._region = None if estimator == "double-backward" else LinearRegion()
 
     def record(self) -> AbstractContextManager[object]:
         """Watch the forward pass inside."""
-        if self._region is not None:
-            return self._region.record()
-        assert self._double is not None
-        return self._double
+        return self._double if self._region is None else self._region.record()
 
     def hold(self, chosen: Tensor | None) -> AbstractContextManager[object]:
         """Within the block, the linear region of the recorded pass, for samples `chosen` (M,)."""
@@ -47,8 +43,7 @@ class Recording:
 
     def input_gradient(self, scores: Tensor, inputs: Tensor) -> Tensor:
         """∇_x S(x) (B, ...), differentiable."""
-        double = self._double or EfficientDoubleBackward()
-        return double.input_gradient(scores, inputs)
+        return self._double.input_gradient(scores, inputs)
 
 
 def gradient_penalty(

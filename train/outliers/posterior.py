@@ -10,6 +10,8 @@ from torch import Tensor
 from greg_cert.errors import UsageError
 from greg_cert.train.outliers.finite import check_finite
 
+_CHUNK = 2**14
+
 
 @dataclass(frozen=True, eq=False)
 class LinearPosterior:
@@ -141,7 +143,9 @@ def posterior_sample(
         raise UsageError(
             f"expected 1 <= count <= {len(features)} (the candidates), but got {count}"
         )
-    scores = boundary_scores(features, posterior.sample(generator), check=check)
+    weights = posterior.sample(generator)
+    parts = features.split(_CHUNK)  # which float64 and normalisation copy
+    scores = torch.cat([boundary_scores(part, weights, check=check) for part in parts])
     return scores.argsort(descending=True, stable=True)[:count]
 
 
