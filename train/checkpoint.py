@@ -10,13 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from greg_cert.digests import (
-    DIGEST,
-    check_digest,
-    json_digest,
-    tell_unchecked,
-    tensors_digest,
-)
+from greg_cert.digests import DIGEST, check_digest, json_digest, tell_unchecked, tensors_digest
 from greg_cert.errors import RunError
 from greg_cert.files import atomic_path
 from greg_cert.train.progress import Progress

@@ -16,11 +16,7 @@ from greg_cert.runs.weights import LoadReport
 def session_record(device: torch.device, processes: int) -> dict[str, Any]:
     """Versions, time and machine of one call of `fit`; a resumed run has several."""
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
-    return {
-        **environment(name),
-        "processes": processes,
-        "threads": torch.get_num_threads(),
-    }
+    return {**environment(name), "processes": processes, "threads": torch.get_num_threads()}
 
 
 def first_manifest(

@@ -30,7 +30,7 @@ def experiment(**changes: Any) -> ExperimentConfig:
             "aux": {"source": "photographs", "n": 400},
             "ood": [{"source": "uniform", "n": 50}],
         },
-        "model": {"name": "cnn_small"},
+        "model": {"name": "mlp"},
         "train": {
             "accelerator": "cpu",  # where the same seed gives the same bits
             "log_every": 2,

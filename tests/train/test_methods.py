@@ -191,7 +191,7 @@ def test_certificates_are_of_the_score_a_run_was_trained_for(
     splits: DataSplits, tmp_path: Path
 ) -> None:
     run = fit(experiment({"method": "oe"}), splits, tmp_path / "run")
-    settings = run.config.verify.model_copy(update={"samples": 4})
+    settings = run.config.verify.model_copy(update={"samples": 4, "method": "crown"})
     (done,) = verify_runs([run], settings, tmp_path / "out").runs
     logits = logits_of(run.load_model(), splits.test.subset(done.frame["index"].tolist()))
     expected = max_softmax(logits)

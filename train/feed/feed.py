@@ -13,13 +13,7 @@ from greg_cert.data import prefetch
 from greg_cert.processes import Processes
 from greg_cert.seeded import generator_for
 from greg_cert.stages import StageConfig
-from greg_cert.train.feed.batches import (
-    DeviceImages,
-    Draw,
-    Shifts,
-    batch_indices,
-    draw_shifts,
-)
+from greg_cert.train.feed.batches import DeviceImages, Draw, Shifts, batch_indices, draw_shifts
 from greg_cert.train.objective.step import Batch
 from greg_cert.train.outliers.choose import Picks, choose
 
@@ -167,13 +161,9 @@ class Feed:
         look, gather = self.look(stage.score), self.processes.gather
         features, scores = (gather(v) for v in look(candidates))
         id_features = gather(look(known)[0]) if stage.strategy == "posterior" else None
+        generator = generator_for(self.device, *at, _CHOICE)
         low, high = choose(
-            stage,
-            features,
-            scores,
-            wanted,
-            id_features=id_features,
-            generator=generator_for(self.device, *at, _CHOICE),
+            stage, features, scores, wanted, id_features=id_features, generator=generator
         )
         if self.processes.size == 1:
             first = candidates[low]

@@ -118,12 +118,9 @@ class Objective(nn.Module):
             loss = loss + terms.lambda_score * out["score_loss"]
         if terms.gradient:
             norms, correct = self._penalty(inputs, scores, n, first_high, terms, recording)
+            high = slice(first_high, None)
             out["grad_loss"] = gradient_loss(
-                norms[:n],
-                correct[:n],
-                norms[first_high:],
-                correct[first_high:],
-                scaling=terms.scaling,
+                norms[:n], correct[:n], norms[high], correct[high], scaling=terms.scaling
             )
             if terms.scaling == "reference":  # of the whole step's samples, not this process's
                 out["grad_loss"] = out["grad_loss"] / terms.processes
