@@ -7,15 +7,17 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
 from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, model_validator
 
+from greg_cert.outlier_losses import OUTLIER_LOSSES
 from greg_cert.scores import SCORES
 from greg_cert.section import NormName, Section
 
 Margin = float | Literal["auto"]
 if TYPE_CHECKING:
     ScoreName = str
+    OutlierLossName = str
 else:
     ScoreName = Literal[tuple(SCORES)]
-OutlierLoss = Literal["none", "margin", "uniform", "absent_class"]
+    OutlierLossName = Literal["none", *OUTLIER_LOSSES]
 Strategy = Literal["random", "greedy", "dos", "two_ended", "posterior"]
 
 _MARGIN = {"score": "energy", "outlier_loss": "margin", "lambda_score": 0.1}
@@ -70,7 +72,7 @@ class StageConfig(Section):
     """OOD score that margins and the gradient penalty are about, and that the run is evaluated by
     when this is its last stage.
     """
-    outlier_loss: OutlierLoss = "none"
+    outlier_loss: OutlierLossName = "none"
     """L_S: `margin` of the score; `uniform` cross-entropy of outliers to the uniform distribution;
     `absent_class` cross-entropy of outliers to a class of their own.
     """
@@ -181,7 +183,8 @@ class StageConfig(Section):
     @property
     def uses_margins(self) -> bool:
         """Whether margins have a say: in the margin loss, or in which samples are smoothed."""
-        return self.outlier_loss == "margin" or self.gradient
+        loss = OUTLIER_LOSSES.get(self.outlier_loss)
+        return self.gradient or (loss is not None and loss.uses_margins)
 
     @property
     def chooses(self) -> bool:

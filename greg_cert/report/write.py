@@ -21,12 +21,8 @@ from greg_cert.report.page.images import Pictures
 from greg_cert.report.tables.comparison import compare
 from greg_cert.report.tables.forms import latex_table, markdown_table
 from greg_cert.report.tables.rows import table_rows
-from greg_cert.report.training_log import (
-    TrainingLog,
-    likely_folders,
-    match_runs,
-    read_training_log,
-)
+from greg_cert.report.trained_runs import likely_folders, match_runs
+from greg_cert.runs.training_log import TrainingLog, read_training_log
 
 DEFAULT_TITLE = "Certified robustness of an OOD detector"
 _DEFAULT_STYLE = FigureStyle()

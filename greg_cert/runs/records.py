@@ -25,6 +25,7 @@ from greg_cert.errors import ConfigError, RunError
 from greg_cert.files import write_atomic
 from greg_cert.models import Classifier, build_model
 from greg_cert.runs.manifest import MANIFEST_FILE, check_file, put_manifest, read_manifest
+from greg_cert.runs.training_log import METRICS_FILE
 from greg_cert.tensor_file import check_ties, read_tensors, write_tensors
 
 _PACKAGES = (
@@ -67,7 +68,7 @@ class RunFolder:
     @property
     def metrics_file(self) -> Path:
         """A JSON object a line."""
-        return self.path / "metrics.jsonl"
+        return self.path / METRICS_FILE
 
     @property
     def checkpoint_file(self) -> Path:

@@ -15,9 +15,9 @@ from greg_cert.certificates.format import CERTIFIED
 from greg_cert.config import VerifyConfig
 from greg_cert.data import DataSplits
 from greg_cert.errors import RunError
+from greg_cert.processes import Processes
 from greg_cert.verify.run.chunk import CROSSED, ChunkCertifier, Harder, claimed_radius
 from greg_cert.verify.run.paired import Candidate, images_of, side_of
-from greg_cert.verify.run.ranks import Ranks
 from greg_cert.verify.run.shards import ShardKey, ShardStore
 from greg_cert.verify.run.tables import CERTIFY, paired_rows
 from greg_cert.verify.run.tasks import Task, cut, plan_tasks
@@ -57,7 +57,7 @@ class Job:
         wanted: for each set of samples the chosen indices, in the order they are done in.
         chunk: samples of a task, at most.
         store: where results go.
-        ranks: the processes.
+        processes: that share the work.
         thresholds: γ of each run.
         deadline: when, by `time.monotonic`, no more tasks are begun; None: never.
         progress: called after each chunk.
@@ -69,7 +69,7 @@ class Job:
     wanted: Mapping[str, Sequence[int]]
     chunk: int
     store: ShardStore
-    ranks: Ranks
+    processes: Processes
     thresholds: Sequence[float]
     deadline: float | None
     progress: Progress | None
@@ -97,7 +97,7 @@ class Job:
             self.store.append(self._key(CERTIFY, run, part), frame)
             return _certified(frame)
 
-        tasks = self.ranks.once(plan)
+        tasks = self.processes.once(plan)
         self.store.refresh()
         old = [
             [self.store.rows(self._key(CERTIFY, n, p)) for p in self.wanted] for n in self._numbers
@@ -129,7 +129,7 @@ class Job:
             self.store.append(self._key(harder.kind, run, part), found)
             return _crossed(found)
 
-        tasks = self.ranks.once(plan)
+        tasks = self.processes.once(plan)
         old = [
             [self.store.rows(self._key(harder.kind, n, p)) for p in self.wanted]
             for n in self._numbers
@@ -162,7 +162,7 @@ class Job:
         tallies: Sequence[_Tally],
     ) -> None:
         """Do this process's share, wait for the others, and see that nothing of theirs is lost."""
-        mine = tasks[self.ranks.rank :: self.ranks.size]
+        mine = tasks[self.processes.rank :: self.processes.size]
         left = [sum(len(i) for t in mine for n, i in t.work if n == run) for run in self._numbers]
         for run in self._numbers:
             tallies[run].of_all = tallies[run].done + left[run]
@@ -175,8 +175,8 @@ class Job:
                 tallies[run].found += do(run, task.part, indices)
                 tallies[run].done += len(indices)
                 self._tell(step, run, tallies[run])
-        written = self.ranks.gather(set(self.store.names) - before)
-        if self.ranks.size > 1:
+        written = self.processes.collect(set(self.store.names) - before)
+        if self.processes.size > 1:
             self.store.refresh()
             if lost := set().union(*written) - set(self.store.names):
                 raise RunError(

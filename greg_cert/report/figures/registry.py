@@ -21,7 +21,7 @@ from greg_cert.report.figures.histogram import draw_histogram
 from greg_cert.report.figures.ood import draw_ood_fpr
 from greg_cert.report.figures.scores import draw_scores
 from greg_cert.report.figures.training import draw_training
-from greg_cert.report.training_log import TrainingLog
+from greg_cert.runs.training_log import TrainingLog
 
 
 @dataclass(frozen=True)

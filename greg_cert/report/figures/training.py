@@ -18,7 +18,7 @@ from greg_cert.errors import UsageError
 from greg_cert.report.figures.canvas import name_limit, new_axes, width_of
 from greg_cert.report.figures.clouds import RASTER_ABOVE
 from greg_cert.report.figures.style import FigureStyle, RunStyle, run_styles
-from greg_cert.report.training_log import TrainingLog
+from greg_cert.runs.training_log import TrainingLog
 
 SLOPE_TERMS = ("grad_norm_id", "grad_norm_aux", "lipschitz_estimate")
 SIDE_BY_SIDE = 5.0  # inches of width from which panels stand beside each other

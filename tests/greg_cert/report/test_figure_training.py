@@ -13,7 +13,7 @@ from greg_cert.report import DOUBLE_COLUMN, FigureStyle, write_report
 from greg_cert.report.figures.canvas import drawn, render
 from greg_cert.report.figures.style import SMALLEST_TYPE
 from greg_cert.report.figures.training import SLOPE_TERMS, draw_training, running_median
-from greg_cert.report.training_log import TrainingLog, read_training_log
+from greg_cert.runs.training_log import TrainingLog, read_training_log
 
 STYLE = FigureStyle(dpi=60)
 

@@ -25,7 +25,9 @@ from torch import Tensor
 
 from greg_cert.certificates.methods import DECISIONS
 from greg_cert.errors import UsageError
+from greg_cert.seeded import ESTIMATION, SELECTION, sample_stream
 from greg_cert.verify.norms import check_norm, check_radius
+from greg_cert.verify.radius.sampled.samples import rechunk, sample_indices
 from greg_cert.verify.radius.sampled.smoothing_bounds import (
     clopper_pearson_lower,
     linf_radius,
@@ -37,7 +39,6 @@ from greg_cert.verify.radius.sampled.smoothing_state import (
     SmoothingState,
 )
 from greg_cert.verify.scorer import check_inputs
-from greg_cert.verify.streams import ESTIMATION, SELECTION, rechunk, sample_indices, sample_stream
 
 ACCEPTED, REJECTED, ABSTAINED = DECISIONS
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from greg_cert.digests import check_seal, sealed, tell_unchecked
 from greg_cert.errors import UsageError
-from greg_cert.verify.streams import check_count
+from greg_cert.verify.radius.sampled.samples import check_count
 
 
 @dataclass(frozen=True)
