@@ -1,11 +1,16 @@
-"""Which post-hoc detectors there are, whose they are, what they need and what may be set."""
+"""Which post-hoc detectors there are: all that is known of each but its code, which is named.
+
+A new detector is a function in a file of this folder and one entry here; names, options, errors and
+listings follow. Nothing here imports torch, so that the command line can judge names at once.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from importlib import import_module
 from types import MappingProxyType
-from typing import Literal
+from typing import Any, Literal
 
 Value = int | float
 Kind = Literal["fraction", "count", "positive", "nonnegative"]
@@ -37,25 +42,41 @@ class DetectorInfo:
         name: Short name, OpenOOD's where it has one.
         title: What tables call it.
         source: Authors, title of the paper, venue and year.
+        module: File of this folder with its code, a function of its name (`-` as `_`).
         needs: What it reads: logits, penultimate features (and the head), or gradients with
             respect to the pixels (and so the network itself).
         fitted: Whether it has to see ID training data first.
         labelled: Whether that data must have labels.
         options: Its hyperparameters.
+        aliases: Other names that are taken for it.
     """
 
     name: str
     title: str
     source: str
+    module: str
     needs: Needs
     fitted: bool = False
     labelled: bool = False
     options: tuple[Option, ...] = ()
+    aliases: tuple[str, ...] = ()
 
     @property
     def defaults(self) -> dict[str, Value | None]:
         """Each option's default; None where it is picked when fitted."""
         return {option.name: option.default for option in self.options}
+
+    @property
+    def method(self) -> Callable[..., Any]:
+        """Its code, which gives a `greg_cert.detectors.fitted.Fitted`.
+
+        Called with the `Head` where it needs features, or with the network where it needs
+        gradients; then with features (N, D) or logits (N, K) of the training data where it is
+        fitted, and labels (N,) where it needs them; then with its options by name.
+        """
+        code = import_module(f"greg_cert.detectors.{self.module}")
+        found: Callable[..., Any] = getattr(code, self.name.replace("-", "_"))
+        return found
 
 
 _T = Option("temperature", "positive", 1.0, "divides the logits")
@@ -75,21 +96,28 @@ _ALL = (
         "MSP",
         "Hendrycks and Gimpel, 'A Baseline for Detecting Misclassified and Out-of-Distribution "
         "Examples in Neural Networks', ICLR 2017",
+        "logit_methods",
         "logits",
+        aliases=("max_softmax",),
     ),
-    DetectorInfo("mls", "MaxLogit", _SCALING_PAPER, "logits"),
+    DetectorInfo(
+        "mls", "MaxLogit", _SCALING_PAPER, "logit_methods", "logits", aliases=("max_logit",)
+    ),
     DetectorInfo(
         "ebo",
         "Energy",
         "Liu et al., 'Energy-based Out-of-distribution Detection', NeurIPS 2020",
+        "logit_methods",
         "logits",
         options=(_T,),
+        aliases=("energy",),
     ),
     DetectorInfo(
         "entropy",
         "Entropy",
         "Chan et al., 'Entropy Maximization and Meta Classification for Out-of-Distribution "
         "Detection in Semantic Segmentation', ICCV 2021",
+        "logit_methods",
         "logits",
     ),
     DetectorInfo(
@@ -97,17 +125,19 @@ _ALL = (
         "GEN",
         "Liu et al., 'GEN: Pushing the Limits of Softmax-Based Out-of-Distribution Detection', "
         "CVPR 2023",
+        "logit_methods",
         "logits",
         options=(
             Option("gamma", "positive", 0.1, "exponent"),
             Option("top", "count", 100, "how many of the largest probabilities, at most all"),
         ),
     ),
-    DetectorInfo("klm", "KL matching", _SCALING_PAPER, "logits", fitted=True),
+    DetectorInfo("klm", "KL matching", _SCALING_PAPER, "logit_methods", "logits", fitted=True),
     DetectorInfo(
         "openmax",
         "OpenMax",
         "Bendale and Boult, 'Towards Open Set Deep Networks', CVPR 2016",
+        "logit_methods",
         "logits",
         fitted=True,
         labelled=True,
@@ -122,6 +152,7 @@ _ALL = (
         "Liang et al., 'Enhancing The Reliability of Out-of-distribution Image Detection in "
         "Neural Networks', ICLR 2018",
         "gradients",
+        "gradients",
         options=(
             Option("temperature", "positive", 1000.0, "divides the logits"),
             Option("eps", "nonnegative", 0.0014, "step in raw pixels"),
@@ -132,6 +163,7 @@ _ALL = (
         "GradNorm",
         "Huang et al., 'On the Importance of Gradients for Detecting Distributional Shifts in the "
         "Wild', NeurIPS 2021",
+        "weights",
         "features",
         options=(_T,),
     ),
@@ -140,18 +172,22 @@ _ALL = (
         "ReAct",
         "Sun et al., 'ReAct: Out-of-distribution Detection With Rectified Activations', "
         "NeurIPS 2021",
+        "shaping",
         "features",
         fitted=True,
         options=(Option("percentile", "fraction", 0.9, "of the training features: the clip"),),
     ),
-    DetectorInfo("ash", "ASH-S", _ASH_PAPER, "features", options=_ASH),
-    DetectorInfo("ash-b", "ASH-B", _ASH_PAPER, "features", options=_ASH),
-    DetectorInfo("ash-p", "ASH-P", _ASH_PAPER, "features", options=_ASH),
+    DetectorInfo(
+        "ash", "ASH-S", _ASH_PAPER, "shaping", "features", options=_ASH, aliases=("ash-s",)
+    ),
+    DetectorInfo("ash-b", "ASH-B", _ASH_PAPER, "shaping", "features", options=_ASH),
+    DetectorInfo("ash-p", "ASH-P", _ASH_PAPER, "shaping", "features", options=_ASH),
     DetectorInfo(
         "scale",
         "SCALE",
         "Xu et al., 'Scaling for Training Time and Post-hoc Out-of-distribution Detection "
         "Enhancement', ICLR 2024",
+        "shaping",
         "features",
         options=(
             Option("percentile", "fraction", 0.85, "share of the features left out of the sum"),
@@ -162,6 +198,7 @@ _ALL = (
         "LTS",
         "Djurisic et al., 'Logit Scaling for Out-of-Distribution Detection', "
         "Machine Vision and Applications 2025",
+        "shaping",
         "features",
         options=(
             Option("percentile", "fraction", 0.95, "share of the features left out of the sum"),
@@ -172,6 +209,7 @@ _ALL = (
         "DICE",
         "Sun and Li, 'DICE: Leveraging Sparsification for Out-of-Distribution Detection', "
         "ECCV 2022",
+        "weights",
         "features",
         fitted=True,
         options=(Option("p", "fraction", 0.9, "share of the head's weights set to 0"),),
@@ -181,6 +219,7 @@ _ALL = (
         "LINe",
         "Ahn et al., 'LINe: Out-of-Distribution Detection by Leveraging Important Neurons', "
         "CVPR 2023",
+        "line",
         "features",
         fitted=True,
         labelled=True,
@@ -195,6 +234,7 @@ _ALL = (
         "SHE",
         "Zhang et al., 'Out-of-Distribution Detection based on In-Distribution Data Patterns "
         "Memorization with Modern Hopfield Energy', ICLR 2023",
+        "prototypes",
         "features",
         fitted=True,
         labelled=True,
@@ -203,6 +243,7 @@ _ALL = (
         "knn",
         "KNN",
         "Sun et al., 'Out-of-Distribution Detection with Deep Nearest Neighbors', ICML 2022",
+        "neighbours",
         "features",
         fitted=True,
         options=(
@@ -213,6 +254,7 @@ _ALL = (
         "nnguide",
         "NNGuide",
         "Park et al., 'Nearest Neighbor Guidance for Out-of-Distribution Detection', ICCV 2023",
+        "neighbours",
         "features",
         fitted=True,
         options=(
@@ -224,15 +266,18 @@ _ALL = (
         "Mahalanobis",
         "Lee et al., 'A Simple Unified Framework for Detecting Out-of-Distribution Samples and "
         "Adversarial Attacks', NeurIPS 2018",
+        "gaussians",
         "features",
         fitted=True,
         labelled=True,
+        aliases=("mahalanobis",),
     ),
     DetectorInfo(
         "rmds",
         "Relative Mahalanobis",
         "Ren et al., 'A Simple Fix to Mahalanobis Distance for Improving Near-OOD Detection', "
         "arXiv 2021",
+        "gaussians",
         "features",
         fitted=True,
         labelled=True,
@@ -241,6 +286,7 @@ _ALL = (
         "vim",
         "ViM",
         "Wang et al., 'ViM: Out-Of-Distribution with Virtual-logit Matching', CVPR 2022",
+        "subspace",
         "features",
         fitted=True,
         options=(
@@ -251,6 +297,7 @@ _ALL = (
         "fdbd",
         "fDBD",
         "Liu and Qin, 'Fast Decision Boundary based Out-of-Distribution Detector', ICML 2024",
+        "prototypes",
         "features",
         fitted=True,
     ),
@@ -259,6 +306,7 @@ _ALL = (
         "NCI",
         "Liu and Qin, 'Detecting Out-of-Distribution Through the Lens of Neural Collapse', "
         "CVPR 2025",
+        "prototypes",
         "features",
         fitted=True,
         options=(Option("alpha", "nonnegative", 1e-4, "weight of the features' l1 norm"),),
@@ -266,3 +314,6 @@ _ALL = (
 )
 
 DETECTORS: Mapping[str, DetectorInfo] = MappingProxyType({info.name: info for info in _ALL})
+ALIASES: Mapping[str, str] = MappingProxyType(
+    {alias: info.name for info in _ALL for alias in info.aliases}
+)

@@ -68,9 +68,6 @@ def klm(train: Tensor) -> Fitted:
 
     d_k is the mean over the training samples predicted as k; a class that none is predicted as has
     no d_k. Computed with logarithms throughout, so that it is finite where d_k underflows.
-
-    Args:
-        train: (N, K) logits.
     """
     log_p = torch.log_softmax(train, dim=1)
     predicted = train.argmax(1)
@@ -95,12 +92,6 @@ def openmax(train: Tensor, labels: Tensor, *, tail: int, alpha: int) -> Fitted:
     summed into the unknown class's logit v₀. The score is v₀ − logsumexp of the revised logits,
     which orders inputs as the unknown class's probability does, without saturating. A class without
     a correct sample counts as infinitely far, F = 1.
-
-    Args:
-        train: (N, K) logits.
-        labels: (N,).
-        tail: distances that the Weibull is fitted to, fewer where the class has fewer.
-        alpha: logits to revise, at most K.
 
     Source: Bendale and Boult, CVPR 2016, algorithms 1 and 2; the Weibull fit is pytorch-ood's.
     """

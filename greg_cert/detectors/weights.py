@@ -17,11 +17,6 @@ def dice(head: Head, train: Tensor, *, p: float) -> Fitted:
     Weight W_kd stays where W_kd·mean(z_d) is above the p-quantile of all K·D contributions. The
     mask is pytorch-ood's, which rounds the contributions to float32; the weights are our own in
     float64, and one matrix product takes the place of its (B, K, D) tensor.
-
-    Args:
-        head: last linear layer.
-        train: (N, D) features.
-        p: share of the weights set to 0.
     """
     from pytorch_ood.detector import DICE
 
