@@ -9,9 +9,7 @@ from torch import Tensor, nn
 
 from greg_cert.errors import UsageError
 from greg_cert.models.aliases import HEAD_ALIASES
-from greg_cert.models.base import Body
-
-_POOLED_TWICE = 4  # smallest side that leaves a pixel after two poolings of 2×2
+from greg_cert.models.base import Body, check_halved_twice
 
 
 class DenseLayer(nn.Module):
@@ -73,8 +71,7 @@ def densenet_body(
     """
     if depth < 10 or (depth - 4) % 6:
         raise UsageError(f"depth: expected DenseNet-BC of 6n + 4 with n >= 1, but got {depth}")
-    if image_size < _POOLED_TWICE:
-        raise UsageError(f"image_size: expected >= {_POOLED_TWICE}, but got {image_size}")
+    check_halved_twice(image_size)
     planes = 2 * growth
     aliases = {"conv1": "body.conv1", "bn1": "body.bn1", **HEAD_ALIASES}
     layers: OrderedDict[str, nn.Module] = OrderedDict()

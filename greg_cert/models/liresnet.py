@@ -5,8 +5,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from greg_cert.models.aliases import HEAD_ALIASES
-from greg_cert.models.base import Body
-from greg_cert.models.lip_cnn import check_halved_twice
+from greg_cert.models.base import Body, check_halved_twice
 from greg_cert.models.small import ACTIVATIONS
 
 _AT_START = 0.1  # of the usual spread of a convolution's weights

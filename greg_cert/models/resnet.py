@@ -35,11 +35,12 @@ class BasicBlock(nn.Module):
         return y
 
 
-def resnet18_body(in_channels: int, width: int = 64) -> Body:
+def resnet18_body(in_channels: int, image_size: int = 32, *, width: int = 64) -> Body:
     """Stem, four stages of two basic blocks (width, 2×, 4×, 8×), global average pool.
 
     Args:
         in_channels: C.
+        image_size: any; the last pool is over the whole image.
         width: planes of the stem and of the first stage.
 
     Returns:

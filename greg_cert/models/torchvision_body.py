@@ -36,6 +36,8 @@ def torchvision_body(name: str, in_channels: int, image_size: int) -> Body:
     Raises:
         UsageError: for a name that torchvision does not know, a network that is no classifier of
             images or does not end in a linear layer, or an image size that the network cannot take.
+
+    Source: torchvision, https://docs.pytorch.org/vision/stable/models.html, where each is cited.
     """
     check_classifier(name)
     full = f"{TORCHVISION_PREFIX}{name}"

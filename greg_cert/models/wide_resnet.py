@@ -39,11 +39,14 @@ class PreActivationBlock(nn.Module):
         return y
 
 
-def wide_resnet_body(in_channels: int, depth: int, widen: int, dropout: float = 0.0) -> Body:
+def wide_resnet_body(
+    in_channels: int, image_size: int, depth: int, widen: int, dropout: float = 0.0
+) -> Body:
     """Stem of 16 planes, three stages of (depth − 4)/6 blocks at 16k, 32k, 64k planes, pool.
 
     Args:
         in_channels: C.
+        image_size: any; the last pool is over the whole image.
         depth: 6n + 4 with n ≥ 1.
         widen: k.
         dropout: share of the maps between a block's convolutions that training sets to 0.
