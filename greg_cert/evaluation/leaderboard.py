@@ -13,7 +13,7 @@ from typing import Any
 import pandas as pd
 
 from greg_cert.data.groups import Group
-from greg_cert.evaluation.evaluator import METRICS, Detection
+from greg_cert.evaluation.figures import METRICS, Detection
 from greg_cert.evaluation.seeds import Evaluated, SeedMean
 
 COLUMNS = {

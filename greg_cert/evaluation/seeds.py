@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 
 from greg_cert.data.groups import Group
-from greg_cert.evaluation.evaluator import METRICS, Detection, Evaluator, Predictions
+from greg_cert.evaluation.evaluator import Evaluator
+from greg_cert.evaluation.figures import METRICS, Detection, Predictions
 from greg_cert.runs.subjects import Subject
 
 _GROUPS: tuple[tuple[str, Group | None], ...] = (("", None), ("near_", "near"), ("far_", "far"))

@@ -85,7 +85,7 @@ def test_saved_scores_of_another_function_are_not_read(folder: Path) -> None:
         describe(folder / "b.yaml", arguments={"act": "Tanh"}),
     ]
     tables = [Evaluator(p, scores=folder / "s").eval_ood() for p in described]
-    assert tables[1].equals(Evaluator(described[1], save=False).eval_ood())
+    assert tables[1].equals(Evaluator(described[1], scores=False).eval_ood())
     assert not tables[1].equals(tables[0])
     data = open_subject(described[0]).load_data()
     for path in described:

@@ -119,7 +119,7 @@ def test_saved_scores_are_read_while_nothing_changed(
         for changed in (
             Evaluator(other, splits, scores=tmp_path),
             Evaluator(Fixed(), made(near=False), scores=tmp_path),
-            Evaluator(Fixed(), splits, scores=tmp_path, save=False),
+            Evaluator(Fixed(), splits, scores=False),
         ):
             with pytest.raises(AssertionError, match="computed again"):
                 changed.eval_ood()
