@@ -21,12 +21,12 @@ from greg_cert.digests import tensors_digest
 from greg_cert.draws import generator_for
 from greg_cert.errors import ConfigError, RunError, TrainingError, UnsupportedModelError, UsageError
 from greg_cert.models import Classifier, build_model
+from greg_cert.runs.manifest import write_manifest
 from greg_cert.runs.records import (
     RunFolder,
     config_digest,
     environment,
     model_sizes,
-    write_manifest,
 )
 from greg_cert.runs.weights import LoadReport, load_foreign
 from greg_cert.scores import score_of
@@ -220,7 +220,7 @@ class Trainer:
             self.run.metrics_file.name: self.journal.digest,
             self.run.weights_file.name: tensors_digest(self.model.state_dict()),
         }
-        write_manifest(self.run, self.manifest)
+        write_manifest(self.run.path, self.manifest)
         self.run.save_weights(self.model)  # last: its presence says that the run is complete
 
     def _restore(self) -> tuple[_Progress, str | None]:
@@ -250,7 +250,7 @@ class Trainer:
     def _read_state(self) -> tuple[dict[str, Any], Checkpoint] | None:
         """The manifest and checkpoint to go on from; None for a run that only begins."""
         if not self.run.checkpoint_file.exists():
-            write_manifest(self.run, self.manifest)
+            write_manifest(self.run.path, self.manifest)
             return None
         before = self.run.manifest
         for part in ("data", "model"):
@@ -303,7 +303,7 @@ class Trainer:
                 )
         chosen = {"method": stage.method, "score": stage.score, "m_in": m_in, "m_out": m_out}
         self.manifest["stages"] = [*self.manifest["stages"][:index], chosen]
-        self.world.once(lambda: write_manifest(self.run, self.manifest))
+        self.world.once(lambda: write_manifest(self.run.path, self.manifest))
         return replace(progress, stage=index, epoch=0, m_in=m_in, m_out=m_out)
 
     def _save(self, progress: _Progress) -> None:

@@ -81,7 +81,7 @@ def evaluated(evaluator: Evaluator, subject: Subject, run: str, detector: str | 
     """The row of one run and one detector."""
     return Evaluated(
         run=run,
-        seed=_seed(subject),
+        seed=subject.config.seed,
         family=family_of(subject),
         title=subject.config.title,
         predictions=evaluator.predictions,
@@ -103,11 +103,6 @@ def family_of(subject: Subject) -> str:
         if begun:
             begun["weights"] = "a file"
     return json.dumps(told, sort_keys=True)
-
-
-def _seed(subject: Subject) -> int | None:
-    found = getattr(subject.config, "seed", None)
-    return None if found is None else int(found)
 
 
 def over_seeds(rows: Sequence[Evaluated]) -> list[SeedMean]:

@@ -23,7 +23,8 @@ from greg_cert.errors import ConfigError, RunError, UsageError
 from greg_cert.evaluation import Evaluator
 from greg_cert.evaluation.decision import Decision
 from greg_cert.evaluation.seeds import Evaluated, SeedMean
-from greg_cert.runs.subjects import made_by, open_subject, unique_names
+from greg_cert.runs.own_model import made_by
+from greg_cert.runs.subjects import open_subject, unique_names
 from greg_cert.verify.run.judge import judge
 
 CODE = """

@@ -19,8 +19,9 @@ from greg_cert.config import ExperimentConfig, dump_config, parse_config
 from greg_cert.digests import sealed, tensors_digest
 from greg_cert.errors import RunError, UncheckedFileWarning
 from greg_cert.models import build_model
-from greg_cert.runs.records import RunFolder, config_digest, write_config, write_manifest
-from greg_cert.runs.subjects import OtherOod, state_digest
+from greg_cert.runs.manifest import write_manifest
+from greg_cert.runs.records import RunFolder, config_digest, write_config
+from greg_cert.runs.subjects import OtherOod
 from greg_cert.runs.weights import load_foreign
 from greg_cert.tensor_file import read_tensors, write_tensors
 
@@ -50,9 +51,13 @@ def run(tmp_path: Path) -> RunFolder:
         "model.safetensors": state_digest(model),
     }
     manifest = {"data": {"test": "x"}, "model": SIZES, "seed": 0, "digests": digests}
-    write_manifest(folder, manifest)
+    write_manifest(folder.path, manifest)
     folder.save_weights(model)
     return folder
+
+
+def state_digest(model: nn.Module) -> str:
+    return tensors_digest(model.state_dict())
 
 
 def fresh(run: RunFolder) -> RunFolder:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -47,15 +47,9 @@ class OnnxFile:
 
     def to_dict(self) -> dict[str, Any]:
         """Where the network came from, for a manifest."""
-        return {
-            "path": str(self.path),
-            "sha256": self.sha256,
-            "opset": self.opset,
-            "producer": self.producer,
-            "image_shape": list(self.image_shape),
-            "num_classes": self.num_classes,
-            "summary": self.summary(),
-        }
+        told = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "module"}
+        shape = list(self.image_shape)
+        return told | {"path": str(self.path), "image_shape": shape, "summary": self.summary()}
 
 
 def read_onnx(path: Path) -> OnnxFile:

@@ -138,6 +138,10 @@ class Step:
         """Constant operand i as integers."""
         return [int(v) for v in self.constant(i).flatten().tolist()]
 
+    def numbers(self, i: int, name: str) -> list[int]:
+        """Integers that are operand i in newer operator sets and an attribute in older ones."""
+        return self.integers(i) if self.given(i) else list(self.attribute(name, []))
+
     def shapes(self) -> list[tuple[int, ...]]:
         """Shape of the first operand at each probe."""
         return [tuple(v.shape) for v in self.operand().values]
