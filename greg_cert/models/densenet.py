@@ -52,16 +52,8 @@ def densenet_body(
 ) -> Body:
     """Stem of 2·growth planes, three blocks of (depth − 4)/6 dense layers, transitions, pool.
 
-    Args:
-        in_channels: C.
-        image_size: height and width of the images, at least 4.
-        depth: 6n + 4 with n ≥ 1.
-        growth: maps that each layer adds.
-        compression: share of the maps that a transition keeps, in (0, 1].
-
-    Returns:
-        The body, its number of features, and its aliases (the names of the DenseNet-BC that
-        outlier-exposure and energy_ood train).
+    `compression` is the share of the maps that a transition keeps. The aliases are the names of the
+    DenseNet-BC that outlier-exposure and energy_ood train.
 
     Raises:
         UsageError: for a depth or an image size out of range.

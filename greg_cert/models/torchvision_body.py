@@ -56,10 +56,7 @@ def torchvision_body(name: str, in_channels: int, image_size: int) -> Body:
 
 
 def check_classifier(name: str) -> None:
-    """Nothing, where torchvision has an image classifier of this name.
-
-    Args:
-        name: name in torchvision, such as `resnet50`.
+    """Nothing, where torchvision has an image classifier of this name, such as `resnet50`.
 
     Raises:
         UsageError: for an unknown name, with the nearest known one, or for a network of another
