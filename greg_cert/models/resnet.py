@@ -38,8 +38,8 @@ class BasicBlock(nn.Module):
 def resnet18_body(in_channels: int, image_size: int = 32, *, width: int = 64) -> Body:
     """Stem, four stages of two basic blocks (width, 2×, 4×, 8×), global average pool.
 
-    The aliases are the names of torchvision, whose projection is `downsample`, and of the CIFAR code
-    bases, where it is `shortcut`. Images may be of any size.
+    The aliases are the names of torchvision, whose projection is `downsample`, and of the CIFAR
+    code bases, where it is `shortcut`. Images may be of any size.
 
     Source:
         He et al., "Deep Residual Learning for Image Recognition", CVPR 2016.
