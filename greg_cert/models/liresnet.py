@@ -48,8 +48,7 @@ def liresnet_body(
     Raises:
         UsageError: for images that are too small.
 
-    Source:
-        Hu et al., as of `LinearResidual`.
+    Source: Hu et al., "Unlocking Deterministic Robustness Certification on ImageNet", NeurIPS 2023.
     """
     side = check_halved_twice(image_size)
     act = ACTIVATIONS[activation]
