@@ -60,14 +60,9 @@ def known_name(name: str) -> str:
 
 
 def check_options(name: str, given: Mapping[str, object]) -> dict[str, Value]:
-    """The options themselves, where each is one that the detector has and its value fits.
+    """The options themselves, counts as int and the others as float, where all of them fit.
 
-    Args:
-        name: a name of `DETECTORS`.
-        given: option to value; a value of None is the same as leaving the option out.
-
-    Returns:
-        Option to value, counts as int and the others as float.
+    `name` is one of `DETECTORS`; an option of value None is left out.
 
     Raises:
         UsageError: for an unknown option, or a value that it cannot have.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping
 from functools import cached_property
 from hashlib import sha256
@@ -339,5 +338,5 @@ def _possible(
 
 def _shown(options: Mapping[str, Any]) -> str:
     """Options as they are typed, in one order."""
-    parts = [f"{k}={json.dumps(v).strip(chr(34))}" for k, v in sorted(options.items())]
+    parts = [f"{k}={v}" for k, v in sorted(options.items())]
     return ":" + ",".join(parts) if parts else ""
