@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+from pytorch_ood.detector import ODIN
 from torch import Tensor
 
 from greg_cert.detectors.fitted import Fitted
@@ -17,8 +18,6 @@ def odin(network: Penultimate, *, temperature: float, eps: float) -> Fitted:
 
     Source: Liang et al., ICLR 2018, section 3.
     """
-    from pytorch_ood.detector import ODIN
-
     method = ODIN(network.logits, temperature=temperature, eps=eps)
 
     def score(x: Tensor) -> Tensor:

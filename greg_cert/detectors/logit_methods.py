@@ -12,6 +12,8 @@ from __future__ import annotations
 
 import numpy as np
 import torch
+from pytorch_ood.detector import EnergyBased, MaxLogit, MaxSoftmax
+from pytorch_ood.detector.openmax.libnotmr import LibNotMR
 from torch import Tensor
 
 from greg_cert.detectors.fitted import Fitted, Score
@@ -19,22 +21,16 @@ from greg_cert.detectors.fitted import Fitted, Score
 
 def msp() -> Fitted:
     """Negative maximum softmax probability, −max softmax f(x)."""
-    from pytorch_ood.detector import MaxSoftmax
-
     return Fitted(MaxSoftmax.score)
 
 
 def mls() -> Fitted:
     """Negative maximum logit, −max f(x)."""
-    from pytorch_ood.detector import MaxLogit
-
     return Fitted(MaxLogit.score)
 
 
 def ebo(*, temperature: float) -> Fitted:
     """Free energy, −T·logsumexp(f(x)/T)."""
-    from pytorch_ood.detector import EnergyBased
-
     return Fitted(lambda logits: EnergyBased.score(logits, t=temperature))
 
 
@@ -122,8 +118,6 @@ def _tail_probability(distances: Tensor, tail: int) -> Score:
     low, high = (float(v) for v in torch.aminmax(distances.sort().values[-tail:]))
     if high - low <= 1e-12 * high:  # one sample, or all alike: no tail to fit
         return lambda far: (far > high).to(far.dtype)
-    from pytorch_ood.detector.openmax.libnotmr import LibNotMR
-
     fit = LibNotMR(tailsize=tail)
     with np.errstate(all="ignore"):  # the optimiser tries shapes that overflow
         fit.fit_high(distances.numpy())

@@ -31,7 +31,7 @@ def parse_detector(text: str) -> tuple[str, dict[str, Value]]:
         UsageError: for an unknown name, an unknown option, or a value that it cannot have.
     """
     name, colon, rest = text.strip().partition(":")
-    name = known_name(name.strip())
+    name = _known(name.strip())
     given: dict[str, Value] = {}
     for pair in rest.split(",") if colon else ():
         option, equals, value = (part.strip() for part in pair.partition("="))
@@ -45,12 +45,8 @@ def parse_detector(text: str) -> tuple[str, dict[str, Value]]:
     return name, check_options(name, given)
 
 
-def known_name(name: str) -> str:
-    """The name in `DETECTORS` of a detector, of that name or an alias in any case of letters.
-
-    Raises:
-        UsageError: for an unknown name; the message lists the choices and the nearest one.
-    """
+def _known(name: str) -> str:
+    """The name in `DETECTORS` of a detector, of that name or an alias in any case of letters."""
     lower = name.lower()
     found = ALIASES.get(lower, lower)
     if found not in DETECTORS:

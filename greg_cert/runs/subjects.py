@@ -51,9 +51,7 @@ class Subject(Protocol):
 def open_subject(path: Path, overrides: Sequence[str] = ()) -> Subject:
     """The run in a folder, or the model that a YAML file describes.
 
-    Args:
-        path: of either.
-        overrides: other OOD test sets, as `data.ood[0].n=50` (`greg_cert.config.overrides`).
+    `overrides` name other OOD test sets, as `data.ood[0].n=50` (`greg_cert.config.overrides`).
 
     Raises:
         ConfigError: an override of anything else: the rest is what the model was trained with.
@@ -73,9 +71,7 @@ def open_subject(path: Path, overrides: Sequence[str] = ()) -> Subject:
 def common_data(runs: Sequence[Subject], splits: DataSplits | None = None) -> DataSplits:
     """The data of all runs, which must be one and the same, and what they were trained beside.
 
-    Args:
-        runs: at least one.
-        splits: the first run's data, where they are read already.
+    `splits` are the first run's data, where they are read already.
 
     Raises:
         RunError: where a calibration, test or OOD set differs from the first run's, or from what it

@@ -21,14 +21,9 @@ from greg_cert.models.onnx.step import PROBES, Array, Known, State, Step, Traced
 def translate(
     model: Any, name: str, image_shape: tuple[int, ...], opset: int, *, fixed_batch: bool
 ) -> fx.GraphModule:
-    """The torch module of a checked ONNX model of one input and one output.
+    """The torch module of a checked `onnx.ModelProto` of one input and one output.
 
-    Args:
-        model: an `onnx.ModelProto`.
-        name: of its input.
-        image_shape: (C, H, W) of it.
-        opset: version of the operations.
-        fixed_batch: whether its input has a batch axis of 1 rather than a dynamic one.
+    The input `name` takes images of `image_shape` (C, H, W); one at a time with `fixed_batch`.
 
     Raises:
         UnsupportedModelError: names the first operation that cannot be read.

@@ -220,7 +220,7 @@ def _resolved(s: Step, target: list[int], shape: tuple[int, ...]) -> list[int]:
     """The shape that ONNX's Reshape gives: 0 copies an axis, -1 takes what is left."""
     copies = not s.attribute("allowzero", 0)
     out = [shape[i] if t == 0 and copies else t for i, t in enumerate(target)]
-    if s.fixed_batch and out and out[0] == 1:
+    if s.state.fixed_batch and out and out[0] == 1:
         out[0] = shape[0]
     if -1 in out:
         rest = math.prod(o for o in out if o != -1)
@@ -232,7 +232,7 @@ def _flatten(s: Step) -> Traced:
     rank = len(s.shape()) + 1
     axis = s.attribute("axis", 1)
     axis = axis if 0 <= axis <= rank else axis % rank
-    if axis != 1 and not (axis == 0 and s.fixed_batch):
+    if axis != 1 and not (axis == 0 and s.state.fixed_batch):
         raise s.refuse(f"it flattens from axis {axis}, not from 1")
     return s.reshaped([[shape[0], math.prod(shape[1:])] for shape in s.shapes()])
 
