@@ -123,7 +123,6 @@ class Evaluator:
             self._store = ScoreStore(self.subject.path / "scores", required=False)
         self._detections: dict[str, Detection] = {}
         self._kept: dict[str, Outputs] = {}
-        self._kept_bytes = 0
 
     @property
     def unsaved(self) -> str | None:
@@ -273,11 +272,9 @@ class Evaluator:
         if kept is not None and (kept.features is not None or not features):
             return kept
         outputs = self._network.outputs_of(images, features=features)
-        tensors = [t for t in outputs if t is not None]
-        size = sum(8 * t.numel() for t in tensors)
-        if size + self._kept_bytes <= _MOST_KEPT:
+        held = [t for kept in (*self._kept.values(), outputs) for t in kept if t is not None]
+        if sum(8 * t.numel() for t in held) <= _MOST_KEPT:
             self._kept[part] = outputs
-            self._kept_bytes += size
         return outputs
 
     @cached_property

@@ -46,11 +46,6 @@ class LoadReport:
     ignored: tuple[str, ...]
 
     @property
-    def head_kept(self) -> bool:
-        """Whether the head, or a part of it, is as it was initialised."""
-        return any(name.startswith("head.") for name in self.kept)
-
-    @property
     def normalization_kept(self) -> bool:
         """Whether mean and std are still the data's, because the file has none."""
         return any(name.startswith("normalize.") for name in self.kept)
