@@ -70,11 +70,10 @@ class Detection:
     def table(self) -> pd.DataFrame:
         """A row for each OOD set, then means over near, far (where there are any) and all sets."""
         rows = list(self.sets.items())  # no dict: a set may be called as a mean is
-        wanted: list[tuple[str, Group | None]] = [("near OOD", "near"), ("far OOD", "far")]
-        for title, group in (*wanted, ("mean", None)):
-            means = {m: self.mean(m, group) for m in METRICS}
-            found = {m: v for m, v in means.items() if v is not None}
-            rows += [(title, found)] if found else []
+        groups: tuple[Group | None, ...] = ("near", "far", None)
+        for group in groups:
+            found = {m: v for m in METRICS if (v := self.mean(m, group)) is not None}
+            rows += [(f"{group} OOD" if group else "mean", found)] if found else []
         index = pd.Index([title for title, _ in rows], name="OOD set")
         return pd.DataFrame([values for _, values in rows], index=index, columns=list(METRICS))
 

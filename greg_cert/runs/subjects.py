@@ -19,8 +19,6 @@ from greg_cert.errors import ConfigError, RunError
 from greg_cert.runs.own_model import OwnModel
 from greg_cert.runs.records import RunFolder
 
-SUFFIXES = (".yaml", ".yml")  # of the description of a model from elsewhere
-
 
 class Subject(Protocol):
     """A model with its data: a `RunFolder` or an `OwnModel`."""
@@ -57,7 +55,7 @@ def open_subject(path: Path, overrides: Sequence[str] = ()) -> Subject:
         ConfigError: an override of anything else: the rest is what the model was trained with.
     """
     subject: Subject = RunFolder(path)
-    if path.suffix in SUFFIXES and not path.is_dir():
+    if path.suffix in (".yaml", ".yml") and not path.is_dir():
         subject = OwnModel(path)
     for text in overrides:
         if parse_override(text).path[:2] != ("data", "ood"):

@@ -45,11 +45,6 @@ class LoadReport:
     kept: tuple[str, ...]
     ignored: tuple[str, ...]
 
-    @property
-    def normalization_kept(self) -> bool:
-        """Whether mean and std are still the data's, because the file has none."""
-        return any(name.startswith("normalize.") for name in self.kept)
-
     def summary(self) -> str:
         """The report in one line."""
         kept = [n for n in self.kept if not _is_counter(n) and not n.startswith("normalize.")]
@@ -58,7 +53,7 @@ class LoadReport:
             parts.append(f"as initialised: {_first(kept)}")
         if self.ignored:
             parts.append(f"ignored: {_first(self.ignored)}")
-        if self.normalization_kept:
+        if any(name.startswith("normalize.") for name in self.kept):
             parts.append("normalisation follows the data")
         return "; ".join(parts)
 
