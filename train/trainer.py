@@ -16,7 +16,8 @@ from greg_cert.data import DataSplits
 from greg_cert.digests import tensors_digest
 from greg_cert.errors import ConfigError, RunError
 from greg_cert.processes import Processes
-from greg_cert.runs.records import RunFolder, write_manifest
+from greg_cert.runs.manifest import write_manifest
+from greg_cert.runs.records import RunFolder
 from greg_cert.runs.training_log import TrainingLogWriter
 from greg_cert.scores import score_of
 from greg_cert.seeded import generator_for
@@ -127,7 +128,7 @@ class Trainer:
             self.run.metrics_file.name: self.log.digest,
             self.run.weights_file.name: tensors_digest(self.model.state_dict()),
         }
-        write_manifest(self.run, self.manifest)
+        write_manifest(self.run.path, self.manifest)
         self.run.save_weights(self.model)  # last: its presence says that the run is complete
 
     def _restore(self) -> tuple[Progress, str | None]:
@@ -152,7 +153,7 @@ class Trainer:
     def _read_state(self) -> tuple[dict[str, Any], Checkpoint] | None:
         """The manifest and checkpoint to go on from; None for a run that only begins."""
         if not self.run.checkpoint_file.exists():
-            write_manifest(self.run, self.manifest)
+            write_manifest(self.run.path, self.manifest)
             return None
         before = self.run.manifest
         for part in ("data", "model"):
@@ -207,7 +208,7 @@ class Trainer:
                 )
         chosen = {"method": stage.method, "score": stage.score, "m_in": m_in, "m_out": m_out}
         self.manifest["stages"] = [*self.manifest["stages"][:index], chosen]
-        self.processes.once(lambda: write_manifest(self.run, self.manifest))
+        self.processes.once(lambda: write_manifest(self.run.path, self.manifest))
         return replace(progress, stage=index, epoch=0, m_in=m_in, m_out=m_out)
 
     @torch.no_grad()
