@@ -102,11 +102,13 @@ class OutlierLoss:
         value: the loss, a scalar that autograd differentiates.
         source: where it is from.
         uses_margins: whether it depends on `m_in` and `m_out`.
+        absent: whether the last logit is of a class that no ID sample has.
     """
 
     value: Callable[[Outputs], Tensor]
     source: str
     uses_margins: bool = False
+    absent: bool = False
 
 
 OUTLIER_LOSSES: dict[str, OutlierLoss] = {
@@ -122,5 +124,6 @@ OUTLIER_LOSSES: dict[str, OutlierLoss] = {
     "absent_class": OutlierLoss(
         lambda o: absent_class_loss(o.ood_logits),
         source="Jiang et al., DOS: Diverse Outlier Sampling for OOD Detection, ICLR 2024",
+        absent=True,
     ),
 }

@@ -154,9 +154,9 @@ class StageConfig(Section):
             raise ValueError(
                 f"expected an outlier_loss or gradient beside method {self.method}, but got neither"
             )
-        if (self.score == "absent_class") != (self.outlier_loss == "absent_class"):
+        if SCORES[self.score].absent != self.has_absent_class:
             raise ValueError(
-                "expected score and outlier_loss to be both absent_class or neither, "
+                "expected score and outlier_loss to be both of an absent class or neither, "
                 f"but got {self.score} and {self.outlier_loss}"
             )
         if self.share_ends and self.strategy != "two_ended":
@@ -179,6 +179,12 @@ class StageConfig(Section):
     def uses_outliers(self) -> bool:
         """Whether the stage needs auxiliary samples."""
         return self.method != "ce"
+
+    @property
+    def has_absent_class(self) -> bool:
+        """Whether the last logit is of a class that no ID sample has."""
+        loss = OUTLIER_LOSSES.get(self.outlier_loss)
+        return loss is not None and loss.absent
 
     @property
     def uses_margins(self) -> bool:

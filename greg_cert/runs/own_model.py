@@ -24,6 +24,7 @@ from greg_cert.models.normalize import Normalize
 from greg_cert.models.onnx.file import OnnxFile, read_onnx
 from greg_cert.runs.records import environment, model_sizes
 from greg_cert.runs.weights import LoadReport, load_foreign
+from greg_cert.scores import SCORES
 
 
 @dataclass(frozen=True)
@@ -54,7 +55,7 @@ class OwnModel:
 
     @property
     def _sizes(self) -> dict[str, Any]:
-        return model_sizes(self._splits, absent_class=self.config.score == "absent_class")
+        return model_sizes(self._splits, absent_class=SCORES[self.config.score].absent)
 
     @cached_property
     def _loaded(self) -> tuple[nn.Module, LoadReport | OnnxFile | None]:
@@ -174,7 +175,7 @@ def _at_home() -> Iterator[None]:
 
 
 def _check_logits(model: nn.Module, splits: DataSplits, config: OwnModelConfig) -> None:
-    classes = splits.num_classes + (config.score == "absent_class")
+    classes = splits.num_classes + SCORES[config.score].absent
     pixels = splits.calibration.pixels([0])
     try:
         with torch.no_grad():
@@ -188,6 +189,6 @@ def _check_logits(model: nn.Module, splits: DataSplits, config: OwnModelConfig) 
     if found != (1, classes):
         raise RunError(
             f"model: expected logits (1, {classes}) of one image, one a class"
-            f"{' and one of the absent class' if config.score == 'absent_class' else ''}, "
+            f"{' and one of the absent class' if SCORES[config.score].absent else ''}, "
             f"but {config.network} gives {found}"
         )
