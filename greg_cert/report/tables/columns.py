@@ -46,11 +46,10 @@ class RadiusColumns:
 
     def certified(self) -> list[Column[SideRow]]:
         """Median and mean of the certified radii."""
+        median, mean = "Certified {} radius, median", "Certified {} radius, mean"
         return [
-            self.column(
-                PROOF, "Certified {} radius, median", "median", lambda r: r.certified_median
-            ),
-            self.column(PROOF, "Certified {} radius, mean", "mean", lambda r: r.certified_mean),
+            self.column(PROOF, median, "median", lambda r: r.certified_median),
+            self.column(PROOF, mean, "mean", lambda r: r.certified_mean),
         ]
 
     def attack(self) -> Column[SideRow]:

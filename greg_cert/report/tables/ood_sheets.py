@@ -54,7 +54,7 @@ def ood_sheets(results: Results, comparisons: list[Comparison]) -> list[Sheet]:
 
 
 def _ood_columns(summary: Summary, rows: list[OodRow]) -> list[Column[OodRow]]:
-    values = [v for r in rows for v in (r.certified_median, r.certified_mean, r.attack_median)]
+    values = [value for row in rows for value in row.radii]
     radii = RadiusColumns(summary.norm, wording.radius_digits(values), summary.max_radius)
     return [
         percents(MEASURED, "Clean FPR, %", "FPR", lambda r: r.wrong / r.samples),

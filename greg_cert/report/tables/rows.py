@@ -48,6 +48,11 @@ class SideRow:
     methods: dict[str, float]
     violations: int
 
+    @property
+    def radii(self) -> tuple[float, ...]:
+        """What is certified and attacked."""
+        return self.certified_median, self.certified_mean, self.attack_median
+
 
 def side_numbers(run: str, rows: pd.DataFrame) -> dict[str, Any]:
     """The fields of `SideRow` for the certificates of one run on one set of samples."""

@@ -52,10 +52,7 @@ def ladder_lines(summary: Summary) -> list[str]:
 
 def _columns(summary: Summary, rows: list[Row]) -> list[Column[Row]]:
     """The columns after the run's name, grouped by the status of their numbers."""
-    shown = [(r.certified_median, r.certified_mean, r.attack_median) for r in rows]
-    values = [
-        value for r, of in zip(rows, shown, strict=True) for value in (*of, *r.methods.values())
-    ]
+    values = [value for row in rows for value in (*row.radii, *row.methods.values())]
     radii = RadiusColumns(summary.norm, wording.radius_digits(values), summary.max_radius)
     fpr, recall = wording.fpr_name(summary.tpr), f"{100 * summary.tpr:g} % ID recall"
     lipschitz, first_order = "Lipschitz {} radius, median", "First-order {} radius, median"

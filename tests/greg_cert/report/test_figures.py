@@ -22,7 +22,7 @@ def inspect(made):
         style = FigureStyle(dpi=60)
         for spec in FIGURES:
             with drawn(partial(spec.draw, results), style) as figure:
-                figure.savefig(io.BytesIO(), format="png", dpi=60)
+                figure.draw_without_rendering()
                 texts = [*figure.texts]
                 for axes in figure.axes:
                     texts += [axes.xaxis.label, axes.yaxis.label, axes.title, *axes.texts]
