@@ -8,6 +8,7 @@ from typing import Any
 
 import yaml
 
+from greg_cert.certificates.format import CERTIFICATES
 from greg_cert.certificates.method_columns import held_methods
 from greg_cert.certificates.methods import PROOFS, STATUS
 from greg_cert.certificates.results import Results
@@ -36,7 +37,7 @@ def verification_facts(results: Results) -> dict[str, Any]:
             "Norm": norm_name(summary.norm),
             "Score": score_names(summary),
             **_methods(results),
-            "certificates.parquet": f"sha256 {results.fingerprint}",
+            CERTIFICATES: f"sha256 {results.fingerprint}",
             "Verification time": ", ".join(
                 f"{one_line(run)} {UNKNOWN if s is None else f'{s:.1f} s'}"
                 for run, s in seconds.items()

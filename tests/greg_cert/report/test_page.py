@@ -220,7 +220,7 @@ def provenance(found):
 def test_the_provenance_names_every_method_that_the_tables_hold(made, page):
     summary = {"method": "crown", "methods": ["crown"], "engine": "native"}
     found = provenance(page(made.realistic(20), **summary))
-    held = "gradient (estimate), lipschitz (proof), crown (proof), attack (upper bound)"
+    held = "crown (proof), lipschitz (proof), gradient (estimate), attack (upper bound)"
     assert f"Methods {held}" in found
     assert "Certified radius the largest of crown" in found
     assert "Engine native" in found
