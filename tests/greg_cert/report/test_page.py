@@ -230,7 +230,7 @@ def test_the_provenance_names_nothing_that_no_table_holds(made, page):
     frames = [f.assign(radius_lipschitz=np.nan) for f in made.realistic(20)]
     asked = {"methods": ["crown", "clever"], "engine": "native"}
     found = provenance(page(frames, **asked))
-    assert "Methods gradient (estimate), crown (proof), attack (upper bound)" in found
+    assert "Methods crown (proof), gradient (estimate), attack (upper bound)" in found
     nothing = [made.frame_of("a", [0.0] * 4, [1.0] * 4).assign(radius_lipschitz=np.nan)]
     decided = [made.with_smoothing(nothing[0], ["accepted"] * 4, [0.1] * 4)]
     settings = {"sigma": 0.25, "n": 100, "alpha": 0.01}
