@@ -10,7 +10,7 @@ from problems import BIG, SMALL, build, climb, exact_cases, in_ball, points
 from torch import Tensor
 
 from greg_cert.errors import EngineError, UsageError
-from greg_cert.verify.bounds import crown, interval, native_engine, region
+from greg_cert.verify.bounds import crown, interval, linear_bound, native_engine
 from greg_cert.verify.bounds.engines import make_engine
 from greg_cert.verify.graph.ops import Activation, Graph, forward_all
 from greg_cert.verify.graph.trace import trace_model
@@ -283,15 +283,15 @@ def _narrow_interval(op: object, operands: object) -> interval.Interval:
 
 
 crown_relax = crown.relax_activation
-dual_norm = region.dual_norm
+dual_norm = linear_bound.dual_norm
 forward_interval = interval.forward_interval
 
 SABOTAGES: list[tuple[str, object, str, object, float]] = [
     ("intercept", crown, "relax_activation", _no_intercept, 2.0),
     ("chord", crown, "relax_activation", _flat_chord, 2.0),
     ("lower line", crown, "relax_activation", _steep_below, math.inf),
-    ("slope norm", region, "dual_norm", _short_slopes, 2.0),
-    ("dual norm", region, "dual_norm", _wrong_norm, math.inf),
+    ("slope norm", linear_bound, "dual_norm", _short_slopes, 2.0),
+    ("dual norm", linear_bound, "dual_norm", _wrong_norm, math.inf),
     ("interval", native_engine, "forward_interval", _narrow_interval, math.inf),
 ]
 

@@ -26,9 +26,9 @@ from greg_cert.verify import certify, score_bound
 from greg_cert.verify.bounds.coupled import backward as coupled
 from greg_cert.verify.bounds.coupled import ball_boxes as boxes_module
 from greg_cert.verify.bounds.coupled import charges as charges_module
+from greg_cert.verify.bounds.coupled import neurons as neurons_module
 from greg_cert.verify.bounds.coupled.ascent import Ascent
 from greg_cert.verify.bounds.coupled.backward import (
-    Variables,
     bisect_balls,
     bound_rows,
     first_variables,
@@ -36,6 +36,7 @@ from greg_cert.verify.bounds.coupled.backward import (
 from greg_cert.verify.bounds.coupled.ball_boxes import Moved, ball_boxes, layer_norms
 from greg_cert.verify.bounds.coupled.charges import Prices, ProvenPrices, largest_eigenvalue
 from greg_cert.verify.bounds.coupled.engine import CoupledEngine
+from greg_cert.verify.bounds.coupled.neurons import Rows, Variables
 from greg_cert.verify.bounds.native_relaxation import NativeRelaxation
 from greg_cert.verify.bounds.region import Region
 from greg_cert.verify.graph.ops import Activation, Add, Conv, Graph, Linear, forward_all
@@ -266,7 +267,7 @@ def test_without_multipliers_it_is_crown_on_the_same_boxes(name: str) -> None:
     ours, slope = coupled.value_and_slope(bound, x)
     boxes = {i: moved[graph.nodes[i].inputs[0]].box for i in graph.activations}
     empty = torch.zeros(len(x), dtype=torch.bool)
-    crown = NativeRelaxation(graph, Region(x, radii, 2.0), boxes, empty, None)
+    crown = NativeRelaxation(graph, boxes, region=Region(x, radii, 2.0), empty=empty)
     theirs, steep = crown.linear(rows)
     assert torch.allclose(slope, steep, rtol=1e-9, atol=1e-12)
     assert torch.allclose(ours, theirs, rtol=1e-9, atol=1e-9)
@@ -442,7 +443,9 @@ def test_the_minimum_over_a_box_is_that_of_a_grid(slope: float, charged: bool) -
     z = low + share.sigmoid() * (high - low)
     op = Activation(slope)
     paid = charge if charged else None
-    found = coupled._minimiser(a, g, weight, paid, low, high, z, op)
+    nothing, none = torch.zeros(1).double(), torch.zeros_like(z[0])
+    source = Moved(z[0], none, (low[0], high[0]), nothing, none)
+    found = neurons_module._minimiser(Rows(a, paid), g, weight, source, op)
 
     def value(t: Tensor) -> Tensor:
         spent = charge / 2 * (op.apply(t) - op.apply(z)) ** 2 if charged else 0.0
@@ -798,13 +801,14 @@ def test_norms_from_below_are_found(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_wrong_minimum_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     """The minimum over one side of zero alone is too high."""
-    honest = coupled._minimiser
+    honest = neurons_module._minimiser
 
     def one_sided(*args: object) -> Tensor:
         t = honest(*args)  # type: ignore[arg-type]
-        return torch.maximum(t, torch.minimum(torch.zeros_like(t), args[5]))  # type: ignore[call-overload]
+        high = args[3].box[1].unsqueeze(1)  # type: ignore[attr-defined]
+        return torch.maximum(t, torch.minimum(torch.zeros_like(t), high))
 
-    monkeypatch.setattr(coupled, "_minimiser", one_sided)
+    monkeypatch.setattr(neurons_module, "_minimiser", one_sided)
     _, graph, x, radii = setting("mlp")
     assert sum(crossings(graph, x, radii, simplex_row(graph, 3), s) for s in range(6)) > 0
 
@@ -836,7 +840,7 @@ def test_a_proof_is_never_below_the_one_without_multipliers_on_its_boxes(name: s
     pre = {i: moved[graph.nodes[i].inputs[0]].box for i in graph.activations}
     nothing = torch.zeros(len(x), dtype=torch.bool)
     terms = absolute_terms(graph, pre, x, radii)
-    crown = NativeRelaxation(graph, Region(x, radii, 2.0), pre, nothing, terms)
+    crown = NativeRelaxation(graph, pre, terms, region=Region(x, radii, 2.0), empty=nothing)
     value, slope = crown.linear(rows)
     margin = value - (rows * weights).sum(2) + gamma
     expected = (margin / slope).clamp_min(0.0).squeeze(1)

@@ -23,7 +23,6 @@ from greg_cert.errors import EngineError
 from greg_cert.verify import certify, global_lipschitz_bound, score_bound
 from greg_cert.verify.bounds.coupled.ascent import Ascent
 from greg_cert.verify.bounds.coupled.backward import (
-    Variables,
     bound_rows,
     first_variables,
     value_and_slope,
@@ -31,6 +30,7 @@ from greg_cert.verify.bounds.coupled.backward import (
 from greg_cert.verify.bounds.coupled.ball_boxes import ball_boxes, layer_norms
 from greg_cert.verify.bounds.coupled.charges import Prices
 from greg_cert.verify.bounds.coupled.engine import CoupledEngine
+from greg_cert.verify.bounds.coupled.neurons import Variables
 from greg_cert.verify.bounds.engine import Engine
 from greg_cert.verify.bounds.engines import make_engine
 from greg_cert.verify.bounds.relax_pool import relax_pool

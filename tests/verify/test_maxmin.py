@@ -25,15 +25,15 @@ from greg_cert.errors import UnsupportedModelError, UsageError
 from greg_cert.models import MaxMin
 from greg_cert.verify import certify
 from greg_cert.verify.bounds import crown, interval, native_engine
-from greg_cert.verify.bounds.coupled import backward as coupled
+from greg_cert.verify.bounds.coupled import neurons
 from greg_cert.verify.bounds.coupled.backward import (
-    Variables,
     bisect_balls,
     bound_rows,
     first_variables,
 )
 from greg_cert.verify.bounds.coupled.ball_boxes import ball_boxes, layer_norms
 from greg_cert.verify.bounds.coupled.charges import ProvenPrices
+from greg_cert.verify.bounds.coupled.neurons import Variables
 from greg_cert.verify.bounds.engines import make_engine
 from greg_cert.verify.bounds.native_engine import NativeEngine, sign_unknown
 from greg_cert.verify.graph.ops import Activation, Conv, Flatten, Input, Linear, forward_all
@@ -608,10 +608,10 @@ def test_a_minimiser_of_relu_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
         return torch.stack(gaps).amin(0)
 
     assert bool((least() >= -1e-9).all())
-    honest = coupled._minimiser
+    honest = neurons._minimiser
 
     def of_relu(*arguments: object) -> Tensor:
         return honest(*arguments[:-1], Activation(0.0))  # type: ignore[arg-type]
 
-    monkeypatch.setattr(coupled, "_minimiser", of_relu)
+    monkeypatch.setattr(neurons, "_minimiser", of_relu)
     assert not bool((least() >= -1e-9).all())

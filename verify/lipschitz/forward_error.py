@@ -19,14 +19,13 @@ from greg_cert.verify.graph.max_pool import MaxPool
 from greg_cert.verify.graph.ops import (
     Activation,
     Add,
+    Affine,
     Concat,
     Conv,
     Flatten,
     Graph,
-    Input,
     Linear,
     Smooth,
-    apply_op,
 )
 from greg_cert.verify.graph.smooth import ALLOWANCE
 from greg_cert.verify.lipschitz.global_bound import steepest_slope
@@ -61,7 +60,7 @@ class ForwardError:
         self._layers = {
             i: _layer(node.op, dtype)
             for i, node in enumerate(graph.nodes)
-            if isinstance(node.op, (Conv, Linear))
+            if isinstance(node.op, Affine)
         }
 
     @torch.no_grad()
@@ -78,16 +77,15 @@ class ForwardError:
         errors = {0: (0.0 if x.dtype == self._dtype else eps) * sizes[0]}
         reads = self._last_reads.copy()
         last = len(self.graph.nodes) - 1
-        for i, node in enumerate(self._run.nodes[1:], start=1):
-            operands = [values[j] for j in node.inputs]
+        for i, node in self._run.computed:
             with torch.backends.nnpack.flags(enabled=False):  # it convolves by transforms
-                value = apply_op(node.op, operands)
+                value = node.op.apply(*[values[j] for j in node.inputs])
             carried = [errors[j] for j in node.inputs]
             sizes[i] = size = (
                 sizes[node.inputs[0]] if isinstance(node.op, Flatten) else _norm(value)
             )
             match node.op:
-                case Conv() | Linear():
+                case Affine():
                     layer = self._layers[i]
                     before = sizes[node.inputs[0]]
                     if i == last and isinstance(node.op, Linear):
@@ -108,8 +106,6 @@ class ForwardError:
                     found = torch.stack(carried).norm(dim=0)
                 case Flatten():
                     found = carried[0]
-                case Input():
-                    raise AssertionError("the input is computed by nothing")
                 case _:
                     assert_never(node.op)
             values[i], errors[i] = value, found * (1 + 1e-12)

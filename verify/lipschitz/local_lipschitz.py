@@ -15,12 +15,10 @@ from greg_cert.verify.graph.max_pool import MaxPool
 from greg_cert.verify.graph.ops import (
     Activation,
     Add,
+    Affine,
     Concat,
-    Conv,
     Flatten,
     Graph,
-    Input,
-    Linear,
     Smooth,
 )
 from greg_cert.verify.graph.smooth import slope_range
@@ -43,7 +41,7 @@ class NodeSlopes:
         self._norms = {
             i: MaskedNorm(node.op)
             for i, node in enumerate(graph.nodes)
-            if isinstance(node.op, (Conv, Linear))
+            if isinstance(node.op, Affine)
         }
 
     def __call__(
@@ -57,10 +55,10 @@ class NodeSlopes:
             norm: 2.0 or inf; Jacobians are measured from ℓ_norm to ℓ_norm.
         """
         slopes = [Slope(like.new_ones(len(like)), torch.ones_like(like))]
-        for i, node in enumerate(self._graph.nodes[1:], start=1):
+        for i, node in self._graph.computed:
             parents = [slopes[j] for j in node.inputs]
             match node.op:
-                case Conv() | Linear():
+                case Affine():
                     # A layer before an activation is measured again there, with its rows masked.
                     ones = like.new_ones(len(like), *node.shape)
                     slopes.append(Slope(self._through(i, parents[0], ones, norm), ones))
@@ -86,8 +84,6 @@ class NodeSlopes:
                     slopes.append(Slope(together, torch.cat([p.mask for p in parents], 1)))
                 case Flatten():
                     slopes.append(Slope(parents[0].constant, parents[0].mask.flatten(1)))
-                case Input():
-                    raise AssertionError("the input is computed by nothing")
                 case _:
                     assert_never(node.op)
         return slopes

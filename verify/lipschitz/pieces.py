@@ -20,12 +20,11 @@ from greg_cert.verify.graph.max_pool import MaxPool
 from greg_cert.verify.graph.ops import (
     Activation,
     Add,
+    Affine,
     Concat,
     Conv,
     Flatten,
     Graph,
-    Input,
-    Linear,
     Node,
     Smooth,
 )
@@ -45,14 +44,14 @@ class Pieces:
 
 def affine_pieces(graph: Graph) -> list[Pieces | None]:
     """For every node what it is of an earlier one, where that says more than its own operation."""
-    found: list[Pieces | None] = []
-    for node in graph.nodes:
+    found: list[Pieces | None] = [None]
+    for _, node in graph.computed:
         match node.op:
-            case Conv() | Linear():
+            case Affine():
                 found.append(_composed(one_kind(node.op), node.inputs[0], found))
             case Add():
                 found.append(_maximum(graph, node, found) or _sum(graph, node, found))
-            case Input() | Activation() | Smooth() | MaxPool() | Concat() | Flatten():
+            case Activation() | Smooth() | MaxPool() | Concat() | Flatten():
                 found.append(None)
             case _:
                 assert_never(node.op)

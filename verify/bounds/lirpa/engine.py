@@ -13,9 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from greg_cert.errors import EngineError, UsageError
-from greg_cert.verify.bounds.crown import backward_rows
-from greg_cert.verify.bounds.engine import RELAXATIONS
+from greg_cert.errors import EngineError
+from greg_cert.verify.bounds.crown import RelaxedNetwork, backward_rows
+from greg_cert.verify.bounds.engine import check_method
 from greg_cert.verify.bounds.interval import Interval
 from greg_cert.verify.bounds.linear_bound import slope_norms, value_at_centre
 from greg_cert.verify.bounds.lirpa.compat import load_auto_lirpa
@@ -35,6 +35,7 @@ class AutoLirpaEngine:
     """CROWN, or CROWN-IBP, through auto_LiRPA (Xu et al., NeurIPS 2020)."""
 
     name = "auto-lirpa"
+    methods: tuple[str, ...] = ("crown", "crown-ibp")
 
     def __init__(self, graph: Graph) -> None:
         _refuse_unsound(graph)
@@ -63,8 +64,7 @@ class AutoLirpaEngine:
                 "auto-LiRPA's alpha-CROWN leaves its slopes where they begin on this torch, so it "
                 "would be CROWN under another name; engine 'native' optimises them"
             )
-        if method not in RELAXATIONS:
-            raise UsageError(f"expected relaxation in {', '.join(RELAXATIONS)}, but got {method!r}")
+        check_method(self, method)
         inputs = inputs.contiguous()  # auto-LiRPA takes views of flat memory
         groups = []
         for radius in radii.unique().tolist():
@@ -139,7 +139,7 @@ class AutoLirpaEngine:
         own = {i: group.bounds[name] for i, name in self._names.items()}
         radii = torch.full_like(group.inputs.flatten(1)[:, 0], group.radius)
         terms = absolute_terms(self._graph, own, group.inputs, radii)
-        size = backward_rows(self._graph, own, last, rows, terms)[2]
+        size = backward_rows(RelaxedNetwork(self._graph, own, terms), last, rows)[2]
         centre = value_at_centre(slope, offset, offset.abs() + size, group.inputs)
         return centre, slope_norms(slope, norm)
 

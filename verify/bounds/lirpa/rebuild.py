@@ -3,25 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import assert_never
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from greg_cert.verify.graph.max_pool import MaxPool
 from greg_cert.verify.graph.ops import (
     Activation,
-    Add,
-    Concat,
+    Affine,
     Conv,
-    Flatten,
     Graph,
-    Input,
     Linear,
-    Smooth,
 )
-from greg_cert.verify.graph.smooth import SHAPES
 
 
 class RebuiltModule(nn.Module):
@@ -48,7 +41,7 @@ class RebuiltModule(nn.Module):
         readers = graph.consumers()[0]
         first = graph.nodes[readers[0]].op if len(readers) == 1 else None
         self.entry: nn.Module | None = None
-        if not isinstance(first, (Conv, Linear)):
+        if not isinstance(first, Affine):
             self.entry = _scaling_module(graph, torch.ones(()), graph.input_shape)
         self.eval().requires_grad_(False)
 
@@ -61,28 +54,14 @@ class RebuiltModule(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Logits (B, K)."""
         values = [x if self.entry is None else self.entry(x)]
-        for i, node in enumerate(self.graph.nodes[1:], start=1):
+        for i, node in self.graph.computed:
             operands = [values[j] for j in node.inputs]
-            match node.op:
-                case Conv() | Linear():
-                    out = self.layers[str(i)](operands[0])
-                case Activation():
-                    out = self._activated(i, node.op, operands[0])
-                case Smooth(kind):
-                    out = SHAPES[kind].torch_function(operands[0])
-                case MaxPool() as op:
-                    out = op.apply(operands[0])
-                case Add():
-                    out = operands[0] + operands[1]
-                case Concat():
-                    out = torch.cat(operands, dim=1)
-                case Flatten():
-                    out = torch.flatten(operands[0], 1)
-                case Input():
-                    raise AssertionError("the input is computed by nothing")
-                case _:
-                    assert_never(node.op)
-            values.append(out)
+            if isinstance(node.op, Affine):
+                values.append(self.layers[str(i)](*operands))
+            elif isinstance(node.op, Activation):
+                values.append(self._activated(i, node.op, *operands))
+            else:
+                values.append(node.op.apply(*operands))
         return values[-1]
 
 
