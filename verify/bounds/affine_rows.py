@@ -61,17 +61,14 @@ class AffineRows:
 
     def _value(self, target: int, inputs: Tensor) -> Tensor:
         """Value (B, *shape) of the node."""
-        values: dict[int, Tensor] = {0: inputs}
-        for i, node in self._graph.computed[:target]:
-            if all(j in values for j in node.inputs) and self._leads_to(i, target):
-                values[i] = node.op.apply(*[values[j] for j in node.inputs])
-        return values[target]
+        nodes, values = dict(self._graph.computed), {0: inputs}
 
-    def _leads_to(self, i: int, target: int) -> bool:
-        return i == target or any(
-            i in node.inputs and self._leads_to(k, target)
-            for k, node in enumerate(self._graph.nodes[: target + 1])
-        )
+        def at(i: int) -> Tensor:
+            if i not in values:
+                values[i] = nodes[i].op.apply(*[at(j) for j in nodes[i].inputs])
+            return values[i]
+
+        return at(target)
 
     def _row_lengths(self, target: int, norm: float) -> Tensor:
         """Dual norms (N,) of the rows of the node's linear map."""

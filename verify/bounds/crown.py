@@ -21,12 +21,14 @@ from greg_cert.verify.graph.max_pool import MaxPool
 from greg_cert.verify.graph.ops import (
     Activation,
     Affine,
+    Computed,
+    Concat,
     Conv,
+    Flatten,
     Graph,
     Linear,
     Smooth,
     Wiring,
-    operand_rows,
 )
 
 Lines = tuple[Tensor, ...]
@@ -41,7 +43,7 @@ class RelaxedNetwork:
         graph: the network.
         preactivations: for activation nodes their input's (lower, upper), each (B, *shape).
         terms: for each affine node the absolute terms that it sums, as in `absolute_terms`; None
-            where nobody asks for the rounding, as in float32, which only drafts where to look.
+            where rounding is not allowed for, as in float32, which only guides a search.
         slopes: for activation nodes the slopes (B, R, *shape) of the lower lines of neurons of
             unknown sign, between the negative slope and 1; the usual choice where there are none.
         lines: the lines of these boxes, filled as they are needed.
@@ -144,6 +146,23 @@ def backward_rows(
     if slope is None:
         slope = rows.new_zeros(*rows.shape[:2], *graph.input_shape)
     return slope, offset, size
+
+
+def operand_rows(graph: Graph, node: Computed, rows: Tensor, axis: int) -> list[Tensor]:
+    """What coefficients of a node that is `Wiring` are of each of its operands.
+
+    Args:
+        graph: the network.
+        node: of it.
+        rows: (..., *shape of the node).
+        axis: the first of that shape.
+    """
+    shapes = [graph.nodes[j].shape for j in node.inputs]
+    if isinstance(node.op, Flatten):
+        return [rows.unflatten(axis, shapes[0])]
+    if isinstance(node.op, Concat):
+        return list(rows.split([shape[0] for shape in shapes], axis))
+    return [rows for _ in shapes]
 
 
 def through_windows(op: MaxPool, a: Tensor, below: Tensor, above: Tensor) -> Tensor:

@@ -110,7 +110,7 @@ class _Boxes:
         self.empty = region.radii.new_zeros(len(region.radii), dtype=torch.bool)
 
     def terms(self) -> dict[int, Tensor] | None:
-        """Absolute terms of affine nodes; None in float32, which only drafts where to look."""
+        """Absolute terms of affine nodes; None in float32, which only guides a search."""
         if self._graph.dtype != torch.float64:
             return None
         return absolute_terms(self._graph, self.boxes, self._region.inputs, self._region.radii)

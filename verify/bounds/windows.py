@@ -238,9 +238,9 @@ class _Walk:
         pixels = (rows.unsqueeze(-1) * width + columns.unsqueeze(-2)).flatten(2)
         maps = values.unflatten(3, (shape[0], -1))
         pixels = pixels.unsqueeze(1).unsqueeze(3).expand(*maps.shape)
-        canvas = values.new_zeros(*maps.shape[:4], height * width).scatter_(4, pixels, maps)
-        canvas = canvas.reshape(len(canvas), -1, shape[0], height, width)
-        return canvas[..., top : top + shape[1], left : left + shape[2]]
+        placed = values.new_zeros(*maps.shape[:4], height * width).scatter_(4, pixels, maps)
+        placed = placed.reshape(len(placed), -1, shape[0], height, width)
+        return placed[..., top : top + shape[1], left : left + shape[2]]
 
 
 def _dot(one: Tensor, other: Tensor) -> Tensor:

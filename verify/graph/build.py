@@ -8,7 +8,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from greg_cert.verify.graph.fold import Draft, PerChannel, canonical
+from greg_cert.verify.graph.fold import Appended, PerChannel, canonical
 from greg_cert.verify.graph.max_pool import MaxPool
 from greg_cert.verify.graph.ops import (
     Activation,
@@ -34,19 +34,19 @@ class GraphBuilder:
 
     def __init__(self, input_shape: tuple[int, ...], dtype: torch.dtype = torch.float64) -> None:
         self._dtype = dtype
-        self._drafts = [Draft("input", Input(), (), input_shape)]
+        self._appended = [Appended("input", Input(), (), input_shape)]
         self._picked: dict[int, tuple[int, tuple[int, ...]]] = {}  # of which node which channels
         self._compared: dict[int, tuple[bool, int, int]] = {}  # maximum (or minimum) of which two
 
     def shape(self, i: int) -> tuple[int, ...]:
         """Output shape of node i, without the batch axis."""
-        return self._drafts[i].shape
+        return self._appended[i].shape
 
     def _append(
         self, name: str, op: Op | PerChannel | Rotation, inputs: Sequence[int], shape: Sequence[int]
     ) -> int:
-        self._drafts.append(Draft(name, op, tuple(inputs), tuple(shape)))
-        return len(self._drafts) - 1
+        self._appended.append(Appended(name, op, tuple(inputs), tuple(shape)))
+        return len(self._appended) - 1
 
     def layer(self, name: str, i: int, op: Conv | Linear) -> int:
         """Append an affine layer."""
@@ -128,11 +128,11 @@ class GraphBuilder:
     def add(self, name: str, left: int, right: int) -> int:
         """Append the sum of two tensors of one shape; x + conv(x) as one convolution by I + W."""
         for x, branch in ((left, right), (right, left)):
-            op = self._drafts[branch].op
-            if isinstance(op, Affine) and self._drafts[branch].inputs == (x,):
+            op = self._appended[branch].op
+            if isinstance(op, Affine) and self._appended[branch].inputs == (x,):
                 whole = plus_identity(op)
                 if whole is not None:
-                    return self._append(self._drafts[branch].name, whole, (x,), self.shape(x))
+                    return self._append(self._appended[branch].name, whole, (x,), self.shape(x))
         return self._append(name, Add(), (left, right), self.shape(left))
 
     def channels(self, name: str, i: int, chosen: Sequence[int]) -> int:
@@ -279,16 +279,16 @@ class GraphBuilder:
         return level[0]
 
     def _device(self) -> torch.device:
-        for draft in self._drafts:
-            if isinstance(draft.op, Affine):
-                return draft.op.weight.device
-            if isinstance(draft.op, PerChannel):
-                return draft.op.scale.device
+        for given in self._appended:
+            if isinstance(given.op, Affine):
+                return given.op.weight.device
+            if isinstance(given.op, PerChannel):
+                return given.op.scale.device
         return torch.device("cpu")
 
     def finish(self, output: int) -> Graph:
         """The canonical graph that ends at node `output`; what does not reach it is dropped."""
-        return canonical(self._drafts, output, self._dtype, self._device())
+        return canonical(self._appended, output, self._dtype, self._device())
 
 
 def plus_identity(op: Conv | Linear) -> Conv | Linear | None:

@@ -23,7 +23,7 @@ _SMOOTH = "use SiLU in its place, and no squeeze-and-excitation"
 _SHUFFLE = "mix channels by a 1x1 convolution instead of moving them"
 _ATTENTION = "use a convolutional network: attention is not bounded here"
 
-_INSTEAD = {  # of layers that networks often have and that nobody bounds here
+_INSTEAD = {  # of layers that networks often have and that are not bounded here
     "AdaptiveAvgPool2d": "use AdaptiveAvgPool2d(1), or images whose feature maps it divides",
     "adaptive_avg_pool2d": "pool to one pixel, or use images whose feature maps it divides",
     "AdaptiveMaxPool2d": "use MaxPool2d with a kernel, or AdaptiveAvgPool2d(1)",

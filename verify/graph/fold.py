@@ -45,8 +45,8 @@ class PerChannel:
 
 
 @dataclass(frozen=True)
-class Draft:
-    """A node before folding."""
+class Appended:
+    """A node as it was appended, before folding."""
 
     name: str
     op: Op | Input | PerChannel | Rotation
@@ -55,43 +55,43 @@ class Draft:
 
 
 def canonical(
-    drafts: Sequence[Draft], output: int, dtype: torch.dtype, device: torch.device
+    appended: Sequence[Appended], output: int, dtype: torch.dtype, device: torch.device
 ) -> Graph:
-    """The canonical graph that ends at draft `output`; what does not reach it is dropped."""
-    used = sorted(_ancestors(drafts, output))
+    """The canonical graph that ends at node `output`; what does not reach it is dropped."""
+    used = sorted(_ancestors(appended, output))
     readers: dict[int, list[int]] = {i: [] for i in used}
     for i in used:
-        for j in drafts[i].inputs:
+        for j in appended[i].inputs:
             readers[j].append(i)
     nodes: list[Node] = []
     index: dict[int, int] = {}
     turned: dict[int, Rotation] = {}  # what is still to be done to the node that stands for i
 
-    def append(draft: Draft, op: Op, *inputs: int) -> int:
-        nodes.append(Computed(draft.name, op, inputs, draft.shape))
+    def append(given: Appended, op: Op, *inputs: int) -> int:
+        nodes.append(Computed(given.name, op, inputs, given.shape))
         return len(nodes) - 1
 
     def settled(i: int) -> int:
-        """The node of draft i, its rotation a layer of its own where it is still to be done."""
+        """The node that stands for i; a rotation still to be done becomes a layer of its own."""
         rotation = turned.pop(i, None)
         if rotation is not None:
-            layer = as_layer(rotation, drafts[i].shape, device, dtype)
-            index[i] = append(drafts[i], layer, index[i])
+            layer = as_layer(rotation, appended[i].shape, device, dtype)
+            index[i] = append(appended[i], layer, index[i])
         return index[i]
 
     def absorbs(i: int) -> bool:
-        """Whether draft i, or all that read it, can take in a rotation of what it reads."""
-        op = drafts[i].op
+        """Whether node i, or all that read it, can take in a rotation of what it reads."""
+        op = appended[i].op
         if isinstance(op, Affine) and takes_rotated(op):
             return True
         passes = isinstance(op, Flatten) or (isinstance(op, Conv) and commutes(op))
         return passes and i != output and all(absorbs(r) for r in readers[i])
 
     for i in used:
-        draft = drafts[i]
-        op, before = draft.op, draft.inputs
+        given = appended[i]
+        op, before = given.op, given.inputs
         if isinstance(op, Input):
-            nodes.append(Node(draft.name, op, (), draft.shape))
+            nodes.append(Node(given.name, op, (), given.shape))
             index[i] = 0
             continue
         if before[0] in turned and isinstance(op, Conv | Linear | Flatten) and absorbs(i):
@@ -100,11 +100,11 @@ def canonical(
                 op = rotated_input(op, rotation)
             else:
                 turned[i] = rotation
-            index[i] = append(draft, op, index[before[0]])
+            index[i] = append(given, op, index[before[0]])
             continue
         inputs = tuple(settled(j) for j in before)
         if not isinstance(op, PerChannel | Rotation):
-            index[i] = append(draft, op, *inputs)
+            index[i] = append(given, op, *inputs)
             continue
         source = nodes[inputs[0]]
         if len(readers[before[0]]) == 1 and isinstance(source.op, Affine):
@@ -114,38 +114,38 @@ def canonical(
                 index[i] = inputs[0]
                 continue
         if isinstance(op, Rotation):
-            _check_size(draft)
+            _check_size(given)
             index[i], turned[i] = inputs[0], op
         else:
-            index[i] = append(draft, _as_affine(draft, op, device), *inputs)
+            index[i] = append(given, _as_affine(given, op, device), *inputs)
     settled(output)
     return Graph(tuple(nodes))
 
 
-def _as_affine(draft: Draft, step: PerChannel, device: torch.device) -> Conv | Linear:
+def _as_affine(given: Appended, step: PerChannel, device: torch.device) -> Conv | Linear:
     scale, shift = step.scale.to(device), step.shift.to(device)
-    if len(draft.shape) == 3:
-        return Conv(scale.reshape(-1, 1, 1, 1), shift, draft.shape, groups=len(scale))
-    _check_size(draft)
+    if len(given.shape) == 3:
+        return Conv(scale.reshape(-1, 1, 1, 1), shift, given.shape, groups=len(scale))
+    _check_size(given)
     return Linear(torch.diag(scale), shift)
 
 
-def _check_size(draft: Draft) -> None:
+def _check_size(given: Appended) -> None:
     """Refuse what would become too large a matrix."""
-    if draft.shape[0] > _LARGEST_DIAGONAL:
+    if given.shape[0] > _LARGEST_DIAGONAL:
         raise UnsupportedModelError(
-            f"layer {draft.name!r} takes {draft.shape[0]} features one by one; at most "
+            f"layer {given.name!r} takes {given.shape[0]} features one by one; at most "
             f"{_LARGEST_DIAGONAL} are supported"
         )
 
 
-def _ancestors(drafts: Sequence[Draft], output: int) -> set[int]:
+def _ancestors(appended: Sequence[Appended], output: int) -> set[int]:
     found, stack = {0}, [output]
     while stack:
         i = stack.pop()
         if i not in found:
             found.add(i)
-            stack.extend(drafts[i].inputs)
+            stack.extend(appended[i].inputs)
     return found
 
 

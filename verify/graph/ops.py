@@ -77,10 +77,10 @@ class Conv(Affine):
     def output_shape(self) -> tuple[int, ...]:
         """(O, H', W')."""
         # By hand: a convolution on the meta device would import sympy, which takes seconds.
+        kernel = self.weight.shape[2:]
         axes = zip(
-            self.input_shape[1:], self.weight.shape[2:], self.stride, self.padding, self.dilation,
-            strict=True,
-        )  # fmt: skip
+            self.input_shape[1:], kernel, self.stride, self.padding, self.dilation, strict=True
+        )
         image = [(n + 2 * p - d * (k - 1) - 1) // s + 1 for n, k, s, p, d in axes]
         return (len(self.weight), *image)
 
@@ -110,12 +110,10 @@ class Conv(Affine):
         if weight is None and self.matrix is not None:
             return (y.flatten(1) @ self.matrix).reshape(-1, *self.input_shape)
         weight = self.weight if weight is None else weight
-        size = [
-            (n - 1) * s - 2 * p + d * (k - 1) + 1
-            for n, s, p, d, k in zip(
-                y.shape[2:], self.stride, self.padding, self.dilation, weight.shape[2:], strict=True
-            )
-        ]
+        axes = zip(
+            y.shape[2:], self.stride, self.padding, self.dilation, weight.shape[2:], strict=True
+        )
+        size = [(n - 1) * s - 2 * p + d * (k - 1) + 1 for n, s, p, d, k in axes]
         # Rows that a stride larger than one leaves unread come back as zeros.
         extra = [want - got for want, got in zip(self.input_shape[1:], size, strict=True)]
         with sums_of_products(y, weight):
@@ -140,8 +138,7 @@ def sums_of_products(x: Tensor, weight: Tensor) -> AbstractContextManager[None]:
     """
     kernel = tuple(weight.shape[2:])
     if x.is_cuda and 1 in kernel and kernel != (1, 1):
-        off: AbstractContextManager[None] = torch.backends.cudnn.flags(enabled=False)
-        return off
+        return torch.backends.cudnn.flags(enabled=False)
     return nullcontext()
 
 
@@ -306,10 +303,8 @@ class Graph:
 
     @property
     def _weights(self) -> Tensor:
-        for node in self.nodes:
-            if isinstance(node.op, Affine):
-                return node.op.weight
-        return torch.empty(0, dtype=torch.float64, device="cpu")
+        every = (node.op.weight for node in self.nodes if isinstance(node.op, Affine))
+        return next(every, torch.empty(0, dtype=torch.float64, device="cpu"))
 
     @property
     def dtype(self) -> torch.dtype:
@@ -345,23 +340,6 @@ class Graph:
             for j in node.inputs:
                 readers[j].append(i)
         return readers
-
-
-def operand_rows(graph: Graph, node: Computed, rows: Tensor, axis: int) -> list[Tensor]:
-    """What coefficients of a node that is `Wiring` are of each of its operands.
-
-    Args:
-        graph: the network.
-        node: of it.
-        rows: (..., *shape of the node).
-        axis: the first of that shape.
-    """
-    shapes = [graph.nodes[j].shape for j in node.inputs]
-    if isinstance(node.op, Flatten):
-        return [rows.unflatten(axis, shapes[0])]
-    if isinstance(node.op, Concat):
-        return list(rows.split([shape[0] for shape in shapes], axis))
-    return [rows for _ in shapes]
 
 
 def forward_all(graph: Graph, inputs: Tensor) -> list[Tensor]:

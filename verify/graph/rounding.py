@@ -35,8 +35,8 @@ Boxes = Mapping[int, tuple[Tensor, Tensor]]
 def sum_rounding(op: Affine, *, backwards: bool = False) -> float:
     """What an affine layer of an interval may lose, as a share of its absolute terms.
 
-    Centre, spread and their sum each take part. 0 in float32, which only drafts where to look: an
-    allowance of its size would mislead the search.
+    Centre, spread and their sum each take part. 0 in float32, which only guides a search: an
+    allowance of its size would mislead it.
 
     Args:
         op: the layer.

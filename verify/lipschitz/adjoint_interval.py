@@ -8,6 +8,7 @@ from typing import assert_never
 import torch
 from torch import Tensor
 
+from greg_cert.verify.bounds.crown import operand_rows
 from greg_cert.verify.bounds.interval import Interval, activation_derivative
 from greg_cert.verify.graph.max_pool import MaxPool, share_range
 from greg_cert.verify.graph.ops import (
@@ -18,7 +19,6 @@ from greg_cert.verify.graph.ops import (
     Linear,
     Smooth,
     Wiring,
-    operand_rows,
 )
 from greg_cert.verify.graph.rounding import sum_rounding
 from greg_cert.verify.graph.smooth import slope_range

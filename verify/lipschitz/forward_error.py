@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from dataclasses import dataclass
 from typing import assert_never
 
 import torch
@@ -116,32 +117,50 @@ class ForwardError:
         return values[last].double(), errors[last].nan_to_num(nan=math.inf)
 
 
+@dataclass(frozen=True)
 class _Layer:
-    """What one affine layer adds to an error, by the ℓ2 norm of its operand."""
+    """What one affine layer adds to an error, by the ℓ2 norm of its operand.
 
-    def __init__(self, norm: float, longest: float, share: float, absolute: float) -> None:
-        self._norm, self._longest, self._share, self._absolute = norm, longest, share, absolute
-        self.bias_all = self.bias_one = 0.0
+    Attributes:
+        norm: operator norm of the layer.
+        longest: ℓ2 norm of its longest row.
+        share: that a sum may lose of its absolute terms.
+        absolute: operator norm of the absolute weights.
+        bias_all: ℓ2 norm of the bias, over all outputs.
+        bias_one: largest absolute bias.
+    """
+
+    norm: float
+    longest: float
+    share: float
+    absolute: float
+    bias_all: float
+    bias_one: float
 
     def of_all(self, carried: Tensor, size: Tensor) -> Tensor:
         """ℓ2 error (B,) of the outputs."""
-        return self._norm * carried + self._share * (self._absolute * size + self.bias_all)
+        return self.norm * carried + self.share * (self.absolute * size + self.bias_all)
 
     def of_rows(self, carried: Tensor, size: Tensor) -> Tensor:
         """Error (B,) of the output that is furthest off."""
-        return self._longest * carried + self._share * (self._longest * size + self.bias_one)
+        return self.longest * carried + self.share * (self.longest * size + self.bias_one)
 
 
 def _layer(op: Conv | Linear, dtype: torch.dtype) -> _Layer:
     conv, info = as_convolution(op), torch.finfo(dtype)
     longest = float(conv.weight.flatten(1).norm(dim=1).amax()) * (1 + 1e-9)
     terms = conv.weight[0].numel() + 4  # products, additions, and the rounding of the weights
-    layer = _Layer(operator_norm(op), longest, terms * info.eps, absolute_bound(conv))
     outputs = math.prod(conv.output_shape)
     tiny = outputs * info.tiny / info.eps  # for products that underflow
-    layer.bias_all = float(op.bias.double().norm()) * math.sqrt(outputs / len(op.bias)) + tiny
-    layer.bias_one = float(op.bias.double().abs().amax()) + tiny
-    return layer
+    bias = op.bias.double()
+    return _Layer(
+        operator_norm(op),
+        longest,
+        terms * info.eps,
+        absolute_bound(conv),
+        float(bias.norm()) * math.sqrt(outputs / len(bias)) + tiny,
+        float(bias.abs().amax()) + tiny,
+    )
 
 
 def _norm(value: Tensor) -> Tensor:

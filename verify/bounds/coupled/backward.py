@@ -41,7 +41,7 @@ from greg_cert.verify.bounds.coupled.neurons import (
     best_ball,
     bound_activation,
 )
-from greg_cert.verify.bounds.crown import relax_activation, through_windows
+from greg_cert.verify.bounds.crown import operand_rows, relax_activation, through_windows
 from greg_cert.verify.bounds.linear_bound import ROUNDING, slope_norms
 from greg_cert.verify.bounds.relax_pool import relax_pool
 from greg_cert.verify.bounds.relax_smooth import relax_smooth
@@ -57,7 +57,6 @@ from greg_cert.verify.graph.ops import (
     Graph,
     Linear,
     Smooth,
-    operand_rows,
 )
 
 Price = Callable[[int, Conv | Linear, Tensor, Tensor, Tensor | None], Tensor]
@@ -123,7 +122,7 @@ def bound_rows(
             and sums without a `join` are taken with λ = 0, S = 1 and equal w.
         price: τ of a layer.
         terms: for each affine node the absolute terms that it sums, as in `absolute_terms`; None
-            where nobody asks for the rounding, as in float32.
+            where rounding is not allowed for, as in float32.
         each: called with the bound of each activation.
     """
     offset = size = lost = zero = rows.new_zeros(rows.shape[:2])

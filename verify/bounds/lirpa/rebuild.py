@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -15,6 +13,7 @@ from greg_cert.verify.graph.ops import (
     Graph,
     Linear,
 )
+from greg_cert.verify.operators.layers import undilated
 
 
 class RebuiltModule(nn.Module):
@@ -65,18 +64,9 @@ class RebuiltModule(nn.Module):
         return values[-1]
 
 
-def _undilated(op: Conv) -> Conv:
-    """The same convolution with the gaps of its kernel written out as zeros."""
-    out_channels, per_group, *kernel = op.weight.shape
-    size = [d * (k - 1) + 1 for d, k in zip(op.dilation, kernel, strict=True)]
-    weight = op.weight.new_zeros(out_channels, per_group, *size)
-    weight[:, :, :: op.dilation[0], :: op.dilation[1]] = op.weight
-    return replace(op, weight=weight, dilation=(1, 1))
-
-
 def _conv_module(op: Conv) -> nn.Conv2d:
     if op.dilation[0] != op.dilation[1]:  # auto-LiRPA 0.3 takes the first one for both axes
-        op = _undilated(op)
+        op = undilated(op)
     out_channels, per_group, *kernel = op.weight.shape
     module = nn.Conv2d(
         per_group * op.groups,
