@@ -7,6 +7,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from layers import CONVOLUTIONS, LAYERS, conv, dense
 from problems import (
     SMALL,
     Cancelling,
@@ -19,17 +20,18 @@ from problems import (
 )
 from scipy.optimize import linprog
 from soundness import attack_lipschitz
-from torch import Tensor, nn
+from torch import Tensor
 
 from greg_cert.errors import UsageError
 from greg_cert.verify import gradient_norm, lipschitz_bound
 from greg_cert.verify.bounds import interval
 from greg_cert.verify.bounds.engines import make_engine
 from greg_cert.verify.bounds.interval import activation_derivative
-from greg_cert.verify.graph.ops import Conv, Linear, forward_all
+from greg_cert.verify.graph.ops import Conv, forward_all
 from greg_cert.verify.graph.trace import trace_model
 from greg_cert.verify.lipschitz import adjoint_interval, local_lipschitz, score_box
 from greg_cert.verify.lipschitz.softmax_box import mixture_box, softmax_box
+from greg_cert.verify.operators.layers import as_convolution
 from greg_cert.verify.operators.masked_norm import MaskedNorm, spectral_norm_bound
 
 NORMS = (2.0, math.inf)
@@ -197,52 +199,19 @@ def test_gram_iteration_with_equal_singular_values_and_zero() -> None:
     assert 0.0 <= float(bound[1]) <= 1e-300
 
 
-def _conv(weight: tuple[int, ...], image: tuple[int, ...], **settings: object) -> Conv:
-    generator = torch.Generator().manual_seed(sum(weight))
-    values = torch.randn(weight, generator=generator, dtype=torch.float64)
-    return Conv(values, torch.zeros(weight[0]).double(), image, **settings)  # type: ignore[arg-type]
-
-
-OPERATORS = {
-    "plain": _conv((4, 2, 3, 3), (2, 5, 6)),
-    "strided": _conv((4, 2, 3, 2), (2, 6, 7), stride=(2, 3), padding=(1, 0)),
-    "padded": _conv((3, 2, 3, 3), (2, 4, 4), padding=(2, 1)),
-    "dilated": _conv((3, 2, 2, 2), (2, 6, 6), dilation=(2, 3), padding=(1, 1)),
-    "grouped": _conv((6, 2, 2, 2), (4, 4, 4), groups=2),
-    "depthwise": _conv((3, 1, 3, 3), (3, 5, 5), groups=3, padding=(1, 1)),
-    "depthwise disjoint": _conv((3, 1, 2, 2), (3, 6, 6), groups=3, stride=(2, 2)),
-    "depthwise disjoint, padded": _conv(
-        (3, 1, 2, 3), (3, 5, 6), groups=3, stride=(3, 3), padding=(1, 1)
-    ),
-    "depthwise, twice as many": _conv((6, 1, 2, 2), (3, 4, 4), groups=3, stride=(2, 2)),
-    "per channel": _conv((3, 1, 1, 1), (3, 4, 4), groups=3),
-    "large": _conv((8, 8, 3, 3), (8, 9, 9), padding=(1, 1)),  # too large to write out
-    "linear": Linear(
-        torch.randn(7, 5, generator=torch.Generator().manual_seed(0), dtype=torch.float64),
-        torch.zeros(7).double(),
-    ),
-}
-
-
-def _dense(op: Conv | Linear) -> tuple[Tensor, tuple[int, ...], tuple[int, ...]]:
-    """The matrix (outputs, inputs), column by column, and both shapes."""
-    if isinstance(op, Linear):
-        return op.weight, (op.weight.shape[1],), (op.weight.shape[0],)
-    size = math.prod(op.input_shape)
-    units = torch.eye(size, dtype=torch.float64).reshape(size, *op.input_shape)
-    out = nn.functional.conv2d(
-        units, op.weight, None, op.stride, op.padding, op.dilation, op.groups
-    )
-    return out.flatten(1).T, op.input_shape, tuple(out.shape[1:])
+OPERATORS = {**LAYERS, "large": conv((8, 8, 3, 3), (8, 9, 9), padding=(1, 1))}  # not written out
 
 
 @pytest.mark.parametrize("name", sorted(OPERATORS))
 def test_masked_norm_bounds_the_dense_matrix(name: str) -> None:
     op = OPERATORS[name]
-    matrix, inputs, outputs = _dense(op)
+    matrix, inputs = dense(op), as_convolution(op).input_shape
+    inputs = inputs if isinstance(op, Conv) else inputs[:1]
     generator = torch.Generator().manual_seed(1)
-    columns = (torch.rand(4, *inputs, generator=generator) * 1.5 - 0.5).clamp(0, 1).double()
-    rows = (torch.rand(4, *outputs, generator=generator) * 1.5 - 0.5).clamp(0, 1).double()
+    rows, columns = (
+        (torch.rand(4, *shape, generator=generator) * 1.5 - 0.5).clamp(0, 1).double()
+        for shape in (op.output_shape, inputs)
+    )
     columns[0], rows[0] = 1.0, 1.0
     columns[1] = 0.0
     masked = rows.flatten(1)[:, :, None] * matrix * columns.flatten(1)[:, None]
@@ -255,19 +224,17 @@ def test_masked_norm_bounds_the_dense_matrix(name: str) -> None:
     assert torch.allclose(bounds.bound(columns, rows, math.inf), largest_row, rtol=1e-12)
 
 
-@pytest.mark.parametrize("name", sorted(set(OPERATORS) - {"linear"}))
+@pytest.mark.parametrize("name", ["large", *CONVOLUTIONS])
 def test_adjoint_is_the_transpose(name: str) -> None:
     op = OPERATORS[name]
     assert isinstance(op, Conv)
-    matrix, inputs, outputs = _dense(op)
+    matrix, inputs = dense(op), op.input_shape
+    assert op.apply(torch.zeros(1, *inputs).double()).shape[1:] == op.output_shape
     generator = torch.Generator().manual_seed(2)
-    y = torch.randn(3, *outputs, generator=generator, dtype=torch.float64)
-    expected = (y.flatten(1) @ matrix).reshape(3, *inputs)
-    assert torch.allclose(op.adjoint(y), expected, rtol=1e-12, atol=1e-12)
-    assert torch.allclose(op.adjoint(y, op.weight), expected, rtol=1e-12, atol=1e-12)
-    absolute = (y.flatten(1) @ matrix.abs()).reshape(3, *inputs)
-    assert torch.allclose(op.adjoint(y, op.weight.abs()), absolute, rtol=1e-12, atol=1e-12)
-    assert op.output_shape == outputs
+    y = torch.randn(3, *op.output_shape, generator=generator, dtype=torch.float64)
+    for weight, written in ((None, matrix), (op.weight, matrix), (op.weight.abs(), matrix.abs())):
+        expected = (y.flatten(1) @ written).reshape(3, *inputs)
+        assert torch.allclose(op.adjoint(y, weight), expected, rtol=1e-12, atol=1e-12)
 
 
 @pytest.mark.parametrize("spread", [0.0, 0.1, 3.0, 800.0])

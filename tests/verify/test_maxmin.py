@@ -245,7 +245,7 @@ def test_by_hand() -> None:
     assert [end.tolist() for end in box] == [[0.0, 0.0, 1.0, 1.0, 0.0], [3.0, 3.0, 2.0, 3.0, 0.0]]
     slopes = interval.activation_derivative(low, high, -1.0)
     assert [s.tolist()[:4] for s in slopes] == [[-1.0, -1.0, 1.0, -1.0], [1.0, 1.0, 1.0, -1.0]]
-    assert interval.steepest(low, high, -1.0).tolist() == [1.0] * 5
+    assert interval.steepest(Activation(-1.0), low, high).tolist() == [1.0] * 5
 
 
 def test_the_radius_of_an_absolute_value() -> None:
@@ -514,8 +514,8 @@ def _never_negative(low: Tensor, high: Tensor, slope: float) -> tuple[Tensor, Te
     return smallest.clamp(min=0.0), largest
 
 
-def _largest_derivative(low: Tensor, high: Tensor, slope: float) -> Tensor:
-    return derivative_before(low, high, slope)[1].clamp(min=0.0)
+def _largest_derivative(op: Activation, low: Tensor, high: Tensor) -> Tensor:
+    return derivative_before(low, high, op.negative_slope)[1].clamp(min=0.0)
 
 
 def _relu_chord(low: Tensor, high: Tensor, slope: float) -> tuple[Tensor, Tensor, Tensor]:

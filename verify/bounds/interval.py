@@ -11,7 +11,7 @@ from torch import Tensor
 from greg_cert.verify.graph.max_pool import MaxPool
 from greg_cert.verify.graph.ops import Activation, Affine, Op, Smooth, Wiring
 from greg_cert.verify.graph.rounding import sum_rounding
-from greg_cert.verify.graph.smooth import value_range
+from greg_cert.verify.graph.smooth import slope_range, value_range
 
 Interval = tuple[Tensor, Tensor]
 
@@ -58,7 +58,10 @@ def activation_derivative(low: Tensor, high: Tensor, negative_slope: float | Ten
     return torch.where((low >= 0) & (high > 0), one, flat), torch.where(high <= 0, flat, one)
 
 
-def steepest(low: Tensor, high: Tensor, negative_slope: float | Tensor) -> Tensor:
-    """Largest |σ'| of an activation on [low, high]."""
-    smallest, largest = activation_derivative(low, high, negative_slope)
+def steepest(op: Activation | Smooth, low: Tensor, high: Tensor) -> Tensor:
+    """Largest |σ'| on [low, high], at most this."""
+    if isinstance(op, Smooth):
+        smallest, largest = slope_range(op.kind, low, high)
+    else:
+        smallest, largest = activation_derivative(low, high, op.negative_slope)
     return torch.maximum(smallest.abs(), largest.abs())

@@ -23,7 +23,7 @@ from greg_cert.verify.graph.build import GraphBuilder
 from greg_cert.verify.graph.calls import Call, Context, Scale
 from greg_cert.verify.graph.channel_calls import divided
 from greg_cert.verify.graph.operations import LEAVES, translate
-from greg_cert.verify.graph.ops import Conv, Graph, Linear
+from greg_cert.verify.graph.ops import Affine, Graph
 from greg_cert.verify.scorer import check_weights
 from greg_cert.verify.structure import check_model, check_traceable, says_what_it_does
 
@@ -78,7 +78,7 @@ def trace_model(
     with torch.no_grad():
         graph = Translation(traced, probe, whole_pools=whole_pools).run()
     for node in graph.nodes:
-        if isinstance(node.op, (Conv, Linear)) and not (
+        if isinstance(node.op, Affine) and not (
             node.op.weight.isfinite().all() and node.op.bias.isfinite().all()
         ):
             raise UnsupportedModelError(
@@ -125,7 +125,7 @@ def multiplications(graph: Graph) -> int:
     return sum(
         node.op.weight.numel() * math.prod(node.shape[1:])
         for node in graph.nodes
-        if isinstance(node.op, (Conv, Linear))
+        if isinstance(node.op, Affine)
     )
 
 

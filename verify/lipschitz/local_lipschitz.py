@@ -21,7 +21,6 @@ from greg_cert.verify.graph.ops import (
     Graph,
     Smooth,
 )
-from greg_cert.verify.graph.smooth import slope_range
 from greg_cert.verify.operators.masked_norm import MaskedNorm
 
 
@@ -64,7 +63,7 @@ class NodeSlopes:
                     slopes.append(Slope(self._through(i, parents[0], ones, norm), ones))
                 case Activation() | Smooth():
                     # |σ'| ≤ root², so J = diag(root)·R with R = diag(σ'/root)·J of the input.
-                    root = _steepest(node.op, preactivations[i]).sqrt()
+                    root = steepest(node.op, *preactivations[i]).sqrt()
                     source = node.inputs[0]
                     constant = _whole(Slope(parents[0].constant, parents[0].mask * root))
                     if source in self._norms:
@@ -90,14 +89,6 @@ class NodeSlopes:
 
     def _through(self, i: int, source: Slope, rows: Tensor, norm: float) -> Tensor:
         return source.constant * self._norms[i].bound(source.mask, rows, norm)
-
-
-def _steepest(op: Activation | Smooth, bounds: Interval) -> Tensor:
-    """Upper bound of |σ'| on the interval."""
-    if isinstance(op, Smooth):
-        smallest, largest = slope_range(op.kind, *bounds)
-        return torch.maximum(smallest.abs(), largest.abs())
-    return steepest(*bounds, op.negative_slope)
 
 
 def _whole(slope: Slope) -> Tensor:

@@ -30,7 +30,7 @@ from greg_cert.verify.graph.ops import (
     forward_all,
 )
 from greg_cert.verify.graph.rounding import forward_errors
-from greg_cert.verify.graph.smooth import crosses_jump, slope_range
+from greg_cert.verify.graph.smooth import crosses_jump
 from greg_cert.verify.norms import per_sample
 from greg_cert.verify.operators.operator_norms import operator_norm, row_norms
 
@@ -153,11 +153,8 @@ def _ball_of(
         case Affine():
             assert norm is not None
             return first.reach * norm, torch.ones_like(like)
-        case Activation(slope):
-            return first.reach, steepest(*first.box, slope)
-        case Smooth(kind):
-            smallest, largest = slope_range(kind, *first.box)
-            return first.reach, torch.maximum(smallest.abs(), largest.abs())
+        case Activation() | Smooth():
+            return first.reach, steepest(op, *first.box)
         case MaxPool():
             return first.ball * op.lipschitz(2.0), op.apply(first.mask)
         case Add():

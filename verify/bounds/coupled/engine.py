@@ -60,8 +60,7 @@ class CoupledRelaxation:
             return self._bound(rows)
 
     def _bound(self, rows: Tensor) -> tuple[Tensor, Tensor]:
-        variables = self._variables(rows.detach())
-        return self._at(rows, variables, self._terms)
+        return self._at(rows, self._variables(rows.detach()), self._terms)
 
     def _at(
         self, rows: Tensor, variables: Variables, terms: Mapping[int, Tensor] | None
