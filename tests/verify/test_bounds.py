@@ -12,6 +12,8 @@ from torch import Tensor
 
 from greg_cert.errors import EngineError, UsageError
 from greg_cert.verify.bounds import crown, interval, linear_bound, native_engine
+from greg_cert.verify.bounds.coupled.engine import CoupledEngine
+from greg_cert.verify.bounds.engine import RegionEngine
 from greg_cert.verify.bounds.engines import make_engine
 from greg_cert.verify.graph.ops import Activation, Graph, forward_all
 from greg_cert.verify.graph.trace import trace_model
@@ -175,6 +177,13 @@ def test_alpha_crown_is_refused_where_it_would_not_optimise() -> None:
     graph, x = few("mlp")
     with pytest.raises(EngineError, match="engine 'native'"):
         make_engine("auto-lirpa", graph).relax(x, torch.ones(3).double(), 2.0, "alpha-crown")
+
+
+def test_only_the_native_engine_bounds_parts_of_balls() -> None:
+    graph, _ = few("mlp")
+    assert isinstance(make_engine("native", graph), RegionEngine)
+    assert not isinstance(make_engine("auto-lirpa", graph), RegionEngine)
+    assert not isinstance(CoupledEngine(graph), RegionEngine)
 
 
 def test_unknown_engine() -> None:

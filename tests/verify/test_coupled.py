@@ -13,6 +13,7 @@ from itertools import pairwise
 
 import pytest
 import torch
+from layers import LAYERS, conv, dense, linear
 from problems import SMALL, affine, build, climb, energy_of, exact_cases, points
 from random_networks import random_network
 from smooth_networks import NETWORKS as SMOOTH
@@ -43,6 +44,7 @@ from greg_cert.verify.graph.ops import Activation, Add, Conv, Graph, Linear, for
 from greg_cert.verify.graph.rounding import absolute_terms
 from greg_cert.verify.graph.trace import trace_model
 from greg_cert.verify.operators import band as band_module
+from greg_cert.verify.operators.layers import as_convolution
 from greg_cert.verify.radius.coupled import one_ball as radius_module
 from greg_cert.verify.radius.coupled.one_ball import (
     Boxes,
@@ -475,29 +477,16 @@ def test_the_engine_holds_for_all_rows(name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "op",
-    [
-        Linear(torch.randn(7, 5).double(), torch.zeros(7).double()),
-        Linear(torch.randn(4, 9).double(), torch.zeros(4).double()),
-        Conv(torch.randn(3, 2, 3, 3).double(), torch.zeros(3).double(), (2, 6, 5), (2, 1), (1, 0)),
-        Conv(torch.randn(4, 1, 2, 2).double(), torch.zeros(4).double(), (2, 5, 5), groups=2),
-        Conv(torch.randn(1, 2, 2, 2).double(), torch.zeros(1).double(), (2, 4, 4), dilation=(2, 1)),
-    ],
-    ids=["tall", "wide", "conv", "groups", "dilated"],
+    "name", ["linear, tall", "linear, wide", "uneven", "groups", "dilated, stride"]
 )
-def test_prices_are_above_the_largest_eigenvalue_and_near_it(op: Conv | Linear) -> None:
-    generator = torch.Generator().manual_seed(1)
-    if isinstance(op, Conv):
-        shape = op.input_shape
-        eye = torch.eye(math.prod(shape), dtype=torch.float64)
-        dense = op.apply(eye.reshape(-1, *shape), op.weight).flatten(1).T
-        out = op.output_shape
-    else:
-        shape, out, dense = (op.weight.shape[1],), (op.weight.shape[0],), op.weight
+def test_prices_are_above_the_largest_eigenvalue_and_near_it(name: str) -> None:
+    generator, op = torch.Generator().manual_seed(1), LAYERS[name]
+    out, shape = op.output_shape, as_convolution(op).input_shape
+    shape = shape if isinstance(op, Conv) else shape[:1]
     rows = torch.rand(out, generator=generator, dtype=torch.float64)
     columns = torch.rand(shape, generator=generator, dtype=torch.float64)
     columns.view(-1)[0] = 0.0
-    matrix = rows.flatten().unsqueeze(1) * dense * columns.flatten()
+    matrix = rows.flatten().unsqueeze(1) * dense(op) * columns.flatten()
     truth = float(torch.linalg.matrix_norm(matrix, 2)) ** 2
     found = float(largest_eigenvalue(op, rows, columns))
     assert truth <= found <= truth * (1 + 1e-3)
@@ -508,14 +497,13 @@ def test_prices_are_above_the_largest_eigenvalue_and_near_it(op: Conv | Linear) 
 
 
 def test_prices_of_nothing_and_of_what_is_too_large() -> None:
-    op = Linear(torch.zeros(2, 3).double(), torch.zeros(2).double())
-    assert float(largest_eigenvalue(op, torch.ones(2).double(), torch.ones(3).double())) == 0.0
-    large = Conv(
-        torch.ones(8, 8, 3, 3).double(), torch.zeros(8).double(), (8, 99, 99), (1, 1), (1, 1)
-    )
+    op = linear(2, 3)
+    nothing = replace(op, weight=0 * op.weight)
+    assert float(largest_eigenvalue(nothing, torch.ones(2).double(), torch.ones(3).double())) == 0.0
+    large = conv((8, 8, 3, 3), (8, 99, 99), padding=(1, 1))
     ones = torch.ones(8, 99, 99).double()
     assert math.isinf(float(largest_eigenvalue(large, ones, ones)))
-    infinite = Linear(torch.full((2, 3), math.inf).double(), torch.zeros(2).double())
+    infinite = replace(op, weight=math.inf * op.weight)
     assert math.isinf(float(largest_eigenvalue(infinite, ones[0, 0, :2], ones[0, 0, :3])))
 
 
