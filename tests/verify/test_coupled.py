@@ -29,11 +29,7 @@ from greg_cert.verify.bounds.coupled import ball_boxes as boxes_module
 from greg_cert.verify.bounds.coupled import charges as charges_module
 from greg_cert.verify.bounds.coupled import neurons as neurons_module
 from greg_cert.verify.bounds.coupled.ascent import Ascent
-from greg_cert.verify.bounds.coupled.backward import (
-    bisect_balls,
-    bound_rows,
-    first_variables,
-)
+from greg_cert.verify.bounds.coupled.backward import bisect_balls, bound_rows, first_variables
 from greg_cert.verify.bounds.coupled.ball_boxes import Moved, ball_boxes, layer_norms
 from greg_cert.verify.bounds.coupled.charges import Prices, ProvenPrices, largest_eigenvalue
 from greg_cert.verify.bounds.coupled.engine import CoupledEngine

@@ -22,11 +22,7 @@ from torch import Tensor, nn
 from greg_cert.errors import EngineError
 from greg_cert.verify import certify, global_lipschitz_bound, score_bound
 from greg_cert.verify.bounds.coupled.ascent import Ascent
-from greg_cert.verify.bounds.coupled.backward import (
-    bound_rows,
-    first_variables,
-    value_and_slope,
-)
+from greg_cert.verify.bounds.coupled.backward import bound_rows, first_variables, value_and_slope
 from greg_cert.verify.bounds.coupled.ball_boxes import ball_boxes, layer_norms
 from greg_cert.verify.bounds.coupled.charges import Prices
 from greg_cert.verify.bounds.coupled.engine import CoupledEngine

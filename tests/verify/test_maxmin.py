@@ -26,11 +26,7 @@ from greg_cert.models import MaxMin
 from greg_cert.verify import certify
 from greg_cert.verify.bounds import crown, interval, native_engine
 from greg_cert.verify.bounds.coupled import neurons
-from greg_cert.verify.bounds.coupled.backward import (
-    bisect_balls,
-    bound_rows,
-    first_variables,
-)
+from greg_cert.verify.bounds.coupled.backward import bisect_balls, bound_rows, first_variables
 from greg_cert.verify.bounds.coupled.ball_boxes import ball_boxes, layer_norms
 from greg_cert.verify.bounds.coupled.charges import ProvenPrices
 from greg_cert.verify.bounds.coupled.neurons import Variables

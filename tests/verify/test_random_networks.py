@@ -14,12 +14,7 @@ import torch
 from exact_values import attack_exactly
 from hypothesis import HealthCheck, Phase, given, settings
 from random_networks import RandomNetwork, draw_network, networks, random_network
-from soundness import (
-    attack_certificates,
-    attack_lipschitz,
-    attack_relaxation,
-    middle_threshold,
-)
+from soundness import attack_certificates, attack_lipschitz, attack_relaxation, middle_threshold
 from torch import Tensor, nn
 
 from greg_cert.verify import Certificates, certify
@@ -247,12 +242,7 @@ Sabotage = tuple[str, list[tuple[ModuleType, str]], object, Callable[[int], obje
 SABOTAGES: list[Sabotage] = [
     ("intercept", [(crown, "relax_activation")], _no_intercept, _bounds),
     ("lower line", [(crown, "relax_activation")], _steep_lower_line, _bounds),
-    (
-        "dead mask of products",
-        [(interval, "activation_derivative")],
-        _reversed_mask,
-        _slopes,
-    ),
+    ("dead mask of products", [(interval, "activation_derivative")], _reversed_mask, _slopes),
     ("mask of boxes", [(adjoint_interval, "activation_derivative")], _reversed_mask, _slopes),
     ("softmax box", [(score_box, "softmax_box")], _swapped_box, _slopes),
     ("interval slack", [(interval, "sum_rounding")], _no_rounding, _exactly),

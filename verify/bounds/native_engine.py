@@ -19,15 +19,7 @@ from greg_cert.verify.bounds.region import OutputConstraint, Region
 from greg_cert.verify.bounds.window_plan import WindowPlan
 from greg_cert.verify.bounds.windows import WindowPass
 from greg_cert.verify.graph.max_pool import MaxPool
-from greg_cert.verify.graph.ops import (
-    NONLINEAR,
-    Activation,
-    Affine,
-    Concat,
-    Flatten,
-    Graph,
-    Op,
-)
+from greg_cert.verify.graph.ops import NONLINEAR, Activation, Affine, Concat, Flatten, Graph, Op
 from greg_cert.verify.graph.rounding import absolute_terms
 
 _ELEMENTS = 2**19  # of one coefficient tensor (B, R, widest layer): what stays in a CPU's cache
@@ -97,11 +89,7 @@ class _Boxes:
     """The boxes of what activations read over one region, found layer by layer."""
 
     def __init__(
-        self,
-        engine: NativeEngine,
-        region: Region,
-        method: str,
-        constraint: OutputConstraint | None,
+        self, engine: NativeEngine, region: Region, method: str, constraint: OutputConstraint | None
     ) -> None:
         self._engine, self._graph = engine, engine.graph
         self._region, self._method, self._constraint = region, method, constraint

@@ -14,15 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from greg_cert.verify.graph.ops import (
-    Activation,
-    Add,
-    Concat,
-    Conv,
-    Graph,
-    Input,
-    Smooth,
-)
+from greg_cert.verify.graph.ops import Activation, Add, Concat, Conv, Graph, Input, Smooth
 
 _SPREAD = 2**22  # elements of all windows of a map that are written out
 _SMALL = 2**11  # values of a map whose rows cost as little

@@ -12,10 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 from greg_cert.models.maxmin import MaxMin
-from greg_cert.verify.graph.activation_calls import (
-    ACTIVATION_HANDLERS,
-    ACTIVATION_LEAVES,
-)
+from greg_cert.verify.graph.activation_calls import ACTIVATION_HANDLERS, ACTIVATION_LEAVES
 from greg_cert.verify.graph.calls import Call, Scale
 from greg_cert.verify.graph.channel_calls import CHANNEL_HANDLERS, unstacked
 from greg_cert.verify.graph.max_pool import MaxPool
@@ -243,19 +240,8 @@ _HANDLERS: dict[Any, Callable[[Call], int]] = {
     **CHANNEL_HANDLERS,
     **dict.fromkeys((nn.Identity, nn.Dropout2d, nn.Dropout, "contiguous"), _identity),
     F.dropout: _dropout,
-    **dict.fromkeys(
-        (
-            nn.Flatten,
-            torch.flatten,
-            "flatten",
-            "view",
-            "reshape",
-            torch.reshape,
-            "squeeze",
-            torch.squeeze,
-        ),
-        _reshape,
-    ),
+    **dict.fromkeys((nn.Flatten, torch.flatten, "flatten"), _reshape),
+    **dict.fromkeys(("view", "reshape", torch.reshape, "squeeze", torch.squeeze), _reshape),
     **dict.fromkeys((nn.AvgPool2d, F.avg_pool2d), _average_pool),
     **dict.fromkeys((nn.AdaptiveAvgPool2d, F.adaptive_avg_pool2d), _adaptive_average_pool),
     **dict.fromkeys(("mean", torch.mean), _mean),

@@ -14,15 +14,7 @@ import torch
 from torch import Tensor
 
 from greg_cert.verify.graph.max_pool import MaxPool
-from greg_cert.verify.graph.ops import (
-    Activation,
-    Add,
-    Affine,
-    Graph,
-    Smooth,
-    Wiring,
-    forward_all,
-)
+from greg_cert.verify.graph.ops import Activation, Add, Affine, Graph, Smooth, Wiring, forward_all
 from greg_cert.verify.graph.smooth import ALLOWANCE, crosses_jump, jump, value_range
 from greg_cert.verify.norms import per_sample
 

@@ -11,15 +11,7 @@ from torch import Tensor
 from greg_cert.verify.bounds.crown import operand_rows
 from greg_cert.verify.bounds.interval import Interval, activation_derivative
 from greg_cert.verify.graph.max_pool import MaxPool, share_range
-from greg_cert.verify.graph.ops import (
-    Activation,
-    Affine,
-    Computed,
-    Graph,
-    Linear,
-    Smooth,
-    Wiring,
-)
+from greg_cert.verify.graph.ops import Activation, Affine, Computed, Graph, Linear, Smooth, Wiring
 from greg_cert.verify.graph.rounding import sum_rounding
 from greg_cert.verify.graph.smooth import slope_range
 from greg_cert.verify.lipschitz.score_box import ScoreBox

@@ -12,15 +12,7 @@ from torch import Tensor
 
 from greg_cert.verify.bounds.interval import Interval, steepest
 from greg_cert.verify.graph.max_pool import MaxPool
-from greg_cert.verify.graph.ops import (
-    Activation,
-    Add,
-    Affine,
-    Concat,
-    Flatten,
-    Graph,
-    Smooth,
-)
+from greg_cert.verify.graph.ops import Activation, Add, Affine, Concat, Flatten, Graph, Smooth
 from greg_cert.verify.operators.masked_norm import MaskedNorm
 
 

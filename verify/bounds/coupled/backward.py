@@ -208,12 +208,7 @@ def _split(
 
 
 def _passed(
-    i: int,
-    op: Conv | Linear,
-    charge: Tensor,
-    source: Moved,
-    variables: Variables,
-    price: Price,
+    i: int, op: Conv | Linear, charge: Tensor, source: Moved, variables: Variables, price: Price
 ) -> tuple[Tensor, Tensor | None]:
     """The charge on what an affine layer reads, (B, R, *shape), and τ (B, R) where it has one."""
     if isinstance(op, Conv) and op.is_diagonal:
@@ -234,11 +229,7 @@ def _up(charge: Tensor) -> Tensor:
 
 @torch.no_grad()
 def bisect_balls(
-    graph: Graph,
-    moved: Sequence[Moved],
-    rows: Tensor,
-    variables: Variables,
-    least: float = _LEAST,
+    graph: Graph, moved: Sequence[Moved], rows: Tensor, variables: Variables, least: float = _LEAST
 ) -> dict[int, Tensor]:
     """For given slopes the best log μ (B, R) of each activation, where no charges are carried on.
 

@@ -19,12 +19,7 @@ from torch import Tensor
 
 from greg_cert.verify.graph.ops import Conv, Linear
 from greg_cert.verify.operators.band import Band, gram_band, level_above
-from greg_cert.verify.operators.dense import (
-    chunk_size,
-    dense_grams,
-    dense_matrix,
-    levels_above,
-)
+from greg_cert.verify.operators.dense import chunk_size, dense_grams, dense_matrix, levels_above
 from greg_cert.verify.operators.krylov import largest_eigenvalue_estimate
 from greg_cert.verify.operators.layers import as_convolution
 

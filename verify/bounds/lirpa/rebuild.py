@@ -6,13 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from greg_cert.verify.graph.ops import (
-    Activation,
-    Affine,
-    Conv,
-    Graph,
-    Linear,
-)
+from greg_cert.verify.graph.ops import Activation, Affine, Conv, Graph, Linear
 from greg_cert.verify.operators.layers import undilated
 
 
