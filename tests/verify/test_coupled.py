@@ -14,7 +14,7 @@ from itertools import pairwise
 import pytest
 import torch
 from layers import LAYERS, conv, dense, linear
-from problems import SMALL, affine, build, climb, energy_of, exact_cases, points
+from problems import SMALL, Function, affine, build, climb, energy_of, exact_cases, points
 from random_networks import random_network
 from smooth_networks import NETWORKS as SMOOTH
 from smooth_networks import build_smooth
@@ -272,16 +272,11 @@ def test_without_multipliers_it_is_crown_on_the_same_boxes(name: str) -> None:
     assert bool((better >= ours - 1e-9 * (1 + ours.abs())).all())
 
 
-class Twice(nn.Module):
-    def forward(self, x: Tensor) -> Tensor:
-        return x + x
-
-
 # Layers before the last activation, and how steep all of them are together.
 TIGHT: dict[str, tuple[list[nn.Module], float]] = {
     "one layer": ([nn.Linear(4, 4)], 1.0),
     "a steep layer": ([nn.Linear(4, 4)], 3.0),
-    "a sum": ([nn.Linear(4, 4), Twice()], 2.0),
+    "a sum": ([nn.Linear(4, 4), Function(lambda x: x + x)], 2.0),
     "a layer that is all alive": ([nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 4)], 1.0),
     "sums of pairs": ([nn.Linear(4, 4), MaxMin(), nn.Linear(4, 4)], 1.0),
 }
@@ -376,24 +371,14 @@ def test_scales_of_channels_count_squared() -> None:
     assert float(bound.curvature) == pytest.approx(9.0, rel=1e-3)
 
 
-class Beside(nn.Module):
-    """Two layers of the same input, one after the other, and the sum of what ReLU makes of them."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.first, self.second = nn.Linear(2, 2, bias=False), nn.Linear(2, 2, bias=False)
-        self.head = nn.Linear(4, 2)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.head(torch.relu(torch.cat([self.first(x), self.second(x)], 1)))  # type: ignore[no-any-return]
-
-
 def test_charges_of_a_concatenation_go_to_their_own_operands() -> None:
     """Layers 2·I and 3·I, charged 1 and 5 an output, cost the input 4·1 + 9·5."""
-    model = Beside().double()
+    first, second = nn.Linear(2, 2, bias=False), nn.Linear(2, 2, bias=False)
     with torch.no_grad():
-        model.first.weight.copy_(2 * torch.eye(2))
-        model.second.weight.copy_(3 * torch.eye(2))
+        first.weight.copy_(2 * torch.eye(2))
+        second.weight.copy_(3 * torch.eye(2))
+    body = Function(lambda x, a, b: torch.cat([a(x), b(x)], 1), first, second)
+    model = nn.Sequential(body, nn.ReLU(), nn.Linear(4, 2)).double()
     graph = trace_model(model, (2,))
     moved = ball_boxes(graph, layer_norms(graph), torch.zeros(1, 2).double(), torch.ones(1))
     found = first_variables(graph, moved, 1)
@@ -838,23 +823,17 @@ def test_flat_networks_and_single_logits() -> None:
 def residual(skip: float, branch: float, count: int = 8) -> tuple[Graph, Tensor, Tensor]:
     """−Σ|skip·x_i + branch·x_i| by ReLU of either sign, a centre at 0, and the row."""
 
-    class Block(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.skip, self.branch = (nn.Linear(count, 2 * count, bias=False) for _ in range(2))
-            self.relu, self.head = nn.ReLU(), nn.Linear(2 * count, 2, bias=False)
-            both = torch.cat([torch.eye(count), -torch.eye(count)])
-            with torch.no_grad():
-                self.skip.weight.copy_(skip * both)
-                self.branch.weight.copy_(branch * both)
-                self.head.weight.copy_(torch.tensor([[-1.0], [0.0]]).expand(2, 2 * count))
-
-        def forward(self, x: Tensor) -> Tensor:
-            found: Tensor = self.head(self.relu(self.skip(x) + self.branch(x)))
-            return found
-
+    both = torch.cat([torch.eye(count), -torch.eye(count)])
+    layers = [nn.Linear(count, 2 * count, bias=False) for _ in range(2)]
+    head = nn.Linear(2 * count, 2, bias=False)
+    with torch.no_grad():
+        for layer, scale in zip(layers, (skip, branch), strict=True):
+            layer.weight.copy_(scale * both)
+        head.weight.copy_(torch.tensor([[-1.0], [0.0]]).expand(2, 2 * count))
+    body = Function(lambda x, skip, branch: skip(x) + branch(x), *layers)
+    model = nn.Sequential(body, nn.ReLU(), head).double().eval()
     row = torch.tensor([[[1.0, 0.0]]]).double()
-    return trace_model(Block().double().eval(), (count,)), torch.zeros(1, count).double(), row
+    return trace_model(model, (count,)), torch.zeros(1, count).double(), row
 
 
 def test_a_charge_is_split_over_a_sum_by_any_weights() -> None:

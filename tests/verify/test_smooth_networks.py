@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Callable
 
 import pytest
 import torch
 import torch.nn.functional as F
-from problems import energy_of, pairwise_settings, points
+from problems import Function, energy_of, pairwise_settings, points
 from smooth_networks import KINDS, LAYERS, NETWORKS, build_smooth
 from soundness import attack_lipschitz, attack_relaxation
 from torch import Tensor, nn
@@ -179,14 +180,10 @@ def test_pieces_are_written_with_relu() -> None:
         lambda x: F.leaky_relu_(x + 0.0, 0.1),
     ],
 )
-def test_functional_forms(function: object) -> None:
-    class Wrapped(nn.Module):
-        def forward(self, x: Tensor) -> Tensor:
-            return function(3 * x).flatten(1)  # type: ignore[operator, no-any-return]
-
-    x = points((2, 3, 3), 3, seed=2)
-    out = forward_all(trace_model(Wrapped(), (2, 3, 3)), x)[-1]
-    assert torch.allclose(out, Wrapped()(x), rtol=1e-12, atol=1e-12)
+def test_functional_forms(function: Callable[[Tensor], Tensor]) -> None:
+    model, x = Function(lambda x: function(3 * x).flatten(1)), points((2, 3, 3), 3, seed=2)
+    out = forward_all(trace_model(model, (2, 3, 3)), x)[-1]
+    assert torch.allclose(out, model(x), rtol=1e-12, atol=1e-12)
 
 
 @pytest.mark.parametrize(
