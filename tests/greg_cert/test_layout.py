@@ -405,7 +405,8 @@ def test_no_lock_file_is_tracked() -> None:
 LONGEST, MOST_PARAMETERS = 350, 7
 PUBLIC = {
     *("attack_radius", "certify", "global_lipschitz_radius", "gradient_penalty"),
-    *("lipschitz_bound", "score_bound", "smoothed_decisions", "verify_runs", "write_report"),
+    *("lipschitz_bound", "score_bound", "smoothed_decisions", "venue_style", "verify_runs"),
+    "write_report",
 }
 """Functions of the documented interface, whose parameters are what users may say."""
 
