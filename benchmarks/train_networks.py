@@ -99,7 +99,7 @@ def build(recipe: Recipe, mean: Iterable[float], std: Iterable[float]) -> Classi
     size, channels = (28, 1) if recipe.data == "mnist" else (32, 3)
     sizes: dict[str, Any] = {"num_classes": 10, "mean": tuple(mean), "std": tuple(std)}
     if recipe.network == "resnet18":
-        body = resnet18_body(channels, 16)
+        body = resnet18_body(channels, width=16)
         return Classifier(body.module, body.num_features, **sizes)
     width = 16 * (1 if recipe.data == "mnist" else 2)
     hidden = 100 if recipe.data == "mnist" else 128

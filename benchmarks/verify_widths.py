@@ -40,7 +40,7 @@ GAP, BRANCH = 0.5, 0.3
 def network(width: int) -> nn.Module:
     """ResNet-18 with random weights and tame norms, in float64."""
     torch.manual_seed(0)
-    body = resnet18_body(3, width)
+    body = resnet18_body(3, width=width)
     model = Classifier(
         body.module, body.num_features, num_classes=10, mean=(0.5,) * 3, std=(0.3,) * 3
     ).double()

@@ -7,15 +7,17 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
 from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, model_validator
 
+from greg_cert.outlier_losses import OUTLIER_LOSSES
 from greg_cert.scores import SCORES
 from greg_cert.section import NormName, Section
 
 Margin = float | Literal["auto"]
 if TYPE_CHECKING:
     ScoreName = str
+    OutlierLossName = str
 else:
     ScoreName = Literal[tuple(SCORES)]
-OutlierLoss = Literal["none", "margin", "uniform", "absent_class"]
+    OutlierLossName = Literal["none", *OUTLIER_LOSSES]
 Strategy = Literal["random", "greedy", "dos", "two_ended", "posterior"]
 
 _MARGIN = {"score": "energy", "outlier_loss": "margin", "lambda_score": 0.1}
@@ -70,7 +72,7 @@ class StageConfig(Section):
     """OOD score that margins and the gradient penalty are about, and that the run is evaluated by
     when this is its last stage.
     """
-    outlier_loss: OutlierLoss = "none"
+    outlier_loss: OutlierLossName = "none"
     """L_S: `margin` of the score; `uniform` cross-entropy of outliers to the uniform distribution;
     `absent_class` cross-entropy of outliers to a class of their own.
     """
@@ -152,9 +154,9 @@ class StageConfig(Section):
             raise ValueError(
                 f"expected an outlier_loss or gradient beside method {self.method}, but got neither"
             )
-        if (self.score == "absent_class") != (self.outlier_loss == "absent_class"):
+        if SCORES[self.score].absent != self.has_absent_class:
             raise ValueError(
-                "expected score and outlier_loss to be both absent_class or neither, "
+                "expected score and outlier_loss to be both of an absent class or neither, "
                 f"but got {self.score} and {self.outlier_loss}"
             )
         if self.share_ends and self.strategy != "two_ended":
@@ -179,9 +181,16 @@ class StageConfig(Section):
         return self.method != "ce"
 
     @property
+    def has_absent_class(self) -> bool:
+        """Whether the last logit is of a class that no ID sample has."""
+        loss = OUTLIER_LOSSES.get(self.outlier_loss)
+        return loss is not None and loss.absent
+
+    @property
     def uses_margins(self) -> bool:
         """Whether margins have a say: in the margin loss, or in which samples are smoothed."""
-        return self.outlier_loss == "margin" or self.gradient
+        loss = OUTLIER_LOSSES.get(self.outlier_loss)
+        return self.gradient or (loss is not None and loss.uses_margins)
 
     @property
     def chooses(self) -> bool:

@@ -148,6 +148,17 @@ def _slopes(*values: float) -> nn.Module:
     return layer
 
 
+class Function(nn.Module):
+    """function(x, *layers) as a module."""
+
+    def __init__(self, function: Callable[..., Tensor], *layers: nn.Module) -> None:
+        super().__init__()
+        self.function, self.layers = function, nn.ModuleList(layers)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.function(x, *self.layers)
+
+
 class MeanOfImage(nn.Module):
     """The mean over both image axes as a method call."""
 

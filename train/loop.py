@@ -9,10 +9,12 @@ import torch
 from greg_cert.config import ExperimentConfig, dump_config
 from greg_cert.data import DataSplits
 from greg_cert.errors import ConfigError, RunError
+from greg_cert.processes import Processes
 from greg_cert.runs.records import RunFolder, write_config
-from greg_cert.train.journal import Observer, SilentObserver
-from greg_cert.train.trainer import Trainer, first_model, lipschitz_of, make_fabric
-from greg_cert.train.world import World
+from greg_cert.train.fabric import make_fabric
+from greg_cert.train.initial_model import first_model, lipschitz_of
+from greg_cert.train.observer import Observer, SilentObserver
+from greg_cert.train.trainer import Trainer
 
 
 def fit(
@@ -51,18 +53,18 @@ def fit(
     run = RunFolder(folder)
     _check_methods(config, splits)
     fabric = make_fabric(config.train)
-    world = World(fabric)
-    _check_shares(config, splits, world.size)
-    fresh, complete = world.once(lambda: (_is_fresh(run, config, resume), run.complete))
+    processes = Processes(fabric.global_rank, fabric.world_size)
+    _check_shares(config, splits, processes.size)
+    fresh, complete = processes.once(lambda: (_is_fresh(run, config, resume), run.complete))
     if complete:
         return run
     devices = [torch.cuda.current_device()] if torch.cuda.is_available() else []
     with torch.random.fork_rng(devices):
         # Everything that can be wrong with the configuration shows here, before a file is written.
-        watching = observer if observer is not None and world.first else SilentObserver()
+        watching = observer if observer is not None and processes.first else SilentObserver()
         trainer = Trainer(config, splits, run, fabric, watching, command)
         if fresh:
-            world.once(lambda: _make_folder(run, config))
+            processes.once(lambda: _make_folder(run, config))
         trainer.train()
     return RunFolder(folder)  # a new one, which has read nothing yet
 

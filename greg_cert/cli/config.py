@@ -126,8 +126,9 @@ def _sizes(path: Path, config: ExperimentConfig | OwnModelConfig) -> dict[str, i
     """
     from greg_cert.config import ExperimentConfig
     from greg_cert.data import load_data
+    from greg_cert.runs.own_model import OwnModel
     from greg_cert.runs.records import RunFolder
-    from greg_cert.runs.subjects import OwnModel, Subject, common_data
+    from greg_cert.runs.subjects import Subject, common_data
     from greg_cert.train import check
 
     run = RunFolder(path)

@@ -97,7 +97,8 @@ def evaluate(
         splits = common_data([first, subject], splits) if splits else common_data([subject])
         data[key] = (first, splits)
         with screen.bar(f"evaluate {name}") as tell:
-            evaluator = Evaluator(subject, splits, tpr=tpr, save=save, observer=tell, device=where)
+            evaluator = Evaluator(subject, splits, tpr=tpr, scores=save, device=where)
+            evaluator.observer = tell
             rows += [evaluated(evaluator, subject, name, spec) for spec in asked.values()]
         if evaluator.unsaved:
             screen.note(evaluator.unsaved)

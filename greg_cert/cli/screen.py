@@ -154,11 +154,11 @@ class TrainingBar:
         self._task: TaskID | None = None
 
     def begin(self, steps: int, done: int) -> None:
-        """See `greg_cert.train.journal.Observer`."""
+        """See `greg_cert.train.observer.Observer`."""
         self._task = self._bar.add_task(self._title, total=steps, completed=done, shown="")
 
     def step(self, stage: str, epoch: int, values: Mapping[str, float]) -> None:
-        """See `greg_cert.train.journal.Observer`."""
+        """See `greg_cert.train.observer.Observer`."""
         assert self._task is not None
         if values:
             names = {

@@ -23,15 +23,14 @@ def demonstrate(out: Path) -> None:
     """
     from greg_cert.errors import UsageError
     from greg_cert.files import write_atomic
-    from greg_cert.report.figures.canvas import render
+    from greg_cert.report.figures.render import render
     from greg_cert.train.toy.measures import run_toy
     from greg_cert.train.toy.picture import TOY_STYLE, draw_toy
     from greg_cert.train.toy.plane import ToySettings
 
     with screen.training_bars() as bar:
         toy = run_toy(ToySettings(), observe=bar)
-    nothing: Any = None  # the picture needs no verification
-    figure = render(lambda _, style: draw_toy(toy, style), nothing, TOY_STYLE)
+    figure = render(lambda style: draw_toy(toy, style), TOY_STYLE)
     record = toy_record(toy, command=screen.command_line())
     contents: dict[str, bytes | str] = {"png": figure.png, "pdf": figure.pdf}
     contents["json"] = json.dumps(record, indent=2, allow_nan=False) + "\n"

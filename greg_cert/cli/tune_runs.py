@@ -228,7 +228,7 @@ def write_tuning(plan: Plan, runs: Sequence[TunedRun]) -> tuple[list[Path], Shee
     from greg_cert.devices import device_title, find_device
     from greg_cert.errors import UsageError
     from greg_cert.files import write_atomic
-    from greg_cert.report.figures.canvas import render
+    from greg_cert.report.figures.render import render
     from greg_cert.report.figures.tradeoff import TRADEOFF_STYLE, draw_tradeoff
     from greg_cert.report.tables.forms import markdown_sheet
     from greg_cert.report.tables.tradeoff import tradeoff_csv, tradeoff_sheet
@@ -238,11 +238,8 @@ def write_tuning(plan: Plan, runs: Sequence[TunedRun]) -> tuple[list[Path], Shee
     values, settings = over_seeds(runs), plan.settings
     about = {"norm": settings.norm_value, "tpr": settings.tpr}
     sheet = tradeoff_sheet(plan.setting, values, max_radius=settings.max_radius, **about)
-    nothing: Any = None  # the picture needs no verification
     picture = render(
-        lambda _, style: draw_tradeoff(plan.setting, values, style=style, **about),
-        nothing,
-        TRADEOFF_STYLE,
+        lambda style: draw_tradeoff(plan.setting, values, style=style, **about), TRADEOFF_STYLE
     )
     folders = [folder for *_, folder in plan.runs()]
     record: dict[str, Any] = screen.strict(

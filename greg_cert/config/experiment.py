@@ -23,6 +23,7 @@ from greg_cert.models.names import (
     expected_model_name,
     is_model_name,
 )
+from greg_cert.scores import SCORES
 from greg_cert.section import Section
 from greg_cert.stages import Method, ScoreName, StageConfig
 
@@ -144,22 +145,22 @@ class TrainConfig(Section):
                     "but got double-backward, which it has no second derivative for"
                 )
         losses = {s.outlier_loss for s in self.stages} - {"none"}
-        if "absent_class" in losses and len(losses) > 1:
+        if self.absent_class and len(losses) > 1:
             raise ValueError(
-                "expected outlier_loss absent_class in all stages with outliers or in none, "
-                f"but got {', '.join(sorted(losses))}"
+                "expected one outlier_loss of an absent class in all stages with outliers or in "
+                f"none, but got {', '.join(sorted(losses))}"
             )
-        if "absent_class" in losses and self.stages[-1].score != "absent_class":
+        if self.absent_class and not SCORES[self.stages[-1].score].absent:
             raise ValueError(
-                "expected the last stage to have the score absent_class, as the model has that "
-                f"output, but got {self.stages[-1].score}"
+                "expected the last stage to have a score of the absent class, as the model has "
+                f"that output, but got {self.stages[-1].score}"
             )
         return self
 
     @property
     def absent_class(self) -> bool:
         """Whether the model has one more output than there are ID classes."""
-        return any(s.outlier_loss == "absent_class" for s in self.stages)
+        return any(s.has_absent_class for s in self.stages)
 
 
 class ExperimentConfig(Section):

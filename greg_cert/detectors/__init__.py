@@ -11,22 +11,15 @@ from typing import TYPE_CHECKING
 import lazy_loader
 
 if TYPE_CHECKING:
-    from greg_cert.detectors.catalogue import DETECTORS, DetectorInfo
-    from greg_cert.detectors.detector import Detector, build_detector
-    from greg_cert.detectors.names import parse_detector
-    from greg_cert.detectors.penultimate import Outputs, Penultimate
+    from greg_cert.detectors.catalogue import DETECTORS as DETECTORS
+    from greg_cert.detectors.catalogue import DetectorInfo as DetectorInfo
+    from greg_cert.detectors.detector import Detector as Detector
+    from greg_cert.detectors.detector import build_detector as build_detector
+    from greg_cert.detectors.names import parse_detector as parse_detector
+    from greg_cert.detectors.penultimate import Outputs as Outputs
+    from greg_cert.detectors.penultimate import Penultimate as Penultimate
 
-__all__ = [
-    "DETECTORS",
-    "Detector",
-    "DetectorInfo",
-    "Outputs",
-    "Penultimate",
-    "build_detector",
-    "parse_detector",
-]
-
-__getattr__, __dir__, _ = lazy_loader.attach(
+__getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
     submod_attrs={
         "catalogue": ["DETECTORS", "DetectorInfo"],

@@ -1,11 +1,16 @@
-"""Which post-hoc detectors there are, whose they are, what they need and what may be set."""
+"""Which post-hoc detectors there are: all that is known of each but its code, which is named.
+
+A new detector is a function in a file of this folder and one entry here; names, options, errors and
+listings follow. Nothing here imports torch, so that the command line can judge names at once.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from importlib import import_module
 from types import MappingProxyType
-from typing import Literal
+from typing import Any, Literal
 
 Value = int | float
 Kind = Literal["fraction", "count", "positive", "nonnegative"]
@@ -36,26 +41,42 @@ class DetectorInfo:
     Attributes:
         name: Short name, OpenOOD's where it has one.
         title: What tables call it.
-        source: Authors, title of the paper, venue and year.
+        module: File of this folder with its code, a function of its name (`-` as `_`).
         needs: What it reads: logits, penultimate features (and the head), or gradients with
             respect to the pixels (and so the network itself).
+        source: Authors, title of the paper, venue and year.
         fitted: Whether it has to see ID training data first.
         labelled: Whether that data must have labels.
         options: Its hyperparameters.
+        aliases: Other names that are taken for it.
     """
 
     name: str
     title: str
-    source: str
+    module: str
     needs: Needs
+    source: str
     fitted: bool = False
     labelled: bool = False
     options: tuple[Option, ...] = ()
+    aliases: tuple[str, ...] = ()
 
     @property
     def defaults(self) -> dict[str, Value | None]:
         """Each option's default; None where it is picked when fitted."""
         return {option.name: option.default for option in self.options}
+
+    @property
+    def method(self) -> Callable[..., Any]:
+        """Its code, which gives a `greg_cert.detectors.fitted.Fitted`.
+
+        Called with the `Head` where it needs features, or with the network where it needs
+        gradients; then with features (N, D) or logits (N, K) of the training data where it is
+        fitted, and labels (N,) where it needs them; then with its options by name.
+        """
+        code = import_module(f"greg_cert.detectors.{self.module}")
+        found: Callable[..., Any] = getattr(code, self.name.replace("-", "_"))
+        return found
 
 
 _T = Option("temperature", "positive", 1.0, "divides the logits")
@@ -69,200 +90,109 @@ _SCALING_PAPER = (
     "Hendrycks et al., 'Scaling Out-of-Distribution Detection for Real-World Settings', ICML 2022"
 )
 
+# A table, an entry a detector.
+# fmt: off
 _ALL = (
-    DetectorInfo(
-        "msp",
-        "MSP",
-        "Hendrycks and Gimpel, 'A Baseline for Detecting Misclassified and Out-of-Distribution "
-        "Examples in Neural Networks', ICLR 2017",
-        "logits",
-    ),
-    DetectorInfo("mls", "MaxLogit", _SCALING_PAPER, "logits"),
-    DetectorInfo(
-        "ebo",
-        "Energy",
-        "Liu et al., 'Energy-based Out-of-distribution Detection', NeurIPS 2020",
-        "logits",
-        options=(_T,),
-    ),
-    DetectorInfo(
-        "entropy",
-        "Entropy",
-        "Chan et al., 'Entropy Maximization and Meta Classification for Out-of-Distribution "
-        "Detection in Semantic Segmentation', ICCV 2021",
-        "logits",
-    ),
-    DetectorInfo(
-        "gen",
-        "GEN",
-        "Liu et al., 'GEN: Pushing the Limits of Softmax-Based Out-of-Distribution Detection', "
-        "CVPR 2023",
-        "logits",
-        options=(
-            Option("gamma", "positive", 0.1, "exponent"),
-            Option("top", "count", 100, "how many of the largest probabilities, at most all"),
-        ),
-    ),
-    DetectorInfo("klm", "KL matching", _SCALING_PAPER, "logits", fitted=True),
-    DetectorInfo(
-        "openmax",
-        "OpenMax",
-        "Bendale and Boult, 'Towards Open Set Deep Networks', CVPR 2016",
-        "logits",
-        fitted=True,
+    DetectorInfo("msp", "MSP", "logit_methods", "logits",
+        source="Hendrycks and Gimpel, 'A Baseline for Detecting Misclassified and "
+               "Out-of-Distribution Examples in Neural Networks', ICLR 2017",
+        aliases=("max_softmax",)),
+    DetectorInfo("mls", "MaxLogit", "logit_methods", "logits", source=_SCALING_PAPER,
+        aliases=("max_logit",)),
+    DetectorInfo("ebo", "Energy", "logit_methods", "logits",
+        source="Liu et al., 'Energy-based Out-of-distribution Detection', NeurIPS 2020",
+        aliases=("energy",), options=(_T,)),
+    DetectorInfo("entropy", "Entropy", "logit_methods", "logits",
+        source="Chan et al., 'Entropy Maximization and Meta Classification for "
+               "Out-of-Distribution Detection in Semantic Segmentation', ICCV 2021"),
+    DetectorInfo("gen", "GEN", "logit_methods", "logits",
+        source="Liu et al., 'GEN: Pushing the Limits of Softmax-Based Out-of-Distribution "
+               "Detection', CVPR 2023",
+        options=(Option("gamma", "positive", 0.1, "exponent"),
+                 Option("top", "count", 100,
+                        "how many of the largest probabilities, at most all"))),
+    DetectorInfo("klm", "KL matching", "logit_methods", "logits", source=_SCALING_PAPER,
+        fitted=True),
+    DetectorInfo("openmax", "OpenMax", "logit_methods", "logits",
+        source="Bendale and Boult, 'Towards Open Set Deep Networks', CVPR 2016", fitted=True,
         labelled=True,
-        options=(
-            Option("tail", "count", 20, "largest distances of a class, which the Weibull fits"),
-            Option("alpha", "count", 3, "how many of the largest logits are revised"),
-        ),
-    ),
-    DetectorInfo(
-        "odin",
-        "ODIN",
-        "Liang et al., 'Enhancing The Reliability of Out-of-distribution Image Detection in "
-        "Neural Networks', ICLR 2018",
-        "gradients",
-        options=(
-            Option("temperature", "positive", 1000.0, "divides the logits"),
-            Option("eps", "nonnegative", 0.0014, "step in raw pixels"),
-        ),
-    ),
-    DetectorInfo(
-        "gradnorm",
-        "GradNorm",
-        "Huang et al., 'On the Importance of Gradients for Detecting Distributional Shifts in the "
-        "Wild', NeurIPS 2021",
-        "features",
-        options=(_T,),
-    ),
-    DetectorInfo(
-        "react",
-        "ReAct",
-        "Sun et al., 'ReAct: Out-of-distribution Detection With Rectified Activations', "
-        "NeurIPS 2021",
-        "features",
+        options=(Option("tail", "count", 20,
+                        "largest distances of a class, which the Weibull fits"),
+                 Option("alpha", "count", 3, "how many of the largest logits are revised"))),
+    DetectorInfo("odin", "ODIN", "gradients", "gradients",
+        source="Liang et al., 'Enhancing The Reliability of Out-of-distribution Image Detection "
+               "in Neural Networks', ICLR 2018",
+        options=(Option("temperature", "positive", 1000.0, "divides the logits"),
+                 Option("eps", "nonnegative", 0.0014, "step in raw pixels"))),
+    DetectorInfo("gradnorm", "GradNorm", "weights", "features",
+        source="Huang et al., 'On the Importance of Gradients for Detecting Distributional "
+               "Shifts in the Wild', NeurIPS 2021", options=(_T,)),
+    DetectorInfo("react", "ReAct", "shaping", "features",
+        source="Sun et al., 'ReAct: Out-of-distribution Detection With Rectified Activations', "
+               "NeurIPS 2021", fitted=True,
+        options=(Option("percentile", "fraction", 0.9, "of the training features: the clip"),)),
+    DetectorInfo("ash", "ASH-S", "shaping", "features", source=_ASH_PAPER, aliases=("ash-s",),
+        options=_ASH),
+    DetectorInfo("ash-b", "ASH-B", "shaping", "features", source=_ASH_PAPER, options=_ASH),
+    DetectorInfo("ash-p", "ASH-P", "shaping", "features", source=_ASH_PAPER, options=_ASH),
+    DetectorInfo("scale", "SCALE", "shaping", "features",
+        source="Xu et al., 'Scaling for Training Time and Post-hoc Out-of-distribution Detection "
+               "Enhancement', ICLR 2024",
+        options=(Option("percentile", "fraction", 0.85,
+                        "share of the features left out of the sum"),)),
+    DetectorInfo("lts", "LTS", "shaping", "features",
+        source="Djurisic et al., 'Logit Scaling for Out-of-Distribution Detection', Machine "
+               "Vision and Applications 2025",
+        options=(Option("percentile", "fraction", 0.95,
+                        "share of the features left out of the sum"),)),
+    DetectorInfo("dice", "DICE", "weights", "features",
+        source="Sun and Li, 'DICE: Leveraging Sparsification for Out-of-Distribution Detection', "
+               "ECCV 2022", fitted=True,
+        options=(Option("p", "fraction", 0.9, "share of the head's weights set to 0"),)),
+    DetectorInfo("line", "LINe", "line", "features",
+        source="Ahn et al., 'LINe: Out-of-Distribution Detection by Leveraging Important "
+               "Neurons', CVPR 2023", fitted=True, labelled=True,
+        options=(Option("p_a", "fraction", None, "features pruned: 0.9 up to 10 classes, else 0.1"),
+                 Option("p_w", "fraction", None, "weights pruned: 0.9 up to 100 classes, else 0.1"),
+                 Option("clip", "positive", None,
+                        "clip: 90th percentile of the training features"))),
+    DetectorInfo("she", "SHE", "prototypes", "features",
+        source="Zhang et al., 'Out-of-Distribution Detection based on In-Distribution Data "
+               "Patterns Memorization with Modern Hopfield Energy', ICLR 2023", fitted=True,
+        labelled=True),
+    DetectorInfo("knn", "KNN", "neighbours", "features",
+        source="Sun et al., 'Out-of-Distribution Detection with Deep Nearest Neighbors', ICML "
+               "2022", fitted=True,
+        options=(Option("k", "count", None,
+                        "50, but at most half the mean number of images a class"),)),
+    DetectorInfo("nnguide", "NNGuide", "neighbours", "features",
+        source="Park et al., 'Nearest Neighbor Guidance for Out-of-Distribution Detection', ICCV "
+               "2023", fitted=True,
+        options=(Option("k", "count", None,
+                        "10, but at most half the mean number of images a class"),)),
+    DetectorInfo("mds", "Mahalanobis", "gaussians", "features",
+        source="Lee et al., 'A Simple Unified Framework for Detecting Out-of-Distribution "
+               "Samples and Adversarial Attacks', NeurIPS 2018", fitted=True, labelled=True,
+        aliases=("mahalanobis",)),
+    DetectorInfo("rmds", "Relative Mahalanobis", "gaussians", "features",
+        source="Ren et al., 'A Simple Fix to Mahalanobis Distance for Improving Near-OOD "
+               "Detection', arXiv 2021", fitted=True, labelled=True),
+    DetectorInfo("vim", "ViM", "subspace", "features",
+        source="Wang et al., 'ViM: Out-Of-Distribution with Virtual-logit Matching', CVPR 2022",
         fitted=True,
-        options=(Option("percentile", "fraction", 0.9, "of the training features: the clip"),),
-    ),
-    DetectorInfo("ash", "ASH-S", _ASH_PAPER, "features", options=_ASH),
-    DetectorInfo("ash-b", "ASH-B", _ASH_PAPER, "features", options=_ASH),
-    DetectorInfo("ash-p", "ASH-P", _ASH_PAPER, "features", options=_ASH),
-    DetectorInfo(
-        "scale",
-        "SCALE",
-        "Xu et al., 'Scaling for Training Time and Post-hoc Out-of-distribution Detection "
-        "Enhancement', ICLR 2024",
-        "features",
-        options=(
-            Option("percentile", "fraction", 0.85, "share of the features left out of the sum"),
-        ),
-    ),
-    DetectorInfo(
-        "lts",
-        "LTS",
-        "Djurisic et al., 'Logit Scaling for Out-of-Distribution Detection', "
-        "Machine Vision and Applications 2025",
-        "features",
-        options=(
-            Option("percentile", "fraction", 0.95, "share of the features left out of the sum"),
-        ),
-    ),
-    DetectorInfo(
-        "dice",
-        "DICE",
-        "Sun and Li, 'DICE: Leveraging Sparsification for Out-of-Distribution Detection', "
-        "ECCV 2022",
-        "features",
-        fitted=True,
-        options=(Option("p", "fraction", 0.9, "share of the head's weights set to 0"),),
-    ),
-    DetectorInfo(
-        "line",
-        "LINe",
-        "Ahn et al., 'LINe: Out-of-Distribution Detection by Leveraging Important Neurons', "
-        "CVPR 2023",
-        "features",
-        fitted=True,
-        labelled=True,
-        options=(
-            Option("p_a", "fraction", None, "features pruned: 0.9 up to 10 classes, else 0.1"),
-            Option("p_w", "fraction", None, "weights pruned: 0.9 up to 100 classes, else 0.1"),
-            Option("clip", "positive", None, "clip: 90th percentile of the training features"),
-        ),
-    ),
-    DetectorInfo(
-        "she",
-        "SHE",
-        "Zhang et al., 'Out-of-Distribution Detection based on In-Distribution Data Patterns "
-        "Memorization with Modern Hopfield Energy', ICLR 2023",
-        "features",
-        fitted=True,
-        labelled=True,
-    ),
-    DetectorInfo(
-        "knn",
-        "KNN",
-        "Sun et al., 'Out-of-Distribution Detection with Deep Nearest Neighbors', ICML 2022",
-        "features",
-        fitted=True,
-        options=(
-            Option("k", "count", None, "50, but at most half the mean number of images a class"),
-        ),
-    ),
-    DetectorInfo(
-        "nnguide",
-        "NNGuide",
-        "Park et al., 'Nearest Neighbor Guidance for Out-of-Distribution Detection', ICCV 2023",
-        "features",
-        fitted=True,
-        options=(
-            Option("k", "count", None, "10, but at most half the mean number of images a class"),
-        ),
-    ),
-    DetectorInfo(
-        "mds",
-        "Mahalanobis",
-        "Lee et al., 'A Simple Unified Framework for Detecting Out-of-Distribution Samples and "
-        "Adversarial Attacks', NeurIPS 2018",
-        "features",
-        fitted=True,
-        labelled=True,
-    ),
-    DetectorInfo(
-        "rmds",
-        "Relative Mahalanobis",
-        "Ren et al., 'A Simple Fix to Mahalanobis Distance for Improving Near-OOD Detection', "
-        "arXiv 2021",
-        "features",
-        fitted=True,
-        labelled=True,
-    ),
-    DetectorInfo(
-        "vim",
-        "ViM",
-        "Wang et al., 'ViM: Out-Of-Distribution with Virtual-logit Matching', CVPR 2022",
-        "features",
-        fitted=True,
-        options=(
-            Option("dim", "count", None, "half the rank of the training features, D/2 if full"),
-        ),
-    ),
-    DetectorInfo(
-        "fdbd",
-        "fDBD",
-        "Liu and Qin, 'Fast Decision Boundary based Out-of-Distribution Detector', ICML 2024",
-        "features",
-        fitted=True,
-    ),
-    DetectorInfo(
-        "nci",
-        "NCI",
-        "Liu and Qin, 'Detecting Out-of-Distribution Through the Lens of Neural Collapse', "
-        "CVPR 2025",
-        "features",
-        fitted=True,
-        options=(Option("alpha", "nonnegative", 1e-4, "weight of the features' l1 norm"),),
-    ),
+        options=(Option("dim", "count", None,
+                        "half the rank of the training features, D/2 if full"),)),
+    DetectorInfo("fdbd", "fDBD", "prototypes", "features",
+        source="Liu and Qin, 'Fast Decision Boundary based Out-of-Distribution Detector', ICML "
+               "2024", fitted=True),
+    DetectorInfo("nci", "NCI", "prototypes", "features",
+        source="Liu and Qin, 'Detecting Out-of-Distribution Through the Lens of Neural "
+               "Collapse', CVPR 2025", fitted=True,
+        options=(Option("alpha", "nonnegative", 1e-4, "weight of the features' l1 norm"),)),
 )
+# fmt: on
 
 DETECTORS: Mapping[str, DetectorInfo] = MappingProxyType({info.name: info for info in _ALL})
+ALIASES: Mapping[str, str] = MappingProxyType(
+    {alias: info.name for info in _ALL for alias in info.aliases}
+)

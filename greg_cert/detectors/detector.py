@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any, Self
 
 import torch
@@ -10,47 +10,11 @@ from torch import Tensor, nn
 
 from greg_cert.data import Images
 from greg_cert.detectors.catalogue import DETECTORS, Value
-from greg_cert.detectors.fitted import Fitted, Score
-from greg_cert.detectors.gaussians import mds, rmds
-from greg_cert.detectors.line import line
-from greg_cert.detectors.logit_methods import ebo, entropy, gen, klm, mls, msp, openmax
+from greg_cert.detectors.fitted import Score
 from greg_cert.detectors.names import check_options, parse_detector
-from greg_cert.detectors.neighbours import knn, nnguide
 from greg_cert.detectors.penultimate import Outputs, Penultimate, batches
-from greg_cert.detectors.prototypes import fdbd, nci, she
-from greg_cert.detectors.shaping import ash, ash_b, ash_p, lts, react, scale
-from greg_cert.detectors.subspace import vim
-from greg_cert.detectors.weights import dice, gradnorm
 from greg_cert.errors import UsageError
 
-# Each takes, in this order, the head where it needs features, logits or features of the training
-# data where it is fitted, and labels where it needs them; then its options by name.
-_METHODS: Mapping[str, Callable[..., Fitted]] = {
-    "msp": msp,
-    "mls": mls,
-    "ebo": ebo,
-    "entropy": entropy,
-    "gen": gen,
-    "klm": klm,
-    "openmax": openmax,
-    "gradnorm": gradnorm,
-    "react": react,
-    "ash": ash,
-    "ash-b": ash_b,
-    "ash-p": ash_p,
-    "scale": scale,
-    "lts": lts,
-    "dice": dice,
-    "line": line,
-    "she": she,
-    "knn": knn,
-    "nnguide": nnguide,
-    "mds": mds,
-    "rmds": rmds,
-    "vim": vim,
-    "fdbd": fdbd,
-    "nci": nci,
-}
 _ROWS = 2048  # of features or logits scored at once
 
 
@@ -125,7 +89,9 @@ class Detector:
         if not self.requires_fit:
             return self
         labels = images.labels if labels is None and not isinstance(images, Tensor) else labels
-        return self.fit_outputs(self._outputs(images), labels)
+        return self.fit_outputs(
+            self.network.outputs_of(images, features=self.reads_features), labels
+        )
 
     def fit_outputs(self, train: Outputs, labels: Tensor | None = None) -> Self:
         """As `fit`, from what the network gives for the training data (`Penultimate.outputs_of`).
@@ -133,13 +99,11 @@ class Detector:
         Raises:
             UsageError: as `fit`, or if the features are missing or not finite.
         """
-        if not self.requires_fit:
-            return self
-        read = [self._read(train)]
-        self._check_finite(read[0])
-        if self.info.labelled:
-            read.append(_checked_labels(self.name, labels, train.logits))
-        self._make(read)
+        if self.requires_fit:
+            seen = [self._read(train)]
+            if self.info.labelled:
+                seen.append(_checked_labels(self.name, labels, train.logits))
+            self._make(seen)
         return self
 
     def __call__(self, x: Tensor) -> Tensor:
@@ -150,7 +114,7 @@ class Detector:
         """
         self._check_fitted()
         if self.info.needs == "gradients":
-            return self._odin(x)
+            return self._made()(x)
         return self.scores_of_outputs(self.network.outputs(x, features=self.reads_features))
 
     def scores(self, images: Images | Tensor) -> Tensor:
@@ -159,7 +123,6 @@ class Detector:
         Raises:
             UsageError: as a call.
         """
-        self._check_fitted()
         return torch.cat([self(x) for x in batches(images)])
 
     @torch.no_grad()
@@ -173,32 +136,35 @@ class Detector:
             UsageError: as a call, if the features are missing or not finite, or for ODIN.
         """
         self._check_fitted()
-        values = self._read(outputs)
-        self._check_finite(values)
-        if self._score is None:
-            self._make([])
-        assert self._score is not None
-        scores = [self._score(rows).to(torch.float64) for rows in values.split(_ROWS)]
-        return torch.cat(scores)
+        values, score = self._read(outputs), self._made()
+        return torch.cat([score(rows).to(torch.float64) for rows in values.split(_ROWS)])
 
-    def _make(self, read: list[Tensor]) -> None:
-        head = [self.network.head] if self.reads_features else []
+    def _check_fitted(self) -> None:
+        if self.requires_fit and self._score is None:
+            raise UsageError(f"detector {self.name}: expected fit() before scores")
+
+    def _made(self) -> Score:
+        """The score function; where nothing is fitted it is made at the first score."""
+        return self._make([]) if self._score is None else self._score
+
+    @torch.no_grad()
+    def _make(self, seen: list[Tensor]) -> Score:
+        of_network: list[Any] = []
+        if self.info.needs != "logits":
+            of_network.append(self.network.head if self.reads_features else self.network)
         wanted = self.info.defaults | self._given
-        with torch.no_grad():
-            fitted = _METHODS[self.name](*head, *read, **wanted)
+        fitted = self.info.method(*of_network, *seen, **wanted)
         self.options = wanted | dict(fitted.options)
         self._score = fitted.score
+        return self._score
 
     def _read(self, outputs: Outputs) -> Tensor:
+        """What the method reads of the outputs: features or logits, all finite."""
         if self.info.needs == "gradients":
             raise UsageError(f"detector {self.name}: expected images, which it differentiates by")
-        if not self.reads_features:
-            return outputs.logits
-        if outputs.features is None:
+        values = outputs.features if self.reads_features else outputs.logits
+        if values is None:
             raise UsageError(f"detector {self.name}: expected outputs with features, but got none")
-        return outputs.features
-
-    def _check_finite(self, values: Tensor) -> None:
         fine = values.isfinite().all(1)
         if not fine.all():
             what = "features" if self.reads_features else "logits"
@@ -206,26 +172,7 @@ class Detector:
                 f"detector {self.name}: expected finite {what}, but got NaN or infinity for image "
                 f"{int((~fine).nonzero()[0])} of {len(values)}"
             )
-
-    def _outputs(self, images: Images | Tensor) -> Outputs:
-        return self.network.outputs_of(images, features=self.reads_features)
-
-    def _check_fitted(self) -> None:
-        if self.requires_fit and self._score is None:
-            raise UsageError(f"detector {self.name}: expected fit() before scores")
-
-    def _odin(self, x: Tensor) -> Tensor:
-        """−max softmax(f(x̂)/T), x̂ = x − eps·sign ∇(cross-entropy of the predicted class), x̂ free.
-
-        By pytorch-ood. The step is in raw pixels; OpenOOD's 0.0014 is too, since it divides its
-        step in normalised pixels by the standard deviation.
-        """
-        from pytorch_ood.detector import ODIN
-
-        settings: dict[str, Any] = {k: v for k, v in self.options.items() if v is not None}
-        with torch.enable_grad():
-            scores: Tensor = ODIN(self.network.logits, **settings)(x.to(torch.float64))
-        return scores.detach().cpu()
+        return values
 
 
 def _checked_labels(name: str, labels: Tensor | None, logits: Tensor) -> Tensor:

@@ -21,11 +21,6 @@ def mds(head: Head, train: Tensor, labels: Tensor) -> Fitted:
 
     Σ is the covariance within classes, shared by them, with division by N.
 
-    Args:
-        head: last linear layer, which is not read.
-        train: (N, D) features.
-        labels: (N,).
-
     Source: Lee et al., NeurIPS 2018, eq. 1 and 2, without its input noise and its other layers.
     """
     means, within = _class_means(train, labels)
@@ -38,13 +33,6 @@ def rmds(head: Head, train: Tensor, labels: Tensor) -> Fitted:
 
     d_k is as for `mds`; d₀ is the squared distance to the mean of all features under their own
     covariance.
-
-    Args:
-        head: last linear layer, which is not read.
-        train: (N, D) features.
-        labels: (N,).
-
-    Source: Ren et al., arXiv 2106.09022.
     """
     means, within = _class_means(train, labels)
     mean = train.mean(0, keepdim=True)

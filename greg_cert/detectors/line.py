@@ -48,14 +48,6 @@ def line(
     10, p_w = 0.9 up to 100, else 0.1. They clip at 1.0 and 0.8, in the unit of their networks'
     features; the default is the 90th percentile of all training features, ReAct's own rule.
 
-    Args:
-        head: last linear layer.
-        train: (N, D) features.
-        labels: (N,).
-        p_a: share of the features that is pruned for a class.
-        p_w: share of the head's weights that is pruned for a class.
-        clip: largest value that a feature may have.
-
     Source: Ahn et al., CVPR 2023 (arXiv 2303.13995), section 3, and the authors' settings.
     """
     p_a = (0.9 if len(head.weight) <= 10 else 0.1) if p_a is None else p_a

@@ -12,6 +12,8 @@ from __future__ import annotations
 
 import numpy as np
 import torch
+from pytorch_ood.detector import EnergyBased, MaxLogit, MaxSoftmax
+from pytorch_ood.detector.openmax.libnotmr import LibNotMR
 from torch import Tensor
 
 from greg_cert.detectors.fitted import Fitted, Score
@@ -19,22 +21,16 @@ from greg_cert.detectors.fitted import Fitted, Score
 
 def msp() -> Fitted:
     """Negative maximum softmax probability, −max softmax f(x)."""
-    from pytorch_ood.detector import MaxSoftmax
-
     return Fitted(MaxSoftmax.score)
 
 
 def mls() -> Fitted:
     """Negative maximum logit, −max f(x)."""
-    from pytorch_ood.detector import MaxLogit
-
     return Fitted(MaxLogit.score)
 
 
 def ebo(*, temperature: float) -> Fitted:
     """Free energy, −T·logsumexp(f(x)/T)."""
-    from pytorch_ood.detector import EnergyBased
-
     return Fitted(lambda logits: EnergyBased.score(logits, t=temperature))
 
 
@@ -68,9 +64,6 @@ def klm(train: Tensor) -> Fitted:
 
     d_k is the mean over the training samples predicted as k; a class that none is predicted as has
     no d_k. Computed with logarithms throughout, so that it is finite where d_k underflows.
-
-    Args:
-        train: (N, K) logits.
     """
     log_p = torch.log_softmax(train, dim=1)
     predicted = train.argmax(1)
@@ -95,12 +88,6 @@ def openmax(train: Tensor, labels: Tensor, *, tail: int, alpha: int) -> Fitted:
     summed into the unknown class's logit v₀. The score is v₀ − logsumexp of the revised logits,
     which orders inputs as the unknown class's probability does, without saturating. A class without
     a correct sample counts as infinitely far, F = 1.
-
-    Args:
-        train: (N, K) logits.
-        labels: (N,).
-        tail: distances that the Weibull is fitted to, fewer where the class has fewer.
-        alpha: logits to revise, at most K.
 
     Source: Bendale and Boult, CVPR 2016, algorithms 1 and 2; the Weibull fit is pytorch-ood's.
     """
@@ -131,8 +118,6 @@ def _tail_probability(distances: Tensor, tail: int) -> Score:
     low, high = (float(v) for v in torch.aminmax(distances.sort().values[-tail:]))
     if high - low <= 1e-12 * high:  # one sample, or all alike: no tail to fit
         return lambda far: (far > high).to(far.dtype)
-    from pytorch_ood.detector.openmax.libnotmr import LibNotMR
-
     fit = LibNotMR(tailsize=tail)
     with np.errstate(all="ignore"):  # the optimiser tries shapes that overflow
         fit.fit_high(distances.numpy())

@@ -3,29 +3,18 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from types import MappingProxyType
+from collections.abc import Callable, Mapping
 
-from greg_cert.detectors.catalogue import DETECTORS, Kind, Value
+from greg_cert.detectors.catalogue import ALIASES, DETECTORS, Kind, Value
 from greg_cert.errors import UsageError
 from greg_cert.models.names import near_miss
 
-_ALLOWED = {
-    "fraction": "a number in [0, 1)",
-    "count": "an integer >= 1",
-    "positive": "a finite number > 0",
-    "nonnegative": "a finite number >= 0",
+_VALUES: Mapping[Kind, tuple[str, Callable[[Value], bool]]] = {
+    "fraction": ("a number in [0, 1)", lambda v: 0.0 <= v < 1.0),
+    "count": ("an integer >= 1", lambda v: v >= 1 and v == int(v)),
+    "positive": ("a finite number > 0", lambda v: v > 0.0),
+    "nonnegative": ("a finite number >= 0", lambda v: v >= 0.0),
 }
-
-ALIASES: Mapping[str, str] = MappingProxyType(
-    {
-        "energy": "ebo",
-        "max_logit": "mls",
-        "max_softmax": "msp",
-        "ash-s": "ash",
-        "mahalanobis": "mds",
-    }
-)
 
 
 def parse_detector(text: str) -> tuple[str, dict[str, Value]]:
@@ -42,7 +31,7 @@ def parse_detector(text: str) -> tuple[str, dict[str, Value]]:
         UsageError: for an unknown name, an unknown option, or a value that it cannot have.
     """
     name, colon, rest = text.strip().partition(":")
-    name = known_name(name.strip())
+    name = _known(name.strip())
     given: dict[str, Value] = {}
     for pair in rest.split(",") if colon else ():
         option, equals, value = (part.strip() for part in pair.partition("="))
@@ -56,12 +45,8 @@ def parse_detector(text: str) -> tuple[str, dict[str, Value]]:
     return name, check_options(name, given)
 
 
-def known_name(name: str) -> str:
-    """The name in `DETECTORS` of a detector, of that name or an alias in any case of letters.
-
-    Raises:
-        UsageError: for an unknown name; the message lists the choices and the nearest one.
-    """
+def _known(name: str) -> str:
+    """The name in `DETECTORS` of a detector, of that name or an alias in any case of letters."""
     lower = name.lower()
     found = ALIASES.get(lower, lower)
     if found not in DETECTORS:
@@ -71,14 +56,9 @@ def known_name(name: str) -> str:
 
 
 def check_options(name: str, given: Mapping[str, object]) -> dict[str, Value]:
-    """The options themselves, where each is one that the detector has and its value fits.
+    """The options themselves, counts as int and the others as float, where all of them fit.
 
-    Args:
-        name: a name of `DETECTORS`.
-        given: option to value; a value of None is the same as leaving the option out.
-
-    Returns:
-        Option to value, counts as int and the others as float.
+    `name` is one of `DETECTORS`; an option of value None is left out.
 
     Raises:
         UsageError: for an unknown option, or a value that it cannot have.
@@ -97,22 +77,11 @@ def check_options(name: str, given: Mapping[str, object]) -> dict[str, Value]:
 
 
 def _checked(what: str, kind: Kind, value: object) -> Value:
-    if (
-        isinstance(value, int | float)
-        and not isinstance(value, bool)
-        and math.isfinite(value)
-        and _fits(kind, value)
-    ):
-        return int(value) if kind == "count" else float(value)
-    raise UsageError(f"{what} to be {_ALLOWED[kind]}, but got {value!r}")
-
-
-def _fits(kind: Kind, value: Value) -> bool:
-    if kind == "fraction":
-        return 0.0 <= value < 1.0
-    if kind == "count":
-        return value >= 1 and value == int(value)
-    return value > 0.0 if kind == "positive" else value >= 0.0
+    allowed, fits = _VALUES[kind]
+    number = value if isinstance(value, int | float) and not isinstance(value, bool) else math.nan
+    if math.isfinite(number) and fits(number):
+        return int(number) if kind == "count" else float(number)
+    raise UsageError(f"{what} to be {allowed}, but got {value!r}")
 
 
 def _number(name: str, option: str, text: str) -> Value:

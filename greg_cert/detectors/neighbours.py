@@ -22,11 +22,6 @@ def knn(head: Head, train: Tensor, *, k: int | None) -> Fitted:
     """Euclidean distance to the k-th nearest training sample, all features at length 1.
 
     By pytorch-ood and scikit-learn. A feature vector of zeros stays one.
-
-    Args:
-        head: last linear layer, of which the number of classes is read.
-        train: (N, D) features.
-        k: which neighbour, at most N.
     """
     from pytorch_ood.detector import KNN
 
@@ -42,11 +37,6 @@ def nnguide(head: Head, train: Tensor, *, k: int | None) -> Fitted:
     E = logsumexp of the logits; G is the mean of the k largest E(t)·cos(z(x), z(t)) over training
     samples t. Our own kernel: pytorch-ood's keeps the training features in float32 and cannot
     multiply them with float64 ones. All training samples are used, so that no draw is needed.
-
-    Args:
-        head: last linear layer.
-        train: (N, D) features.
-        k: how many neighbours, at most N.
     """
     k = neighbours(k, 10, len(train), len(head.weight))
     bank = F.normalize(train, dim=1) * torch.logsumexp(head.logits(train), 1)[:, None]

@@ -13,7 +13,7 @@ from greg_cert.data import Images
 from greg_cert.data.types import unit_range
 from greg_cert.errors import UnsupportedModelError, UsageError
 from greg_cert.models import Classifier
-from greg_cert.runs.inference import batch_size, evaluation_copy, set_batches
+from greg_cert.runs.inference import batch_size, device_of, evaluation_copy, set_batches
 
 
 class Head(NamedTuple):
@@ -67,8 +67,7 @@ class Penultimate:
     def __init__(self, model: nn.Module, num_classes: int | None = None) -> None:
         if num_classes is not None and num_classes < 1:
             raise UsageError(f"expected num_classes >= 1, but got {num_classes}")
-        weights = next(model.parameters(), None)
-        self.device = torch.device("cpu") if weights is None else weights.device
+        self.device = device_of(model)
         self.num_classes = num_classes
         self._twin = evaluation_copy(model, torch.float64)
         self._last = self._twin.head if isinstance(self._twin, Classifier) else None

@@ -19,13 +19,6 @@ def she(head: Head, train: Tensor, labels: Tensor) -> Fitted:
     S_k is the mean feature vector of the training samples of class k that are classified as k, and
     0 where there are none: such a class remembers nothing, and with features ≥ 0 its score 0 is the
     most OOD there is.
-
-    Args:
-        head: last linear layer.
-        train: (N, D) features.
-        labels: (N,).
-
-    Source: Zhang et al., ICLR 2023 (the inner product).
     """
     predicted = head.logits(train).argmax(1)
     patterns = torch.zeros_like(head.weight)
@@ -39,12 +32,6 @@ def fdbd(head: Head, train: Tensor) -> Fitted:
 
     −mean over c ≠ ŷ of |f_ŷ − f_c| / ‖w_ŷ − w_c‖₂, divided by ‖z − μ‖₂. Classes whose weights
     equal those of ŷ have no boundary with it and are left out.
-
-    Args:
-        head: last linear layer.
-        train: (N, D) features.
-
-    Source: Liu and Qin, ICML 2024.
     """
     mean = train.mean(0)
     gaps = torch.cdist(head.weight, head.weight, compute_mode="donot_use_mm_for_euclid_dist")
@@ -62,15 +49,7 @@ def fdbd(head: Head, train: Tensor) -> Fitted:
 
 
 def nci(head: Head, train: Tensor, *, alpha: float) -> Fitted:
-    """Neural-collapse score, −w_ŷ·(z − μ)/‖z − μ‖₂ − α‖z‖₁, with ŷ the predicted class.
-
-    Args:
-        head: last linear layer.
-        train: (N, D) features.
-        alpha: weight of the features' length.
-
-    Source: Liu and Qin, CVPR 2025.
-    """
+    """Neural-collapse score, −w_ŷ·(z − μ)/‖z − μ‖₂ − α‖z‖₁, with ŷ the predicted class."""
     mean = train.mean(0)
 
     def score(z: Tensor) -> Tensor:

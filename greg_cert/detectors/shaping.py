@@ -20,13 +20,7 @@ from greg_cert.scores import energy
 
 
 def react(head: Head, train: Tensor, *, percentile: float) -> Fitted:
-    """Energy of the features clipped from above at a percentile of all training features.
-
-    Args:
-        head: last linear layer.
-        train: (N, D) features.
-        percentile: in [0, 1); linear between order statistics.
-    """
+    """Energy of the features clipped from above at a percentile of all training features."""
     from pytorch_ood.detector import ReAct
 
     method = ReAct(backbone=None, head=head.logits, percentile=percentile)
@@ -68,8 +62,6 @@ def scale(head: Head, *, percentile: float) -> Fitted:
     """SCALE: all features multiplied by exp(s₁/s₂), none set to 0; then energy.
 
     s₁ is the sum of all features, s₂ that of the largest 1 − `percentile` of them.
-
-    Source: Xu et al., ICLR 2024.
     """
     return Fitted(lambda z: energy(head.logits(z * sum_ratio(z, percentile).exp())))
 

@@ -21,11 +21,6 @@ def vim(head: Head, train: Tensor, *, dim: int | None) -> Fitted:
     network with many dead units would leave no residual on training data and α infinite. Our own
     kernel, because pytorch-ood's computes in float32; a test compares the two.
 
-    Args:
-        head: last linear layer.
-        train: (N, D) features.
-        dim: size of the principal subspace, below the rank.
-
     Raises:
         UsageError: if `dim` leaves no residual.
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
+from pytorch_ood.detector import DICE, GradNorm
 from torch import Tensor, nn
 
 from greg_cert.detectors.fitted import Fitted
@@ -17,14 +18,7 @@ def dice(head: Head, train: Tensor, *, p: float) -> Fitted:
     Weight W_kd stays where W_kd·mean(z_d) is above the p-quantile of all K·D contributions. The
     mask is pytorch-ood's, which rounds the contributions to float32; the weights are our own in
     float64, and one matrix product takes the place of its (B, K, D) tensor.
-
-    Args:
-        head: last linear layer.
-        train: (N, D) features.
-        p: share of the weights set to 0.
     """
-    from pytorch_ood.detector import DICE
-
     method = DICE(None, w=head.weight, b=head.bias, p=p)
     method.fit_features(train, torch.zeros(len(train), dtype=torch.int64))
     kept = torch.where(method.masked_w != 0, head.weight, 0.0)
@@ -37,8 +31,6 @@ def gradnorm(head: Head, *, temperature: float) -> Fitted:
     The gradient is that of the head's weight alone, as in the paper, so that the network itself is
     not needed: for features z it is (softmax(f/T) − 1/K)·zᵀ/T.
     """
-    from pytorch_ood.detector import GradNorm
-
     # On the meta device, where no initial weights are drawn from the global generator.
     layer = nn.Linear(head.weight.shape[1], len(head.weight), device="meta")
     layer.weight = nn.Parameter(head.weight, requires_grad=False)

@@ -53,11 +53,6 @@ def decision_of(subject: Subject, tpr: float, device: torch.device | None = None
     It is kept in the run folder, and read from there while weights, data and versions are the same
     and the file is as it was written.
 
-    Args:
-        subject: the run.
-        tpr: share of the calibration split to accept.
-        device: where its model is run; None: where it is loaded.
-
     Raises:
         RunError: where the data changed since training, or cannot be read.
     """

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from functools import cached_property
 from hashlib import sha256
 from pathlib import Path
@@ -18,95 +16,50 @@ from torch import Tensor, nn
 
 from greg_cert.data import DataSplits, Images
 from greg_cert.data.groups import Group, ood_groups
-from greg_cert.detectors import (
-    DETECTORS,
-    Outputs,
-    Penultimate,
-    build_detector,
-    parse_detector,
-)
+from greg_cert.detectors import DETECTORS, Outputs, Penultimate, build_detector, parse_detector
 from greg_cert.devices import find_device
+from greg_cert.digests import tensors_digest
 from greg_cert.errors import RunError, UsageError
-from greg_cert.evaluation.store import ScoreStore
-from greg_cert.metrics import (
-    FloatArray,
-    calibration_error,
-    detection_metrics,
-    threshold_at_tpr,
-)
-from greg_cert.runs.inference import logits_of
+from greg_cert.evaluation.figures import Detection, Evaluation, Predictions
+from greg_cert.evaluation.store import Columns, ScoreStore
+from greg_cert.metrics import FloatArray, detection_metrics, threshold_at_tpr
+from greg_cert.runs.inference import evaluation_copy, logits_of
 from greg_cert.runs.records import package_versions
-from greg_cert.runs.subjects import Subject, common_data, open_subject, state_digest
+from greg_cert.runs.subjects import Subject, common_data, open_subject
 from greg_cert.scores import SCORES, score_of
 
-METRICS = ("fpr95", "auroc", "aupr_in", "aupr_out", "fpr95_ood_recall")
 Observer = Callable[[int, int, str], None]
 _PREDICTIONS = "predictions"
 _MOST_KEPT = 2**31  # bytes of logits and features that are kept between detectors
 
 
-@dataclass(frozen=True)
-class Predictions:
-    """What a model says of the ID test split.
+def evaluate_model(
+    model: nn.Module,
+    splits: DataSplits,
+    *,
+    score: str = "energy",
+    tpr: float = 0.95,
+    device: torch.device | None = None,
+) -> Evaluation:
+    """Metrics of a model on the test split and every OOD test set, in float64.
 
-    Attributes:
-        label: (N,) true classes.
-        predicted: (N,) classes of the largest logit among the ID classes.
-        confidence: (N,) softmax probability of it, over the ID classes.
+    `score` is one of `greg_cert.scores.SCORES`. An output beyond the ID classes is that of an
+    absent class, and never the predicted one.
+
+    FPR95 sets its threshold on the ID test scores, as benchmarks do; `threshold` comes from the
+    calibration split and is the γ that certificates are about.
     """
-
-    label: NDArray[np.int64]
-    predicted: NDArray[np.int64]
-    confidence: FloatArray
-
-    @property
-    def accuracy(self) -> float:
-        """Share of right predictions."""
-        return float((self.label == self.predicted).mean())
-
-    @property
-    def calibration_error(self) -> float:
-        """Expected calibration error over 15 bins (`greg_cert.metrics.calibration_error`)."""
-        return calibration_error(self.confidence, self.label == self.predicted)
-
-
-@dataclass(frozen=True)
-class Detection:
-    """How one detector tells OOD test sets from the ID test split.
-
-    Attributes:
-        detector: its name, with the options that are not the defaults.
-        tpr: share of the calibration split that `threshold` accepts.
-        threshold: γ, from the calibration split alone; a sample is accepted iff its score is ≤ γ.
-        test_tpr: share of the ID test split that γ accepts.
-        scores: (N,) scores by part: `calibration`, `test`, `ood/NAME`; higher = more OOD.
-        sets: metrics (`METRICS`) of each OOD test set, by name.
-        groups: `near`, `far` or None for each OOD test set.
-    """
-
-    detector: str
-    tpr: float
-    threshold: float
-    test_tpr: float
-    scores: Mapping[str, FloatArray]
-    sets: Mapping[str, Mapping[str, float]]
-    groups: Mapping[str, Group | None]
-
-    def mean(self, metric: str, group: Group | None = None) -> float | None:
-        """Unweighted mean of a metric over the OOD sets of a group, or over all; None without."""
-        names = [n for n in self.sets if group is None or self.groups.get(n) == group]
-        return float(np.mean([self.sets[n][metric] for n in names])) if names else None
-
-    def table(self) -> pd.DataFrame:
-        """A row for each OOD set, then means over near, far (where there are any) and all sets."""
-        rows = list(self.sets.items())  # no dict: a set may be called as a mean is
-        wanted: list[tuple[str, Group | None]] = [("near OOD", "near"), ("far OOD", "far")]
-        for title, group in (*wanted, ("mean", None)):
-            means = {m: self.mean(m, group) for m in METRICS}
-            found = {m: v for m, v in means.items() if v is not None}
-            rows += [(title, found)] if found else []
-        index = pd.Index([title for title, _ in rows], name="OOD set")
-        return pd.DataFrame([values for _, values in rows], index=index, columns=list(METRICS))
+    twin = evaluation_copy(model, torch.float64, device)
+    found = Evaluator(twin, splits, score=score, tpr=tpr, scores=False)
+    own = found.detection()
+    return Evaluation(
+        id_accuracy=found.eval_acc(),
+        tpr=tpr,
+        threshold=own.threshold,
+        test_tpr=own.test_tpr,
+        ood={name: dict(values) for name, values in own.sets.items()},
+        scores={k: v.tolist() for k, v in own.scores.items() if k != "calibration"},
+    )
 
 
 class Evaluator:
@@ -121,14 +74,13 @@ class Evaluator:
         score: the model's own OOD score, one of `greg_cert.scores.SCORES`; that of the run by
             default, and `energy` of a module.
         tpr: share of the calibration split that thresholds accept.
-        scores: folder of saved scores; by default `scores` in the run folder, and none otherwise.
-        save: whether scores are read from there and written.
+        scores: folder of saved scores, to read and write; True is `scores` in the run folder, and
+            none without one; False is none.
         groups: `near` or `far` of OOD sets by name, on top of what the data say.
         device: where the model is run; by default where a module is, and the CPU for all else.
-        observer: called with (done, of, what comes next) between parts of the data.
 
     Attributes:
-        unsaved: why scores could not be kept in the run folder, or None; they count all the same.
+        observer: called with (done, of, what comes next) between parts of the data.
 
     Raises:
         UsageError: a module without data.
@@ -142,29 +94,22 @@ class Evaluator:
         *,
         score: str | None = None,
         tpr: float = 0.95,
-        scores: Path | None = None,
-        save: bool = True,
+        scores: Path | bool = True,
         groups: Mapping[str, Group] | None = None,
-        observer: Observer | None = None,
         device: torch.device | str | None = None,
     ) -> None:
         self.subject: Subject | None = None
-        self._must_save = True
-        self.unsaved: str | None = None
         if isinstance(model, nn.Module):
             if data is None:
                 raise UsageError("data: expected DataSplits beside a module, but got None")
-            self.model: nn.Module = model
+            self.model, self.data = model, data
         else:
             self.subject = open_subject(Path(model)) if isinstance(model, (str, Path)) else model
             self.model = self.subject.load_model()
-            if scores is None and self.subject.path.is_dir():
-                scores = self.subject.path / "scores"
-                self._must_save = False
+            self.data = common_data([self.subject]) if data is None else data
         if device is not None:
             where = find_device(device) if isinstance(device, str) else device
             self.model = self.model.to(where)
-        self.data = self._own_data() if data is None else data
         self.score = score or (self.subject.config.score if self.subject else "energy")
         score_of(self.score)
         self.tpr = tpr
@@ -172,32 +117,42 @@ class Evaluator:
         self.groups: dict[str, Group | None] = {
             name: (groups or {}).get(name, found.get(name)) for name in self.data.ood
         }
-        self._store = ScoreStore(scores) if save and scores is not None else None
-        self._observer = observer
+        self.observer: Observer | None = None
+        self._store = ScoreStore(scores) if isinstance(scores, Path) else None
+        if scores is True and self.subject is not None and self.subject.path.is_dir():
+            self._store = ScoreStore(self.subject.path / "scores", required=False)
         self._detections: dict[str, Detection] = {}
         self._kept: dict[str, Outputs] = {}
-        self._kept_bytes = 0
 
-    def _own_data(self) -> DataSplits:
-        assert self.subject is not None  # a module came with its data
-        return common_data([self.subject])
+    @property
+    def unsaved(self) -> str | None:
+        """Why scores could not be kept in the run folder, or None; they count all the same."""
+        return None if self._store is None else self._store.unsaved
 
     @cached_property
     def predictions(self) -> Predictions:
         """Labels, predictions and confidences of the ID test split."""
-        identity = self._identity(_PREDICTIONS, {}, fitted=False)
-        columns = self._saved(_PREDICTIONS, identity).get("test")
-        labels = self.data.test.labels
-        assert labels is not None
-        if columns is None or not _possible(columns, labels.numpy(), self.data.num_classes):
+        assert self.data.test.labels is not None
+        labels = self.data.test.labels.numpy()
+
+        def fits(saved: Columns) -> bool:
+            return "test" in saved and _possible(saved["test"], labels, self.data.num_classes)
+
+        def compute() -> Columns:
             logits = self._test_logits[:, : self.data.num_classes]
-            confidence, predicted = logits.softmax(1).max(1)
-            columns = {
-                "label": labels.double().numpy(),
-                "predicted": predicted.double().numpy(),
-                "confidence": confidence.numpy(),
+            return {
+                "test": {
+                    "label": labels.astype(np.float64),
+                    "predicted": logits.argmax(1).double().numpy(),
+                    "confidence": logits.softmax(1).amax(1).numpy(),
+                }
             }
-            self._save(_PREDICTIONS, identity, {"test": columns})
+
+        if self._store is None:
+            columns = compute()["test"]
+        else:
+            identity = self._identity(_PREDICTIONS, {}, fitted=False)
+            columns = self._store.kept(_PREDICTIONS, identity, fits, compute)["test"]
         return Predictions(
             columns["label"].astype(np.int64),
             columns["predicted"].astype(np.int64),
@@ -242,17 +197,26 @@ class Evaluator:
         return self._detections[spec]
 
     def _detect(self, spec: str) -> Detection:
-        own = spec in SCORES
-        name, options = (spec, {}) if own else parse_detector(spec)
-        fitted = not own and DETECTORS[name].fitted
-        title = spec if own else f"{name}{_shown(options)}"
-        identity = self._identity(name, options, fitted=fitted)
-        parts = self._parts()
-        saved = self._saved(title, identity)
-        scores = {part: columns["score"] for part, columns in saved.items()}
-        if not _complete(scores, parts):
-            scores = self._computed(title, name, options, own=own)
-            self._save(title, identity, {part: {"score": s} for part, s in scores.items()})
+        name, options = (spec, {}) if spec in SCORES else parse_detector(spec)
+        title = name + _shown(options)
+
+        def fits(saved: Columns) -> bool:
+            return list(saved) == list(self._parts) and all(
+                len(columns["score"]) == len(self._parts[part])
+                and bool(np.isfinite(columns["score"]).all())
+                for part, columns in saved.items()
+            )
+
+        def compute() -> Columns:
+            return self._scores(title, name, options)
+
+        if self._store is None:
+            found = compute()
+        else:
+            fitted = name not in SCORES and DETECTORS[name].fitted
+            identity = self._identity(name, options, fitted=fitted)
+            found = self._store.kept(title, identity, fits, compute)
+        scores = {part: columns["score"] for part, columns in found.items()}
         gamma = threshold_at_tpr(scores["calibration"], self.tpr)
         return Detection(
             detector=title,
@@ -264,21 +228,16 @@ class Evaluator:
             groups=self.groups,
         )
 
-    def _computed(
-        self, title: str, name: str, options: Mapping[str, Any], *, own: bool
-    ) -> dict[str, FloatArray]:
-        parts = self._parts()
-        detector = None
-        if not own:
-            detector = build_detector(name, self._network, **options)
-            if detector.requires_fit:
-                self._tell(0, len(parts) + 1, f"{title}: fit")
-                train = self.data.train
-                seen = self._outputs("train", train, detector.reads_features)
-                detector.fit_outputs(seen, train.labels)
+    def _scores(self, title: str, name: str, options: Mapping[str, Any]) -> Columns:
+        steps = len(self._parts) + 1
+        detector = None if name in SCORES else build_detector(name, self._network, **options)
+        if detector is not None and detector.requires_fit:
+            self._tell(0, steps, f"{title}: fit")
+            seen = self._outputs("train", self.data.train, detector.reads_features)
+            detector.fit_outputs(seen, self.data.train.labels)
         found = {}
-        for i, (part, images) in enumerate(parts.items(), 1):
-            self._tell(i, len(parts) + 1, f"{title}: {part}")
+        for i, (part, images) in enumerate(self._parts.items(), 1):
+            self._tell(i, steps, f"{title}: {part}")
             if detector is None:
                 logits = self._test_logits if part == "test" else logits_of(self.model, images)
                 scores = score_of(name)(logits)
@@ -294,8 +253,8 @@ class Evaluator:
                     f"scores: expected finite scores of {title}, but got {values[at]} for sample "
                     f"{at} of {part}"
                 )
-            found[part] = values
-        self._tell(len(parts) + 1, len(parts) + 1, title)
+            found[part] = {"score": values}
+        self._tell(steps, steps, title)
         return found
 
     @cached_property
@@ -313,13 +272,12 @@ class Evaluator:
         if kept is not None and (kept.features is not None or not features):
             return kept
         outputs = self._network.outputs_of(images, features=features)
-        tensors = [t for t in outputs if t is not None]
-        size = sum(8 * t.numel() for t in tensors)
-        if size + self._kept_bytes <= _MOST_KEPT:
+        held = [t for kept in (*self._kept.values(), outputs) for t in kept if t is not None]
+        if sum(8 * t.numel() for t in held) <= _MOST_KEPT:
             self._kept[part] = outputs
-            self._kept_bytes += size
         return outputs
 
+    @cached_property
     def _parts(self) -> dict[str, Images]:
         data = self.data
         outliers = {f"ood/{name}": images for name, images in data.ood.items()}
@@ -330,28 +288,26 @@ class Evaluator:
         return self.data.fingerprints()
 
     @cached_property
-    def _weights(self) -> str:
-        return self.subject.weights_digest if self.subject else state_digest(self.model)
-
-    @cached_property
-    def _made_of(self) -> dict[str, Any]:
-        """What beside the weights makes the function: two networks may have the same tensors."""
+    def _network_identity(self) -> dict[str, Any]:
+        """Weights and what beside them makes the function: two networks may have the same."""
         told = self.subject.config.model_dump(mode="json")["model"] if self.subject else {}
         told.pop("weights", None)  # known by their digest
         layers = f"{type(self.model).__qualname__} {self.model!r}"
-        return {"model": told, "layers": sha256(layers.encode()).hexdigest()}
+        return {
+            "network": {"model": told, "layers": sha256(layers.encode()).hexdigest()},
+            "weights": self.subject.weights_digest
+            if self.subject
+            else tensors_digest(self.model.state_dict()),
+        }
 
     def _identity(self, name: str, options: Mapping[str, Any], *, fitted: bool) -> dict[str, Any]:
-        """All that scores depend on."""
-        if self._store is None:
-            return {}
+        """All that saved values depend on."""
         versions = package_versions()
         return {
             "schema": 2,
             "detector": name,
             "options": dict(options),
-            "network": self._made_of,
-            "weights": self._weights,
+            **self._network_identity,
             "data": {
                 part: digest
                 for part, digest in self._fingerprints.items()
@@ -360,35 +316,9 @@ class Evaluator:
             "versions": {k: versions.get(k) for k in ("greg-cert", "torch", "pytorch-ood")},
         }
 
-    def _saved(self, name: str, identity: Mapping[str, Any]) -> dict[str, dict[str, FloatArray]]:
-        return {} if self._store is None else self._store.read(name, identity)
-
-    def _save(
-        self,
-        name: str,
-        identity: Mapping[str, Any],
-        parts: Mapping[str, Mapping[str, FloatArray]],
-    ) -> None:
-        if self._store is None:
-            return
-        try:
-            self._store.write(name, identity, parts)
-        except RunError as error:
-            if self._must_save:  # the user named the folder
-                raise
-            self.unsaved = str(error)
-
     def _tell(self, done: int, of: int, next_one: str) -> None:
-        if self._observer is not None:
-            self._observer(done, of, next_one)
-
-
-def _complete(scores: Mapping[str, FloatArray], parts: Mapping[str, Images]) -> bool:
-    """Whether there is a finite score for each image of each part."""
-    return list(scores) == list(parts) and all(
-        len(scores[part]) == len(images) and bool(np.isfinite(scores[part]).all())
-        for part, images in parts.items()
-    )
+        if self.observer is not None:
+            self.observer(done, of, next_one)
 
 
 def _possible(
@@ -405,5 +335,5 @@ def _possible(
 
 def _shown(options: Mapping[str, Any]) -> str:
     """Options as they are typed, in one order."""
-    parts = [f"{k}={json.dumps(v).strip(chr(34))}" for k, v in sorted(options.items())]
+    parts = [f"{k}={v}" for k, v in sorted(options.items())]
     return ":" + ",".join(parts) if parts else ""

@@ -13,7 +13,7 @@ from typing import Any
 import pandas as pd
 
 from greg_cert.data.groups import Group
-from greg_cert.evaluation.evaluator import METRICS, Detection
+from greg_cert.evaluation.figures import METRICS, Detection
 from greg_cert.evaluation.seeds import Evaluated, SeedMean
 
 COLUMNS = {
@@ -78,6 +78,7 @@ def results_table(rows: Sequence[Evaluated]) -> pd.DataFrame:
         numbers = row.numbers()
         wanted: list[tuple[str, str | None]] = [*openood_rows(row.detection)]
         for title, prefix in wanted or [("", None)]:
+            of_set = prefix is not None and prefix.startswith("ood/")  # and not a mean
             found = {} if prefix is None else {m: 100 * numbers[prefix + m] for m in METRICS}
             records.append(
                 {
@@ -85,7 +86,7 @@ def results_table(rows: Sequence[Evaluated]) -> pd.DataFrame:
                     "seed": row.seed,
                     "detector": row.detection.detector,
                     "dataset": title,
-                    "group": row.detection.groups.get(title) if _of_set(prefix) else None,
+                    "group": row.detection.groups.get(title) if of_set else None,
                     **{c: found.get(m) for m, c in COLUMNS.items()},
                     "FPR95_ID_RECALL": found.get("fpr95"),
                     "ACC": 100 * numbers["id_accuracy"],
@@ -94,8 +95,3 @@ def results_table(rows: Sequence[Evaluated]) -> pd.DataFrame:
                 }
             )
     return pd.DataFrame(records)
-
-
-def _of_set(prefix: str | None) -> bool:
-    """Whether a row is of one OOD set, and not a mean."""
-    return prefix is not None and prefix.startswith("ood/")

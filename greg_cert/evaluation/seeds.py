@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 
 from greg_cert.data.groups import Group
-from greg_cert.evaluation.evaluator import METRICS, Detection, Evaluator, Predictions
+from greg_cert.evaluation.evaluator import Evaluator
+from greg_cert.evaluation.figures import METRICS, Detection, Predictions
 from greg_cert.runs.subjects import Subject
 
 _GROUPS: tuple[tuple[str, Group | None], ...] = (("", None), ("near_", "near"), ("far_", "far"))
@@ -80,7 +81,7 @@ def evaluated(evaluator: Evaluator, subject: Subject, run: str, detector: str | 
     """The row of one run and one detector."""
     return Evaluated(
         run=run,
-        seed=_seed(subject),
+        seed=subject.config.seed,
         family=family_of(subject),
         title=subject.config.title,
         predictions=evaluator.predictions,
@@ -102,11 +103,6 @@ def family_of(subject: Subject) -> str:
         if begun:
             begun["weights"] = "a file"
     return json.dumps(told, sort_keys=True)
-
-
-def _seed(subject: Subject) -> int | None:
-    found = getattr(subject.config, "seed", None)
-    return None if found is None else int(found)
 
 
 def over_seeds(rows: Sequence[Evaluated]) -> list[SeedMean]:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from greg_cert.evaluation.seeds import Evaluated, SeedMean
-from greg_cert.report.tables.sheets import Column, Sheet, make_sheet
+from greg_cert.report.tables.sheets import MEASURED, Column, Sheet, make_sheet
 from greg_cert.report.wording import MISSING
 
 _TITLES = {
@@ -39,7 +39,7 @@ def evaluation_sheet(rows: Sequence[Evaluated], means: Sequence[SeedMean]) -> Sh
         for m in means
     ]
     columns = [
-        Column("measured", title, short, _cell(key))
+        Column(MEASURED, title, short, _cell(key))
         for key, (title, short) in _TITLES.items()
         if any(key in record.mean for record in records)
     ]
@@ -47,10 +47,9 @@ def evaluation_sheet(rows: Sequence[Evaluated], means: Sequence[SeedMean]) -> Sh
     return make_sheet(
         "greg-cert-evaluation",
         "Evaluation",
-        ("run", "detector"),
+        {"run": lambda record: record.names[0], "detector": lambda record: record.names[1]},
         columns,
         records,
-        lambda record: record.names,
         caption=_caption(rows, means, sets),
     )
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 import re
 import warnings
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -21,9 +21,11 @@ from greg_cert.frames import frame_bytes, read_frame
 from greg_cert.metrics import FloatArray
 
 _KEY = "greg_cert"
+Columns = Mapping[str, Mapping[str, FloatArray]]
+"""Values (N,) by name, for each part of the data: `calibration`, `test`, `ood/NAME`."""
 
 
-@dataclass(frozen=True)
+@dataclass
 class ScoreStore:
     """A folder of saved scores.
 
@@ -31,9 +33,37 @@ class ScoreStore:
 
     Attributes:
         folder: made with the first file.
+        required: whether a file that cannot be written is an error.
+        unsaved: why one could not be written, where it is none.
     """
 
     folder: Path
+    required: bool = True
+    unsaved: str | None = field(default=None, init=False)
+
+    def kept(
+        self,
+        name: str,
+        identity: Mapping[str, Any],
+        fits: Callable[[Columns], bool],
+        compute: Callable[[], Columns],
+    ) -> Columns:
+        """Saved values where they fit, else computed ones, which are saved.
+
+        Raises:
+            RunError: where they cannot be, though they must.
+        """
+        found = self.read(name, identity)
+        if fits(found):
+            return found
+        found = compute()
+        try:
+            self.write(name, identity, found)
+        except RunError as error:
+            if self.required:
+                raise
+            self.unsaved = str(error)
+        return found
 
     def path(self, name: str) -> Path:
         """File of a detector; the name is kept readable, and told apart from others alike."""
@@ -42,7 +72,7 @@ class ScoreStore:
             return self.folder / f"{name}.parquet"
         return self.folder / f"{plain}-{sha256(name.encode()).hexdigest()[:8]}.parquet"
 
-    def read(self, name: str, identity: Mapping[str, Any]) -> dict[str, dict[str, FloatArray]]:
+    def read(self, name: str, identity: Mapping[str, Any]) -> Columns:
         """Columns of each part, by part; empty where there is no file of this identity.
 
         A file that is not as it was written counts as none: a warning names it and the field, and
@@ -70,18 +100,8 @@ class ScoreStore:
             tell_unchecked(path)
         return found
 
-    def write(
-        self,
-        name: str,
-        identity: Mapping[str, Any],
-        parts: Mapping[str, Mapping[str, FloatArray]],
-    ) -> Path:
-        """Replace the file of a detector.
-
-        Args:
-            name: of the detector.
-            identity: all that the values depend on, as JSON can say it.
-            parts: for each part (`calibration`, `test`, `ood/NAME`) columns (N,) by name.
+    def write(self, name: str, identity: Mapping[str, Any], parts: Columns) -> Path:
+        """Replace the file of a detector; `identity` is all that the values depend on.
 
         Raises:
             RunError: where it cannot be written.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 import re
 from collections.abc import Mapping, Sequence
@@ -82,7 +81,7 @@ def write_evaluation(
     sheet = evaluation_sheet(rows, means)
     files: dict[str, str] = {
         "evaluation.json": json.dumps(record, indent=2, allow_nan=False) + "\n",
-        "results.csv": _csv(results_table(rows).round(4).set_index("run")),
+        "results.csv": results_table(rows).round(4).set_index("run").to_csv(lineterminator="\n"),
         "table.md": markdown_sheet(sheet, sheet.title) + "\n",
         "table.tex": BOOKTABS + latex_sheet(sheet, sheet.caption),
     }
@@ -104,18 +103,12 @@ def write_evaluation(
         while f"openood/{name}.csv" in files:  # runs may have names that differ in "/" alone
             number += 1
             name = f"{_file_name(title)}-{number}"
-        files[f"openood/{name}.csv"] = _csv(table.rename_axis("dataset"))
+        files[f"openood/{name}.csv"] = table.rename_axis("dataset").to_csv(lineterminator="\n")
     try:
         (out / "openood").mkdir(parents=True, exist_ok=True)
         return [write_atomic(out / name, text) for name, text in files.items()]
     except OSError as error:
         raise UsageError(f"out {out}: cannot be written ({error.strerror or error})") from error
-
-
-def _csv(frame: pd.DataFrame) -> str:
-    buffer = io.StringIO()
-    frame.to_csv(buffer, lineterminator="\n")
-    return buffer.getvalue()
 
 
 def _file_name(text: str) -> str:

@@ -11,23 +11,15 @@ from typing import TYPE_CHECKING
 import lazy_loader
 
 if TYPE_CHECKING:
-    from greg_cert.models.base import Classifier
-    from greg_cert.models.maxmin import MaxMin
-    from greg_cert.models.names import MODEL_NAMES, check_model_name, is_model_name
-    from greg_cert.models.normalize import Normalize
-    from greg_cert.models.registry import build_model
+    from greg_cert.models.base import Classifier as Classifier
+    from greg_cert.models.maxmin import MaxMin as MaxMin
+    from greg_cert.models.names import MODEL_NAMES as MODEL_NAMES
+    from greg_cert.models.names import check_model_name as check_model_name
+    from greg_cert.models.names import is_model_name as is_model_name
+    from greg_cert.models.normalize import Normalize as Normalize
+    from greg_cert.models.registry import build_model as build_model
 
-__all__ = [
-    "MODEL_NAMES",
-    "Classifier",
-    "MaxMin",
-    "Normalize",
-    "build_model",
-    "check_model_name",
-    "is_model_name",
-]
-
-__getattr__, __dir__, _ = lazy_loader.attach(
+__getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
     submod_attrs={
         "base": ["Classifier"],

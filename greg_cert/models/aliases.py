@@ -17,14 +17,9 @@ WRAPPERS = ("module", "_orig_mod", "model", "net", "network", "backbone", "encod
 
 
 def own_name(name: str, aliases: Mapping[str, str]) -> str | None:
-    """The name here of a parameter that another code base calls `name`.
+    """The dotted name here of a parameter that another code base calls `name`.
 
-    Args:
-        name: dotted name of a parameter or buffer, as in a state dictionary.
-        aliases: module paths elsewhere to module paths here.
-
-    Returns:
-        The dotted name here, or None where no prefix of `name` is in the table.
+    None where no prefix of `name` is in the table of aliases.
     """
     parts = name.split(".")
     for length in range(len(parts), -1, -1):
@@ -35,15 +30,9 @@ def own_name(name: str, aliases: Mapping[str, str]) -> str | None:
 
 
 def renamed(name: str, pairs: Iterable[tuple[str, str]]) -> str:
-    """`name` with the module path it begins with replaced, for each pair in turn.
+    """`name` with the module path it begins with replaced, for each pair (old, new) in turn.
 
-    Args:
-        name: dotted name of a parameter or buffer.
-        pairs: module path to find and the one to put in its place; an empty one takes it away, or
-            puts something before.
-
-    Returns:
-        The new name, or `name` where no pair applies.
+    An empty new path takes the old one away; an empty old one puts the new before every name.
     """
     for old, new in pairs:
         if begins_with(name, old):
@@ -53,27 +42,15 @@ def renamed(name: str, pairs: Iterable[tuple[str, str]]) -> str:
 
 
 def begins_with(name: str, path: str) -> bool:
-    """Whether `path` is `name` or a module that holds it.
+    """Whether `path` is `name` or a module that holds it; the empty path holds everything.
 
-    Args:
-        name: dotted name of a parameter or buffer.
-        path: module path; the empty one holds everything.
-
-    Returns:
-        True where it is; `layer1` does not hold `layer10.weight`.
+    `layer1` does not hold `layer10.weight`.
     """
     return not path or f"{name}.".startswith(f"{path}.")
 
 
 def shared_prefix(names: Sequence[str]) -> str:
-    """The wrappers' prefix that all names share, such as `module._orig_mod.`.
-
-    Args:
-        names: dotted names of parameters and buffers.
-
-    Returns:
-        The longest shared prefix that is made of `WRAPPERS`, with its last dot; or "".
-    """
+    """The longest prefix of `WRAPPERS` that all names share, such as `module._orig_mod.`, or ""."""
     prefix = ""
     while names:
         longer = [f"{prefix}{wrapper}." for wrapper in WRAPPERS]

@@ -7,7 +7,10 @@ from typing import NamedTuple
 
 from torch import Tensor, nn
 
+from greg_cert.errors import UsageError
 from greg_cert.models.normalize import Normalize
+
+_HALVED_TWICE = 4  # smallest side that leaves a pixel after two halvings that round down
 
 
 class Body(NamedTuple):
@@ -61,3 +64,14 @@ class Classifier(nn.Module):
         """Logits (B, K) of raw images (B, C, H, W)."""
         logits: Tensor = self.head(self.features(x))
         return logits
+
+
+def check_halved_twice(image_size: int) -> int:
+    """Side of the feature maps after two halvings that round down.
+
+    Raises:
+        UsageError: for images that are smaller than 4×4.
+    """
+    if image_size < _HALVED_TWICE:
+        raise UsageError(f"image_size: expected >= {_HALVED_TWICE}, but got {image_size}")
+    return image_size // 4

@@ -9,9 +9,7 @@ from torch import Tensor, nn
 
 from greg_cert.errors import UsageError
 from greg_cert.models.aliases import HEAD_ALIASES
-from greg_cert.models.base import Body
-
-_POOLED_TWICE = 4  # smallest side that leaves a pixel after two poolings of 2×2
+from greg_cert.models.base import Body, check_halved_twice
 
 
 class DenseLayer(nn.Module):
@@ -54,16 +52,8 @@ def densenet_body(
 ) -> Body:
     """Stem of 2·growth planes, three blocks of (depth − 4)/6 dense layers, transitions, pool.
 
-    Args:
-        in_channels: C.
-        image_size: height and width of the images, at least 4.
-        depth: 6n + 4 with n ≥ 1.
-        growth: maps that each layer adds.
-        compression: share of the maps that a transition keeps, in (0, 1].
-
-    Returns:
-        The body, its number of features, and its aliases (the names of the DenseNet-BC that
-        outlier-exposure and energy_ood train).
+    `compression` is the share of the maps that a transition keeps. The aliases are the names of the
+    DenseNet-BC that outlier-exposure and energy_ood train.
 
     Raises:
         UsageError: for a depth or an image size out of range.
@@ -73,8 +63,7 @@ def densenet_body(
     """
     if depth < 10 or (depth - 4) % 6:
         raise UsageError(f"depth: expected DenseNet-BC of 6n + 4 with n >= 1, but got {depth}")
-    if image_size < _POOLED_TWICE:
-        raise UsageError(f"image_size: expected >= {_POOLED_TWICE}, but got {image_size}")
+    check_halved_twice(image_size)
     planes = 2 * growth
     aliases = {"conv1": "body.conv1", "bn1": "body.bn1", **HEAD_ALIASES}
     layers: OrderedDict[str, nn.Module] = OrderedDict()

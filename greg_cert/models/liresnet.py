@@ -5,8 +5,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from greg_cert.models.aliases import HEAD_ALIASES
-from greg_cert.models.base import Body
-from greg_cert.models.lip_cnn import check_halved_twice
+from greg_cert.models.base import Body, check_halved_twice
 from greg_cert.models.small import ACTIVATIONS
 
 _AT_START = 0.1  # of the usual spread of a convolution's weights
@@ -43,21 +42,13 @@ def liresnet_body(
     The stem is a 4×4 convolution of stride 2; between the stages one of windows of 2×2 that do not
     overlap halves the resolution and doubles the planes; the neck is a linear layer.
 
-    Args:
-        in_channels: C.
-        image_size: height and width of the images, at least 4.
-        width: planes of the first stage, even for `maxmin`.
-        depth: blocks of each stage, each with an activation behind it.
-        activation: one of `ACTIVATIONS`.
-
-    Returns:
-        The body, its number of features 8·width, and its aliases.
+    `width`, even for `maxmin`, is the number of planes of the first stage, `depth` that of the
+    blocks of each, all with an activation behind them; D is 8·width.
 
     Raises:
         UsageError: for images that are too small.
 
-    Source:
-        Hu et al., as of `LinearResidual`.
+    Source: Hu et al., "Unlocking Deterministic Robustness Certification on ImageNet", NeurIPS 2023.
     """
     side = check_halved_twice(image_size)
     act = ACTIVATIONS[activation]

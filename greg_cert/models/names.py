@@ -1,60 +1,90 @@
-"""Which names of models there are, told without importing torch or torchvision."""
+"""Which models there are: a line for each, read without importing torch or torchvision.
+
+A new model is a function in a file of this folder and one line here.
+"""
 
 from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from types import MappingProxyType
 
 from greg_cert.errors import UsageError
 
 TORCHVISION_PREFIX = "torchvision/"
 
-MODEL_NAMES: tuple[str, ...] = (
-    "mlp",
-    "cnn_small",
-    "lip_cnn",
-    "liresnet",
-    "resnet18_32x32",
-    "wrn16_2",
-    "wrn40_2",
-    "densenet100",
-    "densenet121",
-)
 
-ACTIVATION_NAMES: tuple[str, ...] = ("relu", "maxmin")
-CHOOSE_ACTIVATION: tuple[str, ...] = ("mlp", "cnn_small", "lip_cnn", "liresnet")
+@dataclass(frozen=True)
+class ModelInfo:
+    """Where a model's body is made, and of what.
+
+    Attributes:
+        body: `file:function` in this folder, called with `in_channels`, `image_size` and `settings`
+            by name, and with `activation` where there is a choice; it gives a
+            `greg_cert.models.base.Body`, and its docstring the source.
+        settings: Other arguments of it.
+        activations: That may be chosen, the default first; `relu` also stands for fixed ones.
+    """
+
+    body: str
+    settings: Mapping[str, int | float | str] = field(default_factory=dict)
+    activations: tuple[str, ...] = ("relu",)
+
+
+_TORCHVISION = "torchvision_body:torchvision_body"
+_RELU, _MAXMIN = ("relu", "maxmin"), ("maxmin", "relu")
+MODELS: Mapping[str, ModelInfo] = MappingProxyType(
+    {
+        "mlp": ModelInfo("small:mlp_body", activations=_RELU),
+        "cnn_small": ModelInfo("small:cnn_small_body", activations=_RELU),
+        "lip_cnn": ModelInfo("small:lip_cnn_body", activations=_MAXMIN),
+        "liresnet": ModelInfo("liresnet:liresnet_body", activations=_MAXMIN),
+        "resnet18_32x32": ModelInfo("resnet:resnet18_body"),
+        "wrn16_2": ModelInfo("wide_resnet:wide_resnet_body", {"depth": 16, "widen": 2}),
+        "wrn40_2": ModelInfo(
+            "wide_resnet:wide_resnet_body", {"depth": 40, "widen": 2, "dropout": 0.3}
+        ),
+        "densenet100": ModelInfo("densenet:densenet_body", {"depth": 100, "growth": 12}),
+        "densenet121": ModelInfo(_TORCHVISION, {"name": "densenet121"}),
+    }
+)
+MODEL_NAMES: tuple[str, ...] = tuple(MODELS)
+
+ACTIVATION_NAMES: tuple[str, ...] = _RELU
+CHOOSE_ACTIVATION: tuple[str, ...] = tuple(n for n, m in MODELS.items() if len(m.activations) > 1)
 """Models that take another activation than ReLU."""
-_MAXMIN_BY_DEFAULT = ("lip_cnn", "liresnet")
 
 _NEAR = 0.7  # resnet50 is not near densenet100
 _IDENTIFIER = re.compile(r"[a-z][a-z0-9_]*")
+
+
+def model_info(name: str) -> ModelInfo:
+    """The line of a model, or one of torchvision's.
+
+    Raises:
+        UsageError: for a name that `is_model_name` does not know; the message lists the choices and
+            the nearest one.
+    """
+    check_model_name(name)
+    if name.startswith(TORCHVISION_PREFIX):
+        return ModelInfo(_TORCHVISION, {"name": name.removeprefix(TORCHVISION_PREFIX)})
+    return MODELS[name]
 
 
 def is_model_name(name: str) -> bool:
     """Whether `name` may name a model: one of `MODEL_NAMES`, or `torchvision/` and an identifier.
 
     Whether torchvision has a classifier of that name is known only once the model is built.
-
-    Args:
-        name: text to judge.
-
-    Returns:
-        True where `build_model` might know the name.
     """
     if name.startswith(TORCHVISION_PREFIX):
         return _IDENTIFIER.fullmatch(name.removeprefix(TORCHVISION_PREFIX)) is not None
-    return name in MODEL_NAMES
+    return name in MODELS
 
 
 def check_model_name(name: str) -> str:
     """The name itself, where `is_model_name` holds.
-
-    Args:
-        name: text to judge.
-
-    Returns:
-        `name`, unchanged.
 
     Raises:
         UsageError: for any other name; the message lists the choices and the nearest one.
@@ -67,39 +97,26 @@ def check_model_name(name: str) -> str:
 def default_activation(name: str) -> str:
     """The activation of a model where none is given; `relu` also stands for a model's fixed ones.
 
-    Args:
-        name: a model's name.
-
-    Returns:
-        One of `ACTIVATION_NAMES`.
+    Any text will do for the name, as it may not have been judged yet.
     """
-    return "maxmin" if name in _MAXMIN_BY_DEFAULT else "relu"
+    return MODELS[name].activations[0] if name in MODELS else "relu"
 
 
 def expected_activation(name: str, activation: str) -> str | None:
     """What the activation of a model may be, where it may not be this one; else None.
 
-    Args:
-        name: a model's name.
-        activation: what was given.
-
-    Returns:
-        The part of an error message before "but got".
+    That is the part of an error message before "but got".
     """
-    if activation == "relu" or (activation in ACTIVATION_NAMES and name in CHOOSE_ACTIVATION):
+    if activation == "relu" or (name in CHOOSE_ACTIVATION and activation in ACTIVATION_NAMES):
         return None
     able = ", ".join(CHOOSE_ACTIVATION)
     return f"expected relu, or with one of {able} one of {', '.join(ACTIVATION_NAMES)}"
 
 
 def expected_model_name(name: str) -> str:
-    """What a model's name may be, and which known name is nearest to `name`.
+    """What a model's name may be, and which known name is nearest to an unknown one.
 
-    Args:
-        name: a name that `is_model_name` does not know.
-
-    Returns:
-        The part of an error message before "but got".
+    That is the part of an error message before "but got".
     """
     choices = f"expected one of {', '.join(MODEL_NAMES)} or {TORCHVISION_PREFIX}<classifier>"
     lower = name.lower()
@@ -109,15 +126,9 @@ def expected_model_name(name: str) -> str:
 
 
 def near_miss(name: str, known: Sequence[str], prefix: str = "") -> str:
-    """A hint at the known name nearest to `name`, or nothing where none is near.
+    """A hint at the known name nearest to an unknown one, or nothing where none is near.
 
-    Args:
-        name: an unknown name.
-        known: the names there are.
-        prefix: what the hint puts before the name.
-
-    Returns:
-        " (did you mean '…'?)" or "".
+    The hint is " (did you mean '…'?)", with `prefix` before the name.
     """
     near = difflib.get_close_matches(name, known, n=1, cutoff=_NEAR)
     return f" (did you mean {prefix + near[0]!r}?)" if near else ""

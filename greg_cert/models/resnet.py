@@ -35,16 +35,11 @@ class BasicBlock(nn.Module):
         return y
 
 
-def resnet18_body(in_channels: int, width: int = 64) -> Body:
+def resnet18_body(in_channels: int, image_size: int = 32, *, width: int = 64) -> Body:
     """Stem, four stages of two basic blocks (width, 2×, 4×, 8×), global average pool.
 
-    Args:
-        in_channels: C.
-        width: planes of the stem and of the first stage.
-
-    Returns:
-        The body, its number of features, and its aliases (the names of torchvision, whose
-        projection is `downsample`, and of the CIFAR code bases, where it is `shortcut`).
+    The aliases are the names of torchvision, whose projection is `downsample`, and of the CIFAR
+    code bases, where it is `shortcut`. Images may be of any size.
 
     Source:
         He et al., "Deep Residual Learning for Image Recognition", CVPR 2016.

@@ -48,13 +48,8 @@ class State(NamedTuple):
 def read_state(path: Path, entry: str | None = None) -> State:
     """The named tensors in a checkpoint file, on the CPU.
 
-    Args:
-        path: a `.safetensors` file, or a file of `torch.save` (.pt, .pth, .ckpt, .bin, .tar).
-        entry: where in the file the tensors stand, such as `ema` or `ema.state_dict`; by default
-            the one usual entry that is there, or the top.
-
-    Returns:
-        The tensors and the entry they came from.
+    `entry` is where in the file they stand, such as `ema.state_dict`; by default the one usual
+    entry that is there, or the top.
 
     Raises:
         RunError: for a missing, corrupt or empty file, one that cannot be read without running

@@ -25,17 +25,13 @@ def torchvision_body(name: str, in_channels: int, image_size: int) -> Body:
     GoogLeNet and Inception v3 are built without their auxiliary heads. Where C is not 3, the first
     convolution is a new one of the same settings for C channels, in torch's own initialisation.
 
-    Args:
-        name: name in torchvision, such as `resnet50`.
-        in_channels: C.
-        image_size: height and width of the images; the transformers are built for it.
-
-    Returns:
-        The body with torchvision's own parameter names, its number of features, and its aliases.
+    The transformers are built for `image_size`. Parameters have torchvision's own names.
 
     Raises:
         UsageError: for a name that torchvision does not know, a network that is no classifier of
             images or does not end in a linear layer, or an image size that the network cannot take.
+
+    Source: torchvision, https://docs.pytorch.org/vision/stable/models.html, where each is cited.
     """
     check_classifier(name)
     full = f"{TORCHVISION_PREFIX}{name}"
@@ -54,10 +50,7 @@ def torchvision_body(name: str, in_channels: int, image_size: int) -> Body:
 
 
 def check_classifier(name: str) -> None:
-    """Nothing, where torchvision has an image classifier of this name.
-
-    Args:
-        name: name in torchvision, such as `resnet50`.
+    """Nothing, where torchvision has an image classifier of this name, such as `resnet50`.
 
     Raises:
         UsageError: for an unknown name, with the nearest known one, or for a network of another

@@ -39,18 +39,14 @@ class PreActivationBlock(nn.Module):
         return y
 
 
-def wide_resnet_body(in_channels: int, depth: int, widen: int, dropout: float = 0.0) -> Body:
+def wide_resnet_body(
+    in_channels: int, image_size: int, depth: int, widen: int, dropout: float = 0.0
+) -> Body:
     """Stem of 16 planes, three stages of (depth − 4)/6 blocks at 16k, 32k, 64k planes, pool.
 
-    Args:
-        in_channels: C.
-        depth: 6n + 4 with n ≥ 1.
-        widen: k.
-        dropout: share of the maps between a block's convolutions that training sets to 0.
-
-    Returns:
-        The body, its number of features, and its aliases (the names of the WRN that
-        outlier-exposure, energy_ood and pytorch-ood share).
+    The aliases are the names of the WRN that outlier-exposure, energy_ood and pytorch-ood share.
+    `dropout` is the share of the maps between a block's convolutions that training sets to 0.
+    Images may be of any size.
 
     Raises:
         UsageError: for another depth.

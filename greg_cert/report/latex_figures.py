@@ -56,16 +56,11 @@ def _setting(results: Results) -> str:
 def _float(results: Results, spec: FigureSpec, style: FigureStyle) -> str:
     environment = "figure*" if style.wide else "figure"
     width = f"{style.width:.4f}".rstrip("0").rstrip(".")
-    picture = rf"\includegraphics[width={width}in]{{{FOLDER}/{spec.name}.pdf}}"
     label = re.sub(r"[^a-z0-9]+", "-", spec.name.lower())
-    return "\n".join(
-        [
-            rf"\begin{{{environment}}}[t]",
-            r"\centering",
-            picture,
-            rf"\caption{{{escape_tex(full_caption(results, spec))}}}",
-            rf"\label{{fig:{label}}}",
-            rf"\end{{{environment}}}",
-            "",
-        ]
-    )
+    return rf"""\begin{{{environment}}}[t]
+\centering
+\includegraphics[width={width}in]{{{FOLDER}/{spec.name}.pdf}}
+\caption{{{escape_tex(full_caption(results, spec))}}}
+\label{{fig:{label}}}
+\end{{{environment}}}
+"""

@@ -27,6 +27,12 @@ def population(summary: Summary) -> str:
     return "ID test samples" if summary.side == "id" else "OOD test samples"
 
 
+def right_side(summary: Summary) -> str:
+    """What a sample is that keeps its side, in words that fit what is certified."""
+    right = "accepted as ID" if summary.side == "id" else "rejected as OOD"
+    return f"{right} and correctly classified" if summary.correct else right
+
+
 def wrong_side(summary: Summary) -> str:
     """What a sample of status `rejected` is, in words that fit what is certified."""
     wrong = "rejected" if summary.side == "id" else "accepted as ID"
@@ -51,9 +57,9 @@ def ball(summary: Summary) -> str:
     return "ball clipped to [0,1]" if summary.clip else "ball not clipped"
 
 
-def fpr_name(summary: Summary) -> str:
+def fpr_name(tpr: float) -> str:
     """The false-positive rate's name at this true-positive rate."""
-    return f"FPR{100 * summary.tpr:g}"
+    return f"FPR{100 * tpr:g}"
 
 
 def count(number: int, noun: str) -> str:
@@ -113,6 +119,11 @@ def class_name(summary: Summary, label: object) -> str:
         if name and name != number:
             return f"{name} ({number})"
     return number
+
+
+def quoted_names(runs: Sequence[str]) -> dict[str, str]:
+    """Names of runs for a sentence: short, and in quotation marks."""
+    return {run: f"\u201c{name}\u201d" for run, name in short_names(runs, 32).items()}
 
 
 def short_names(names: Sequence[str], limit: int) -> dict[str, str]:

@@ -5,28 +5,23 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from greg_cert.certificates.results import Results, load_results
 from greg_cert.errors import RunError, UsageError
 from greg_cert.files import write_atomic
-from greg_cert.report.figures.canvas import Rendered, render
-from greg_cert.report.figures.registry import chosen_figures, figure_specs
+from greg_cert.report.figures.registry import FigureSpec, chosen_figures, figure_specs
+from greg_cert.report.figures.render import Rendered, render
 from greg_cert.report.figures.style import FigureStyle
 from greg_cert.report.figures.training import SLOPE_TERMS
 from greg_cert.report.latex_figures import latex_figures
 from greg_cert.report.page.document import html_page
-from greg_cert.report.page.gallery import gallery_of, read_gallery
-from greg_cert.report.page.images import Pictures
+from greg_cert.report.page.pictures import Pictures, given_pictures, kept_pictures
 from greg_cert.report.tables.comparison import compare
 from greg_cert.report.tables.forms import latex_table, markdown_table
-from greg_cert.report.tables.rows import table_rows
-from greg_cert.report.training_log import (
-    TrainingLog,
-    likely_folders,
-    match_runs,
-    read_training_log,
-)
+from greg_cert.report.trained_runs import likely_folders, match_runs
+from greg_cert.runs.training_log import TrainingLog, read_training_log
 
 DEFAULT_TITLE = "Certified robustness of an OOD detector"
 _DEFAULT_STYLE = FigureStyle()
@@ -111,17 +106,17 @@ def write_report(
         UsageError: `out` cannot be made or written.
     """
     target = _target(folder, out)
-    given = None if images is None else gallery_of(images)
+    given = None if images is None else given_pictures(images)
     results = load_results(Path(folder))
-    gallery = read_gallery(results) if given is None else given
+    pictures = kept_pictures(results) if given is None else given
     logs, notes = _training_logs(results, runs)
-    rows, comparisons = table_rows(results), compare(results, seed=seed)
+    comparisons = compare(results, seed=seed)
     specs = figure_specs(results, logs)
-    drawn = {spec.name: render(spec.draw, results, style, svg=svg) for spec in specs}
-    pngs = {name: figure.png for name, figure in drawn.items()}
-    page = html_page(results, rows, comparisons, pngs, gallery, title=title)
-    markdown = markdown_table(results, rows, comparisons, title=title)
-    latex = latex_table(results, rows, comparisons)
+    drawn = _drawn(specs, results, style, svg)
+    figures = [(spec, drawn[spec.name].png) for spec in specs]
+    page = html_page(results, comparisons, figures, pictures, title=title)
+    markdown = markdown_table(results, comparisons, title=title)
+    latex = latex_table(results, comparisons)
     floats = latex_figures(results, specs, style)
     with _writing(target):
         return ReportFiles(
@@ -165,7 +160,7 @@ def write_figures(
     results = load_results(Path(folder))
     logs, _ = _training_logs(results, runs)
     specs = chosen_figures(figure_specs(results, logs), only)
-    drawn = {spec.name: render(spec.draw, results, style, svg=svg) for spec in specs}
+    drawn = _drawn(specs, results, style, svg)
     with _writing(target):
         return _write_figures(target, drawn)
 
@@ -184,6 +179,12 @@ def _writing(target: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise UsageError(f"out {target}: cannot be written ({error.strerror or error})") from error
+
+
+def _drawn(
+    specs: Sequence[FigureSpec], results: Results, style: FigureStyle, svg: bool
+) -> dict[str, Rendered]:
+    return {spec.name: render(partial(spec.draw, results), style, svg=svg) for spec in specs}
 
 
 def _write_figures(target: Path, drawn: Mapping[str, Rendered]) -> dict[str, FigureFiles]:

@@ -34,16 +34,15 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     return found
 
 
-def put_manifest(folder: Path, manifest: Mapping[str, object]) -> None:
+def write_manifest(folder: Path, manifest: Mapping[str, object]) -> None:
     """Write the manifest, with its digest.
 
     Raises:
         RunError: where it cannot be written.
     """
     path = folder / MANIFEST_FILE
-    text = json.dumps(sealed(manifest), indent=2, allow_nan=False) + "\n"
     try:
-        write_atomic(path, text)
+        write_atomic(path, json.dumps(sealed(manifest), indent=2, allow_nan=False) + "\n")
     except OSError as error:
         raise RunError(f"manifest: cannot write {path}: {error}") from error
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import platform
 import subprocess
-from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cached_property
@@ -24,7 +23,8 @@ from greg_cert.digests import json_digest, tensors_digest
 from greg_cert.errors import ConfigError, RunError
 from greg_cert.files import write_atomic
 from greg_cert.models import Classifier, build_model
-from greg_cert.runs.manifest import MANIFEST_FILE, check_file, put_manifest, read_manifest
+from greg_cert.runs.manifest import MANIFEST_FILE, check_file, read_manifest
+from greg_cert.runs.training_log import METRICS_FILE
 from greg_cert.tensor_file import check_ties, read_tensors, write_tensors
 
 _PACKAGES = (
@@ -67,7 +67,7 @@ class RunFolder:
     @property
     def metrics_file(self) -> Path:
         """A JSON object a line."""
-        return self.path / "metrics.jsonl"
+        return self.path / METRICS_FILE
 
     @property
     def checkpoint_file(self) -> Path:
@@ -102,7 +102,7 @@ class RunFolder:
 
     @cached_property
     def manifest(self) -> dict[str, Any]:
-        """What `write_manifest` wrote.
+        """What made the run, as `greg_cert.runs.manifest` reads it.
 
         Raises:
             RunError: if it is missing or cannot be read, or is not as it was written.
@@ -158,25 +158,20 @@ class RunFolder:
             raise RunError(
                 f"run: expected model sizes in manifest.json of {self.path}, but got none"
             )
-        tensors = self.read_weights()
+        tensors, described = self.read_weights(), self.config.model
         try:
-            model = build_model(
-                self.config.model.name, activation=self.config.model.activation, **sizes
-            )
-            _fill(model, tensors, self.weights_file)
+            model = build_model(described.name, activation=described.activation, **sizes)
         except TypeError as error:
             raise RunError(f"run: manifest.json of {self.path} names odd sizes: {error}") from error
+        try:
+            model.load_state_dict(tensors)
+        except RuntimeError as error:
+            line = " ".join(str(error).split())
+            raise RunError(
+                f"weights: {self.weights_file} does not fit the model: {line}"
+            ) from error
+        check_ties(model.state_dict(), tensors, self.weights_file)
         return model.eval()
-
-
-def _fill(model: nn.Module, tensors: Mapping[str, Tensor], path: Path) -> None:
-    """Load a whole state into a model; every key must match."""
-    try:
-        model.load_state_dict(tensors)
-    except RuntimeError as error:
-        line = " ".join(str(error).split())
-        raise RunError(f"weights: {path} does not fit the model: {line}") from error
-    check_ties(model.state_dict(), tensors, path)
 
 
 def config_digest(raw: object) -> str:
@@ -191,11 +186,6 @@ def config_digest(raw: object) -> str:
 def write_config(run: RunFolder, config: ExperimentConfig) -> None:
     """Write the resolved configuration."""
     write_atomic(run.config_file, dump_config(config))
-
-
-def write_manifest(run: RunFolder, manifest: dict[str, Any]) -> None:
-    """Write the manifest, with its digest; errors as of `greg_cert.runs.manifest.put_manifest`."""
-    put_manifest(run.path, manifest)
 
 
 def model_sizes(splits: DataSplits, *, absent_class: bool = False) -> dict[str, Any]:

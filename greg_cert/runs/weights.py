@@ -19,6 +19,8 @@ from greg_cert.models.state_file import State, read_state
 from greg_cert.tensor_file import check_ties
 
 _SHOWN = 4  # names that an error lists of each kind
+_PROBLEMS = ("missing", "unexpected", "of another shape", "in the same place")
+_MISSING, _UNEXPECTED, _MISFIT, _CLASH = _PROBLEMS
 
 
 @dataclass(frozen=True)
@@ -43,16 +45,6 @@ class LoadReport:
     kept: tuple[str, ...]
     ignored: tuple[str, ...]
 
-    @property
-    def head_kept(self) -> bool:
-        """Whether the head, or a part of it, is as it was initialised."""
-        return any(name.startswith("head.") for name in self.kept)
-
-    @property
-    def normalization_kept(self) -> bool:
-        """Whether mean and std are still the data's, because the file has none."""
-        return any(name.startswith("normalize.") for name in self.kept)
-
     def summary(self) -> str:
         """The report in one line."""
         kept = [n for n in self.kept if not _is_counter(n) and not n.startswith("normalize.")]
@@ -61,7 +53,7 @@ class LoadReport:
             parts.append(f"as initialised: {_first(kept)}")
         if self.ignored:
             parts.append(f"ignored: {_first(self.ignored)}")
-        if self.normalization_kept:
+        if any(name.startswith("normalize.") for name in self.kept):
             parts.append("normalisation follows the data")
         return "; ".join(parts)
 
@@ -145,24 +137,16 @@ class _Plan:
     native: bool = False  # whether the file has our own names
     kept: list[str] = field(default_factory=list)
     ignored: list[str] = field(default_factory=list)
-    missing: list[str] = field(default_factory=list)
-    unexpected: list[str] = field(default_factory=list)
-    misfits: list[str] = field(default_factory=list)
-    clashes: list[str] = field(default_factory=list)
+    problems: dict[str, list[str]] = field(default_factory=lambda: {k: [] for k in _PROBLEMS})
 
     def refuse(self, path: Path) -> None:
         """An error that lists everything that does not fit, where anything does not."""
-        kinds = {
-            "missing": self.missing,
-            "unexpected": self.unexpected,
-            "of another shape": self.misfits,
-            "in the same place": self.clashes,
-        }
-        problems = [f"{len(v)} {kind}: {_first(v)}" for kind, v in kinds.items() if v]
+        problems = [f"{len(v)} {kind}: {_first(v)}" for kind, v in self.problems.items() if v]
         if not problems:
             return
+        missing, misfits = self.problems[_MISSING], self.problems[_MISFIT]
         hint = ""
-        if all(m.startswith("head.") for m in (*self.missing, *self.misfits)) and self.misfits:
+        if misfits and all(name.startswith("head.") for name in (*missing, *misfits)):
             hint = "; allow_missing 'head.*' begins with a new head"
         raise RunError(
             f"weights: expected the tensors of the model in {path}, "
@@ -186,11 +170,11 @@ def _match_names(
         here = plain if plain in own else own_name(plain, aliases)
         if here is None or here not in own:
             allowed = _matches(key, allow_unexpected) or _matches(plain, allow_unexpected)
-            (plan.ignored if allowed else plan.unexpected).append(key)
+            (plan.ignored if allowed else plan.problems[_UNEXPECTED]).append(key)
             continue
         plan.native |= here == plain and here.startswith("body.")
         if here in plan.sources:
-            plan.clashes.append(f"{here} from {plan.sources[here]} and {key}")
+            plan.problems[_CLASH].append(f"{here} from {plan.sources[here]} and {key}")
         plan.sources[here] = key
     return plan
 
@@ -207,7 +191,7 @@ def _match_values(
             usual = _is_counter(here) or (
                 here.startswith("normalize.") and no_normalization and not plan.native
             )
-            (plan.kept if usual or allowed else plan.missing).append(here)
+            (plan.kept if usual or allowed else plan.problems[_MISSING]).append(here)
             continue
         key = plan.sources[here]
         if why := _misfit(state.values[key], target):
@@ -215,7 +199,7 @@ def _match_values(
                 plan.kept.append(here)
                 plan.ignored.append(key)
             else:
-                plan.misfits.append(f"{here} ({why})")
+                plan.problems[_MISFIT].append(f"{here} ({why})")
             continue
         values[here] = state.values[key].detach().to(target.dtype)
     return values

@@ -23,7 +23,8 @@ from greg_cert.errors import ConfigError, RunError, UsageError
 from greg_cert.evaluation import Evaluator
 from greg_cert.evaluation.decision import Decision
 from greg_cert.evaluation.seeds import Evaluated, SeedMean
-from greg_cert.runs.subjects import made_by, open_subject, unique_names
+from greg_cert.runs.own_model import made_by
+from greg_cert.runs.subjects import open_subject, unique_names
 from greg_cert.verify.run.single_image import verdicts_on
 
 CODE = """
@@ -85,7 +86,7 @@ def test_saved_scores_of_another_function_are_not_read(folder: Path) -> None:
         describe(folder / "b.yaml", arguments={"act": "Tanh"}),
     ]
     tables = [Evaluator(p, scores=folder / "s").eval_ood() for p in described]
-    assert tables[1].equals(Evaluator(described[1], save=False).eval_ood())
+    assert tables[1].equals(Evaluator(described[1], scores=False).eval_ood())
     assert not tables[1].equals(tables[0])
     data = open_subject(described[0]).load_data()
     for path in described:

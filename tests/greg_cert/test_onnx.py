@@ -73,19 +73,19 @@ def trained(name: str, channels: int, size: int) -> nn.Module:
     return model.eval()
 
 
-@pytest.mark.parametrize("name", ["mlp", "cnn_small", "lip_cnn", "liresnet", "wrn16_2"])
+@pytest.mark.parametrize("name", ["mlp", "lip_cnn", "liresnet", "wrn16_2"])
 def test_our_networks_come_back(tmp_path: Path, name: str) -> None:
-    model = trained(name, 3, 16)
-    found = read_onnx(export(model, tmp_path / "net.onnx", (3, 16, 16)))
-    assert (found.image_shape, found.num_classes) == ((3, 16, 16), 10)
-    x = torch.randn(7, 3, 16, 16)
+    model = trained(name, 3, 8)
+    found = read_onnx(export(model, tmp_path / "net.onnx", (3, 8, 8)))
+    assert (found.image_shape, found.num_classes) == ((3, 8, 8), 10)
+    x = torch.randn(7, 3, 8, 8)
     with torch.no_grad():
         expected, got = model(x), found.module(x)
     if name == "wrn16_2":  # the exporter folds BatchNorm into convolutions, in float32
         torch.testing.assert_close(got, expected, rtol=1e-6, atol=1e-6)
     else:
         assert torch.equal(got, expected)
-    ours, theirs = trace_model(model, (3, 16, 16)), trace_model(found.module, (3, 16, 16))
+    ours, theirs = trace_model(model, (3, 8, 8)), trace_model(found.module, (3, 8, 8))
     assert [type(n.op) for n in theirs.nodes] == [type(n.op) for n in ours.nodes]
 
 
@@ -240,6 +240,68 @@ def test_operations_mean_what_they_say(
     model = read_onnx(written(tmp_path / "net.onnx", [*nodes, *HEAD], weights)).module
     x = torch.randn(5, 2, 7, 6)
     torch.testing.assert_close(model(x), expected(x).mean((2, 3)), rtol=1e-5, atol=1e-5)
+
+
+SLOPES = torch.tensor([0.1, -0.3]).reshape(2, 1, 1)
+POOL = {"kernel_shape": [3, 2], "strides": [2, 1], "pads": [1, 1, 1, 1]}
+LINEAR = torch.arange(10.0).reshape(2, 5).cos()
+
+
+@pytest.mark.parametrize(
+    ("operation", "operands", "attributes", "expected"),
+    [
+        ("AveragePool", (), POOL,
+         lambda x: F.avg_pool2d(x, (3, 2), (2, 1), 1, count_include_pad=False)),
+        ("MaxPool", (), POOL, lambda x: F.max_pool2d(x, (3, 2), (2, 1), 1)),
+        ("GlobalMaxPool", (), {}, lambda x: x.amax((2, 3), keepdim=True)),
+        ("Cast", (), {"to": 1}, lambda x: x),
+        ("Dropout", (), {}, lambda x: x),
+        ("Div", ("two",), {}, lambda x: x / 2),
+        ("Sub", ("two",), {}, lambda x: x - 2),
+        ("Elu", (), {"alpha": 0.5}, lambda x: F.elu(x, 0.5)),
+        ("Gelu", (), {"approximate": "tanh"}, lambda x: F.gelu(x, approximate="tanh")),
+        ("LeakyRelu", (), {"alpha": 0.2}, lambda x: F.leaky_relu(x, 0.2)),
+        ("PRelu", ("slopes",), {}, lambda x: torch.where(x > 0, x, SLOPES * x)),
+        ("Softplus", (), {}, F.softplus),
+        ("Tanh", (), {}, torch.tanh),
+    ],
+)  # fmt: skip
+def test_an_operation_is_torchs(
+    tmp_path: Path, operation: str, operands: tuple[str, ...], attributes: dict[str, Any],
+    expected: Callable[[Tensor], Tensor],
+) -> None:  # fmt: skip
+    node = helper.make_node(operation, ["x", *operands], ["c"], **attributes)
+    weights = {"two": torch.tensor(2.0), "slopes": SLOPES}
+    path = written(tmp_path / "net.onnx", [node, *HEAD], weights, opset=20)
+    x = torch.randn(5, 2, 7, 6)
+    found = read_onnx(path).module(x)
+    torch.testing.assert_close(found, expected(x).mean((2, 3)), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("chain", "operand", "expected"),
+    [
+        (("GlobalAveragePool", "Squeeze"), np.array([-1, 2]), lambda m: m),
+        (("GlobalAveragePool", "Flatten", "Unsqueeze", "Flatten"), np.array([2, 3]), lambda m: m),
+        (("ReduceMean", "Flatten", "MatMul"), LINEAR, lambda m: m @ LINEAR),
+        (("ReduceMean", "Flatten", "Gemm"), LINEAR, lambda m: m @ LINEAR),
+    ],
+)
+def test_changes_of_shape_and_products(
+    tmp_path: Path, chain: tuple[str, ...], operand: Any, expected: Callable[[Tensor], Tensor]
+) -> None:
+    wants = {"Squeeze", "Unsqueeze", "MatMul", "Gemm"}
+    places = ["x", *(f"v{i}" for i in range(len(chain) - 1)), "y"]
+    nodes = [
+        helper.make_node(
+            operation, [before, "operand"] if operation in wants else [before], [after],
+            **({"axes": [2, 3]} if operation == "ReduceMean" else {}),
+        )
+        for operation, before, after in zip(chain, places, places[1:], strict=False)
+    ]  # fmt: skip
+    x = torch.randn(5, 2, 7, 6)
+    found = read_onnx(written(tmp_path / "net.onnx", nodes, {"operand": operand})).module(x)
+    torch.testing.assert_close(found, expected(x.mean((2, 3))), rtol=1e-5, atol=1e-5)
 
 
 def refused(nodes: list[Any], why: str, **more: Any) -> Any:

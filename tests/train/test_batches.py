@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from greg_cert.data import ImageSet
-from greg_cert.draws import generator_for
+from greg_cert.seeded import generator_for
 from greg_cert.train.feed.batches import DeviceImages, Draw, batch_indices, draw_shifts
 
 CPU = torch.device("cpu")

@@ -262,7 +262,7 @@ def test_a_third_derivative_is_refused_rather_than_wrong() -> None:
 def test_mixed_precision_is_as_close_to_full_as_pytorchs_own(lies_last: bool) -> None:
     torch.manual_seed(0)
     model = build_model(
-        "resnet18_32x32", num_classes=4, in_channels=3, image_size=8, mean=[0.5] * 3, std=[0.2] * 3
+        "wrn16_2", num_classes=4, in_channels=3, image_size=8, mean=[0.5] * 3, std=[0.2] * 3
     ).train()
     x = torch.rand(8, 3, 8, 8, requires_grad=True)
     if lies_last:

@@ -15,28 +15,22 @@ from torch import Tensor
 
 from greg_cert.config import ExperimentConfig, parse_config
 from greg_cert.data import ImageSet, load_data
-from greg_cert.errors import ConfigError
+from greg_cert.errors import ConfigError, TrainingError
+from greg_cert.processes import Processes
 from greg_cert.stages import StageConfig
 from greg_cert.train import fit
+from greg_cert.train.divergence import FirstNonFinite
 from greg_cert.train.feed.batches import DeviceImages
 from greg_cert.train.feed.feed import Feed
 from greg_cert.train.objective.step import Batch
 from greg_cert.train.outliers.choose import Picks
-from greg_cert.train.watch import FiniteWatch
 
 CPU = torch.device("cpu")
 KEY = (0, 1, 2)
 
 
-class Part:
+class Part(Processes):
     """A process of several, without the others."""
-
-    def __init__(self, rank: int = 0, size: int = 1) -> None:
-        self.rank, self.size = rank, size
-
-    def share(self, count: int) -> slice:
-        each = count // self.size
-        return slice(self.rank * each, (self.rank + 1) * each)
 
     def gather(self, values: Tensor) -> Tensor:
         return values
@@ -58,7 +52,7 @@ def feed(rank: int = 0, size: int = 1) -> Feed:
         train_set=images(50, 1, labels=True),
         aux_set=images(90, 2, labels=False),
         look=look,
-        world=Part(rank, size),  # type: ignore[arg-type]
+        processes=Part(rank, size),
         device=CPU,
         channels_last=False,
     )
@@ -194,11 +188,12 @@ def test_a_model_without_second_derivatives_is_refused_with_the_way_out(tmp_path
     assert fit(config, splits, tmp_path / "b").complete
 
 
-def test_the_first_value_that_is_not_finite_is_remembered() -> None:
-    watch = FiniteWatch()
+def test_the_first_value_that_is_not_finite_is_remembered(tmp_path: Path) -> None:
+    non_finite = FirstNonFinite(Processes(), tmp_path / "last.pt")
     good, bad = torch.ones(3), torch.tensor([1.0, float("nan"), 2.0])
-    watch.see(1, {"a": good, "b": good})
-    assert watch.first() is None
-    watch.see(2, {"a": good, "b": bad})
-    watch.see(3, {"a": bad, "b": good})
-    assert watch.first() == (2, "b")
+    non_finite.see(1, {"a": good, "b": good})
+    non_finite.check()
+    non_finite.see(2, {"a": good, "b": bad})
+    non_finite.see(3, {"a": bad, "b": good})
+    with pytest.raises(TrainingError, match=r"at step 3: b is not finite; .*: none yet"):
+        non_finite.check()

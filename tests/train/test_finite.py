@@ -5,17 +5,13 @@ The extremes must not reach faiss, which ends the process on NaN.
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from clusters import rng, unit_features
 
-from greg_cert.errors import DataError, UsageError
-from greg_cert.train.feed.feature_store import FeatureStore
-from greg_cert.train.feed.pool import collect_ends, fit_centroids, sample_pool
+from greg_cert.errors import UsageError
 from greg_cert.train.outliers.finite import unit_rows
 from greg_cert.train.outliers.kmeans import kmeans
 from greg_cert.train.outliers.posterior import LinearPosterior, boundary_scores, posterior_sample
@@ -115,24 +111,3 @@ def test_the_posterior_learns_from_finite_values_alone(
             call()
     with pytest.raises(UsageError, match=r"^targets: "):
         prior.update(torch.zeros(40, 6), marred(value, dtype, (40,)))
-
-
-def test_a_store_that_was_changed_is_refused_before_faiss_reads_it(tmp_path: Path) -> None:
-    store = FeatureStore.create(tmp_path, rows=30, dim=4, shard_rows=20)
-    features = torch.randn(30, 4, generator=rng()).numpy()
-    scores = np.arange(30, dtype=np.float32)
-    for shard in range(store.shards):
-        start, stop = store.span(shard)
-        store.write(shard, features[start:stop], scores[start:stop])
-    centres = fit_centroids(store, 3)
-    features[25, 1] = np.nan
-    np.save(tmp_path / "features-000001.npy", features[20:])
-    calls: list[Any] = [
-        lambda: fit_centroids(store, 3),
-        lambda: collect_ends(store, centres, 1),
-        lambda: sample_pool(store, "two_ended", 3),
-        lambda: sample_pool(store, "greedy", 3),
-    ]
-    for call in calls:
-        with pytest.raises(DataError, match=r"shard 1: expected finite features, but got NaN"):
-            call()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import json
 import math
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ import torch
 from problems import SMALL, build
 from smooth_networks import build_smooth
 from torch import Tensor, nn
+from trained import rows_of
 
 from greg_cert.config import ExperimentConfig, parse_config
 from greg_cert.data import DataSplits, load_data
@@ -21,9 +21,9 @@ from greg_cert.models import MODEL_NAMES, build_model
 from greg_cert.models.base import Classifier
 from greg_cert.models.resnet import BasicBlock
 from greg_cert.scores import SCORES
-from greg_cert.train import check, fit, lipschitz_penalty, trainer
+from greg_cert.train import check, fit, initial_model, lipschitz_penalty
+from greg_cert.train.initial_model import first_model
 from greg_cert.train.objective.lipschitz import _Variance
-from greg_cert.train.trainer import first_model
 from greg_cert.verify import global_lipschitz_bound
 
 IMAGE = (2, 6, 6)
@@ -323,10 +323,6 @@ def splits() -> DataSplits:
     return load_data(experiment().data)
 
 
-def rows(folder: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-
-
 @pytest.mark.parametrize("norm", ["2", "inf"])
 @pytest.mark.parametrize("method", ["ce", "dos", "oe+grad"])
 def test_it_goes_with_methods_scores_and_norms(
@@ -335,14 +331,15 @@ def test_it_goes_with_methods_scores_and_norms(
     found = []
     for weight in (0.0, 1.0):
         config = experiment(
-            method=method, lambda_lipschitz=weight, lipschitz_norm=norm, clip_grad=5.0, epochs=3
+            **{"method": method, "lambda_lipschitz": weight, "lipschitz_norm": norm},
+            **{"clip_grad": 5.0, "epochs": 3, "lr": 0.05, "name": "mlp"},
         )
         run = fit(config, splits, tmp_path / str(weight))
         shape = splits.train.image_shape
         found.append(
             global_lipschitz_bound(run.load_model(), shape, norm=float(norm), score=config.score)
         )
-        last = rows(run.path)[-1]["lipschitz_estimate"]
+        last = rows_of(run.path)[-1]["lipschitz_estimate"]
         assert last <= 1.1 * found[-1]
         assert last >= 0.7 * found[-1]
     assert found[1] < 0.7 * found[0]
@@ -352,7 +349,7 @@ def test_its_weight_rises_over_the_ramp(splits: DataSplits, tmp_path: Path) -> N
     shared = {"lambda_lipschitz": 0.5, "lambda_score": 0.25, "clip_grad": 1.0}
     for ramp in (0.0, 1.5):
         run = fit(experiment(lambda_lipschitz_ramp=ramp, **shared), splits, tmp_path / str(ramp))
-        found = rows(run.path)
+        found = rows_of(run.path)
         per_epoch = len(found) / 2
         for i, row in enumerate(found):
             extra = row["loss"] - row["ce"] - 0.25 * row["score_loss"]
@@ -371,7 +368,7 @@ def test_a_step_is_no_longer_than_its_limit(splits: DataSplits, tmp_path: Path) 
         run = fit(config, splits, tmp_path / str(limit))
         pairs = zip(start.parameters(), run.load_model().parameters(), strict=True)
         squares = sum((a - b).detach().square().sum().item() for a, b in pairs)
-        moved.append(math.sqrt(squares) / len(rows(run.path)))
+        moved.append(math.sqrt(squares) / len(rows_of(run.path)))
     assert moved[1] <= 0.01 * (1 + 1e-4) < moved[0]
 
 
@@ -384,7 +381,7 @@ def test_penalties_every_few_steps_weigh_as_many_times(
     config = experiment(
         method="greg", penalty_every=every, lambda_lipschitz_ramp=0, **weights, **margins
     )
-    found = rows(fit(config, splits, tmp_path / "run").path)
+    found = rows_of(fit(config, splits, tmp_path / "run").path)
     for i, row in enumerate(found):
         assert ("grad_loss" in row) == (i % every == 0)
         extra = row["loss"] - row["ce"] - 0.5 * row["score_loss"]
@@ -403,11 +400,11 @@ def test_a_network_without_a_constant_is_refused_before_anything_is_written(
         made.body.append(nn.Softplus())
         return made
 
-    monkeypatch.setattr(trainer, "build_model", jumps)
+    monkeypatch.setattr(initial_model, "build_model", jumps)
     config = experiment(lambda_lipschitz=0.1)
     for attempt in (lambda: check(config, splits), lambda: fit(config, splits, tmp_path / "run")):
         with pytest.raises(UsageError, match=r"stages\[0\].lambda_lipschitz: .*Softplus"):
             attempt()
     assert not (tmp_path / "run").exists()
     run = fit(experiment(), splits, tmp_path / "other")
-    assert not any("lipschitz_estimate" in row for row in rows(run.path))
+    assert not any("lipschitz_estimate" in row for row in rows_of(run.path))

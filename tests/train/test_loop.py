@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import os
+import shutil
 import signal
 import time
 from pathlib import Path
@@ -13,6 +13,7 @@ import pytest
 import torch
 from commands import FORKS
 from safetensors.torch import load_file
+from trained import Stopper, rows_of, same_weights
 
 from greg_cert.config import ExperimentConfig, parse_config
 from greg_cert.data import DataSplits, load_data
@@ -29,7 +30,7 @@ def experiment(**changes: Any) -> ExperimentConfig:
             "aux": {"source": "photographs", "n": 400},
             "ood": [{"source": "uniform", "n": 50}],
         },
-        "model": {"name": "cnn_small"},
+        "model": {"name": "mlp"},
         "train": {
             "accelerator": "cpu",  # where the same seed gives the same bits
             "log_every": 2,
@@ -53,15 +54,6 @@ def finished(splits: DataSplits, tmp_path_factory: pytest.TempPathFactory) -> Ru
     return fit(experiment(), splits, tmp_path_factory.mktemp("runs") / "a", command="by hand")
 
 
-def same_weights(a: RunFolder, b: RunFolder) -> bool:
-    one, two = load_file(a.weights_file), load_file(b.weights_file)
-    return one.keys() == two.keys() and all(torch.equal(one[k], two[k]) for k in one)
-
-
-def rows_of(run: RunFolder) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in run.metrics_file.read_text().splitlines()]
-
-
 def test_the_run_folder_holds_everything(finished: RunFolder) -> None:
     assert {p.name for p in finished.path.iterdir()} == {
         "config.yaml",
@@ -79,7 +71,7 @@ def test_the_run_folder_holds_everything(finished: RunFolder) -> None:
     ce, plus = manifest["stages"]
     assert (ce["method"], ce["m_in"]) == ("ce", None)
     assert plus["m_in"] < plus["m_out"]
-    rows = rows_of(finished)
+    rows = rows_of(finished.path)
     assert [r["step"] for r in rows] == list(range(1, rows[-1]["step"] + 1, 2))
     last = rows[-1]
     assert last["stage"] == "greg+"
@@ -91,33 +83,27 @@ def test_the_run_folder_holds_everything(finished: RunFolder) -> None:
     )
 
 
-def test_the_same_seed_gives_the_same_weights_and_another_does_not(
-    finished: RunFolder, splits: DataSplits, tmp_path: Path
-) -> None:
+def test_the_seed_alone_decides(splits: DataSplits, tmp_path: Path) -> None:
+    stages = [{"method": "ce", "epochs": 1, "lr": 0.1, "batch_size": 32, "augment": "shift"}]
+
+    def run(name: str, seed: int) -> RunFolder:
+        config = experiment(train={"accelerator": "cpu", "stages": stages}, seed=seed)
+        return fit(config, splits, tmp_path / name)
+
+    one = run("a", 5)
     torch.manual_seed(999)  # global state must not matter
-    assert same_weights(finished, fit(experiment(), splits, tmp_path / "b"))
-    assert not same_weights(finished, fit(experiment(seed=6), splits, tmp_path / "c"))
-
-
-def test_training_leaves_the_callers_random_state_alone(splits: DataSplits, tmp_path: Path) -> None:
-    torch.manual_seed(1)
     before = torch.get_rng_state()
-    fit(experiment(), splits, tmp_path / "a")
-    assert torch.equal(before, torch.get_rng_state())
+    assert same_weights(one, run("b", 5))
+    assert torch.equal(before, torch.get_rng_state())  # nor be moved
+    assert not same_weights(one, run("c", 6))
 
 
-class Killer:
+class Killer(Stopper):
     """Kills the process at a step."""
 
-    def __init__(self, at: int) -> None:
-        self.left = at
-
-    def begin(self, steps: int, done: int) -> None:
-        pass
-
     def step(self, stage: str, epoch: int, values: object) -> None:
-        self.left -= 1
-        if self.left == 0:
+        self.done += 1
+        if self.done == self.at:
             os.kill(os.getpid(), signal.SIGKILL)
 
 
@@ -142,7 +128,7 @@ def test_a_killed_run_resumes_to_the_same_bits(
         fit(experiment(), splits, folder)
     resumed = fit(experiment(), splits, folder, resume=True)
     assert same_weights(finished, resumed)
-    assert rows_of(resumed) == rows_of(finished)
+    assert rows_of(resumed.path) == rows_of(finished.path)
     assert resumed.manifest["stages"] == finished.manifest["stages"]
 
 
@@ -160,8 +146,13 @@ def test_resuming_with_another_configuration_is_refused(
         fit(experiment(seed=9), splits, finished.path, resume=True)
 
 
-def test_resuming_on_other_data_is_refused(splits: DataSplits, tmp_path: Path) -> None:
-    run = fit(experiment(), splits, tmp_path / "a")
+@pytest.fixture
+def copied(finished: RunFolder, tmp_path: Path) -> RunFolder:
+    return RunFolder(shutil.copytree(finished.path, tmp_path / "copied"))
+
+
+def test_resuming_on_other_data_is_refused(copied: RunFolder) -> None:
+    run = copied
     run.weights_file.unlink()
     raw = experiment().model_dump(mode="json")["data"]
     other = load_data(experiment(data={**raw, "seed": 1}).data)  # as if the files had changed
@@ -189,8 +180,8 @@ def test_a_mistake_leaves_no_folder_behind(
     assert not (tmp_path / "a").exists()
 
 
-def test_a_corrupt_checkpoint_is_named_and_kept(splits: DataSplits, tmp_path: Path) -> None:
-    run = fit(experiment(), splits, tmp_path / "a")
+def test_a_corrupt_checkpoint_is_named_and_kept(copied: RunFolder, splits: DataSplits) -> None:
+    run = copied
     run.weights_file.unlink()
     whole = run.checkpoint_file.read_bytes()
     run.checkpoint_file.write_bytes(whole[: len(whole) // 2])

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from pathlib import Path
 from typing import Any, get_args
 
 import pytest
 import torch
+from trained import rows_of
 
 from greg_cert.config import ExperimentConfig, dump_config, parse_config
 from greg_cert.data import DataSplits, load_data
@@ -26,6 +26,7 @@ DATA = {
     "aux": {"source": "photographs", "n": 500},
     "ood": [{"source": "textures", "n": 60}],
 }
+MARGINS = {"m_in": -5.0, "m_out": -2.0}
 METHODS = [m for m in get_args(Method) if m != "ce"]
 
 
@@ -46,18 +47,13 @@ def splits() -> DataSplits:
     return load_data(experiment({"method": "ce"}).data)
 
 
-def rows(path: Path, stage: str) -> list[dict[str, Any]]:
-    lines = [json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()]
-    return [line for line in lines if line["stage"] == stage]
-
-
 @pytest.mark.parametrize("method", METHODS)
 def test_each_method_trains_and_tells_outliers_apart(
     method: str, splits: DataSplits, tmp_path: Path
 ) -> None:
     config = experiment({"method": method, "epochs": 4, "lr": 0.05})
     run = fit(config, splits, tmp_path / "run")
-    seen = rows(run.path, method)
+    seen = rows_of(run.path, method)
     assert all(row["score_loss"] >= 0 for row in seen)
     assert ("grad_loss" in seen[0]) == (config.train.stages[-1].gradient)
     found = evaluate_model(run.load_model(), splits, score=run.config.score)
@@ -128,10 +124,10 @@ def test_absent_class_and_margins_do_not_mix() -> None:
 def test_every_strategy_chooses_from_a_pool_of_the_epoch(
     strategy: str, splits: DataSplits, tmp_path: Path
 ) -> None:
-    stage = {"method": "greg", "strategy": strategy, "pool": 300}
-    run = fit(experiment(stage), splits, tmp_path / "run")
-    assert len(rows(run.path, "greg")) == 2 * (len(splits.train) // 20)
-    assert not (run.path / "checkpoint" / "pool").exists()
+    stage = {"method": "greg", "strategy": strategy, "pool": 300, **MARGINS}
+    run = fit(experiment(stage, 1), splits, tmp_path / "run")
+    assert len(rows_of(run.path, "greg")) == 2 * (len(splits.train) // 20)
+    assert [p.name for p in run.checkpoint_file.parent.iterdir()] == ["last.pt"]
 
 
 @pytest.mark.parametrize(("changes", "each"), [({"aux_ratio": 3}, 60), ({"share_ends": True}, 40)])
@@ -151,8 +147,8 @@ def test_a_pool_gives_every_step_as_many_as_without_one(
 
     monkeypatch.setattr(Objective, "forward", watching)
     for pool in (None, 480):
-        stage = {"method": "greg+", "epochs": 1, "pool": pool, "clusters": 20, **changes}
-        fit(experiment(stage), splits, tmp_path / str(pool))
+        stage = {"method": "greg+", "epochs": 1, "pool": pool, "clusters": 20, **MARGINS}
+        fit(experiment({**stage, **changes}, 1), splits, tmp_path / str(pool))
         steps = len(splits.train) // 20
         # Without a pool a cluster smaller than its picks gives fewer.
         assert all(n == each if pool else each / 2 < n <= each for n in seen[-steps:])
@@ -168,9 +164,9 @@ def test_a_pool_larger_than_the_auxiliary_set_is_refused(
 def test_mixed_precision_trains_to_nearly_the_same(splits: DataSplits, tmp_path: Path) -> None:
     seen = {}
     for precision in ("32", "bf16"):
-        config = experiment({"method": "greg+"}, precision=precision)
+        config = experiment({"method": "greg+", "epochs": 1}, precision=precision)
         run = fit(config, splits, tmp_path / precision)
-        seen[precision] = rows(run.path, "greg+")
+        seen[precision] = rows_of(run.path, "greg+")
         weights = run.load_model().state_dict().values()
         assert all(w.dtype == torch.float32 for w in weights)
     for key in ("ce", "score_id", "grad_norm_id", "grad_norm_aux"):
@@ -186,7 +182,7 @@ def test_compiled_a_run_is_nearly_the_same(splits: DataSplits, tmp_path: Path) -
     for compiled in (False, True):
         stage = {"method": "greg", "estimator": "finite-difference", "epochs": 1}
         run = fit(experiment(stage, compile=compiled), splits, tmp_path / str(compiled))
-        last.append(rows(run.path, "greg")[-1])
+        last.append(rows_of(run.path, "greg")[-1])
     for key in ("loss", "grad_loss", "grad_norm_id", "score_aux"):
         assert last[1][key] == pytest.approx(last[0][key], rel=0.02), key
 
@@ -195,7 +191,7 @@ def test_certificates_are_of_the_score_a_run_was_trained_for(
     splits: DataSplits, tmp_path: Path
 ) -> None:
     run = fit(experiment({"method": "oe"}), splits, tmp_path / "run")
-    settings = run.config.verify.model_copy(update={"samples": 4})
+    settings = run.config.verify.model_copy(update={"samples": 4, "method": "crown"})
     (done,) = verify_runs([run], settings, tmp_path / "out").runs
     logits = logits_of(run.load_model(), splits.test.subset(done.frame["index"].tolist()))
     expected = max_softmax(logits)

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import errno
-import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from trained import Stopped, Stopper, rows_of, same_weights
 
 import greg_cert.train.checkpoint as checkpoint_module
 from greg_cert.config import ExperimentConfig, parse_config
@@ -19,14 +18,14 @@ from greg_cert.runs.records import RunFolder
 from greg_cert.train import fit
 
 
-def experiment(**stage: Any) -> ExperimentConfig:
+def experiment(model: str = "mlp", **stage: Any) -> ExperimentConfig:
     raw = {
         "seed": 4,
         "data": {
             "id": {"source": "digits", "limit": 400},
             "aux": {"source": "photographs", "n": 400},
         },
-        "model": {"name": "cnn_small"},
+        "model": {"name": model},
         "train": {
             "accelerator": "cpu",  # where the same seed gives the same bits
             "log_every": 1,
@@ -45,44 +44,29 @@ def splits() -> DataSplits:
     return load_data(experiment().data)
 
 
-class Stopped(Exception):
-    """Stands for a power cut."""
-
-
-class Stopper:
-    def __init__(self, at: int) -> None:
-        self.at, self.done, self.steps = at, 0, 0
-
-    def begin(self, steps: int, done: int) -> None:
-        self.steps, self.done = steps, done
-
-    def step(self, stage: str, epoch: int, values: object) -> None:
-        self.done += 1
-        if self.done == self.at:
-            raise Stopped
+@pytest.fixture(scope="module")
+def whole(splits: DataSplits, tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
+    return fit(experiment(), splits, tmp_path_factory.mktemp("runs") / "whole")
 
 
 @pytest.mark.parametrize(
-    "penalties", [{"pool": 300}, {"lambda_lipschitz": 0.1, "penalty_every": 4}]
+    "changes",
+    [{"pool": 300}, {"model": "cnn_small", "lambda_lipschitz": 0.1, "penalty_every": 4}],
 )
 def test_stopped_in_mid_epoch_a_run_goes_on_from_its_last_checkpoint(
-    splits: DataSplits, tmp_path: Path, penalties: dict[str, Any]
+    splits: DataSplits, tmp_path: Path, changes: dict[str, Any]
 ) -> None:
-    config = experiment(**penalties, augment="shift")
+    config = experiment(**changes, augment="shift")
     whole = fit(config, splits, tmp_path / "whole")
-    per_epoch = len(splits.train) // 20
-    for at in (per_epoch + 5, 6 * per_epoch + 8):
-        folder = tmp_path / f"stopped{at}"
-        with pytest.raises(Stopped):
-            fit(config, splits, folder, observer=Stopper(at))
-        watcher = Stopper(-1)
-        resumed = fit(config, splits, folder, resume=True, observer=watcher)
-        saved = torch.load(resumed.checkpoint_file, weights_only=True)["step"]
-        assert watcher.done == watcher.steps == saved
-        one, two = load_file(whole.weights_file), load_file(resumed.weights_file)
-        assert all(torch.equal(one[k], two[k]) for k in one)
-        lines = [json.loads(r.metrics_file.read_text().splitlines()[-1]) for r in (whole, resumed)]
-        assert lines[0] == lines[1]
+    folder, at = tmp_path / "stopped", 6 * (len(splits.train) // 20) + 8  # in the second stage
+    with pytest.raises(Stopped):
+        fit(config, splits, folder, observer=Stopper(at))
+    watcher = Stopper()
+    resumed = fit(config, splits, folder, resume=True, observer=watcher)
+    saved = torch.load(resumed.checkpoint_file, weights_only=True)["step"]
+    assert watcher.done == watcher.steps == saved
+    assert same_weights(whole, resumed)
+    assert rows_of(whole.path)[-1] == rows_of(resumed.path)[-1]
 
 
 def test_the_last_checkpoint_is_at_most_a_few_steps_old(splits: DataSplits, tmp_path: Path) -> None:
@@ -101,9 +85,12 @@ def test_the_last_checkpoint_is_at_most_a_few_steps_old(splits: DataSplits, tmp_
     ],
 )
 def test_a_full_disk_is_named_and_loses_nothing(
-    splits: DataSplits, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failure: Exception
+    whole: RunFolder,
+    splits: DataSplits,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    failure: Exception,
 ) -> None:
-    whole = fit(experiment(), splits, tmp_path / "whole")
     real, calls = torch.save, 0
 
     def full(fields: Any, target: Any) -> None:
@@ -121,5 +108,4 @@ def test_a_full_disk_is_named_and_loses_nothing(
     assert left == ["last.pt"], "no half-written file may stay"
     monkeypatch.undo()
     resumed = fit(experiment(), splits, tmp_path / "run", resume=True)
-    one, two = load_file(whole.weights_file), load_file(resumed.weights_file)
-    assert all(torch.equal(one[k], two[k]) for k in one)
+    assert same_weights(whole, resumed)

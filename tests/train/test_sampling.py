@@ -14,7 +14,6 @@ from greg_cert.train.outliers.kmeans import kmeans
 from greg_cert.train.outliers.sampling import (
     dos_sample,
     greedy_sample,
-    random_sample,
     two_ended_sample,
 )
 
@@ -44,20 +43,9 @@ def test_the_ends_of_every_blob(backend: str) -> None:
     assert low.dtype == high.dtype == torch.long
 
 
-@pytest.mark.parametrize("per_cluster", [2, 5, 12, 50])
-def test_several_from_each_blob(per_cluster: int) -> None:
-    features, blob = blobs()
-    scores = torch.randn(len(blob), generator=rng(6))
-    low, high = two_ended_sample(features, scores, 8, per_cluster=per_cluster, generator=rng(0))
-    expected = ends_by_hand(blob, scores, per_cluster)
-    assert sorted(low.tolist()) == sorted(expected[0])
-    assert sorted(high.tolist()) == sorted(expected[1])
-    assert len(low) == 8 * min(per_cluster, 12)
-
-
 @pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("per_cluster", [1, 2, 3])
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("per_cluster", [1, 3, 50])
+@pytest.mark.parametrize("seed", range(2))
 def test_the_ends_of_clusters_of_every_size(backend: str, per_cluster: int, seed: int) -> None:
     features = torch.randn(150, 5, generator=rng(seed)) * 3
     scores = torch.randn(150, generator=rng(seed + 50))
@@ -69,14 +57,6 @@ def test_the_ends_of_clusters_of_every_size(backend: str, per_cluster: int, seed
     for one, expected in zip(got, ends_by_hand(cluster, scores, per_cluster), strict=True):
         assert sorted(one.tolist()) == sorted(expected)
         assert len(set(one.tolist())) == len(one)
-
-
-def test_low_and_high_come_in_pairs_of_the_same_cluster() -> None:
-    features, blob = blobs(5, 20)
-    scores = torch.randn(len(blob), generator=rng(2))
-    low, high = two_ended_sample(features, scores, 5, generator=rng(0))
-    assert torch.equal(blob[low], blob[high])
-    assert (scores[low] < scores[high]).all()
 
 
 def test_ties_are_settled_within_the_cluster() -> None:
@@ -177,17 +157,6 @@ def test_the_generator_alone_decides(backend: str) -> None:
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_a_generator_moves_on_from_call_to_call(backend: str) -> None:
-    features, scores = unit_features(200, 16), torch.randn(200, generator=rng(1))
-    generator = rng(0)
-    one, two = (
-        two_ended_sample(features, scores, 20, backend=backend, generator=generator)[0]
-        for _ in range(2)
-    )
-    assert one.tolist() != two.tolist()
-
-
-@pytest.mark.parametrize("backend", BACKENDS)
 def test_the_length_of_a_feature_does_not_matter(backend: str) -> None:
     features, scores = torch.randn(200, 16, generator=rng(0)), torch.randn(200, generator=rng(1))
     # Powers of two, so that normalising gives the same floats.
@@ -198,17 +167,6 @@ def test_the_length_of_a_feature_does_not_matter(backend: str) -> None:
     ]
     assert torch.equal(got[0][0], got[1][0])
     assert torch.equal(got[0][1], got[1][1])
-
-
-def test_clusters_are_of_directions() -> None:
-    """Two directions, each near and far: by length the pairs would fall otherwise."""
-    angle = torch.tensor([0.0, 0.01, 1.5, 1.51])
-    features = torch.stack([angle.cos(), angle.sin()], dim=1)
-    features = features * torch.tensor([[1.0], [100.0], [1.0], [100.0]])
-    scores = torch.tensor([0.0, 1.0, 2.0, 3.0])
-    low, high = two_ended_sample(features, scores, 2, backend="torch", generator=rng())
-    assert sorted(low.tolist()) == [0, 2]
-    assert sorted(high.tolist()) == [1, 3]
 
 
 def test_inputs_with_a_graph_and_in_half_precision_are_taken() -> None:
@@ -271,7 +229,6 @@ def test_unchecked_sampling_never_waits(monkeypatch: pytest.MonkeyPatch) -> None
         got = two_ended_sample(features, scores, 20, generator=rng(0), check=False)
         dos = dos_sample(features, scores, 20, generator=rng(0), check=False)
         greedy_sample(scores, 20, check=False)
-        random_sample(200, 20, rng())
     assert all(torch.equal(a, b) for a, b in zip(got, expected, strict=True))
     assert torch.equal(dos, expected[0])
     with pytest.raises(AssertionError), NoHostSync():
@@ -302,18 +259,6 @@ def test_unchecked_sampling_takes_any_count_a_cluster() -> None:
 # the other rules
 
 
-def test_random_sampling_is_without_replacement_and_uniform() -> None:
-    hits = torch.zeros(10)
-    for seed in range(400):
-        index = random_sample(10, 3, rng(seed))
-        assert len(set(index.tolist())) == 3
-        hits[index] += 1
-    expected = 400 * 0.3
-    assert ((hits - expected).abs() < 5 * (expected * 0.7) ** 0.5).all()
-    assert torch.equal(random_sample(50, 7, rng(1)), random_sample(50, 7, rng(1)))
-    assert sorted(random_sample(5, 5).tolist()) == [0, 1, 2, 3, 4]
-
-
 def test_greedy_sampling_takes_the_lowest_scores_and_the_first_of_equals() -> None:
     scores = torch.tensor([3.0, 1.0, 2.0, 1.0, -4.0, 2.0])
     assert greedy_sample(scores, 4).tolist() == [4, 1, 3, 2]
@@ -338,15 +283,13 @@ def test_dos_is_more_diverse_than_greedy_and_harder_than_random() -> None:
     assert len(blob[dos].unique()) == 8
     assert len(blob[greedy_sample(scores, 8)].unique()) == 1
     assert scores[greedy_sample(scores, 8)].sum() < scores[dos].sum()
-    assert scores[dos].sum() < scores[random_sample(160, 8, rng())].sum() + 8
+    assert scores[dos].sum() < 8 * scores.mean()
 
 
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: random_sample(5, 6), "1 <= count <= 5 .*but got 6"),
-        (lambda: random_sample(5, 0), "1 <= count <= 5 .*but got 0"),
-        (lambda: random_sample(0, 1), "1 <= count <= 0 .*but got 1"),
+        (lambda: greedy_sample(torch.zeros(4), 0), "1 <= count <= 4 .*but got 0"),
         (lambda: greedy_sample(torch.zeros(4), 5), "1 <= count <= 4 .*but got 5"),
         (lambda: greedy_sample(torch.zeros(4, 1), 2), r"scores \(N,\), but got \(4, 1\)"),
         (lambda: greedy_sample(torch.tensor([0.0, torch.nan]), 1), "finite"),

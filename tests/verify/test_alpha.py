@@ -7,7 +7,7 @@ from collections.abc import Mapping
 
 import pytest
 import torch
-from problems import affine, build, climb, in_ball, points
+from problems import Function, affine, build, climb, in_ball, points
 from random_networks import random_network
 from soundness import attack_relaxation
 from torch import Tensor, nn
@@ -114,17 +114,13 @@ def test_preactivations_that_only_better_slopes_tighten() -> None:
         torch.tensor([[1.0, 1.0, -0.3, -0.3]]), torch.tensor([0.1], dtype=torch.float64)
     )
 
-    class Both(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.first, self.second = first, second
-            self.head = affine(torch.ones(1, 1), torch.zeros(1))
+    head = affine(torch.ones(1, 1), torch.zeros(1))
 
-        def forward(self, x: Tensor) -> Tensor:
-            y = self.first(x)
-            return self.head(torch.relu(self.second(torch.cat([torch.relu(y), y], 1))))
+    def both(x: Tensor, first: nn.Module, second: nn.Module, head: nn.Module) -> Tensor:
+        y = first(x)
+        return head(torch.relu(second(torch.cat([torch.relu(y), y], 1))))  # type: ignore[no-any-return]
 
-    graph = trace_model(Both().eval(), (2,))
+    graph = trace_model(Function(both, first, second, head).eval(), (2,))
     x, radii = torch.zeros(1, 2, dtype=torch.float64), torch.tensor([1.0], dtype=torch.float64)
     engine = NativeEngine(graph)
     last = graph.activations[-1]

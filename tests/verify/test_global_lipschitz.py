@@ -292,8 +292,7 @@ def penalised(depth: int = 3, width: int = 8) -> nn.Module:
 
 
 @pytest.mark.parametrize(
-    ("name", "norm", "side"),
-    pairwise_settings([*SMALL[:9], "max_pool_2", "leaky", "penalised"]),
+    ("name", "norm", "side"), pairwise_settings([*SMALL[:9], "max_pool_2", "leaky", "penalised"])
 )
 def test_no_attack_within_a_radius(name: str, norm: float, side: str) -> None:
     model, shape = (penalised(), (8,)) if name == "penalised" else build(name)

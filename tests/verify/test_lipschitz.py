@@ -7,81 +7,52 @@ import math
 import numpy as np
 import pytest
 import torch
+from layers import CONVOLUTIONS, LAYERS, conv, dense
 from problems import (
     SMALL,
     Cancelling,
     affine_one_logit,
     affine_twin_logits,
     build,
-    climb,
-    energy_of,
     in_ball,
     one_relu,
     points,
 )
 from scipy.optimize import linprog
-from torch import Tensor, nn
+from soundness import attack_lipschitz
+from torch import Tensor
 
 from greg_cert.errors import UsageError
 from greg_cert.verify import gradient_norm, lipschitz_bound
 from greg_cert.verify.bounds import interval
 from greg_cert.verify.bounds.engines import make_engine
 from greg_cert.verify.bounds.interval import activation_derivative
-from greg_cert.verify.graph.ops import Conv, Linear, forward_all
+from greg_cert.verify.graph.ops import Conv, forward_all
 from greg_cert.verify.graph.trace import trace_model
 from greg_cert.verify.lipschitz import adjoint_interval, local_lipschitz, score_box
 from greg_cert.verify.lipschitz.softmax_box import mixture_box, softmax_box
-from greg_cert.verify.norms import dual_norm
+from greg_cert.verify.operators.layers import as_convolution
 from greg_cert.verify.operators.masked_norm import MaskedNorm, spectral_norm_bound
-from greg_cert.verify.scorer import score_and_gradient, score_function
 
 NORMS = (2.0, math.inf)
-
-
-def check_lipschitz(
-    model: nn.Module, x: Tensor, radius: float, norm: float, engine: str = "native"
-) -> None:
-    """Raise AssertionError where the score is steeper than its bound somewhere in the ball."""
-    bound = lipschitz_bound(model, x, radius, norm=norm, engine=engine)
-    radii = torch.full((len(x),), radius, dtype=torch.float64)
-    score = score_function(model)
-    start = energy_of(model, x)
-    candidates = [x] + [in_ball(x, radii, norm, seed) for seed in range(8)]
-    for sign in (1.0, -1.0):
-        candidates.append(climb(lambda y, s=sign: s * score(y), x, radii, norm, steps=6))
-    # From each candidate also uphill and downhill, to see other linear regions.
-    for seed in range(2):
-        inner = in_ball(x, radii / 2, norm, 50 + seed)
-        candidates.append(climb(score, inner, radii / 2, norm, steps=6))
-    for y in candidates:
-        steep = dual_norm(score_and_gradient(score, y)[1], norm)  # y may lie outside [0, 1]
-        assert bool((steep <= bound * (1 + 1e-9)).all()), "the score is steeper than its bound"
-        moved = torch.linalg.vector_norm((y - x).flatten(1), ord=norm, dim=1)
-        change = (energy_of(model, y) - start).abs()
-        slack = 1e-9 * (1 + start.abs())
-        assert bool((change <= bound * moved + slack).all()), "the score moves more than its bound"
 
 
 @pytest.mark.parametrize("norm", NORMS)
 @pytest.mark.parametrize("name", SMALL)
 def test_no_slope_in_the_ball_exceeds_the_bound(name: str, norm: float) -> None:
     model, shape = build(name)
-    x = points(shape, 4, seed=21)
+    graph, x = trace_model(model.double(), shape), points(shape, 4, seed=21)
     for radius in (0.1, 1.0):
-        check_lipschitz(model, x, radius, norm)
-
-
-@pytest.mark.parametrize("norm", NORMS)
-@pytest.mark.parametrize("name", ["conv", "residual", "leaky"])
-def test_the_bound_holds_with_auto_lirpa(name: str, norm: float) -> None:
-    model, shape = build(name)
-    check_lipschitz(model, points(shape, 4, seed=22), 0.2, norm, "auto-lirpa")
+        attack_lipschitz(model, graph, "native", x, radius, norm)
+    if name in ("conv", "residual", "leaky"):
+        attack_lipschitz(model, graph, "auto-lirpa", x, 0.2, norm)
 
 
 @pytest.mark.parametrize("norm", NORMS)
 def test_a_preactivation_that_is_always_zero(norm: float) -> None:
     # At low = high = 0 both derivatives of the ReLU are possible; a box [1, 0] is none.
-    check_lipschitz(Cancelling(), torch.tensor([[0.45, 0.45]]).double(), 1.0, norm)
+    model, x = Cancelling().double(), torch.tensor([[0.45, 0.45]]).double()
+    attack_lipschitz(model, trace_model(model, (2,)), "native", x, 1.0, norm)
 
 
 @pytest.mark.parametrize("slope", [0.0, 0.2])
@@ -228,52 +199,19 @@ def test_gram_iteration_with_equal_singular_values_and_zero() -> None:
     assert 0.0 <= float(bound[1]) <= 1e-300
 
 
-def _conv(weight: tuple[int, ...], image: tuple[int, ...], **settings: object) -> Conv:
-    generator = torch.Generator().manual_seed(sum(weight))
-    values = torch.randn(weight, generator=generator, dtype=torch.float64)
-    return Conv(values, torch.zeros(weight[0]).double(), image, **settings)  # type: ignore[arg-type]
-
-
-OPERATORS = {
-    "plain": _conv((4, 2, 3, 3), (2, 5, 6)),
-    "strided": _conv((4, 2, 3, 2), (2, 6, 7), stride=(2, 3), padding=(1, 0)),
-    "padded": _conv((3, 2, 3, 3), (2, 4, 4), padding=(2, 1)),
-    "dilated": _conv((3, 2, 2, 2), (2, 6, 6), dilation=(2, 3), padding=(1, 1)),
-    "grouped": _conv((6, 2, 2, 2), (4, 4, 4), groups=2),
-    "depthwise": _conv((3, 1, 3, 3), (3, 5, 5), groups=3, padding=(1, 1)),
-    "depthwise disjoint": _conv((3, 1, 2, 2), (3, 6, 6), groups=3, stride=(2, 2)),
-    "depthwise disjoint, padded": _conv(
-        (3, 1, 2, 3), (3, 5, 6), groups=3, stride=(3, 3), padding=(1, 1)
-    ),
-    "depthwise, twice as many": _conv((6, 1, 2, 2), (3, 4, 4), groups=3, stride=(2, 2)),
-    "per channel": _conv((3, 1, 1, 1), (3, 4, 4), groups=3),
-    "large": _conv((8, 8, 3, 3), (8, 9, 9), padding=(1, 1)),  # too large to write out
-    "linear": Linear(
-        torch.randn(7, 5, generator=torch.Generator().manual_seed(0), dtype=torch.float64),
-        torch.zeros(7).double(),
-    ),
-}
-
-
-def _dense(op: Conv | Linear) -> tuple[Tensor, tuple[int, ...], tuple[int, ...]]:
-    """The matrix (outputs, inputs), column by column, and both shapes."""
-    if isinstance(op, Linear):
-        return op.weight, (op.weight.shape[1],), (op.weight.shape[0],)
-    size = math.prod(op.input_shape)
-    units = torch.eye(size, dtype=torch.float64).reshape(size, *op.input_shape)
-    out = nn.functional.conv2d(
-        units, op.weight, None, op.stride, op.padding, op.dilation, op.groups
-    )
-    return out.flatten(1).T, op.input_shape, tuple(out.shape[1:])
+OPERATORS = {**LAYERS, "large": conv((8, 8, 3, 3), (8, 9, 9), padding=(1, 1))}  # not written out
 
 
 @pytest.mark.parametrize("name", sorted(OPERATORS))
 def test_masked_norm_bounds_the_dense_matrix(name: str) -> None:
     op = OPERATORS[name]
-    matrix, inputs, outputs = _dense(op)
+    matrix, inputs = dense(op), as_convolution(op).input_shape
+    inputs = inputs if isinstance(op, Conv) else inputs[:1]
     generator = torch.Generator().manual_seed(1)
-    columns = (torch.rand(4, *inputs, generator=generator) * 1.5 - 0.5).clamp(0, 1).double()
-    rows = (torch.rand(4, *outputs, generator=generator) * 1.5 - 0.5).clamp(0, 1).double()
+    rows, columns = (
+        (torch.rand(4, *shape, generator=generator) * 1.5 - 0.5).clamp(0, 1).double()
+        for shape in (op.output_shape, inputs)
+    )
     columns[0], rows[0] = 1.0, 1.0
     columns[1] = 0.0
     masked = rows.flatten(1)[:, :, None] * matrix * columns.flatten(1)[:, None]
@@ -286,19 +224,17 @@ def test_masked_norm_bounds_the_dense_matrix(name: str) -> None:
     assert torch.allclose(bounds.bound(columns, rows, math.inf), largest_row, rtol=1e-12)
 
 
-@pytest.mark.parametrize("name", sorted(set(OPERATORS) - {"linear"}))
+@pytest.mark.parametrize("name", ["large", *CONVOLUTIONS])
 def test_adjoint_is_the_transpose(name: str) -> None:
     op = OPERATORS[name]
     assert isinstance(op, Conv)
-    matrix, inputs, outputs = _dense(op)
+    matrix, inputs = dense(op), op.input_shape
+    assert op.apply(torch.zeros(1, *inputs).double()).shape[1:] == op.output_shape
     generator = torch.Generator().manual_seed(2)
-    y = torch.randn(3, *outputs, generator=generator, dtype=torch.float64)
-    expected = (y.flatten(1) @ matrix).reshape(3, *inputs)
-    assert torch.allclose(op.adjoint(y), expected, rtol=1e-12, atol=1e-12)
-    assert torch.allclose(op.adjoint(y, op.weight), expected, rtol=1e-12, atol=1e-12)
-    absolute = (y.flatten(1) @ matrix.abs()).reshape(3, *inputs)
-    assert torch.allclose(op.adjoint(y, op.weight.abs()), absolute, rtol=1e-12, atol=1e-12)
-    assert op.output_shape == outputs
+    y = torch.randn(3, *op.output_shape, generator=generator, dtype=torch.float64)
+    for weight, written in ((None, matrix), (op.weight, matrix), (op.weight.abs(), matrix.abs())):
+        expected = (y.flatten(1) @ written).reshape(3, *inputs)
+        assert torch.allclose(op.adjoint(y, weight), expected, rtol=1e-12, atol=1e-12)
 
 
 @pytest.mark.parametrize("spread", [0.0, 0.1, 3.0, 800.0])
@@ -381,11 +317,11 @@ def test_a_wrong_bound_is_found(
 ) -> None:
     _, owner, attribute, wrong = sabotage
     model, shape = build("mlp")
-    x = points(shape, 6, seed=21)
+    graph, x = trace_model(model.double(), shape), points(shape, 6, seed=21)
 
     def check_all() -> None:
         for radius in (0.05, 0.5, 2.0):
-            check_lipschitz(model, x, radius, 2.0)
+            attack_lipschitz(model, graph, "native", x, radius, 2.0)
 
     check_all()
     monkeypatch.setattr(owner, attribute, wrong)

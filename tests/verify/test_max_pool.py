@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 import torch
-import torch.nn.functional as F
 from problems import climb, points, randomise
 from soundness import (
     attack_certificates,
@@ -20,17 +19,14 @@ from soundness import (
 from torch import Tensor, nn
 
 from greg_cert.errors import EngineError
+from greg_cert.models.resnet import BasicBlock
 from greg_cert.verify import certify, global_lipschitz_bound, score_bound
 from greg_cert.verify.bounds.coupled.ascent import Ascent
-from greg_cert.verify.bounds.coupled.backward import (
-    Variables,
-    bound_rows,
-    first_variables,
-    value_and_slope,
-)
+from greg_cert.verify.bounds.coupled.backward import bound_rows, first_variables, value_and_slope
 from greg_cert.verify.bounds.coupled.ball_boxes import ball_boxes, layer_norms
 from greg_cert.verify.bounds.coupled.charges import Prices
 from greg_cert.verify.bounds.coupled.engine import CoupledEngine
+from greg_cert.verify.bounds.coupled.neurons import Variables
 from greg_cert.verify.bounds.engine import Engine
 from greg_cert.verify.bounds.engines import make_engine
 from greg_cert.verify.bounds.relax_pool import relax_pool
@@ -63,24 +59,11 @@ QUICK: dict[str, Any] = {
 }
 
 
-class Block(nn.Module):
-    """A residual block behind the pool, as in torchvision's networks."""
-
-    def __init__(self, channels: int) -> None:
-        super().__init__()
-        self.conv1 = nn.Conv2d(channels, channels, 3, padding=1, bias=False)
-        self.bn1 = nn.BatchNorm2d(channels)
-        self.conv2 = nn.Conv2d(channels, channels, 3, padding=1, bias=False)
-        self.bn2 = nn.BatchNorm2d(channels)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return F.relu(x + self.bn2(self.conv2(F.relu(self.bn1(self.conv1(x))))))
-
-
 def _stem() -> nn.Module:
     return nn.Sequential(
         nn.Conv2d(2, 3, 3, padding=1, bias=False), nn.BatchNorm2d(3), nn.ReLU(),
-        nn.MaxPool2d(3, 2, 1), Block(3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(3, 3),
+        nn.MaxPool2d(3, 2, 1), BasicBlock(3, 3, 1), nn.AdaptiveAvgPool2d(1), nn.Flatten(),
+        nn.Linear(3, 3),
     )  # fmt: skip
 
 

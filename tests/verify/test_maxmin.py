@@ -5,12 +5,13 @@ from __future__ import annotations
 import copy
 import math
 import random
+from collections.abc import Callable
 
 import exact_values
 import pytest
 import torch
 from exact_values import attack_exactly
-from problems import Absolute, MaxMinResidual, build, points, randomise
+from problems import Absolute, Function, MaxMinResidual, build, points, randomise
 from random_networks import RandomNetwork, draw_network
 from soundness import (
     attack_certificates,
@@ -25,15 +26,11 @@ from greg_cert.errors import UnsupportedModelError, UsageError
 from greg_cert.models import MaxMin
 from greg_cert.verify import certify
 from greg_cert.verify.bounds import crown, interval, native_engine
-from greg_cert.verify.bounds.coupled import backward as coupled
-from greg_cert.verify.bounds.coupled.backward import (
-    Variables,
-    bisect_balls,
-    bound_rows,
-    first_variables,
-)
+from greg_cert.verify.bounds.coupled import neurons
+from greg_cert.verify.bounds.coupled.backward import bisect_balls, bound_rows, first_variables
 from greg_cert.verify.bounds.coupled.ball_boxes import ball_boxes, layer_norms
 from greg_cert.verify.bounds.coupled.charges import ProvenPrices
+from greg_cert.verify.bounds.coupled.neurons import Variables
 from greg_cert.verify.bounds.engines import make_engine
 from greg_cert.verify.bounds.native_engine import NativeEngine, sign_unknown
 from greg_cert.verify.graph.ops import Activation, Conv, Flatten, Input, Linear, forward_all
@@ -93,16 +90,6 @@ def stacked_halves(x: Tensor) -> Tensor:
 SPELLINGS = (chunks, splits, slices, narrow, minimum_first, neighbours, stacked, stacked_halves)
 
 
-class Spelled(nn.Module):
-    def __init__(self, function) -> None:  # type: ignore[no-untyped-def]
-        super().__init__()
-        self.function = function
-
-    def forward(self, x: Tensor) -> Tensor:
-        out: Tensor = self.function(x)
-        return out
-
-
 def convolutional(*activations: nn.Module) -> nn.Module:
     """Two convolutions and a head, these activations behind the convolutions."""
     first, second = activations
@@ -147,8 +134,8 @@ def test_rotations_fold_into_the_layers() -> None:
 
 
 @pytest.mark.parametrize("function", SPELLINGS)
-def test_spellings_are_the_same_node(function: object) -> None:
-    model = convolutional(Spelled(function), Spelled(function))
+def test_spellings_are_the_same_node(function: Callable[..., Tensor]) -> None:
+    model = convolutional(Function(function), Function(function))
     graph = trace_model(model, IMAGE)
     assert [type(node.op) for node in graph.nodes] == KINDS
     x = 3 * torch.randn(6, *IMAGE, generator=torch.Generator().manual_seed(0)).double()
@@ -178,17 +165,13 @@ def test_where_rotations_cannot_fold_they_are_layers_of_their_own() -> None:
 
 
 def test_maxima_that_are_no_pairs_are_written_with_relu() -> None:
-    class Maxout(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.first, self.head = nn.Linear(3, 6), nn.Linear(6, 2)
+    def maxout(x: Tensor, first: nn.Module, head: nn.Module) -> Tensor:
+        a, b, c = first(x).split(2, 1)
+        both = torch.max(torch.max(a, b), c), torch.min(b, c), torch.minimum(a, a)
+        return head(torch.cat(both, 1))  # type: ignore[no-any-return]
 
-        def forward(self, x: Tensor) -> Tensor:
-            a, b, c = self.first(x).split(2, 1)
-            both = torch.max(torch.max(a, b), c), torch.min(b, c), torch.minimum(a, a)
-            return self.head(torch.cat(both, 1))  # type: ignore[no-any-return]
-
-    model = randomise(Maxout(), torch.Generator().manual_seed(2)).double()
+    model = Function(maxout, nn.Linear(3, 6), nn.Linear(6, 2))
+    model = randomise(model, torch.Generator().manual_seed(2)).double()
     x = points((3,), 5)
     graph = trace_model(model, (3,))
     assert torch.allclose(forward_all(graph, x)[-1], model(x), rtol=1e-12, atol=1e-13)
@@ -197,19 +180,13 @@ def test_maxima_that_are_no_pairs_are_written_with_relu() -> None:
 
 
 def test_parts_of_what_was_changed_in_place_are_refused() -> None:
-    class Stale(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.first = nn.Linear(3, 4)
-
-        def forward(self, x: Tensor) -> Tensor:
-            z = self.first(x)
-            parts = z.chunk(2, 1)
-            z.relu_()
-            return parts[0]
+    def stale(x: Tensor, first: nn.Module) -> Tensor:
+        parts = (z := first(x)).chunk(2, 1)
+        z.relu_()
+        return parts[0]  # type: ignore[no-any-return]
 
     with pytest.raises(UnsupportedModelError, match="after an operation in place"):
-        trace_model(Stale(), (3,))
+        trace_model(Function(stale, nn.Linear(3, 4)), (3,))
 
 
 @pytest.mark.parametrize("slope", [*SLOPES, 0.0, 1.0])
@@ -245,7 +222,7 @@ def test_by_hand() -> None:
     assert [end.tolist() for end in box] == [[0.0, 0.0, 1.0, 1.0, 0.0], [3.0, 3.0, 2.0, 3.0, 0.0]]
     slopes = interval.activation_derivative(low, high, -1.0)
     assert [s.tolist()[:4] for s in slopes] == [[-1.0, -1.0, 1.0, -1.0], [1.0, 1.0, 1.0, -1.0]]
-    assert interval.steepest(low, high, -1.0).tolist() == [1.0] * 5
+    assert interval.steepest(Activation(-1.0), low, high).tolist() == [1.0] * 5
 
 
 def test_the_radius_of_an_absolute_value() -> None:
@@ -302,11 +279,8 @@ def test_a_network_rotated_by_hand_has_the_same_bounds(norm: float) -> None:
 
 
 def test_relu_as_half_of_z_and_its_size_has_the_same_bounds() -> None:
-    class Half(nn.Module):
-        def forward(self, z: Tensor) -> Tensor:
-            return (z + z.abs()) / 2
-
-    relu, half = (convolutional(layer(), layer()) for layer in (nn.ReLU, Half))
+    layers = nn.ReLU(), Function(lambda z: (z + z.abs()) / 2)
+    relu, half = (convolutional(layer, copy.deepcopy(layer)) for layer in layers)
     x = points(IMAGE, 3)
     for norm in NORMS:
         ours, theirs = (lower_bounds(m, x, 0.1, norm, "crown") for m in (half, relu))
@@ -319,19 +293,11 @@ def test_relu_as_half_of_z_and_its_size_has_the_same_bounds() -> None:
 def test_a_maximum_is_no_shortcut_where_the_slope_is_negative() -> None:
     """b + |d| is as steep as b + d and b − d, not as b: what holds for ReLU would be too little."""
 
-    class Summed(nn.Module):
-        def __init__(self, slope: float) -> None:
-            super().__init__()
-            self.a, self.b, self.slope = nn.Linear(2, 1), nn.Linear(2, 1), slope
-
-        def forward(self, x: Tensor) -> Tensor:
-            a, b = self.a(x), self.b(x)
-            return b + torch.nn.functional.leaky_relu(a - b, self.slope)
-
-    model = Summed(-1.0).double()
+    a, b = nn.Linear(2, 1), nn.Linear(2, 1)
     with torch.no_grad():
-        model.a.weight.copy_(torch.tensor([[1.0, 0.0]]))
-        model.b.weight.copy_(torch.tensor([[2.0, 0.0]]))
+        a.weight.copy_(torch.tensor([[1.0, 0.0]]))
+        b.weight.copy_(torch.tensor([[2.0, 0.0]]))
+    model = Function(lambda x, a, b: (y := b(x)) + (a(x) - y).abs(), a, b).double()
     found = global_constant(trace_model(model, (2,)), "energy", 2.0)  # 2x + |x − 2x|: up to 3
     assert found >= 3.0
 
@@ -514,8 +480,8 @@ def _never_negative(low: Tensor, high: Tensor, slope: float) -> tuple[Tensor, Te
     return smallest.clamp(min=0.0), largest
 
 
-def _largest_derivative(low: Tensor, high: Tensor, slope: float) -> Tensor:
-    return derivative_before(low, high, slope)[1].clamp(min=0.0)
+def _largest_derivative(op: Activation, low: Tensor, high: Tensor) -> Tensor:
+    return derivative_before(low, high, op.negative_slope)[1].clamp(min=0.0)
 
 
 def _relu_chord(low: Tensor, high: Tensor, slope: float) -> tuple[Tensor, Tensor, Tensor]:
@@ -564,21 +530,11 @@ def test_a_wrong_bound_is_found(
 
 
 def test_a_wrong_derivative_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
-    class Steep(nn.Module):
-        """|x| − x, of slope −2 below zero."""
-
-        def __init__(self) -> None:
-            super().__init__()
-            self.fc = nn.Linear(1, 1)
-
-        def forward(self, x: Tensor) -> Tensor:
-            z = self.fc(x)
-            return z.abs() - z  # type: ignore[no-any-return]
-
-    model, x = Steep().double(), torch.tensor([[0.05]]).double()
+    layer, x = nn.Linear(1, 1), torch.tensor([[0.05]]).double()
     with torch.no_grad():
-        model.fc.weight.fill_(1.0)
-        model.fc.bias.zero_()
+        layer.weight.fill_(1.0)
+        layer.bias.zero_()
+    model = Function(lambda x, layer: (z := layer(x)).abs() - z, layer).double()  # −2 below zero
     graph = trace_model(model, (1,))
     attack_lipschitz(model, graph, "native", x, 0.4, 2.0)
     monkeypatch.setattr(adjoint_interval, "activation_derivative", _never_negative)
@@ -608,10 +564,10 @@ def test_a_minimiser_of_relu_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
         return torch.stack(gaps).amin(0)
 
     assert bool((least() >= -1e-9).all())
-    honest = coupled._minimiser
+    honest = neurons._minimiser
 
     def of_relu(*arguments: object) -> Tensor:
         return honest(*arguments[:-1], Activation(0.0))  # type: ignore[arg-type]
 
-    monkeypatch.setattr(coupled, "_minimiser", of_relu)
+    monkeypatch.setattr(neurons, "_minimiser", of_relu)
     assert not bool((least() >= -1e-9).all())

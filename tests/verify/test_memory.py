@@ -85,7 +85,7 @@ def test_a_smaller_budget_means_smaller_chunks() -> None:
     assert batches == sorted(batches)
     assert (batches[0], batches[-1]) == (1, 128)
     assert fitting_batch(graph, 128, None, 1) == 128
-    elements = [NativeEngine(graph, budget)._elements for budget in budgets]
+    elements = [NativeEngine(graph, budget).elements for budget in budgets]
     assert elements == sorted(elements)
     assert elements[0] == 1
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
-from typing import Any
 
 import pytest
 import torch
+from layers import CONVOLUTIONS, LAYERS, conv, dense, linear, weight
 from torch import Tensor
 
 from greg_cert.verify.graph.ops import Conv, Linear
@@ -16,58 +16,6 @@ from greg_cert.verify.operators import band, gram, operator_norms, symbol
 from greg_cert.verify.operators.layers import as_convolution, distinct_groups
 
 ROUNDING = 1e-13  # of the singular values that bounds are compared with
-
-
-def _weight(*shape: int) -> Tensor:
-    generator = torch.Generator().manual_seed(sum(shape))
-    return torch.randn(shape, generator=generator, dtype=torch.float64)
-
-
-def _conv(shape: tuple[int, ...], image: tuple[int, ...], **settings: Any) -> Conv:
-    return Conv(_weight(*shape), torch.zeros(shape[0]).double(), image, **settings)
-
-
-def _linear(*shape: int) -> Linear:
-    return Linear(_weight(*shape), torch.zeros(shape[0]).double())
-
-
-LAYERS: dict[str, Conv | Linear] = {
-    "plain": _conv((4, 3, 3, 3), (3, 7, 6), padding=(1, 1)),
-    "valid": _conv((4, 3, 3, 3), (3, 7, 6)),
-    "padded more": _conv((3, 2, 3, 3), (2, 5, 5), padding=(3, 2)),
-    "stride": _conv((4, 3, 3, 3), (3, 8, 7), stride=(2, 2), padding=(1, 1)),
-    "stride, kernel of 4": _conv((4, 3, 4, 4), (3, 8, 8), stride=(2, 2), padding=(1, 1)),
-    "uneven": _conv((4, 2, 3, 2), (2, 7, 9), stride=(2, 3), padding=(1, 0)),
-    "rectangular": _conv((3, 2, 1, 5), (2, 6, 8), padding=(0, 2)),
-    "dilated": _conv((3, 2, 3, 3), (2, 8, 8), padding=(2, 2), dilation=(2, 2)),
-    "dilated, stride": _conv((3, 2, 3, 2), (2, 9, 9), stride=(2, 2), dilation=(3, 2)),
-    "dilated by the stride": _conv((3, 2, 2, 2), (2, 8, 8), stride=(2, 2), dilation=(2, 2)),
-    "groups": _conv((6, 2, 3, 3), (4, 6, 6), groups=2, padding=(1, 1)),
-    "groups, stride": _conv((4, 2, 3, 3), (8, 7, 7), groups=4, padding=(1, 1), stride=(2, 2)),
-    "depthwise": _conv((4, 1, 3, 3), (4, 6, 6), groups=4, padding=(1, 1)),
-    "depthwise, twice": _conv((6, 1, 3, 2), (3, 6, 5), groups=3, stride=(1, 2)),
-    "1x1": _conv((5, 3, 1, 1), (3, 4, 4)),
-    "1x1, stride and padding": _conv((5, 3, 1, 1), (3, 5, 5), stride=(2, 2), padding=(1, 1)),
-    "per channel": _conv((4, 1, 1, 1), (4, 5, 5), groups=4),
-    "apart": _conv((5, 2, 2, 3), (2, 6, 7), stride=(2, 3)),
-    "apart, no window whole": _conv((2, 2, 4, 4), (2, 3, 3), stride=(4, 4), padding=(1, 1)),
-    "stride above kernel": _conv((3, 2, 2, 2), (2, 9, 9), stride=(4, 3), padding=(1, 1)),
-    "kernel above image": _conv((3, 2, 5, 5), (2, 3, 3), padding=(2, 2)),
-    "one pixel": _conv((3, 2, 3, 3), (2, 1, 1), padding=(1, 1)),
-    "linear, wide": _linear(4, 30),
-    "linear, tall": _linear(30, 4),
-    "linear, one": _linear(1, 1),
-}
-CONVOLUTIONS = sorted(name for name, op in LAYERS.items() if isinstance(op, Conv))
-
-
-def dense(op: Conv | Linear) -> Tensor:
-    """The matrix (outputs, inputs), by torch's convolution of unit images."""
-    if isinstance(op, Linear):
-        return op.weight
-    units = torch.eye(math.prod(op.input_shape), dtype=torch.float64).unflatten(1, op.input_shape)
-    settings = (op.stride, op.padding, op.dilation, op.groups)
-    return torch.nn.functional.conv2d(units, op.weight, None, *settings).flatten(1).T
 
 
 def truth(op: Conv | Linear) -> float:
@@ -108,12 +56,12 @@ def test_the_symbol_is_never_below(name: str) -> None:
 
 
 WIDE = {
-    "plain": _conv((2, 2, 3, 3), (2, 24, 24), padding=(1, 1)),
-    "stride": _conv((2, 2, 3, 3), (2, 30, 30), padding=(1, 1), stride=(2, 2)),
-    "dilated": _conv((2, 1, 3, 3), (1, 36, 36), padding=(2, 2), dilation=(2, 2)),
-    "dilated, stride": _conv((2, 1, 3, 2), (1, 40, 40), dilation=(2, 3), stride=(2, 2)),
-    "groups": _conv((4, 2, 3, 2), (4, 24, 24), groups=2),
-    "depthwise": _conv((3, 1, 5, 3), (3, 30, 30), groups=3, padding=(2, 1), stride=(1, 2)),
+    "plain": conv((2, 2, 3, 3), (2, 24, 24), padding=(1, 1)),
+    "stride": conv((2, 2, 3, 3), (2, 30, 30), padding=(1, 1), stride=(2, 2)),
+    "dilated": conv((2, 1, 3, 3), (1, 36, 36), padding=(2, 2), dilation=(2, 2)),
+    "dilated, stride": conv((2, 1, 3, 2), (1, 40, 40), dilation=(2, 3), stride=(2, 2)),
+    "groups": conv((4, 2, 3, 2), (4, 24, 24), groups=2),
+    "depthwise": conv((3, 1, 5, 3), (3, 30, 30), groups=3, padding=(2, 1), stride=(1, 2)),
 }
 
 
@@ -172,9 +120,9 @@ def test_scales(name: str, scale: float) -> None:
 
 
 def test_weights_that_are_zero_unread_or_not_finite() -> None:
-    op = _conv((3, 2, 3, 3), (2, 1, 1), padding=(1, 1))
+    op = conv((3, 2, 3, 3), (2, 1, 1), padding=(1, 1))
     op.weight.mul_(1e9)
-    op.weight[..., 1, 1] = 1e-12 * _weight(3, 2)  # all that one pixel under zeros meets
+    op.weight[..., 1, 1] = 1e-12 * weight(3, 2)  # all that one pixel under zeros meets
     small = float(torch.linalg.matrix_norm(op.weight[..., 1, 1], ord=2))
     assert operator_norm(op) == pytest.approx(small, rel=1e-5)
     assert operator_norm(op) >= small * (1 - ROUNDING)
@@ -182,17 +130,17 @@ def test_weights_that_are_zero_unread_or_not_finite() -> None:
     assert operator_norm(op) == 0.0
     assert operator_norm(Linear(torch.zeros(3, 4), torch.zeros(3))) == 0.0
     for bad in (math.nan, math.inf):
-        weight = torch.ones(3, 4)
-        weight[1, 2] = bad
+        values = torch.ones(3, 4)
+        values[1, 2] = bad
         for norm in (2.0, math.inf):
-            assert operator_norm(Linear(weight, torch.zeros(3)), norm) == math.inf
+            assert operator_norm(Linear(values, torch.zeros(3)), norm) == math.inf
 
 
 def test_equal_singular_values_and_rank_one() -> None:
     eye = Linear(torch.eye(40).double(), torch.zeros(40).double())
     assert 1.0 <= operator_norm(eye) <= 1 + 1e-5
-    row = _weight(1, 60)
-    one = Linear(_weight(50, 1) @ row, torch.zeros(50).double())
+    row = weight(1, 60)
+    one = Linear(weight(50, 1) @ row, torch.zeros(50).double())
     assert operator_norm(one) == pytest.approx(truth(one), rel=1e-5)
 
 
@@ -200,7 +148,7 @@ def test_a_space_that_hides_the_largest_vector_is_not_believed() -> None:
     # Many eigenvalues close below the largest: few iterations cannot find it, so proofs fail first.
     spread = torch.diag(torch.linspace(0.5, 1.0, 700, dtype=torch.float64))
     spread[-1, -1] = 1.2
-    rotation = torch.linalg.qr(_weight(700, 700))[0]
+    rotation = torch.linalg.qr(weight(700, 700))[0]
     found = gram.largest_eigenvalue((rotation @ spread @ rotation.T).unsqueeze(0).clone(), 0.0)
     assert 1.2 * (1 - ROUNDING) <= found <= 1.2 * 1.005
 
@@ -213,7 +161,7 @@ def test_norms_are_kept_by_weights_and_settings(
     monkeypatch.setattr(
         operator_norms, "_operator_norm", lambda *given: calls.append(given) or before(*given)
     )
-    op = _conv((3, 2, 3, 3), (2, 6, 6), padding=(1, 1))
+    op = conv((3, 2, 3, 3), (2, 6, 6), padding=(1, 1))
     first = operator_norm(op)
     assert (
         operator_norm(Conv(op.weight.clone(), op.bias + 1, op.input_shape, (1, 1), (1, 1))) == first
@@ -246,7 +194,7 @@ def test_row_norms_are_those_of_the_masked_matrix(name: str) -> None:
 
 
 def test_float32_layers_have_the_norm_of_their_weights() -> None:
-    op = _linear(6, 9)
+    op = linear(6, 9)
     single = Linear(op.weight.float(), op.bias.float())
     assert operator_norm(single) >= float(torch.linalg.matrix_norm(single.weight.double(), ord=2))
 

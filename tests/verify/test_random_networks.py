@@ -1,4 +1,4 @@
-"""Every bound and certificate of hundreds of random networks is attacked; none may give way."""
+"""Every bound and certificate of many random networks is attacked; none may give way."""
 
 from __future__ import annotations
 
@@ -14,12 +14,7 @@ import torch
 from exact_values import attack_exactly
 from hypothesis import HealthCheck, Phase, given, settings
 from random_networks import RandomNetwork, draw_network, networks, random_network
-from soundness import (
-    attack_certificates,
-    attack_lipschitz,
-    attack_relaxation,
-    middle_threshold,
-)
+from soundness import attack_certificates, attack_lipschitz, attack_relaxation, middle_threshold
 from torch import Tensor, nn
 
 from greg_cert.verify import Certificates, certify
@@ -31,7 +26,7 @@ from greg_cert.verify.lipschitz import adjoint_interval, score_box
 NORMS = (2.0, math.inf)
 SAMPLES = 4
 BLOCK = 20
-NETWORKS = 200  # by the native engine
+NETWORKS = 100  # by the native engine
 RADII = torch.tensor([1e-3, 0.03, 0.3, 2.0], dtype=torch.float64)  # one a sample, of ℓ2 balls
 QUICK = {
     "attack_steps": 5, "attack_restarts": 1, "attack_polish": 4, "rounds": 4, "cut_rounds": 2,
@@ -41,7 +36,7 @@ DRIVEN = settings(
     derandomize=True,
     deadline=None,
     database=None,
-    max_examples=25,
+    max_examples=12,
     phases=(Phase.explicit, Phase.generate, Phase.shrink),
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
 )
@@ -155,7 +150,7 @@ def test_networks_are_the_same_for_a_seed_and_of_every_kind() -> None:
     assert torch.equal(model(x), again(x))
     kinds: set[str] = set()
     dead = zero = twins = 0
-    for seed in range(NETWORKS):
+    for seed in range(2 * NETWORKS):
         made = draw_network(random.Random(seed)).model
         kinds |= {type(m).__name__ for m in made.modules()}
         layers = [m for m in made.modules() if isinstance(m, (nn.Conv2d, nn.Linear))]
@@ -247,12 +242,7 @@ Sabotage = tuple[str, list[tuple[ModuleType, str]], object, Callable[[int], obje
 SABOTAGES: list[Sabotage] = [
     ("intercept", [(crown, "relax_activation")], _no_intercept, _bounds),
     ("lower line", [(crown, "relax_activation")], _steep_lower_line, _bounds),
-    (
-        "dead mask of products",
-        [(interval, "activation_derivative")],
-        _reversed_mask,
-        _slopes,
-    ),
+    ("dead mask of products", [(interval, "activation_derivative")], _reversed_mask, _slopes),
     ("mask of boxes", [(adjoint_interval, "activation_derivative")], _reversed_mask, _slopes),
     ("softmax box", [(score_box, "softmax_box")], _swapped_box, _slopes),
     ("interval slack", [(interval, "sum_rounding")], _no_rounding, _exactly),

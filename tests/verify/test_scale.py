@@ -21,7 +21,8 @@ from greg_cert.data import load_data
 from greg_cert.errors import RunError, UsageError
 from greg_cert.report import load_results, summary_table
 from greg_cert.report.tables.notes import notes_of
-from greg_cert.runs.records import RunFolder, write_manifest
+from greg_cert.runs.manifest import write_manifest
+from greg_cert.runs.records import RunFolder
 from greg_cert.verify import attack_radius
 from greg_cert.verify.certificates import Certificates
 from greg_cert.verify.certifier import Certifier
@@ -314,7 +315,7 @@ def test_other_settings_in_the_same_folder_are_refused_until_a_restart(
         **pair[1].manifest["digests"],
         "config.yaml": pair[0].manifest["digests"]["config.yaml"],
     }
-    write_manifest(other, {**pair[0].manifest, "digests": digests})
+    write_manifest(other.path, {**pair[0].manifest, "digests": digests})
     with pytest.raises(RunError, match=r"runs\.slow\.weights was .* and is "):
         verify_runs([other], few, out)
     # What chooses rows may change, and --restart lifts the rest.

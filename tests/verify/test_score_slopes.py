@@ -7,15 +7,7 @@ import math
 import pytest
 import torch
 from problems import climb, in_ball
-from score_oracles import (
-    SCORE_NAMES,
-    crossings,
-    dual,
-    middle,
-    network,
-    past,
-    score_by_hand,
-)
+from score_oracles import SCORE_NAMES, crossings, dual, middle, network, past, score_by_hand
 from torch import Tensor, nn
 
 from greg_cert.verify import certify, lipschitz_bound

@@ -5,11 +5,12 @@ from __future__ import annotations
 import copy
 import math
 import re
+from collections.abc import Callable
 
 import pytest
 import torch
 import torch.nn.functional as F
-from problems import ZOO, Arithmetic, Cancelling, build, points
+from problems import ZOO, Arithmetic, Cancelling, Function, build, points
 from torch import Tensor, nn
 
 from greg_cert.errors import UnsupportedModelError, UsageError
@@ -76,20 +77,11 @@ def test_batchnorm_is_folded_where_a_layer_comes_before_it() -> None:
 
 
 def test_batchnorm_is_not_folded_into_a_layer_that_others_read() -> None:
-    class Shared(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.conv = nn.Conv2d(2, 2, 1)
-            self.bn = nn.BatchNorm2d(2)
-
-        def forward(self, x: Tensor) -> Tensor:
-            y = self.conv(x)
-            return (self.bn(y) + y).flatten(1)
-
-    model = Shared().eval()
-    with torch.no_grad():
-        model.bn.running_mean.fill_(0.7)
-        model.bn.running_var.fill_(4.0)
+    norm = nn.BatchNorm2d(2)
+    norm.running_mean.fill_(0.7)  # type: ignore[union-attr]
+    norm.running_var.fill_(4.0)  # type: ignore[union-attr]
+    conv = nn.Conv2d(2, 2, 1)
+    model = Function(lambda x, conv, norm: (norm(y := conv(x)) + y).flatten(1), conv, norm).eval()
     x = points((2, 3, 3), 4)
     out = forward_all(trace_model(model, (2, 3, 3)), x)[-1]
     assert torch.allclose(out, logits_of(model, x), rtol=1e-12, atol=1e-12)
@@ -146,37 +138,21 @@ def test_layer_settings(layer: nn.Module) -> None:
         lambda x: torch.sub(torch.mul(x, 2.0), torch.tensor([[[1.0]], [[2.0]]])).flatten(1),
     ],
 )
-def test_functional_forms(function: object) -> None:
-    class Wrapped(nn.Module):
-        def forward(self, x: Tensor) -> Tensor:
-            return function(x)  # type: ignore[operator, no-any-return]
-
-    x = points((2, 4, 4), 3, seed=2) - 0.5
-    out = forward_all(trace_model(Wrapped(), (2, 4, 4)), x)[-1]
-    assert torch.allclose(out, logits_of(Wrapped(), x), rtol=1e-12, atol=1e-12)
+def test_functional_forms(function: Callable[..., Tensor]) -> None:
+    model, x = Function(function), points((2, 4, 4), 3, seed=2) - 0.5
+    out = forward_all(trace_model(model, (2, 4, 4)), x)[-1]
+    assert torch.allclose(out, logits_of(model, x), rtol=1e-12, atol=1e-12)
 
 
-class Function(nn.Module):
-    """A model on (2, 6, 6) images from one expression."""
-
-    def __init__(self, forward: object) -> None:
-        super().__init__()
-        self.conv = nn.Conv2d(2, 2, 3, padding=1)
-        self.function = forward
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.function(self.conv(x), x).flatten(1)  # type: ignore[operator, no-any-return]
+def expression(function: Callable[..., Tensor]) -> nn.Module:
+    """A model on (2, 6, 6) images from one expression in what a convolution gives, and x."""
+    conv = nn.Conv2d(2, 2, 3, padding=1)
+    return Function(lambda x, conv: function(conv(x), x).flatten(1), conv)
 
 
-class Residual(nn.Module):
+def residual(branch: nn.Module, first: bool) -> nn.Module:
     """x + branch(x), or branch(x) + x."""
-
-    def __init__(self, branch: nn.Module, first: bool) -> None:
-        super().__init__()
-        self.branch, self.first = branch, first
-
-    def forward(self, x: Tensor) -> Tensor:
-        return x + self.branch(x) if self.first else self.branch(x) + x
+    return Function(lambda x, b: x + b(x) if first else b(x) + x, branch)
 
 
 @pytest.mark.parametrize("first", [False, True])
@@ -194,7 +170,7 @@ class Residual(nn.Module):
 )
 def test_a_linear_residual_branch_is_one_layer(branch: nn.Module, sums: int, first: bool) -> None:
     torch.manual_seed(2)
-    block = Residual(branch, first)
+    block = residual(branch, first)
     model = nn.Sequential(nn.Conv2d(2, 4, 1), block, nn.ReLU(), nn.Flatten(), nn.Linear(100, 3))
     graph = trace_model(model, (2, 5, 5))
     assert sum(isinstance(n.op, Add) for n in graph.nodes) == sums
@@ -205,7 +181,7 @@ def test_a_linear_residual_branch_is_one_layer(branch: nn.Module, sums: int, fir
 
 
 def test_a_linear_residual_block_of_vectors_is_one_layer() -> None:
-    layers = (nn.Linear(3, 4), Residual(nn.Linear(4, 4), True), nn.ReLU(), nn.Linear(4, 2))
+    layers = (nn.Linear(3, 4), residual(nn.Linear(4, 4), True), nn.ReLU(), nn.Linear(4, 2))
     model = nn.Sequential(*layers)
     graph = trace_model(model, (3,))
     assert not any(isinstance(n.op, Add) for n in graph.nodes)
@@ -277,9 +253,9 @@ def test_unsupported_layers_are_named(layer: nn.Module, named: str) -> None:
         (lambda y, x: torch.maximum(y, y[:, :1]), "maximum.*broadcast"),
     ],
 )
-def test_unsupported_expressions_are_named(function: object, named: str) -> None:
+def test_unsupported_expressions_are_named(function: Callable[..., Tensor], named: str) -> None:
     with pytest.raises(UnsupportedModelError, match=named):
-        trace_model(Function(function), (2, 6, 6))
+        trace_model(expression(function), (2, 6, 6))
 
 
 @pytest.mark.parametrize(
@@ -290,9 +266,9 @@ def test_unsupported_expressions_are_named(function: object, named: str) -> None
         lambda y, x: y + int(x[0, 0, 0, 0] > 0.5),
     ],
 )
-def test_data_dependent_control_flow_is_refused(function: object) -> None:
+def test_data_dependent_control_flow_is_refused(function: Callable[..., Tensor]) -> None:
     with pytest.raises(UnsupportedModelError, match="cannot trace Function to a static graph"):
-        trace_model(Function(function), (2, 6, 6))
+        trace_model(expression(function), (2, 6, 6))
 
 
 def test_two_inputs_are_refused() -> None:

@@ -8,11 +8,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from greg_cert.verify.bounds import native_engine, windows
+from greg_cert.verify.bounds import native_engine, window_plan
 from greg_cert.verify.bounds.affine_rows import AffineRows
 from greg_cert.verify.bounds.native_engine import NativeEngine
 from greg_cert.verify.bounds.region import Cut, Region
-from greg_cert.verify.bounds.windows import WindowPlan
+from greg_cert.verify.bounds.window_plan import WindowPlan
 from greg_cert.verify.graph.ops import Conv, Graph, forward_all
 from greg_cert.verify.graph.trace import trace_model
 from tests.problems import randomise
@@ -103,7 +103,7 @@ ENDS = {("deep", 3), ("steps", 1), ("residual", 2)}  # activations whose windows
 
 @pytest.fixture(autouse=True)
 def small_maps_too(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(windows, "_SMALL", 0)
+    monkeypatch.setattr(window_plan, "_SMALL", 0)
 
 
 def _graph(name: str) -> Graph:
@@ -137,7 +137,7 @@ def test_windows_give_what_whole_maps_give(
 ) -> None:
     graph, region = _graph(name), _region(norm, cut=cut)
     found = [_bounds(graph, region), _bounds(graph, region, 10**5)]
-    monkeypatch.setattr(windows, "_SPREAD", 0)
+    monkeypatch.setattr(window_plan, "_SPREAD", 0)
     found.append(_bounds(graph, region))
     monkeypatch.setattr(native_engine.WindowPlan, "of", lambda *_: None)
     expected = _bounds(graph, region)
@@ -163,7 +163,7 @@ def test_small_maps_stay_whole(monkeypatch: pytest.MonkeyPatch) -> None:
     graph = _graph("chain")
     widest = max(math.prod(node.shape) for node in graph.nodes)
     for small, expected in ((widest - 1, True), (widest, False)):
-        monkeypatch.setattr(windows, "_SMALL", small)
+        monkeypatch.setattr(window_plan, "_SMALL", small)
         assert (WindowPlan.of(graph, 5) is not None) == expected
 
 

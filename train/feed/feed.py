@@ -10,18 +10,12 @@ import torch
 from torch import Tensor
 
 from greg_cert.data import prefetch
-from greg_cert.draws import generator_for
+from greg_cert.processes import Processes
+from greg_cert.seeded import generator_for
 from greg_cert.stages import StageConfig
-from greg_cert.train.feed.batches import (
-    DeviceImages,
-    Draw,
-    Shifts,
-    batch_indices,
-    draw_shifts,
-)
+from greg_cert.train.feed.batches import DeviceImages, Draw, Shifts, batch_indices, draw_shifts
 from greg_cert.train.objective.step import Batch
 from greg_cert.train.outliers.choose import Picks, choose
-from greg_cert.train.world import World
 
 # What each stream of random numbers is for, so that none is used twice.
 _ORDER, _AUXILIARY, _SHIFT_ID, _SHIFT_LOW, _SHIFT_HIGH, _CHOICE = range(1, 7)
@@ -52,7 +46,7 @@ class Feed:
         aux_set: auxiliary images, where a stage needs them.
         look: from a score's name to a function from images (B, C, H, W) to features (B, D) and
             scores (B,) of the model as it stands.
-        world: the processes.
+        processes: that share each step.
         device: where batches go.
         channels_last: memory format of the batches.
     """
@@ -60,7 +54,7 @@ class Feed:
     train_set: DeviceImages
     aux_set: DeviceImages | None
     look: Callable[[str], Look]
-    world: World
+    processes: Processes
     device: torch.device
     channels_last: bool
 
@@ -119,11 +113,11 @@ class Feed:
 
     def _read(self, step: _Step) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
         """What is read from disk for this process's share of a step."""
-        known = self.train_set.read(step.known[self.world.share(len(step.known))])
+        known = self.train_set.read(step.known[self.processes.share(len(step.known))])
         low, high = (
             None
             if i is None or self.aux_set is None
-            else self.aux_set.read(i[self.world.share(len(i))])
+            else self.aux_set.read(i[self.processes.share(len(i))])
             for i in (step.low, step.high)
         )
         return known, low, high
@@ -136,21 +130,23 @@ class Feed:
         stored: tuple[Tensor | None, Tensor | None, Tensor | None],
     ) -> Batch:
         at = (*key, step.number)
-        mine = self.world.share(len(step.known))
-        known = self._some(self.train_set, step.known, stage, (*at, _SHIFT_ID), stored[0])(mine)
+        mine = self.processes.share(len(step.known))
+        known = self._augmented(self.train_set, step.known, stage, (*at, _SHIFT_ID), stored[0])(
+            mine
+        )
         assert self.train_set.labels is not None
         labels = self.train_set.labels[step.known[mine].to(self.device)]
         if step.low is None or self.aux_set is None:
             return Batch(known, labels)
-        some = self._some(self.aux_set, step.low, stage, (*at, _SHIFT_LOW), stored[1])
-        low = some(self.world.share(len(step.low)))
+        some = self._augmented(self.aux_set, step.low, stage, (*at, _SHIFT_LOW), stored[1])
+        low = some(self.processes.share(len(step.low)))
         if step.choose:
             wanted = len(step.known) * stage.aux_ratio
             return Batch(known, labels, *self._chosen(stage, low, some, known, wanted, at))
         if step.high is None:
             return Batch(known, labels, low, low)
-        others = self._some(self.aux_set, step.high, stage, (*at, _SHIFT_HIGH), stored[2])
-        return Batch(known, labels, low, others(self.world.share(len(step.high))))
+        others = self._augmented(self.aux_set, step.high, stage, (*at, _SHIFT_HIGH), stored[2])
+        return Batch(known, labels, low, others(self.processes.share(len(step.high))))
 
     def _chosen(
         self,
@@ -162,32 +158,28 @@ class Feed:
         at: tuple[int, ...],
     ) -> tuple[Tensor, Tensor]:
         """This process's share of what the model chooses among the step's candidates."""
-        look, gather = self.look(stage.score), self.world.gather
+        look, gather = self.look(stage.score), self.processes.gather
         features, scores = (gather(v) for v in look(candidates))
         id_features = gather(look(known)[0]) if stage.strategy == "posterior" else None
+        generator = generator_for(self.device, *at, _CHOICE)
         low, high = choose(
-            stage,
-            features,
-            scores,
-            wanted,
-            id_features=id_features,
-            generator=generator_for(self.device, *at, _CHOICE),
+            stage, features, scores, wanted, id_features=id_features, generator=generator
         )
-        if self.world.size == 1:
+        if self.processes.size == 1:
             first = candidates[low]
             return first, first if stage.one_list else candidates[high]
         # The same on all processes: devices may round differently.
-        low, high = (v.to(self.device) for v in self.world.agree((low.cpu(), high.cpu())))
+        low, high = (v.to(self.device) for v in self.processes.agree((low.cpu(), high.cpu())))
         first = some(self._even(low))
         return first, first if stage.one_list else some(self._even(high))
 
     def _even(self, places: Tensor) -> Tensor:
         """This process's share of `places`, some of them twice where they do not divide evenly."""
-        count = -(-len(places) // self.world.size) * self.world.size
+        count = -(-len(places) // self.processes.size) * self.processes.size
         whole = places[torch.arange(count, device=places.device) % len(places)]
-        return whole[self.world.share(count)]
+        return whole[self.processes.share(count)]
 
-    def _some(
+    def _augmented(
         self,
         images: DeviceImages,
         indices: Tensor,

@@ -66,9 +66,11 @@ class EfficientDoubleBackward(TorchFunctionMode):
         """Replace what has a better second derivative, and leave the rest."""
         kwargs = kwargs or {}
         if func in _CONVOLUTIONS:
-            return self._convolution(func, *args, **kwargs)
+            out = self._convolution(_named(_CONVOLUTION, args, kwargs))
+            return func(*args, **kwargs) if out is None else out
         if func is F.batch_norm:
-            return self._batch_norm(*args, **kwargs)
+            out = self._batch_norm(_named(_BATCH_NORM, args, kwargs))
+            return func(*args, **kwargs) if out is None else out
         if func in _RELUS:
             return _relu(*args, **kwargs)
         if func in _RELUS_INPLACE:
@@ -77,54 +79,50 @@ class EfficientDoubleBackward(TorchFunctionMode):
             return _view(func, *args, **kwargs)
         return func(*args, **kwargs)
 
-    def _convolution(
-        self,
-        func: Callable[..., Tensor],
-        input: Tensor,
-        weight: Tensor,
-        bias: Tensor | None = None,
-        stride: Any = 1,
-        padding: Any = 0,
-        dilation: Any = 1,
-        groups: int = 1,
-    ) -> Tensor:
+    def _convolution(self, given: dict[str, Any]) -> Tensor | None:
+        """The convolution, or None where PyTorch's own has to do."""
+        x, weight, bias, *sizes, groups = given.values()
         axes = weight.ndim - 2
-        if isinstance(padding, str) or input.ndim != weight.ndim or not input.requires_grad:
-            return func(input, weight, bias, stride, padding, dilation, groups)
-        kind = input.device.type
+        if isinstance(given["padding"], str) or x.ndim != weight.ndim or not x.requires_grad:
+            return None
+        kind = x.device.type
         if torch.is_autocast_enabled(kind):
             # Inside the function below autocast would not reach the tensors kept for later.
             dtype = torch.get_autocast_dtype(kind)
-            input, weight = input.to(dtype), weight.to(dtype)
+            x, weight = x.to(dtype), weight.to(dtype)
             bias = None if bias is None else bias.to(dtype)
         # Without oneDNN, in float64, groups are slow with channels last.
         if kind == "cpu" and axes == 2 and not (groups > 1 and weight.dtype == torch.float64):
-            input, weight = _channels_last(input), _channels_last(weight)
-        sizes = [_each(stride, axes), _each(padding, axes), _each(dilation, axes)]
-        out: Tensor = _Convolution.apply(
-            self, input, weight, bias, (*sizes, False, [0] * axes, groups)
-        )
+            x, weight = _channels_last(x), _channels_last(weight)
+        each = [[size] * axes if isinstance(size, int) else list(size) for size in sizes]
+        out: Tensor = _Convolution.apply(self, x, weight, bias, (*each, False, [0] * axes, groups))
         return out
 
-    def _batch_norm(
-        self,
-        input: Tensor,
-        running_mean: Tensor | None,
-        running_var: Tensor | None,
-        weight: Tensor | None = None,
-        bias: Tensor | None = None,
-        training: bool = False,
-        momentum: float = 0.1,
-        eps: float = 1e-5,
-    ) -> Tensor:
-        if not training or weight is None or not input.requires_grad:
-            return F.batch_norm(
-                input, running_mean, running_var, weight, bias, training, momentum, eps
-            )
-        out: Tensor = _BatchNorm.apply(
-            self, input, weight, bias, running_mean, running_var, momentum, eps
-        )
+    def _batch_norm(self, given: dict[str, Any]) -> Tensor | None:
+        """BatchNorm, or None where PyTorch's own has to do."""
+        x, mean, variance, weight, bias, training, momentum, eps = given.values()
+        if not training or weight is None or not x.requires_grad:
+            return None
+        out: Tensor = _BatchNorm.apply(self, x, weight, bias, (mean, variance, True, momentum, eps))
         return out
+
+
+# What the functions take, and what it is by default.
+_CONVOLUTION = {
+    **{"input": None, "weight": None, "bias": None},
+    **{"stride": 1, "padding": 0, "dilation": 1, "groups": 1},
+}
+_BATCH_NORM = {
+    **{"input": None, "running_mean": None, "running_var": None, "weight": None, "bias": None},
+    **{"training": False, "momentum": 0.1, "eps": 1e-5},
+}
+
+
+def _named(
+    defaults: dict[str, Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> dict[str, Any]:
+    """The arguments of a call by name, in the order of the defaults."""
+    return defaults | dict(zip(defaults, args, strict=False)) | kwargs
 
 
 def _relu(input: Tensor, inplace: bool = False) -> Tensor:
@@ -148,10 +146,6 @@ def _channels_last(tensor: Tensor) -> Tensor:
         return tensor
     out: Tensor = _ChannelsLast.apply(tensor)
     return out
-
-
-def _each(value: Any, axes: int) -> list[int]:
-    return [value] * axes if isinstance(value, int) else list(value)
 
 
 class _ChannelsLast(torch.autograd.Function):
@@ -185,13 +179,8 @@ class _Convolution(torch.autograd.Function):
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
         x, weight = ctx.saved_tensors
         if ctx.mode.inputs_only:
-            return (
-                None,
-                _ConvolutionInputGradient.apply(g, x, weight, ctx.settings),
-                None,
-                None,
-                None,
-            )
+            out = _ConvolutionInputGradient.apply(g, x, weight, ctx.settings)
+            return None, out, None, None, None
         wanted = list(ctx.needs_input_grad[1:4])
         found = _aten.convolution_backward(g, x, weight, [len(weight)], *ctx.settings, wanted)
         return None, *(v if w else None for v, w in zip(found, wanted, strict=True)), None
@@ -247,28 +236,22 @@ class _BatchNorm(torch.autograd.Function):
         x: Tensor,
         weight: Tensor,
         bias: Tensor | None,
-        running_mean: Tensor | None,
-        running_var: Tensor | None,
-        momentum: float,
-        eps: float,
+        settings: tuple[Any, ...],
     ) -> Tensor:
         y: Tensor
-        y, mean, rstd = _aten.native_batch_norm(
-            x, weight, bias, running_mean, running_var, True, momentum, eps
-        )
+        y, mean, rstd = _aten.native_batch_norm(x, weight, bias, *settings)
         ctx.save_for_backward(x, weight, mean, rstd)
-        ctx.mode, ctx.eps = mode, eps
+        ctx.mode, ctx.eps = mode, settings[-1]
         return y
 
     @staticmethod
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
         x, weight, mean, rstd = ctx.saved_tensors
-        rest = (None,) * 4
         if ctx.mode.inputs_only:
             out = _BatchNormInputGradient.apply(g, x, weight, mean, rstd, ctx.eps)
-            return None, out, None, None, *rest
+            return None, out, None, None, None
         wanted = list(ctx.needs_input_grad[1:4])
-        return None, *_batch_norm_backward(g, x, weight, mean, rstd, ctx.eps, wanted), *rest
+        return None, *_batch_norm_backward(g, x, weight, mean, rstd, ctx.eps, wanted), None
 
 
 class _BatchNormInputGradient(torch.autograd.Function):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -51,7 +51,7 @@ class LinearRegion:
                 raise UsageError(f"expected {recorded} as in the recorded pass, but got {name}")
             if chosen is not None:
                 piece = piece[chosen]
-            out: Tensor = _HOLD[name](arguments, piece)
+            out: Tensor = _OPERATIONS[name].hold(arguments, piece)
             return out
 
         with _Mode(hold):
@@ -60,7 +60,7 @@ class LinearRegion:
             raise UsageError("expected all operations of the recorded pass, but got fewer")
 
     def _record(self, name: str, arguments: dict[str, Any]) -> Tensor:
-        out, piece = _RECORD[name](arguments)
+        out, piece = _OPERATIONS[name].record(arguments)
         self._pieces.append((name, piece.detach()))
         return out
 
@@ -81,127 +81,119 @@ class _Mode(TorchFunctionMode):
     ) -> Any:
         kwargs = kwargs or {}
         name = getattr(func, "__name__", "")
-        if name not in _PARAMETERS:
+        if name not in _OPERATIONS:
             return func(*args, **kwargs)
-        arguments = dict(zip(_PARAMETERS[name], args, strict=False)) | kwargs
+        arguments = dict(zip(_OPERATIONS[name].parameters, args, strict=False)) | kwargs
         if name in _DROPOUTS and not arguments.get("training", True):
             return func(*args, **kwargs)
         return self._handle(name, arguments)
 
 
-_POOL = ("input", "kernel_size", "stride", "padding", "dilation", "ceil_mode", "return_indices")
-_DROPOUTS = ("dropout", "dropout1d", "dropout2d", "dropout3d")
-_PARAMETERS: dict[str, tuple[str, ...]] = {
-    "relu": ("input", "inplace"),
-    "leaky_relu": ("input", "negative_slope", "inplace"),
-    "hardtanh": ("input", "min_val", "max_val", "inplace"),
-    "relu6": ("input", "inplace"),
-    "max_pool2d": _POOL,
-    "adaptive_max_pool2d": ("input", "output_size", "return_indices"),
-    **dict.fromkeys(_DROPOUTS, ("input", "p", "training", "inplace")),
-    **dict.fromkeys(("maximum", "minimum"), ("input", "other")),
-}
+_Arguments = dict[str, Any]
 
 
-def _without(arguments: dict[str, Any], *names: str) -> dict[str, Any]:
+class _Operation(NamedTuple):
+    """What is known of a piecewise-linear operation."""
+
+    parameters: tuple[str, ...]
+    record: Callable[[_Arguments], tuple[Tensor, Tensor]]  # to the output and the piece
+    hold: Callable[[_Arguments, Tensor], Tensor]  # to the output on that piece
+
+
+def _without(arguments: _Arguments, *names: str) -> _Arguments:
     return {k: v for k, v in arguments.items() if k not in names}
 
 
-def _record_relu(arguments: dict[str, Any]) -> tuple[Tensor, Tensor]:
+def _record_relu(arguments: _Arguments) -> tuple[Tensor, Tensor]:
     out = torch.relu(arguments["input"])
     return out, out
 
 
-def _hold_relu(arguments: dict[str, Any], piece: Tensor) -> Tensor:
+def _hold_relu(arguments: _Arguments, piece: Tensor) -> Tensor:
     # The derivative of ReLU at the recorded point, applied to the value itself.
     out: Tensor = torch.ops.aten.threshold_backward(arguments["input"], piece, 0)
     return out
 
 
-def _record_leaky(arguments: dict[str, Any]) -> tuple[Tensor, Tensor]:
+def _record_leaky(arguments: _Arguments) -> tuple[Tensor, Tensor]:
     return F.leaky_relu(**_without(arguments, "inplace")), arguments["input"]
 
 
-def _hold_leaky(arguments: dict[str, Any], piece: Tensor) -> Tensor:
+def _hold_leaky(arguments: _Arguments, piece: Tensor) -> Tensor:
     slope = arguments.get("negative_slope", 0.01)
     out: Tensor = torch.ops.aten.leaky_relu_backward(arguments["input"], piece, slope, False)
     return out
 
 
-def _record_hardtanh(arguments: dict[str, Any]) -> tuple[Tensor, Tensor]:
+def _record_hardtanh(arguments: _Arguments) -> tuple[Tensor, Tensor]:
     return F.hardtanh(**_without(arguments, "inplace")), arguments["input"]
 
 
-def _six(arguments: dict[str, Any]) -> dict[str, Any]:
-    return {"input": arguments["input"], "min_val": 0.0, "max_val": 6.0}
-
-
-def _hold_hardtanh(arguments: dict[str, Any], piece: Tensor) -> Tensor:
+def _hold_hardtanh(arguments: _Arguments, piece: Tensor) -> Tensor:
     low, high = arguments.get("min_val", -1.0), arguments.get("max_val", 1.0)
     return torch.where((piece > low) & (piece < high), arguments["input"], piece.clamp(low, high))
 
 
-def _record_max_pool(arguments: dict[str, Any]) -> tuple[Tensor, Tensor]:
+def _relu6(arguments: _Arguments) -> _Arguments:
+    return {"input": arguments["input"], "min_val": 0.0, "max_val": 6.0}
+
+
+def _record_max_pool(arguments: _Arguments) -> tuple[Tensor, Tensor]:
     out, places = F.max_pool2d_with_indices(**_without(arguments, "return_indices"))
     return out, places
 
 
-def _record_adaptive_max_pool(arguments: dict[str, Any]) -> tuple[Tensor, Tensor]:
+def _record_adaptive_max_pool(arguments: _Arguments) -> tuple[Tensor, Tensor]:
     out, places = F.adaptive_max_pool2d(**arguments | {"return_indices": True})
     return out, places
 
 
-def _hold_max_pool(arguments: dict[str, Any], piece: Tensor) -> Tensor:
+def _hold_max_pool(arguments: _Arguments, piece: Tensor) -> Tensor:
     values: Tensor = arguments["input"]
     return values.flatten(-2).gather(-1, piece.flatten(-2)).view_as(piece)
 
 
-def _record_dropout(dropout: Callable[..., Tensor]) -> Callable[..., tuple[Tensor, Tensor]]:
-    def record(arguments: dict[str, Any]) -> tuple[Tensor, Tensor]:
+def _dropout(function: Callable[..., Tensor]) -> _Operation:
+    def record(arguments: _Arguments) -> tuple[Tensor, Tensor]:
         values = arguments["input"]
-        mask = dropout(torch.ones_like(values), **_without(arguments, "input", "inplace"))
+        mask = function(torch.ones_like(values), **_without(arguments, "input", "inplace"))
         return values * mask, mask
 
-    return record
+    parameters = ("input", "p", "training", "inplace")
+    return _Operation(parameters, record, lambda arguments, mask: arguments["input"] * mask)
 
 
-def _hold_dropout(arguments: dict[str, Any], piece: Tensor) -> Tensor:
-    out: Tensor = arguments["input"] * piece
-    return out
+def _extremum(function: Callable[..., Tensor], is_first: Callable[..., Tensor]) -> _Operation:
+    """The larger or the smaller of two tensors; `is_first` says where it is the first."""
+
+    def record(arguments: _Arguments) -> tuple[Tensor, Tensor]:
+        pair = arguments["input"], arguments["other"]
+        return function(*pair), is_first(*pair)
+
+    def hold(arguments: _Arguments, first: Tensor) -> Tensor:
+        return torch.where(first, arguments["input"], arguments["other"])
+
+    return _Operation(("input", "other"), record, hold)
 
 
-def _record_maximum(arguments: dict[str, Any]) -> tuple[Tensor, Tensor]:
-    first, second = arguments["input"], arguments["other"]
-    return torch.maximum(first, second), first >= second
-
-
-def _record_minimum(arguments: dict[str, Any]) -> tuple[Tensor, Tensor]:
-    first, second = arguments["input"], arguments["other"]
-    return torch.minimum(first, second), first < second  # at ties the one that the maximum is not
-
-
-def _hold_either(arguments: dict[str, Any], piece: Tensor) -> Tensor:
-    return torch.where(piece, arguments["input"], arguments["other"])
-
-
-_RECORD: dict[str, Callable[[dict[str, Any]], tuple[Tensor, Tensor]]] = {
-    "relu": _record_relu,
-    "leaky_relu": _record_leaky,
-    "hardtanh": _record_hardtanh,
-    "relu6": lambda arguments: _record_hardtanh(_six(arguments)),
-    "max_pool2d": _record_max_pool,
-    "adaptive_max_pool2d": _record_adaptive_max_pool,
-    **{name: _record_dropout(getattr(F, name)) for name in _DROPOUTS},
-    "maximum": _record_maximum,
-    "minimum": _record_minimum,
-}
-_HOLD: dict[str, Callable[[dict[str, Any], Tensor], Tensor]] = {
-    "relu": _hold_relu,
-    "leaky_relu": _hold_leaky,
-    "hardtanh": _hold_hardtanh,
-    "relu6": lambda arguments, piece: _hold_hardtanh(_six(arguments), piece),
-    "max_pool2d": _hold_max_pool,
-    "adaptive_max_pool2d": _hold_max_pool,
-    **dict.fromkeys(_DROPOUTS, _hold_dropout),
-    **dict.fromkeys(("maximum", "minimum"), _hold_either),
+_POOL = ("input", "kernel_size", "stride", "padding", "dilation", "ceil_mode", "return_indices")
+_DROPOUTS = ("dropout", "dropout1d", "dropout2d", "dropout3d")
+_OPERATIONS = {
+    "relu": _Operation(("input", "inplace"), _record_relu, _hold_relu),
+    "leaky_relu": _Operation(("input", "negative_slope", "inplace"), _record_leaky, _hold_leaky),
+    "hardtanh": _Operation(
+        ("input", "min_val", "max_val", "inplace"), _record_hardtanh, _hold_hardtanh
+    ),
+    "relu6": _Operation(
+        ("input", "inplace"),
+        lambda arguments: _record_hardtanh(_relu6(arguments)),
+        lambda arguments, piece: _hold_hardtanh(_relu6(arguments), piece),
+    ),
+    "max_pool2d": _Operation(_POOL, _record_max_pool, _hold_max_pool),
+    "adaptive_max_pool2d": _Operation(
+        ("input", "output_size", "return_indices"), _record_adaptive_max_pool, _hold_max_pool
+    ),
+    **{name: _dropout(getattr(F, name)) for name in _DROPOUTS},
+    "maximum": _extremum(torch.maximum, torch.ge),
+    "minimum": _extremum(torch.minimum, torch.lt),  # at ties the one that the maximum is not
 }

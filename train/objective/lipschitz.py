@@ -31,15 +31,7 @@ from greg_cert.verify.operators.layers import one_kind
 _FIRST = 20  # iterations before the first step, from random vectors
 
 
-def lipschitz_penalty(
-    model: nn.Module,
-    input_shape: tuple[int, ...],
-    *,
-    norm: float = 2.0,
-    score: str = "energy",
-    iterations: int = 1,
-    seed: int = 0,
-) -> LipschitzPenalty:
+class LipschitzPenalty(nn.Module):
     """L̄(θ), an estimate of a bound of sup ‖∇S‖* over all inputs, as a term of a training loss.
 
         penalty = lipschitz_penalty(model, (3, 32, 32))
@@ -53,7 +45,8 @@ def lipschitz_penalty(
         with penalty.watch():
             logits = model(images)
 
-    Its vectors belong in a checkpoint: it is a module with a `state_dict`.
+    Its vectors belong in a checkpoint: it is a module with a `state_dict`. Called without arguments
+    it gives a float64 scalar in score units per pixel unit.
 
     Args:
         model: raw images (B, *input_shape) to logits (B, K), of any mode, on any device; left as it
@@ -64,25 +57,10 @@ def lipschitz_penalty(
         iterations: of the power method a call.
         seed: of the vectors it begins with.
 
-    Returns:
-        A module without arguments, which gives a float64 scalar in score units per pixel unit.
-
     Raises:
         UsageError: for a value out of range.
         UnsupportedModelError: names a layer that certificates cannot bound, or one whose weights
             cannot be followed.
-    """
-    return LipschitzPenalty(
-        model, input_shape, norm=norm, score=score, iterations=iterations, seed=seed
-    )
-
-
-class LipschitzPenalty(nn.Module):
-    """L̄(θ) of a model; see `lipschitz_penalty`, which makes it.
-
-    Attributes:
-        norm: of perturbations.
-        score: whose slope is bounded.
     """
 
     def __init__(
@@ -90,10 +68,10 @@ class LipschitzPenalty(nn.Module):
         model: nn.Module,
         input_shape: tuple[int, ...],
         *,
-        norm: float,
-        score: str,
-        iterations: int,
-        seed: int,
+        norm: float = 2.0,
+        score: str = "energy",
+        iterations: int = 1,
+        seed: int = 0,
     ) -> None:
         super().__init__()
         if score not in SCORES:
@@ -130,10 +108,12 @@ class LipschitzPenalty(nn.Module):
             named = {f"vector_{i}": one_kind(op) for i, op in enumerate(ops)}
             alike: dict[Any, dict[str, Conv]] = {}
             for name, op in named.items():
-                geometry = (op.weight.shape, op.input_shape, op.stride, op.padding)
-                # oneDNN takes longer for groups than for one layer after the other.
-                alone = name if op.weight.device.type == "cpu" else ""
-                alike.setdefault((*geometry, op.dilation, op.groups, alone), {})[name] = op
+                geometry: tuple[Any, ...] = (op.weight.shape, op.input_shape, op.stride)
+                geometry += (op.padding, op.dilation, op.groups)
+                if op.weight.device.type == "cpu":
+                    # oneDNN takes longer for groups than for one layer after the other.
+                    geometry += (name,)
+                alike.setdefault(geometry, {})[name] = op
             found: dict[str, Tensor] = {}
             for some in alike.values():
                 found |= zip(some, self._norms(some, norm, iterations), strict=True)
@@ -185,6 +165,10 @@ class LipschitzPenalty(nn.Module):
             setattr(self, name, vector)
         sizes: Tensor = torch.linalg.vector_norm(image, dim=1)
         return sizes.unbind()
+
+
+lipschitz_penalty = LipschitzPenalty
+"""The name it has for users, beside `gradient_penalty`."""
 
 
 class _Variances(TorchFunctionMode):

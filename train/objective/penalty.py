@@ -30,16 +30,12 @@ class Recording:
             raise UsageError(
                 f"expected estimator in {', '.join(ESTIMATORS)}, but got {estimator!r}"
             )
-        exact = estimator == "double-backward"
-        self._region = None if exact else LinearRegion()
-        self._double = EfficientDoubleBackward() if exact else None
+        self._double = EfficientDoubleBackward()
+        self._region = None if estimator == "double-backward" else LinearRegion()
 
     def record(self) -> AbstractContextManager[object]:
         """Watch the forward pass inside."""
-        if self._region is not None:
-            return self._region.record()
-        assert self._double is not None
-        return self._double
+        return self._double if self._region is None else self._region.record()
 
     def hold(self, chosen: Tensor | None) -> AbstractContextManager[object]:
         """Within the block, the linear region of the recorded pass, for samples `chosen` (M,)."""
@@ -47,8 +43,7 @@ class Recording:
 
     def input_gradient(self, scores: Tensor, inputs: Tensor) -> Tensor:
         """∇_x S(x) (B, ...), differentiable."""
-        double = self._double or EfficientDoubleBackward()
-        return double.input_gradient(scores, inputs)
+        return self._double.input_gradient(scores, inputs)
 
 
 def gradient_penalty(
@@ -131,10 +126,17 @@ def gradient_penalty(
         norms = _safe_norm((gradient if scale is None else gradient * scale).flatten(1))
         return norms if select is None else torch.where(select, norms, 0.0)
     unit, norms = _direction(inputs, scores, scale)
-    hold: _Hold = contextlib.nullcontext if recording is None else recording.hold
+
+    def scores_beside(length: float | Tensor, chosen: Tensor | None) -> Tensor:
+        """Scores of the inputs, or of those `chosen`, moved by `length`, one or (B,)."""
+        by = _per_sample(length, inputs) if isinstance(length, Tensor) else length
+        moved = inputs.detach() + by * unit
+        with contextlib.nullcontext() if recording is None else recording.hold(chosen):
+            return score_fn(moved if chosen is None else moved[chosen])
+
     if weights is not None:
-        return _coupled(score_fn, inputs, scores, h, weights, unit, norms, hold)
-    return _finite_difference(score_fn, inputs, scores, h, select, unit, norms, hold)
+        return _coupled(scores_beside, scores, h, weights, norms)
+    return _finite_difference(scores_beside, scores, h, select, norms)
 
 
 def _check_shape(name: str, value: Tensor, inputs: Tensor) -> None:
@@ -142,7 +144,7 @@ def _check_shape(name: str, value: Tensor, inputs: Tensor) -> None:
         raise UsageError(f"expected {name} ({len(inputs)},), but got {tuple(value.shape)}")
 
 
-_Hold = Callable[[Tensor | None], AbstractContextManager[object]]
+_ScoresBeside = Callable[[float | Tensor, Tensor | None], Tensor]
 
 
 def _direction(inputs: Tensor, scores: Tensor, scale: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -159,24 +161,15 @@ def _per_sample(values: Tensor, inputs: Tensor) -> Tensor:
 
 
 def _finite_difference(
-    score_fn: Callable[[Tensor], Tensor],
-    inputs: Tensor,
-    scores: Tensor,
-    h: float,
-    select: Tensor | None,
-    unit: Tensor,
-    norms: Tensor,
-    hold: _Hold,
+    scores_beside: _ScoresBeside, scores: Tensor, h: float, select: Tensor | None, norms: Tensor
 ) -> Tensor:
-    moved = inputs.detach() + h * unit
     chosen = None
     if select is not None:
         chosen = select.nonzero().squeeze(1)
         if len(chosen) == 0:
             return torch.zeros_like(norms)
-        moved, scores = moved[chosen], scores[chosen]
-    with hold(chosen):
-        slope = (score_fn(moved) - scores) / h
+        scores = scores[chosen]
+    slope = (scores_beside(h, chosen) - scores) / h
     kept = norms if chosen is None else norms[chosen]
     # Zero in value, the derivative in gradient: the value stays the exact norm.
     whole: Tensor = kept + (slope - slope.detach()) * (kept > 0)
@@ -186,20 +179,11 @@ def _finite_difference(
 
 
 def _coupled(
-    score_fn: Callable[[Tensor], Tensor],
-    inputs: Tensor,
-    scores: Tensor,
-    h: float,
-    weights: Tensor,
-    unit: Tensor,
-    norms: Tensor,
-    hold: _Hold,
+    scores_beside: _ScoresBeside, scores: Tensor, h: float, weights: Tensor, norms: Tensor
 ) -> Tensor:
     """Norms whose weighted sum has the derivative of Σ_j S_j along the weighted directions."""
     largest = weights.max().clamp_min(torch.finfo(norms.dtype).tiny)
-    moved = inputs.detach() + h * _per_sample(weights / largest, inputs) * unit
-    with hold(None):
-        slope = largest * (score_fn(moved) - scores).sum() / h
+    slope = largest * (scores_beside(h * (weights / largest), None) - scores).sum() / h
     total = weights.sum()
     share = torch.where(total > 0, slope / total.clamp_min(torch.finfo(norms.dtype).tiny), 0.0)
     whole: Tensor = norms + (share - share.detach())

@@ -12,15 +12,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from greg_cert.models import Classifier
+from greg_cert.outlier_losses import OUTLIER_LOSSES, Outputs
 from greg_cert.scores import score_of
+from greg_cert.train.objective.gradient_loss import correctly_detected, gradient_loss
 from greg_cert.train.objective.lipschitz import LipschitzPenalty
-from greg_cert.train.objective.losses import (
-    absent_class_loss,
-    correctly_detected,
-    energy_margin_loss,
-    gradient_loss,
-    uniform_loss,
-)
 from greg_cert.train.objective.penalty import Recording, gradient_penalty
 
 
@@ -116,16 +111,16 @@ class Objective(nn.Module):
         out = {"ce": F.cross_entropy(logits[:n], batch.labels)}
         loss = out["ce"]
         if terms.outlier_loss != "none":
-            out["score_loss"] = _outlier_loss(logits, scores, n, m, terms)
+            of_step = Outputs(
+                scores[:n], scores[n : n + m], logits[n : n + m], terms.m_in, terms.m_out
+            )
+            out["score_loss"] = OUTLIER_LOSSES[terms.outlier_loss].value(of_step)
             loss = loss + terms.lambda_score * out["score_loss"]
         if terms.gradient:
             norms, correct = self._penalty(inputs, scores, n, first_high, terms, recording)
+            high = slice(first_high, None)
             out["grad_loss"] = gradient_loss(
-                norms[:n],
-                correct[:n],
-                norms[first_high:],
-                correct[first_high:],
-                scaling=terms.scaling,
+                norms[:n], correct[:n], norms[high], correct[high], scaling=terms.scaling
             )
             if terms.scaling == "reference":  # of the whole step's samples, not this process's
                 out["grad_loss"] = out["grad_loss"] / terms.processes
@@ -201,14 +196,6 @@ def is_compiled(model: nn.Module) -> bool:
 
 
 _NORMS = nn.modules.batchnorm._BatchNorm
-
-
-def _outlier_loss(logits: Tensor, scores: Tensor, n: int, m: int, terms: Terms) -> Tensor:
-    """L_S of the ID samples, the first `n`, and the `m` outliers after them."""
-    if terms.outlier_loss == "margin":
-        return energy_margin_loss(scores[:n], scores[n : n + m], m_in=terms.m_in, m_out=terms.m_out)
-    loss = {"uniform": uniform_loss, "absent_class": absent_class_loss}[terms.outlier_loss]
-    return loss(logits[n : n + m])
 
 
 @contextlib.contextmanager

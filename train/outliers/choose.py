@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,8 +15,6 @@ from greg_cert.train.outliers.sampling import dos_sample, greedy_sample, two_end
 
 # Log-odds of the regression's targets: probability 0.99 of being what they are.
 _CONFIDENCE = torch.tensor(4.595)
-# Clusters of an epoch's pool, where the stage does not say.
-POOL_CLUSTERS = 1024
 
 
 def choose(
@@ -38,18 +37,15 @@ def choose(
         generator: source of randomness, on the features' device.
     """
     clusters = stage.clusters or wanted
-    each = max(1, wanted // clusters)
+    options: dict[str, Any] = {"generator": generator, "check": False}
+    options["per_cluster"] = max(1, wanted // clusters)
     if stage.strategy == "two_ended":
-        low, high = two_ended_sample(
-            features, scores, clusters, per_cluster=each, generator=generator, check=False
-        )
+        low, high = two_ended_sample(features, scores, clusters, **options)
         if not stage.share_ends:
             return low, high
         low = torch.cat([low, high])
     elif stage.strategy == "dos":
-        low = dos_sample(
-            features, scores, clusters, per_cluster=each, generator=generator, check=False
-        )
+        low = dos_sample(features, scores, clusters, **options)
     elif stage.strategy == "greedy":
         low = greedy_sample(scores, wanted)
     else:

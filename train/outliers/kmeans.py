@@ -5,6 +5,8 @@ The torch path never makes the host wait for the device, so it can run inside a 
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -201,22 +203,30 @@ def _fill_empty(points: Tensor, centres: Tensor, assigned: Tensor) -> tuple[Tens
 def _faiss(
     points: Tensor, k: int, iterations: int, generator: torch.Generator | None
 ) -> tuple[Tensor, Tensor]:
-    import faiss
-
     seed = torch.randint(2**31 - 1, (1,), generator=generator, device=points.device)
-    engine = faiss.Kmeans(
-        points.shape[1],
-        k,
-        niter=iterations,
-        seed=int(seed.item()),
-        min_points_per_centroid=1,
-        gpu=points.is_cuda and faiss.get_num_gpus() > 0,
-    )
-    array = points.cpu().numpy()
-    engine.train(array)
-    assert engine.centroids is not None
-    _, assigned = engine.index.search(array, 1)
+    array = points.cpu()
+    engine = fit_faiss(array, k, iterations=iterations, seed=int(seed.item()), gpu=points.is_cuda)
+    _, assigned = engine.index.search(array.numpy(), 1)
     return (
         torch.from_numpy(engine.centroids.copy()).to(points.device),
         torch.from_numpy(assigned[:, 0].copy()).to(points.device),
     )
+
+
+def fit_faiss(points: Tensor, k: int, *, iterations: int, seed: int, gpu: bool = True) -> Any:
+    """Faiss's k-means, fitted to at most 256 of the points (N, D) a cluster; finite, on the CPU.
+
+    Where there is a GPU that faiss can use, it does so, unless `gpu` forbids it.
+    """
+    import faiss
+
+    engine = faiss.Kmeans(
+        points.shape[1],
+        k,
+        niter=iterations,
+        seed=seed,
+        min_points_per_centroid=1,
+        gpu=gpu and faiss.get_num_gpus() > 0,
+    )
+    engine.train(points.numpy())
+    return engine

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 import torch
@@ -11,74 +10,37 @@ from torch import Tensor
 from greg_cert.errors import UsageError
 from greg_cert.train.outliers.finite import check_finite
 
+_CHUNK = 2**14
+
 
 @dataclass(frozen=True, eq=False)
 class LinearPosterior:
     """Normal posterior of w in t = w·φ + noise, given ID features (t < 0) and outliers (t > 0).
 
-    With prior w ~ N(0, σ_prior² I) and noise N(0, σ_noise²), the posterior is N(m, P⁻¹) with
+    With prior w ~ N(0, I) and noise N(0, 1), the posterior is N(m, P⁻¹) with
 
-        P = I / σ_prior² + Σᵢ φᵢ φᵢᵀ / σ_noise²,    P m = Σᵢ tᵢ φᵢ / σ_noise²,    φ = z / ‖z‖₂.
+        P = I + Σᵢ φᵢ φᵢᵀ,    P m = Σᵢ tᵢ φᵢ,    φ = z / ‖z‖₂.
 
-    Only the two sums are kept, so data may come in any order, be split, and be merged. An instance
-    never changes: `update` and `merge` return a new one.
+    Only the two sums are kept, so data may come in any order and be split. An instance never
+    changes: `update` returns a new one.
 
     Source: Ming, Fan and Li, "POEM: Out-of-Distribution Detection with Posterior Sampling",
-        ICML 2022, section 3. The authors' code multiplies the covariance by σ_prior² once more,
-        and keeps a rolling buffer of images; to forget, begin again from `prior`.
+        ICML 2022, section 3. The authors' code multiplies the covariance by the prior's variance
+        once more, and keeps a rolling buffer of images; to forget, begin again from `prior`.
 
     Attributes:
         gram: (D, D) float64 Σ φ φᵀ.
         moment: (D,) float64 Σ t φ.
-        count: number of observations.
-        prior_std: σ_prior > 0.
-        noise_std: σ_noise > 0.
     """
 
     gram: Tensor
     moment: Tensor
-    count: int = 0
-    prior_std: float = 1.0
-    noise_std: float = 1.0
-
-    def __post_init__(self) -> None:
-        d = len(self.moment)
-        if self.moment.shape != (d,) or self.gram.shape != (d, d):
-            raise UsageError(
-                "expected gram (D, D) and moment (D,), "
-                f"but got {tuple(self.gram.shape)} and {tuple(self.moment.shape)}"
-            )
-        for name, value in (("prior_std", self.prior_std), ("noise_std", self.noise_std)):
-            if not (math.isfinite(value) and value > 0):
-                raise UsageError(f"expected {name} > 0, but got {value}")
 
     @classmethod
-    def prior(
-        cls,
-        dim: int,
-        *,
-        prior_std: float = 1.0,
-        noise_std: float = 1.0,
-        device: torch.device | str = "cpu",
-    ) -> LinearPosterior:
-        """The distribution of w before any observation.
-
-        Args:
-            dim: D ≥ 1, the width of the features.
-            prior_std: σ_prior > 0.
-            noise_std: σ_noise > 0, in the units of the targets.
-            device: where the sums are kept.
-
-        Returns:
-            N(0, σ_prior² I).
-
-        Raises:
-            UsageError: for a value out of range.
-        """
-        if dim < 1:
-            raise UsageError(f"expected dim >= 1, but got {dim}")
+    def prior(cls, dim: int, *, device: torch.device | str = "cpu") -> LinearPosterior:
+        """The distribution N(0, I) of w in D = `dim` before any observation."""
         zeros = torch.zeros(dim, dim + 1, dtype=torch.float64, device=device)
-        return cls(zeros[:, :-1], zeros[:, -1], 0, prior_std, noise_std)
+        return cls(zeros[:, :-1], zeros[:, -1])
 
     def update(self, features: Tensor, targets: Tensor, *, check: bool = True) -> LinearPosterior:
         """The posterior after more observations, each one adding a matrix of rank 1.
@@ -104,43 +66,12 @@ class LinearPosterior:
                 f"expected targets ({len(phi)},) or a scalar, but got {tuple(t.shape)}"
             )
         return LinearPosterior(
-            self.gram + phi.T @ phi,
-            self.moment + (t.unsqueeze(-1) * phi).sum(0),
-            self.count + len(phi),
-            self.prior_std,
-            self.noise_std,
-        )
-
-    def merge(self, other: LinearPosterior) -> LinearPosterior:
-        """The posterior given the observations of both, as of two machines with a part each.
-
-        Args:
-            other: a posterior of the same width, prior and noise.
-
-        Returns:
-            A new posterior.
-
-        Raises:
-            UsageError: where width, prior or noise differ.
-        """
-        mine = (len(self.moment), self.prior_std, self.noise_std)
-        theirs = (len(other.moment), other.prior_std, other.noise_std)
-        if mine != theirs:
-            raise UsageError(
-                f"expected the same (dim, prior_std, noise_std) {mine}, but got {theirs}"
-            )
-        return LinearPosterior(
-            self.gram + other.gram,
-            self.moment + other.moment,
-            self.count + other.count,
-            self.prior_std,
-            self.noise_std,
+            self.gram + phi.T @ phi, self.moment + (t.unsqueeze(-1) * phi).sum(0)
         )
 
     def precision(self) -> Tensor:
         """Inverse covariance P of w, (D, D) float64."""
-        scaled = self.gram / self.noise_std**2
-        return scaled + torch.eye(len(scaled)).to(scaled) / self.prior_std**2
+        return self.gram + torch.eye(len(self.gram)).to(self.gram)
 
     def mean(self) -> Tensor:
         """Posterior mean m of w, (D,) float64."""
@@ -151,9 +82,6 @@ class LinearPosterior:
 
         Args:
             generator: source of randomness, on the posterior's device.
-
-        Returns:
-            (D,) weights.
         """
         factor = torch.linalg.cholesky_ex(self.precision())[0]
         noise = torch.randn(
@@ -163,8 +91,7 @@ class LinearPosterior:
         return self._solve(factor) + spread.squeeze(1)
 
     def _solve(self, factor: Tensor) -> Tensor:
-        right = (self.moment / self.noise_std**2).unsqueeze(1)
-        return torch.cholesky_solve(right, factor).squeeze(1)
+        return torch.cholesky_solve(self.moment.unsqueeze(1), factor).squeeze(1)
 
 
 def boundary_scores(features: Tensor, weights: Tensor, *, check: bool = True) -> Tensor:
@@ -216,7 +143,9 @@ def posterior_sample(
         raise UsageError(
             f"expected 1 <= count <= {len(features)} (the candidates), but got {count}"
         )
-    scores = boundary_scores(features, posterior.sample(generator), check=check)
+    weights = posterior.sample(generator)
+    parts = features.split(_CHUNK)  # which float64 and normalisation copy
+    scores = torch.cat([boundary_scores(part, weights, check=check) for part in parts])
     return scores.argsort(descending=True, stable=True)[:count]
 
 

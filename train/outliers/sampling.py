@@ -15,25 +15,6 @@ from greg_cert.train.outliers.finite import check_finite, unit_rows
 from greg_cert.train.outliers.kmeans import kmeans
 
 
-def random_sample(n: int, count: int, generator: torch.Generator | None = None) -> Tensor:
-    """Indices of `count` of n candidates, all subsets equally likely.
-
-    Args:
-        n: number of candidates.
-        count: how many to take, with 1 ≤ count ≤ n.
-        generator: source of randomness; the indices are on its device.
-
-    Returns:
-        (count,) distinct indices in random order.
-
-    Raises:
-        UsageError: for a count out of range.
-    """
-    _check_count(count, n)
-    device = torch.device("cpu") if generator is None else generator.device
-    return torch.randperm(n, generator=generator, device=device)[:count]
-
-
 def greedy_sample(scores: Tensor, count: int, *, check: bool = True) -> Tensor:
     """Indices of the `count` lowest scores: the hardest outliers, however alike.
 
@@ -53,7 +34,8 @@ def greedy_sample(scores: Tensor, count: int, *, check: bool = True) -> Tensor:
     """
     if scores.ndim != 1:
         raise UsageError(f"expected scores (N,), but got {tuple(scores.shape)}")
-    _check_count(count, len(scores))
+    if not 1 <= count <= len(scores):
+        raise UsageError(f"expected 1 <= count <= {len(scores)} (the candidates), but got {count}")
     if check:
         check_finite(scores=scores)
     return scores.detach().argsort(stable=True)[:count]
@@ -90,7 +72,7 @@ def dos_sample(
         ICLR 2024.
     """
     cluster = _clusters(features, scores, n_clusters, per_cluster, backend, generator, check)
-    return _ends(cluster, scores.detach(), n_clusters, per_cluster, check)
+    return cluster_ends(cluster, scores.detach(), n_clusters, per_cluster, wait=check)
 
 
 def two_ended_sample(
@@ -130,14 +112,9 @@ def two_ended_sample(
     """
     cluster = _clusters(features, scores, n_clusters, per_cluster, backend, generator, check)
     return (
-        _ends(cluster, scores.detach(), n_clusters, per_cluster, check),
-        _ends(cluster, -scores.detach(), n_clusters, per_cluster, check),
+        cluster_ends(cluster, scores.detach(), n_clusters, per_cluster, wait=check),
+        cluster_ends(cluster, -scores.detach(), n_clusters, per_cluster, wait=check),
     )
-
-
-def _check_count(count: int, n: int) -> None:
-    if not 1 <= count <= n:
-        raise UsageError(f"expected 1 <= count <= {n} (the candidates), but got {count}")
 
 
 def _clusters(
@@ -163,12 +140,18 @@ def _clusters(
     return kmeans(points, n_clusters, backend=backend, generator=generator, check=False)[1]
 
 
-def _ends(cluster: Tensor, scores: Tensor, k: int, count: int, check: bool) -> Tensor:
-    """Indices of the `count` lowest scores in each cluster, cluster by cluster."""
+def cluster_ends(
+    cluster: Tensor, scores: Tensor, k: int, count: int, *, wait: bool = True
+) -> Tensor:
+    """Indices of the `count` lowest scores in each of k clusters, cluster by cluster.
+
+    Without `wait` and for one a cluster, the host does not wait for the device; a cluster that is
+    empty then gives the lowest of all.
+    """
     by_score = scores.argsort(stable=True)
     order = by_score[cluster[by_score].argsort(stable=True)]  # by cluster, then by score
     grouped = cluster[order]
-    if count == 1 and not check:  # a fixed shape, so that the host need not wait
+    if count == 1 and not wait:  # a fixed shape, so that the host need not wait
         names = torch.arange(k, device=cluster.device)
         first = torch.searchsorted(grouped, names).clamp_max(len(order) - 1)
         return torch.where(grouped[first] == names, order[first], by_score[0])

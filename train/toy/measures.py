@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from greg_cert.metrics import threshold_at_tpr
 from greg_cert.scores import energy
-from greg_cert.train.journal import Observer, SilentObserver
+from greg_cert.train.observer import Observer, SilentObserver
 from greg_cert.train.toy.plane import METHODS, Points, ToySettings, draw_points, train_classifier
 
 TPR = 0.95

@@ -16,10 +16,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from greg_cert.errors import UsageError
+from greg_cert.outlier_losses import energy_margin_loss
 from greg_cert.scores import energy
-from greg_cert.train.journal import Observer, SilentObserver
-from greg_cert.train.objective.losses import correctly_detected, energy_margin_loss, gradient_loss
+from greg_cert.train.objective.gradient_loss import correctly_detected, gradient_loss
 from greg_cert.train.objective.penalty import gradient_penalty
+from greg_cert.train.observer import Observer, SilentObserver
 
 METHODS = ("energy", "greg")
 _LOG_EVERY = 50

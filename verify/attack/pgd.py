@@ -7,10 +7,10 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, nn
 
-from greg_cert.draws import generator_for
 from greg_cert.errors import UsageError
 from greg_cert.runs.inference import device_of
 from greg_cert.scores import score_of
+from greg_cert.seeded import generator_for
 from greg_cert.verify.attack.boundary import pull_back, walk_boundary
 from greg_cert.verify.attack.plan import AttackPlan, AttackResult
 from greg_cert.verify.graph.agreement import check_agreement

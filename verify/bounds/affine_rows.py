@@ -8,11 +8,12 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from greg_cert.verify.bounds.crown import backward_rows, neuron_rows
+from greg_cert.verify.bounds.crown import RelaxedNetwork, backward_rows, neuron_rows
 from greg_cert.verify.bounds.linear_bound import ROUNDING
 from greg_cert.verify.bounds.region import Region
-from greg_cert.verify.bounds.windows import WindowPass, WindowPlan
-from greg_cert.verify.graph.ops import Graph, apply_op
+from greg_cert.verify.bounds.window_plan import WindowPlan
+from greg_cert.verify.bounds.windows import WindowPass
+from greg_cert.verify.graph.ops import Graph
 from greg_cert.verify.norms import dual_norm
 
 
@@ -60,17 +61,14 @@ class AffineRows:
 
     def _value(self, target: int, inputs: Tensor) -> Tensor:
         """Value (B, *shape) of the node."""
-        values: dict[int, Tensor] = {0: inputs}
-        for i, node in enumerate(self._graph.nodes[: target + 1]):
-            if i and all(j in values for j in node.inputs) and self._leads_to(i, target):
-                values[i] = apply_op(node.op, [values[j] for j in node.inputs])
-        return values[target]
+        nodes, values = dict(self._graph.computed), {0: inputs}
 
-    def _leads_to(self, i: int, target: int) -> bool:
-        return i == target or any(
-            i in node.inputs and self._leads_to(k, target)
-            for k, node in enumerate(self._graph.nodes[: target + 1])
-        )
+        def at(i: int) -> Tensor:
+            if i not in values:
+                values[i] = nodes[i].op.apply(*[at(j) for j in nodes[i].inputs])
+            return values[i]
+
+        return at(target)
 
     def _row_lengths(self, target: int, norm: float) -> Tensor:
         """Dual norms (N,) of the rows of the node's linear map."""
@@ -78,19 +76,19 @@ class AffineRows:
         if key not in self._lengths:
             graph = self._graph
             indices = torch.arange(math.prod(graph.nodes[target].shape), device=graph.device)
-            plan = WindowPlan.of(graph, target)
+            plan, network = WindowPlan.of(graph, target), RelaxedNetwork(graph, {})
             widest = max(math.prod(n.shape) for n in graph.nodes)
             parts = []
             if plan is not None:
                 widest = 2 * plan.elements
                 centre = torch.zeros(1, *graph.input_shape, dtype=graph.dtype, device=graph.device)
-                windows = WindowPass(plan, {}, {}, None, Region(centre, centre.new_zeros(1), norm))
+                windows = WindowPass(plan, network, Region(centre, centre.new_zeros(1), norm))
             for chunk in indices.split(max(1, self._elements // widest)):
                 if plan is not None:
                     parts.append(windows.lengths(chunk.unsqueeze(0)).squeeze(0))
                     continue
                 start, rows, _ = neuron_rows(graph, target, chunk.unsqueeze(0))
-                slope = backward_rows(graph, {}, start, rows, None)[0]
+                slope = backward_rows(network, start, rows)[0]
                 parts.append(dual_norm(slope.squeeze(0), norm))
             self._lengths[key] = torch.cat(parts)
         return self._lengths[key]

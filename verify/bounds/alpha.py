@@ -7,12 +7,14 @@ moved strictly inside their range first: at the ends a clamp has no gradient on 
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor
 
 from greg_cert.verify.bounds.interval import Interval
+from greg_cert.verify.bounds.moments import Moments
 from greg_cert.verify.graph.ops import Activation, Graph
 
 Slopes = dict[int, Tensor]
@@ -20,7 +22,7 @@ Slopes = dict[int, Tensor]
 _RATE = 0.25
 _DECAY = 0.85
 _INSIDE = 0.05
-_FIRST, _SECOND = 0.9, 0.99  # Adam's two means
+_MEANS = 0.9, 0.99  # how long Adam's two last
 
 
 def first_slopes(graph: Graph, bounds: Mapping[int, Interval], count: int) -> Slopes:
@@ -46,9 +48,8 @@ class SlopeAscent:
             if isinstance(op := node.op, Activation)
         }
         self.slopes = slopes
-        self._mean = {i: torch.zeros_like(s) for i, s in slopes.items()}
-        self._square = {i: torch.zeros_like(s) for i, s in slopes.items()}
-        self._done = 0
+        self._moments = Moments(slopes, *_MEANS)
+        self._rates = (_RATE * _DECAY**k for k in itertools.count())
 
     def leaves(self) -> Slopes:
         """The slopes, to be differentiated by."""
@@ -56,17 +57,13 @@ class SlopeAscent:
 
     def step(self, gradients: Mapping[int, Tensor | None]) -> None:
         """Move uphill, once."""
-        self._done += 1
-        rate = _RATE * _DECAY ** (self._done - 1)
+        share, rate = self._moments.begin_step(), next(self._rates)
         for i, gradient in gradients.items():
             if gradient is None:
                 continue
-            self._mean[i].mul_(_FIRST).add_(gradient, alpha=1 - _FIRST)
-            self._square[i].mul_(_SECOND).addcmul_(gradient, gradient, value=1 - _SECOND)
-            mean = self._mean[i] / (1 - _FIRST**self._done)
-            size = (self._square[i] / (1 - _SECOND**self._done)).sqrt()
+            mean, size = self._moments.update(i, gradient)
             tiny = torch.finfo(size.dtype).tiny
-            moved = self.slopes[i] + rate * mean / size.clamp_min(tiny)
+            moved = self.slopes[i] + rate * (mean / share) / size.clamp_min(tiny)
             self.slopes[i] = moved.clamp(max=1.0).clamp(min=self._least[i])
 
 

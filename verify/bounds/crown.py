@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import assert_never
 
 import torch
@@ -19,55 +20,75 @@ from greg_cert.verify.bounds.relax_smooth import relax_smooth
 from greg_cert.verify.graph.max_pool import MaxPool
 from greg_cert.verify.graph.ops import (
     Activation,
-    Add,
+    Affine,
+    Computed,
     Concat,
     Conv,
     Flatten,
     Graph,
-    Input,
     Linear,
     Smooth,
+    Wiring,
 )
 
 Lines = tuple[Tensor, ...]
 """What `relax_activation`, `relax_smooth` or `relax_pool` gives for one node, each (B, …)."""
 
 
+@dataclass(frozen=True)
+class RelaxedNetwork:
+    """A network with its activations between lines, for all inputs for which their boxes hold.
+
+    Attributes:
+        graph: the network.
+        preactivations: for activation nodes their input's (lower, upper), each (B, *shape).
+        terms: for each affine node the absolute terms that it sums, as in `absolute_terms`; None
+            where rounding is not allowed for, as in float32, which only guides a search.
+        slopes: for activation nodes the slopes (B, R, *shape) of the lower lines of neurons of
+            unknown sign, between the negative slope and 1; the usual choice where there are none.
+        lines: the lines of these boxes, filled as they are needed.
+    """
+
+    graph: Graph
+    preactivations: Mapping[int, Interval]
+    terms: Mapping[int, Tensor] | None = None
+    slopes: Mapping[int, Tensor] | None = None
+    lines: dict[int, Lines] = field(default_factory=dict)
+
+    def lines_of(self, i: int) -> Lines:
+        """Lines around activation node i."""
+        if i not in self.lines:
+            op, (low, high) = self.graph.nodes[i].op, self.preactivations[i]
+            if isinstance(op, Smooth):
+                self.lines[i] = relax_smooth(op.kind, low, high)
+            elif isinstance(op, MaxPool):
+                self.lines[i] = relax_pool(op, low, high)
+            else:
+                assert isinstance(op, Activation)
+                self.lines[i] = relax_activation(low, high, op.negative_slope)
+        return self.lines[i]
+
+
 def backward_rows(
-    graph: Graph,
-    preactivations: Mapping[int, Interval],
-    start: int,
-    rows: Tensor,
-    terms: Mapping[int, Tensor] | None,
-    *,
-    more: Mapping[int, Tensor] | None = None,
-    slopes: Mapping[int, Tensor] | None = None,
-    lines: dict[int, Lines] | None = None,
+    network: RelaxedNetwork, start: int, rows: Tensor, more: Mapping[int, Tensor] | None = None
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Slope and offset of a linear lower bound of `rows` times the output of node `start`.
 
     For every input x for which the pre-activations hold, rows·v(x) ≥ slope·x + offset.
 
     Args:
-        graph: the network.
-        preactivations: for each activation node before `start` its input's (lower, upper).
+        network: with boxes of all activations up to `start`.
         start: node index.
         rows: (B, R, *shape of the node), with B = 1 where no activation comes before.
-        terms: for each affine node the absolute terms that it sums, as in `absolute_terms`; None
-            where nobody asks for the rounding, as in float32, which only drafts where to look.
         more: further rows (B, R, *shape) of earlier nodes, added to what is bounded.
-        slopes: for activation nodes the slopes (B, R, *shape) of the lower lines of neurons of
-            unknown sign, between the negative slope and 1; the usual choice where there are none.
-        lines: a store of the lines of these pre-activations, filled as they are needed.
 
     Returns:
         slope (B, R, *input_shape) and offset (B, R), both differentiable in `rows`; and the sum
         (B, R) of the absolute terms of all layers, which measures the rounding of both.
     """
-    batch, count = rows.shape[:2]
+    graph, terms = network.graph, network.terms
     coefficients: dict[int, Tensor] = {start: rows}
-    offset = rows.new_zeros(batch, count)
-    size = rows.new_zeros(batch, count)
+    offset = size = rows.new_zeros(rows.shape[:2])
 
     def give(node: int, value: Tensor) -> None:
         coefficients[node] = coefficients[node] + value if node in coefficients else value
@@ -75,34 +96,28 @@ def backward_rows(
     for node_index, value in (more or {}).items():
         give(node_index, value)
 
-    for i in range(start, 0, -1):
+    for i, node in reversed(graph.computed):
         if i not in coefficients:
             continue
-        a, node = coefficients.pop(i), graph.nodes[i]
+        a = coefficients.pop(i)
         match node.op:
-            case Conv():
-                offset = offset + a.sum((-2, -1)) @ node.op.bias
+            case Affine() as op:
+                offset = offset + op.constant(a)
                 if terms is not None:
                     size = size + _weighted(a, terms[i])
-                back = node.op.adjoint(a.flatten(0, 1))
-                give(node.inputs[0], back.unflatten(0, (batch, count)))
-            case Linear():
-                offset = offset + a @ node.op.bias
-                if terms is not None:
-                    size = size + _weighted(a, terms[i])
-                give(node.inputs[0], a @ node.op.weight)
+                give(node.inputs[0], op.transposed(a))
             case Activation():
-                low, high = preactivations[i]
-                slope_low, slope_high, intercept = lines_of(i, node.op, low, high, lines)
+                slope_low, slope_high, intercept = network.lines_of(i)
                 # a⁺·slope_low + a⁻·slope_high, in as few passes over the largest tensor as can be
                 negative = a.clamp(max=0.0)
                 # Its terms are all of one sign, so the sum measures its own rounding.
-                step = (negative.flatten(2) @ intercept.flatten(1).unsqueeze(2)).squeeze(2)
+                step = _dot(negative, intercept)
                 offset, size = offset + step, size - step.detach()
                 lower, upper = slope_low.unsqueeze(1), slope_high.unsqueeze(1)
-                if slopes is not None and i in slopes:
+                if network.slopes is not None and i in network.slopes:
+                    low, high = network.preactivations[i]
                     unstable = ~((low >= 0) | (high <= 0)).unsqueeze(1)
-                    lower = torch.where(unstable, slopes[i], lower)
+                    lower = torch.where(unstable, network.slopes[i], lower)
                 back = a * lower
                 if back.requires_grad:
                     back = torch.addcmul(back, negative, upper - lower)
@@ -110,62 +125,44 @@ def backward_rows(
                     back.addcmul_(negative, upper - lower)
                 give(node.inputs[0], back)
             case Smooth():
-                low, high = preactivations[i]
-                slope_low, intercept_low, slope_high, intercept_high = lines_of(
-                    i, node.op, low, high, lines
-                )
+                slope_low, intercept_low, slope_high, intercept_high = network.lines_of(i)
                 positive, negative = a.clamp(min=0.0), a.clamp(max=0.0)
                 for part, intercept in ((positive, intercept_low), (negative, intercept_high)):
-                    line, part = intercept.flatten(1).unsqueeze(2), part.flatten(2)
-                    offset = offset + (part @ line).squeeze(2)
-                    size = size + (part.detach().abs() @ line.abs()).squeeze(2)
+                    offset = offset + _dot(part, intercept)
+                    size = size + _weighted(part, intercept.abs())
                 below = positive * slope_low.unsqueeze(1)
                 give(node.inputs[0], torch.addcmul(below, negative, slope_high.unsqueeze(1)))
-            case MaxPool():
-                low, high = preactivations[i]
-                below_shares, above_shares, line, own = lines_of(i, node.op, low, high, lines)
-                negative = a.clamp(max=0.0)
-                offset = offset + (negative.flatten(2) @ line.flatten(1).unsqueeze(2)).squeeze(2)
+            case MaxPool() as op:
+                below_shares, above_shares, intercept, own = network.lines_of(i)
+                offset = offset + _dot(a.clamp(max=0.0), intercept)
                 size = size + _weighted(a, own)
-                give(node.inputs[0], through_windows(node.op, a, below_shares, above_shares))
-            case Add():
-                for j in node.inputs:
-                    give(j, a)
-            case Concat():
-                sizes = [graph.nodes[j].shape[0] for j in node.inputs]
-                for j, part in zip(node.inputs, a.split(sizes, dim=2), strict=True):
+                give(node.inputs[0], through_windows(op, a, below_shares, above_shares))
+            case Wiring():
+                for j, part in zip(node.inputs, operand_rows(graph, node, a, 2), strict=True):
                     give(j, part)
-            case Flatten():
-                give(node.inputs[0], a.unflatten(2, graph.nodes[node.inputs[0]].shape))
-            case Input():
-                raise AssertionError("no pass goes beyond the input")
             case _:
                 assert_never(node.op)
     slope = coefficients.get(0)
     if slope is None:
-        slope = rows.new_zeros(batch, count, *graph.input_shape)
+        slope = rows.new_zeros(*rows.shape[:2], *graph.input_shape)
     return slope, offset, size
 
 
-def lines_of(
-    i: int,
-    op: Activation | Smooth | MaxPool,
-    low: Tensor,
-    high: Tensor,
-    store: dict[int, Lines] | None,
-) -> Lines:
-    """Lines around activation node i on [low, high], from the store where it has them."""
-    if store is not None and i in store:
-        return store[i]
-    if isinstance(op, Smooth):
-        found: Lines = relax_smooth(op.kind, low, high)
-    elif isinstance(op, MaxPool):
-        found = relax_pool(op, low, high)
-    else:
-        found = relax_activation(low, high, op.negative_slope)
-    if store is not None:
-        store[i] = found
-    return found
+def operand_rows(graph: Graph, node: Computed, rows: Tensor, axis: int) -> list[Tensor]:
+    """What coefficients of a node that is `Wiring` are of each of its operands.
+
+    Args:
+        graph: the network.
+        node: of it.
+        rows: (..., *shape of the node).
+        axis: the first of that shape.
+    """
+    shapes = [graph.nodes[j].shape for j in node.inputs]
+    if isinstance(node.op, Flatten):
+        return [rows.unflatten(axis, shapes[0])]
+    if isinstance(node.op, Concat):
+        return list(rows.split([shape[0] for shape in shapes], axis))
+    return [rows for _ in shapes]
 
 
 def through_windows(op: MaxPool, a: Tensor, below: Tensor, above: Tensor) -> Tensor:
@@ -182,9 +179,14 @@ def through_windows(op: MaxPool, a: Tensor, below: Tensor, above: Tensor) -> Ten
     return op.spread(torch.addcmul(positive * low, negative, high) for low, high in pairs)
 
 
+def _dot(a: Tensor, line: Tensor) -> Tensor:
+    """a·line, (B, R, ...) and (B, ...) -> (B, R)."""
+    return (a.flatten(2) @ line.flatten(1).unsqueeze(2)).squeeze(2)
+
+
 def _weighted(a: Tensor, terms: Tensor) -> Tensor:
-    """|a|·terms, (B, R, ...) and (B, ...) -> (B, R)."""
-    return (a.detach().abs().flatten(2) @ terms.flatten(1).unsqueeze(2)).squeeze(2)
+    """|a|·terms, of the same shapes; not differentiable."""
+    return _dot(a.detach().abs(), terms)
 
 
 def relax_activation(

@@ -1,16 +1,16 @@
-"""What `certify` needs from bound propagation, and nothing else."""
+"""What proofs of radii need from bound propagation, and nothing else."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
-import torch
 from torch import Tensor
 
-from greg_cert.verify.bounds.interval import Interval
-
-RELAXATIONS = ("crown", "crown-ibp")
+from greg_cert.errors import UsageError
+from greg_cert.verify.bounds.interval import Interval, all_finite
+from greg_cert.verify.bounds.native_relaxation import NativeRelaxation
+from greg_cert.verify.bounds.region import OutputConstraint, Region
 
 
 class Relaxation(Protocol):
@@ -32,9 +32,15 @@ class Relaxation(Protocol):
 
 
 class Engine(Protocol):
-    """Bound propagation for one network."""
+    """Bound propagation for one network.
+
+    Attributes:
+        name: as users write it.
+        methods: how it can find intermediate bounds.
+    """
 
     name: str
+    methods: tuple[str, ...]
 
     def relax(
         self, inputs: Tensor, radii: Tensor, norm: float, method: str = "crown"
@@ -45,14 +51,39 @@ class Engine(Protocol):
             inputs: centres.
             radii: positive radii, one a sample.
             norm: 2.0 or inf.
-            method: how intermediate bounds are found: `crown`, or `crown-ibp` (faster, looser).
+            method: how intermediate bounds are found: `crown`, `crown-ibp` (faster, looser) or
+                another of `methods`.
         """
+
+
+@runtime_checkable
+class RegionEngine(Engine, Protocol):
+    """An engine that bounds parts of balls too, so that these can be cut and split."""
+
+    def relax_region(
+        self,
+        region: Region,
+        method: str = "crown",
+        *,
+        outer: NativeRelaxation | None = None,
+        constraint: OutputConstraint | None = None,
+    ) -> NativeRelaxation:
+        """Relax the network where violations may still lie.
+
+        Args:
+            region: balls, with or without cuts.
+            method: one of `methods`.
+            outer: a relaxation over sets that hold these; its bounds are taken over.
+            constraint: of the violations that the region is about; needs `outer` and a cut.
+        """
+
+
+def check_method(engine: Engine, method: str) -> None:
+    """Refuse a way to find intermediate bounds that the engine does not have."""
+    if method not in engine.methods:
+        raise UsageError(f"expected relaxation in {', '.join(engine.methods)}, but got {method!r}")
 
 
 def finite_bounds(relaxation: Relaxation) -> Tensor:
     """Samples (B,) all of whose pre-activation bounds are finite; nothing follows for others."""
-    parts = [
-        (low.isfinite() & high.isfinite()).flatten(1).all(1)
-        for low, high in relaxation.preactivations.values()
-    ]
-    return torch.stack(parts).all(0) if parts else torch.tensor(True)
+    return all_finite(relaxation.preactivations.values())

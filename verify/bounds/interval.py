@@ -2,27 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import assert_never
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from greg_cert.verify.graph.max_pool import MaxPool
-from greg_cert.verify.graph.ops import (
-    Activation,
-    Add,
-    Concat,
-    Conv,
-    Flatten,
-    Input,
-    Linear,
-    Op,
-    Smooth,
-)
+from greg_cert.verify.graph.ops import Activation, Affine, Op, Smooth, Wiring
 from greg_cert.verify.graph.rounding import sum_rounding
-from greg_cert.verify.graph.smooth import value_range
+from greg_cert.verify.graph.smooth import slope_range, value_range
 
 Interval = tuple[Tensor, Tensor]
 
@@ -31,18 +20,12 @@ def forward_interval(op: Op, operands: Sequence[Interval]) -> Interval:
     """Interval (B, ...) of an operation's output from those of its operands, rounded outwards."""
     low, high = operands[0]
     match op:
-        case Conv() | Linear():
+        case Affine():
             centre, radius = (low + high) / 2, (high - low) / 2
             # Large terms may cancel in the centre, which then says nothing of its rounding.
             share = sum_rounding(op)
             radius = radius + share * torch.maximum(low.abs(), high.abs())
-            if isinstance(op, Conv):
-                middle = op.apply(centre)
-                spread = op.apply(radius, op.weight.abs())
-                spread = spread + share * op.bias.abs().reshape(-1, 1, 1)
-            else:
-                middle = F.linear(centre, op.weight, op.bias)
-                spread = F.linear(radius, op.weight.abs(), share * op.bias.abs())
+            middle, spread = op.apply(centre), op.absolute(radius, share)
             return middle - spread, middle + spread
         case Activation():
             first, last = op.apply(low), op.apply(high)
@@ -54,18 +37,16 @@ def forward_interval(op: Op, operands: Sequence[Interval]) -> Interval:
             return least, torch.maximum(first, last)
         case Smooth(kind):
             return value_range(kind, low, high)
-        case MaxPool():
-            return op.apply(low), op.apply(high)
-        case Add():
-            return low + operands[1][0], high + operands[1][1]
-        case Concat():
-            return torch.cat([o[0] for o in operands], 1), torch.cat([o[1] for o in operands], 1)
-        case Flatten():
-            return low.flatten(1), high.flatten(1)
-        case Input():
-            raise AssertionError("the input is computed by nothing")
+        case MaxPool() | Wiring():  # which grow with all that they read
+            return op.apply(*(o[0] for o in operands)), op.apply(*(o[1] for o in operands))
         case _:
             assert_never(op)
+
+
+def all_finite(boxes: Iterable[Interval]) -> Tensor:
+    """Samples (B,) all of whose intervals are finite; a single True for no intervals."""
+    parts = [(low.isfinite() & high.isfinite()).flatten(1).all(1) for low, high in boxes]
+    return torch.stack(parts).all(0) if parts else torch.tensor(True)
 
 
 def activation_derivative(low: Tensor, high: Tensor, negative_slope: float | Tensor) -> Interval:
@@ -77,7 +58,10 @@ def activation_derivative(low: Tensor, high: Tensor, negative_slope: float | Ten
     return torch.where((low >= 0) & (high > 0), one, flat), torch.where(high <= 0, flat, one)
 
 
-def steepest(low: Tensor, high: Tensor, negative_slope: float | Tensor) -> Tensor:
-    """Largest |σ'| of an activation on [low, high]."""
-    smallest, largest = activation_derivative(low, high, negative_slope)
+def steepest(op: Activation | Smooth, low: Tensor, high: Tensor) -> Tensor:
+    """Largest |σ'| on [low, high], at most this."""
+    if isinstance(op, Smooth):
+        smallest, largest = slope_range(op.kind, low, high)
+    else:
+        smallest, largest = activation_derivative(low, high, op.negative_slope)
     return torch.maximum(smallest.abs(), largest.abs())

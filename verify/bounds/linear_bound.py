@@ -26,7 +26,7 @@ def value_at_centre(slope: Tensor, offset: Tensor, size: Tensor, inputs: Tensor)
     shared = len(flat) == 1
     value = x @ flat[0].T if shared else (flat @ x.unsqueeze(2)).squeeze(2)
     if x.dtype != torch.float64:
-        # float32 only drafts where to look; an allowance of its size would mislead the search.
+        # float32 only guides a search, which an allowance of its size would mislead.
         return value + offset
     return value + offset - rounding_at_centre(slope, size, inputs)
 

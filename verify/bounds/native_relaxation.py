@@ -2,44 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
-from greg_cert.verify.bounds.crown import Lines, backward_rows
-from greg_cert.verify.bounds.engine import finite_bounds
-from greg_cert.verify.bounds.interval import Interval
+from greg_cert.verify.bounds.crown import RelaxedNetwork, backward_rows
+from greg_cert.verify.bounds.interval import all_finite
 from greg_cert.verify.bounds.linear_bound import value_at_centre
 from greg_cert.verify.bounds.region import Cut, Region
-from greg_cert.verify.graph.ops import Graph
 
 
-@dataclass(frozen=True)
-class NativeRelaxation:
+@dataclass(frozen=True, kw_only=True)
+class NativeRelaxation(RelaxedNetwork):
     """The network between linear bounds over the regions it was relaxed for.
 
     Attributes:
-        graph: the network.
         region: where the bounds hold.
-        preactivations: for each activation node its input's (lower, upper), each (B, *shape).
         empty: (B,) whether bounds contradict each other, so that the region holds no violation.
-        terms: absolute terms of affine nodes, as in `backward_rows`.
-        lines: what is known of the lines around activations, as in `backward_rows`.
         optimise: whether the slopes of lower lines are to be chosen for each row.
-        slopes: slopes of lower lines for the rows asked for, as in `backward_rows`.
         elements: largest number of elements of one coefficient tensor.
     """
 
-    graph: Graph
     region: Region
-    preactivations: Mapping[int, Interval]
     empty: Tensor
-    terms: Mapping[int, Tensor] | None
-    lines: dict[int, Lines] = field(default_factory=dict)
     optimise: bool = False
-    slopes: Mapping[int, Tensor] | None = None
     elements: int = 2**24
 
     def slope(self, rows: Tensor) -> tuple[Tensor, Tensor]:
@@ -48,16 +36,7 @@ class NativeRelaxation:
         Returns:
             (B, R) and (B, R, *input_shape), both differentiable in `rows`.
         """
-        last = len(self.graph.nodes) - 1
-        slope, offset, size = backward_rows(
-            self.graph,
-            self.preactivations,
-            last,
-            rows,
-            self.terms,
-            slopes=self.slopes,
-            lines=self.lines,
-        )
+        slope, offset, size = backward_rows(self, len(self.graph.nodes) - 1, rows)
         return value_at_centre(slope, offset, size, self.region.inputs), slope
 
     def linear(self, rows: Tensor) -> tuple[Tensor, Tensor]:
@@ -88,22 +67,24 @@ class NativeRelaxation:
         # A flat bound that holds is infinitely far; one that does not says nothing.
         distance = (value.squeeze(1) + constant) / length.squeeze(1)
         distance = torch.where(self.empty, torch.inf, distance)
-        distance = torch.where(finite_bounds(self), distance, torch.nan)  # nothing follows
+        finite = all_finite(self.preactivations.values())
+        distance = torch.where(finite, distance, torch.nan)  # else nothing follows
         tiny = torch.finfo(slope.dtype).tiny
         normal = slope.flatten(1) / length.clamp_min(tiny)
         return Cut(normal, distance), length.squeeze(1)
 
     def of(self, members: Tensor) -> NativeRelaxation:
         """The relaxation of some samples, without slopes."""
-        return NativeRelaxation(
-            self.graph,
-            self.region.of(members),
-            {i: (low[members], high[members]) for i, (low, high) in self.preactivations.items()},
-            self.empty[members],
-            None if self.terms is None else {i: t[members] for i, t in self.terms.items()},
+        return replace(
+            self,
+            region=self.region.of(members),
+            preactivations={
+                i: (low[members], high[members]) for i, (low, high) in self.preactivations.items()
+            },
+            empty=self.empty[members],
+            terms=None if self.terms is None else {i: t[members] for i, t in self.terms.items()},
             lines={i: tuple(t[members] for t in found) for i, found in self.lines.items()},
-            optimise=self.optimise,
-            elements=self.elements,
+            slopes=None,
         )
 
     def _chunks(self, rows: Tensor) -> Iterator[tuple[NativeRelaxation, Tensor]]:

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from greg_cert.verify.norms import dual_norm
+from greg_cert.verify.bounds.linear_bound import slope_norms
 
 _ROUNDING = 2.0**-42  # 2¹⁰ units in the last place, relative to the terms of a square root
 _MIXTURES = 17  # convex combinations of two cuts that are tried
@@ -40,6 +40,25 @@ class Cut:
     def of(self, members: Tensor) -> Cut:
         """The cuts of some samples."""
         return Cut(self.normal[members], self.distance[members])
+
+
+@dataclass(frozen=True)
+class OutputConstraint:
+    """What holds for every violation: row·f + constant < 0.
+
+    Attributes:
+        row: (B, K).
+        constant: (B,).
+        steepness: (B,) dual norm of the slope of its linear bound.
+    """
+
+    row: Tensor
+    constant: Tensor
+    steepness: Tensor
+
+    def of(self, members: Tensor) -> OutputConstraint:
+        """Those of some samples."""
+        return OutputConstraint(self.row[members], self.constant[members], self.steepness[members])
 
 
 @dataclass(frozen=True)
@@ -96,7 +115,7 @@ class Region:
 
     def lengths(self, slope: Tensor) -> Tensor:
         """Dual norms (B or 1, R) of slopes (B or 1, R, ...)."""
-        return dual_norm(slope.flatten(0, 1), self.norm).reshape(slope.shape[:2])
+        return slope_norms(slope, self.norm)
 
     def _share(self, slope: Tensor, length: Tensor) -> Tensor:
         """The multiplier over the slope's own length; any value ≥ 0 is sound, this one is best."""
@@ -131,7 +150,8 @@ class Region:
             low, high = torch.where(rising, middle, low), torch.where(rising, high, middle)
         return low
 
-    def _along(self, cut: Cut, slope: Tensor, length: Tensor) -> Tensor:
+    @staticmethod
+    def _along(cut: Cut, slope: Tensor, length: Tensor) -> Tensor:
         """Cosine (B, R) between each slope and the cut's normal."""
         if len(slope) == 1:
             product = cut.normal @ slope[0].T
@@ -176,11 +196,9 @@ def tighter_cut(old: Cut | None, new: Cut, norm: float) -> Cut:
     shares = torch.linspace(0.0, 1.0, _MIXTURES, dtype=new.normal.dtype, device=new.normal.device)
     weight = shares.reshape(1, -1, 1)
     normals = weight * first.normal.unsqueeze(1) + (1 - weight) * second.normal.unsqueeze(1)
-    lengths = dual_norm(normals.flatten(0, 1), norm).reshape(normals.shape[:2])
+    # Opposite normals: the set is empty, but leave that to others.
+    lengths = slope_norms(normals, norm).clamp_min(1e-6)
     offsets = shares * first.distance.unsqueeze(1) + (1 - shares) * second.distance.unsqueeze(1)
-    lengths = lengths.clamp_min(
-        1e-6
-    )  # opposite normals: the set is empty, but leave that to others
     distances = offsets / lengths
     distances = distances - _ROUNDING * distances.abs()
     best = distances.argmax(1, keepdim=True)

@@ -18,10 +18,8 @@ from torch import Tensor
 
 from greg_cert.verify.graph.max_pool import MaxPool, windows_of
 
-Lines = tuple[Tensor, Tensor, Tensor, Tensor]
 
-
-def relax_pool(op: MaxPool, low: Tensor, high: Tensor) -> Lines:
+def relax_pool(op: MaxPool, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Σ below_j·z_j ≤ max_j z_j ≤ Σ above_j·z_j + intercept, for all z of the box.
 
     Args:

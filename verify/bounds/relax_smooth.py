@@ -21,10 +21,7 @@ _TOUCH_STEPS = 12  # of bisection, for the choice of a slope: only tightness is 
 _PEAK_STEPS = 28  # for an intercept: 80/2²⁸ squared is of the size of the rounding
 
 
-Lines = tuple[Tensor, Tensor, Tensor, Tensor]
-
-
-def relax_smooth(kind: str, low: Tensor, high: Tensor) -> Lines:
+def relax_smooth(kind: str, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """slope_low, intercept_low, slope_high, intercept_high of two lines around σ on [low, high].
 
     slope_low·z + intercept_low ≤ σ(z) ≤ slope_high·z + intercept_high for all z of the interval.

@@ -1,162 +1,34 @@
 """CROWN's backward pass for single neurons of a convolution: only the window that each one sees.
 
-The coefficients of a neuron at (y, x) are zero outside a rectangle that begins at
-step·(y, x) + first, whose size is the same for all neurons of a node. A pass that keeps nothing
-else costs what the window holds, however large the image is. Where windows grow to the size of the
-map, or an operation is not local, rows go on as whole maps (`crown.backward_rows`).
+A pass that keeps nothing else costs what the window holds, however large the image is. Where
+windows end (`window_plan`), rows go on as whole maps (`crown.backward_rows`).
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
 from typing import assert_never
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from greg_cert.verify.bounds.crown import Lines, backward_rows, lines_of
-from greg_cert.verify.bounds.interval import Interval
+from greg_cert.verify.bounds.crown import RelaxedNetwork, backward_rows
 from greg_cert.verify.bounds.linear_bound import ROUNDING, value_at_centre
 from greg_cert.verify.bounds.region import Region
+from greg_cert.verify.bounds.window_plan import Frame, WindowPlan
 from greg_cert.verify.graph.max_pool import MaxPool
 from greg_cert.verify.graph.ops import (
     Activation,
     Add,
+    Computed,
     Concat,
     Conv,
     Flatten,
-    Graph,
-    Input,
     Linear,
     Smooth,
 )
 from greg_cert.verify.norms import dual_norm
-
-_SPREAD = 2**22  # elements of all windows of a map that are written out
-_SMALL = 2**11  # values of a map whose rows cost as little
-_LARGEST = 0.6  # of a map: larger windows cost as much
-
-
-@dataclass(frozen=True)
-class Frame:
-    """Where windows lie in a node: pixels step·y + first to step·y + first + size, on both axes."""
-
-    step: tuple[int, int] = (1, 1)
-    first: tuple[int, int] = (0, 0)
-    size: tuple[int, int] = (1, 1)
-
-    def below(self, op: Conv) -> Frame:
-        """What the same windows see of the input of a convolution."""
-        axes = zip(
-            self.step, self.first, self.size, op.stride, op.padding, op.dilation,
-            op.weight.shape[2:], strict=True,
-        )  # fmt: skip
-        found = [(t * s, f * s - p, (n - 1) * s + d * (k - 1) + 1) for t, f, n, s, p, d, k in axes]
-        step, first, size = ((one, other) for one, other in zip(*found, strict=True))
-        return Frame(step, first, size)
-
-    def with_(self, other: Frame) -> Frame | None:
-        """The smallest that holds both; None where they move at different steps."""
-        if self.step != other.step:
-            return None
-        ends = [
-            (min(f, g), max(f + n, g + m))
-            for f, n, g, m in zip(self.first, self.size, other.first, other.size, strict=True)
-        ]
-        (top, bottom), (left, right) = ends
-        return Frame(self.step, (top, left), (bottom - top, right - left))
-
-    def outside(self, plane: tuple[int, ...], image: tuple[int, ...]) -> tuple[int, int, int, int]:
-        """How far windows of a plane of neurons pass the image: left, right, top, bottom."""
-        (top, bottom), (left, right) = (
-            (-f, t * (p - 1) + f + n - m)
-            for t, f, n, p, m in zip(self.step, self.first, self.size, plane, image, strict=True)
-        )
-        return left, right, top, bottom
-
-    def spread(self, maps: Tensor, plane: tuple[int, ...]) -> Tensor:
-        """All windows of maps (B, C, H, W), zero outside: (B, pixels of the plane, C·h·w).
-
-        Where that would be large it is a view (B, rows, columns, C, h, w) of the maps.
-        """
-        padded = F.pad(maps, self.outside(plane, tuple(maps.shape[2:])))
-        windows = padded.unfold(2, self.size[0], self.step[0]).unfold(3, self.size[1], self.step[1])
-        windows = windows.permute(0, 2, 3, 1, 4, 5)
-        return windows if windows.numel() > _SPREAD else windows.flatten(3).flatten(1, 2)
-
-
-class WindowPlan:
-    """How windows of one node's neurons lie in the nodes before it.
-
-    Args:
-        graph: the network.
-        target: a node of shape (C, H, W).
-    """
-
-    def __init__(self, graph: Graph, target: int) -> None:
-        self.graph, self.target = graph, target
-        self.plane = graph.nodes[target].shape[1:]
-        self.frames: dict[int, Frame | None] = {target: Frame()}  # None: whole maps
-        self.layers: dict[int, Conv] = {}  # convolutions as they act on a window
-        for i in range(target, -1, -1):
-            if i not in self.frames:
-                continue
-            frame, node = self._fitting(i), graph.nodes[i]
-            self.frames[i] = frame
-            if frame is not None and isinstance(node.op, Conv):
-                below = frame.below(node.op)
-                shape = (graph.nodes[node.inputs[0]].shape[0], *below.size)
-                self.layers[i] = replace(node.op, input_shape=shape, padding=(0, 0))
-                frame = below
-            for j in node.inputs:
-                joined = self.frames.get(j, frame)
-                if joined is not None and frame is not None:
-                    joined = joined.with_(frame)
-                self.frames[j] = None if frame is None else joined
-        self.elements = max(self._elements(i) for i in self.frames)
-        self.rows, self.bias, self.first = self._first()
-
-    @classmethod
-    def of(cls, graph: Graph, target: int) -> WindowPlan | None:
-        """The plan; None where whole maps are small, or no window is smaller than its map."""
-        widest = max(math.prod(node.shape) for node in graph.nodes[: target + 1])
-        if len(graph.nodes[target].shape) != 3 or widest <= _SMALL:
-            return None
-        plan = cls(graph, target)
-        below = graph.nodes[target].inputs
-        return None if any(plan.frames[i] is None for i in below) else plan
-
-    def _fitting(self, i: int) -> Frame | None:
-        """The frame of a node, None where it had better be whole."""
-        frame, node = self.frames[i], self.graph.nodes[i]
-        if frame is None or not isinstance(
-            node.op, Input | Conv | Activation | Smooth | Add | Concat
-        ):
-            return None
-        if i != self.target and math.prod(frame.size) > _LARGEST * math.prod(node.shape[1:]):
-            return None
-        return frame
-
-    def _elements(self, i: int) -> int:
-        frame, shape = self.frames[i], self.graph.nodes[i].shape
-        return math.prod(shape) if frame is None else shape[0] * math.prod(frame.size)
-
-    def _first(self) -> tuple[Tensor, Tensor, Frame]:
-        """Rows (C, ·) of the target's channels that a pass begins with, and what they add (C,).
-
-        A convolution is stepped over: these are its kernels.
-        """
-        graph = self.graph
-        count = graph.nodes[self.target].shape[0]
-        eye = torch.eye(count, dtype=graph.dtype, device=graph.device)
-        layer, op = self.layers.get(self.target), graph.nodes[self.target].op
-        if layer is None or not isinstance(op, Conv):
-            return eye, torch.zeros_like(eye[0]), Frame()
-        kernels = layer.adjoint(eye.reshape(count, count, 1, 1)).flatten(1)
-        return kernels, layer.bias, Frame().below(op)
 
 
 class WindowPass:
@@ -164,22 +36,13 @@ class WindowPass:
 
     Args:
         plan: of the node.
-        known: for each activation node before it its input's (lower, upper).
-        lines: a store of lines, as in `backward_rows`.
-        terms: absolute terms, as in `backward_rows`.
+        network: with boxes of all activations before it.
         region: where the bounds hold; one with a cut in ℓ2 only.
     """
 
-    def __init__(
-        self,
-        plan: WindowPlan,
-        known: Mapping[int, Interval],
-        lines: dict[int, Lines],
-        terms: Mapping[int, Tensor] | None,
-        region: Region,
-    ) -> None:
-        self._plan, self._known, self._lines = plan, known, lines
-        self._terms, self._region = terms, region
+    def __init__(self, plan: WindowPlan, network: RelaxedNetwork, region: Region) -> None:
+        self._plan, self._network, self._region = plan, network, region
+        self._terms = network.terms
         self._spread: dict[tuple[int, str], Tensor] = {}
 
     def lowest(self, indices: Tensor) -> Tensor:
@@ -213,14 +76,14 @@ class WindowPass:
             walk.give(below, torch.stack([rows, -rows], 1), plan.first, dirty=True)
         else:
             walk.give(start, torch.stack([rows, -rows], 1), plan.first)
-        for i in range(start, 0, -1):
+        for i, node in reversed(plan.graph.computed):
             if i in walk.values:
-                self._step(walk, i)
+                self._step(walk, i, node)
         return walk
 
-    def _step(self, walk: _Walk, i: int) -> None:
+    def _step(self, walk: _Walk, i: int, node: Computed) -> None:
         """Replace the coefficients of node i by those of its operands."""
-        values, node, frame = walk.values.pop(i), self._plan.graph.nodes[i], self._plan.frames[i]
+        values, frame = walk.values.pop(i), self._plan.frames[i]
         assert frame is not None
         match node.op:
             case Conv():
@@ -258,7 +121,7 @@ class WindowPass:
                 counts = [self._plan.graph.nodes[j].shape[0] * area for j in node.inputs]
                 for j, part in zip(node.inputs, values.split(counts, dim=-1), strict=True):
                     walk.give(j, part, frame, dirty=i in walk.dirty)
-            case Input() | Linear() | MaxPool() | Flatten():
+            case Linear() | MaxPool() | Flatten():
                 raise AssertionError(f"no windows in {node.op}")
             case _:
                 assert_never(node.op)
@@ -294,9 +157,7 @@ class WindowPass:
         more = {i: rows.expand(batch, *rows.shape[1:]) for i, rows in walk.whole.items()}
         start = max(more)
         rows = more.pop(start)
-        return backward_rows(
-            self._plan.graph, self._known, start, rows, self._terms, more=more, lines=self._lines
-        )
+        return backward_rows(self._network, start, rows, more)
 
     def _seen(self, walk: _Walk, i: int, name: str) -> Tensor:
         """What each window shows of maps of node i: (B or 1, 1, R, ·)."""
@@ -330,8 +191,7 @@ class WindowPass:
             case "normal":
                 assert region.cut is not None
                 return region.cut.normal.reshape(region.inputs.shape)
-        assert isinstance(node.op, Activation | Smooth)
-        found = lines_of(i, node.op, *self._known[i], self._lines)
+        found = self._network.lines_of(i)
         if isinstance(node.op, Activation):
             slope_low, slope_high, intercept = found
             found = slope_low, slope_high - slope_low, intercept
@@ -378,9 +238,9 @@ class _Walk:
         pixels = (rows.unsqueeze(-1) * width + columns.unsqueeze(-2)).flatten(2)
         maps = values.unflatten(3, (shape[0], -1))
         pixels = pixels.unsqueeze(1).unsqueeze(3).expand(*maps.shape)
-        canvas = values.new_zeros(*maps.shape[:4], height * width).scatter_(4, pixels, maps)
-        canvas = canvas.reshape(len(canvas), -1, shape[0], height, width)
-        return canvas[..., top : top + shape[1], left : left + shape[2]]
+        placed = values.new_zeros(*maps.shape[:4], height * width).scatter_(4, pixels, maps)
+        placed = placed.reshape(len(placed), -1, shape[0], height, width)
+        return placed[..., top : top + shape[1], left : left + shape[2]]
 
 
 def _dot(one: Tensor, other: Tensor) -> Tensor:

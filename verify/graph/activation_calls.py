@@ -28,8 +28,8 @@ ACTIVATION_LEAVES: tuple[type[nn.Module], ...] = (
 )
 
 
-def _relu(c: Call) -> int:
-    return c.builder.activation(c.name, c.operand(), 0.0)
+def _bent(negative_slope: float) -> Callable[[Call], int]:
+    return lambda c: c.builder.activation(c.name, c.operand(), negative_slope)
 
 
 def _leaky_relu(c: Call) -> int:
@@ -49,18 +49,10 @@ def _prelu(c: Call) -> int:
     return c.builder.activation(c.name, c.operand(), slopes)
 
 
-def _abs(c: Call) -> int:
-    return c.builder.activation(c.name, c.operand(), -1.0)
-
-
 def _hardtanh(c: Call) -> int:
     return _clamped(
         c, float(c.attribute(1, "min_val", -1.0)), float(c.attribute(2, "max_val", 1.0))
     )
-
-
-def _relu6(c: Call) -> int:
-    return _clamped(c, 0.0, 6.0)
 
 
 def _clamped(c: Call, low: float, high: float) -> int:
@@ -95,12 +87,16 @@ def _elu(c: Call) -> int:
 
 
 ACTIVATION_HANDLERS: dict[Any, Callable[[Call], int]] = {
-    **dict.fromkeys((nn.ReLU, F.relu, F.relu_, torch.relu, torch.relu_, "relu", "relu_"), _relu),
+    **dict.fromkeys(
+        (nn.ReLU, F.relu, F.relu_, torch.relu, torch.relu_, "relu", "relu_"), _bent(0.0)
+    ),
     **dict.fromkeys((nn.LeakyReLU, F.leaky_relu, F.leaky_relu_), _leaky_relu),
     **dict.fromkeys((nn.PReLU, F.prelu, torch.prelu, "prelu"), _prelu),
-    **dict.fromkeys((operator.abs, torch.abs, torch.abs_, torch.absolute, "abs", "abs_"), _abs),
+    **dict.fromkeys(
+        (operator.abs, torch.abs, torch.abs_, torch.absolute, "abs", "abs_"), _bent(-1.0)
+    ),
     **dict.fromkeys((nn.Hardtanh, F.hardtanh, F.hardtanh_), _hardtanh),
-    F.relu6: _relu6,
+    F.relu6: lambda c: _clamped(c, 0.0, 6.0),
     **dict.fromkeys(
         (nn.Sigmoid, torch.sigmoid, torch.sigmoid_, torch.special.expit, "sigmoid", "sigmoid_"),
         _smooth("sigmoid"),

@@ -1,55 +1,29 @@
-"""Building the canonical graph: folding per-channel steps and rotations; maxima by ReLU."""
+"""Building the canonical graph, an operation at a time: maxima by ReLU, pools by convolutions."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from typing import cast
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
-from greg_cert.errors import UnsupportedModelError
+from greg_cert.verify.graph.fold import Appended, PerChannel, canonical
 from greg_cert.verify.graph.max_pool import MaxPool
 from greg_cert.verify.graph.ops import (
     Activation,
     Add,
+    Affine,
     Concat,
     Conv,
     Flatten,
     Graph,
     Input,
     Linear,
-    Node,
     Op,
     Smooth,
 )
-from greg_cert.verify.graph.pairs import (
-    Rotation,
-    as_layer,
-    commutes,
-    rotated_input,
-    rotated_output,
-    takes_rotated,
-)
-
-_LARGEST_DIAGONAL = 8192  # a per-channel step on vectors becomes a dense matrix
-
-
-@dataclass(frozen=True)
-class _Scale:
-    """Per-channel scale·x + shift, gone once the graph is finished."""
-
-    scale: Tensor
-    shift: Tensor
-
-
-@dataclass(frozen=True)
-class _Draft:
-    name: str
-    op: Op | _Scale | Rotation
-    inputs: tuple[int, ...]
-    shape: tuple[int, ...]
+from greg_cert.verify.graph.pairs import Rotation
 
 
 class GraphBuilder:
@@ -60,46 +34,43 @@ class GraphBuilder:
 
     def __init__(self, input_shape: tuple[int, ...], dtype: torch.dtype = torch.float64) -> None:
         self._dtype = dtype
-        self._drafts = [_Draft("input", Input(), (), input_shape)]
+        self._appended = [Appended("input", Input(), (), input_shape)]
         self._picked: dict[int, tuple[int, tuple[int, ...]]] = {}  # of which node which channels
-        self._extremes: dict[int, tuple[bool, int, int]] = {}  # maximum or minimum of which two
+        self._compared: dict[int, tuple[bool, int, int]] = {}  # maximum (or minimum) of which two
 
     def shape(self, i: int) -> tuple[int, ...]:
         """Output shape of node i, without the batch axis."""
-        return self._drafts[i].shape
+        return self._appended[i].shape
 
     def _append(
-        self, name: str, op: Op | _Scale | Rotation, inputs: Sequence[int], shape: Sequence[int]
+        self, name: str, op: Op | PerChannel | Rotation, inputs: Sequence[int], shape: Sequence[int]
     ) -> int:
-        self._drafts.append(_Draft(name, op, tuple(inputs), tuple(shape)))
-        return len(self._drafts) - 1
+        self._appended.append(Appended(name, op, tuple(inputs), tuple(shape)))
+        return len(self._appended) - 1
 
-    def conv(
+    def layer(self, name: str, i: int, op: Conv | Linear) -> int:
+        """Append an affine layer."""
+        op = replace(op, weight=op.weight.to(self._dtype), bias=op.bias.to(self._dtype))
+        return self._append(name, op, (i,), op.output_shape)
+
+    def _depthwise(
         self,
         name: str,
         i: int,
-        weight: Tensor,
-        bias: Tensor | None,
+        tap: Tensor,
         stride: tuple[int, int],
-        padding: tuple[int, int],
-        dilation: tuple[int, int] = (1, 1),
-        groups: int = 1,
+        padding: tuple[int, int] = (0, 0),
     ) -> int:
-        """Append a convolution; a missing bias is zero."""
-        weight = weight.to(self._dtype)
-        bias = weight.new_zeros(len(weight)) if bias is None else bias.to(self._dtype)
-        op = Conv(weight, bias, self.shape(i), stride, padding, dilation, groups)
-        return self._append(name, op, (i,), op.output_shape)
-
-    def linear(self, name: str, i: int, weight: Tensor, bias: Tensor | None) -> int:
-        """Append a linear layer; a missing bias is zero."""
-        weight = weight.to(self._dtype)
-        bias = weight.new_zeros(len(weight)) if bias is None else bias.to(self._dtype)
-        return self._append(name, Linear(weight, bias), (i,), (len(weight),))
+        """Append the same kernel (kh, kw) for each channel."""
+        shape = self.shape(i)
+        weight = tap.expand(shape[0], 1, *tap.shape).clone()
+        bias = weight.new_zeros(shape[0])
+        op = Conv(weight, bias, shape, stride, padding, groups=shape[0])
+        return self.layer(name, i, op)
 
     def per_channel(self, name: str, i: int, scale: Tensor, shift: Tensor) -> int:
         """Append scale·x + shift with one pair (scale, shift) a channel (or a feature)."""
-        step = _Scale(scale.to(self._dtype), shift.to(self._dtype))
+        step = PerChannel(scale.to(self._dtype), shift.to(self._dtype))
         return self._append(name, step, (i,), self.shape(i))
 
     def activation(self, name: str, i: int, negative_slope: float | Tensor) -> int:
@@ -133,9 +104,9 @@ class GraphBuilder:
     def smooth(self, name: str, i: int, kind: str, scale: float = 1.0) -> int:
         """Append σ(scale·z)/scale for a smooth activation σ."""
         if scale != 1.0:
-            i = self._rescale(name, i, scale, 0.0)
+            i = self.scaled(name, i, scale)
         i = self._append(name, Smooth(kind), (i,), self.shape(i))
-        return i if scale == 1.0 else self._rescale(name, i, 1.0 / scale, 0.0)
+        return i if scale == 1.0 else self.scaled(name, i, 1.0 / scale)
 
     def clamp(self, name: str, i: int, low: float, high: float) -> int:
         """Append min(max(z, low), high) as high − ReLU((high − low) − ReLU(z − low)).
@@ -143,11 +114,12 @@ class GraphBuilder:
         Not the difference of two ReLUs of z: one path has the sharper interval and slope bounds,
         and it does not cancel for large z.
         """
-        above = self.activation(name, self._rescale(name, i, 1.0, -low), 0.0)
-        below = self.activation(name, self._rescale(name, above, -1.0, high - low), 0.0)
-        return self._rescale(name, below, -1.0, high)
+        above = self.activation(name, self.scaled(name, i, 1.0, -low), 0.0)
+        below = self.activation(name, self.scaled(name, above, -1.0, high - low), 0.0)
+        return self.scaled(name, below, -1.0, high)
 
-    def _rescale(self, name: str, i: int, scale: float, shift: float) -> int:
+    def scaled(self, name: str, i: int, scale: float, shift: float = 0.0) -> int:
+        """Append scale·x + shift."""
         if (scale, shift) == (1.0, 0.0):
             return i
         one = torch.ones(self.shape(i)[0], dtype=self._dtype, device=self._device())
@@ -156,11 +128,11 @@ class GraphBuilder:
     def add(self, name: str, left: int, right: int) -> int:
         """Append the sum of two tensors of one shape; x + conv(x) as one convolution by I + W."""
         for x, branch in ((left, right), (right, left)):
-            op = self._drafts[branch].op
-            if isinstance(op, (Conv, Linear)) and self._drafts[branch].inputs == (x,):
+            op = self._appended[branch].op
+            if isinstance(op, Affine) and self._appended[branch].inputs == (x,):
                 whole = plus_identity(op)
                 if whole is not None:
-                    return self._append(self._drafts[branch].name, whole, (x,), self.shape(x))
+                    return self._append(self._appended[branch].name, whole, (x,), self.shape(x))
         return self._append(name, Add(), (left, right), self.shape(left))
 
     def channels(self, name: str, i: int, chosen: Sequence[int]) -> int:
@@ -172,27 +144,33 @@ class GraphBuilder:
             i, before = self._picked[i]
             chosen = tuple(before[c] for c in chosen)
         eye = torch.eye(self.shape(i)[0], dtype=self._dtype, device=self._device())
-        weight = eye[list(chosen)]
+        weight, bias = eye[list(chosen)], eye.new_zeros(len(chosen))
         if len(shape) == 3:
-            made = self.conv(name, i, weight[:, :, None, None], None, (1, 1), (0, 0))
+            op: Conv | Linear = Conv(weight[:, :, None, None], bias, self.shape(i))
         else:
-            made = self.linear(name, i, weight, None)
+            op = Linear(weight, bias)
+        made = self.layer(name, i, op)
         self._picked[made] = (i, chosen)
         return made
 
-    def extreme(self, name: str, a: int, b: int, *, largest: bool) -> int:
-        """Append the elementwise maximum, or minimum, of two nodes: b + ReLU(a − b), or a less it.
+    def maximum(self, name: str, a: int, b: int) -> int:
+        """Append the elementwise maximum of two nodes: b + ReLU(a − b).
 
-        Where both of two nodes are concatenated it becomes MaxMin (`concat`).
+        Where this and the minimum of the same two are concatenated they become MaxMin (`concat`).
         """
-        if largest:
-            made = self._maximum(name, a, b)
-        else:
-            difference = self.add(name, a, self._rescale(name, b, -1.0, 0.0))
-            less = self._rescale(name, self.activation(name, difference, 0.0), -1.0, 0.0)
-            made = self.add(name, less, a)
-        self._extremes[made] = (largest, a, b)
+        made = self.add(name, self._excess(name, a, b), b)
+        self._compared[made] = (True, a, b)
         return made
+
+    def minimum(self, name: str, a: int, b: int) -> int:
+        """Append the elementwise minimum of two nodes: a − ReLU(a − b)."""
+        made = self.add(name, self.scaled(name, self._excess(name, a, b), -1.0), a)
+        self._compared[made] = (False, a, b)
+        return made
+
+    def _excess(self, name: str, a: int, b: int) -> int:
+        """Append ReLU(a − b)."""
+        return self.activation(name, self.add(name, a, self.scaled(name, b, -1.0)), 0.0)
 
     def max_min(self, name: str, i: int, first: Sequence[int], second: Sequence[int],
                 larger: Sequence[int], smaller: Sequence[int]) -> int:  # fmt: skip
@@ -219,7 +197,7 @@ class GraphBuilder:
 
         None where the parts are something else.
         """
-        found = [self._extremes.get(p) for p in parts]
+        found = [self._compared.get(p) for p in parts]
         if len(found) != 2 or found[0] is None or found[1] is None:
             return None
         (one, a, b), (other, *rest) = found[0], found[1]
@@ -268,15 +246,13 @@ class GraphBuilder:
         i: int,
         kernel: tuple[int, int],
         stride: tuple[int, int],
-        padding: tuple[int, int],
-        divisor: int | None,
+        padding: tuple[int, int] = (0, 0),
+        divisor: int | None = None,
     ) -> int:
         """Append an average pool (padding counted) as a depthwise convolution."""
         value = 1.0 / (divisor or kernel[0] * kernel[1])
-        weight = torch.full(
-            (self.shape(i)[0], 1, *kernel), value, dtype=self._dtype, device=self._device()
-        )
-        return self.conv(name, i, weight, None, stride, padding, groups=len(weight))
+        tap = torch.full(kernel, value, dtype=self._dtype, device=self._device())
+        return self._depthwise(name, i, tap, stride, padding)
 
     def pool_windows(self, name: str, i: int, op: MaxPool) -> int:
         """Append a max pool of any windows, as one operation."""
@@ -284,13 +260,11 @@ class GraphBuilder:
 
     def max_pool(self, name: str, i: int, kernel: tuple[int, int], stride: tuple[int, int]) -> int:
         """Append a max pool without padding, as a tree of max(a, b) = b + ReLU(a − b)."""
-        channels = self.shape(i)[0]
         taps = torch.eye(kernel[0] * kernel[1], dtype=self._dtype, device=self._device())
-        taps = taps.reshape(-1, 1, *kernel)
+        taps = taps.reshape(-1, *kernel)
 
         def select(tap: Tensor) -> int:
-            weight = tap.expand(channels, 1, *kernel).clone()
-            return self.conv(name, i, weight, None, stride, (0, 0), groups=channels)
+            return self._depthwise(name, i, tap, stride)
 
         # The first round takes differences of pixels directly; it needs no negated copies.
         level = []
@@ -300,108 +274,21 @@ class GraphBuilder:
             level.append(select(taps[-1]))
         while len(level) > 1:
             pairs = list(zip(level[0::2], level[1::2], strict=False))
-            merged = [self._maximum(name, a, b) for a, b in pairs]
+            merged = [self.maximum(name, a, b) for a, b in pairs]
             level = merged + ([level[-1]] if len(level) % 2 else [])
         return level[0]
 
-    def _maximum(self, name: str, a: int, b: int) -> int:
-        minus = torch.full((self.shape(b)[0],), -1.0, dtype=self._dtype, device=self._device())
-        difference = self.add(name, a, self.per_channel(name, b, minus, torch.zeros_like(minus)))
-        return self.add(name, self.activation(name, difference, 0.0), b)
-
     def _device(self) -> torch.device:
-        for draft in self._drafts:
-            if isinstance(draft.op, (Conv, Linear)):
-                return draft.op.weight.device
-            if isinstance(draft.op, _Scale):
-                return draft.op.scale.device
+        for given in self._appended:
+            if isinstance(given.op, Affine):
+                return given.op.weight.device
+            if isinstance(given.op, PerChannel):
+                return given.op.scale.device
         return torch.device("cpu")
 
     def finish(self, output: int) -> Graph:
         """The canonical graph that ends at node `output`; what does not reach it is dropped."""
-        used = sorted(self._ancestors(output))
-        readers: dict[int, list[int]] = {i: [] for i in used}
-        for i in used:
-            for j in self._drafts[i].inputs:
-                readers[j].append(i)
-        nodes: list[Node] = []
-        index: dict[int, int] = {}
-        turned: dict[int, Rotation] = {}  # what is still to be done to the node that stands for i
-
-        def append(draft: _Draft, op: Op, *inputs: int) -> int:
-            nodes.append(Node(draft.name, op, inputs, draft.shape))
-            return len(nodes) - 1
-
-        def settled(i: int) -> int:
-            """The node of draft i, its rotation a layer of its own where it is still to be done."""
-            rotation = turned.pop(i, None)
-            if rotation is not None:
-                layer = as_layer(rotation, self.shape(i), self._device(), self._dtype)
-                index[i] = append(self._drafts[i], layer, index[i])
-            return index[i]
-
-        def absorbs(i: int) -> bool:
-            """Whether draft i, or all that read it, can take in a rotation of what it reads."""
-            op = self._drafts[i].op
-            if isinstance(op, (Conv, Linear)) and takes_rotated(op):
-                return True
-            passes = isinstance(op, Flatten) or (isinstance(op, Conv) and commutes(op))
-            return passes and i != output and all(absorbs(r) for r in readers[i])
-
-        for i in used:
-            draft = self._drafts[i]
-            before = draft.inputs
-            if before and before[0] in turned and absorbs(i):
-                op, rotation = cast(Op, draft.op), turned[before[0]]
-                if isinstance(op, (Conv, Linear)) and takes_rotated(op):
-                    op = rotated_input(op, rotation)
-                else:
-                    turned[i] = rotation
-                index[i] = append(draft, op, index[before[0]])
-                continue
-            inputs = tuple(settled(j) for j in before)
-            if isinstance(draft.op, (_Scale, Rotation)):
-                source = nodes[inputs[0]]
-                if len(readers[before[0]]) == 1 and isinstance(source.op, (Conv, Linear)):
-                    whole = _fold(source.op, draft.op)
-                    if whole is not None:
-                        nodes[inputs[0]] = replace(source, op=whole)
-                        index[i] = inputs[0]
-                        continue
-                if isinstance(draft.op, Rotation):
-                    self._check_size(draft)
-                    index[i], turned[i] = inputs[0], draft.op
-                else:
-                    index[i] = append(draft, self._as_affine(draft), *inputs)
-            else:
-                index[i] = append(draft, draft.op, *inputs)
-        settled(output)
-        return Graph(tuple(nodes))
-
-    def _as_affine(self, draft: _Draft) -> Conv | Linear:
-        step, device = cast(_Scale, draft.op), self._device()
-        scale, shift = step.scale.to(device), step.shift.to(device)
-        if len(draft.shape) == 3:
-            return Conv(scale.reshape(-1, 1, 1, 1), shift, draft.shape, groups=len(scale))
-        self._check_size(draft)
-        return Linear(torch.diag(scale), shift)
-
-    def _check_size(self, draft: _Draft) -> None:
-        """Refuse what would become too large a matrix."""
-        if draft.shape[0] > _LARGEST_DIAGONAL:
-            raise UnsupportedModelError(
-                f"layer {draft.name!r} takes {draft.shape[0]} features one by one; at most "
-                f"{_LARGEST_DIAGONAL} are supported"
-            )
-
-    def _ancestors(self, output: int) -> set[int]:
-        found, stack = {0}, [output]
-        while stack:
-            i = stack.pop()
-            if i not in found:
-                found.add(i)
-                stack.extend(self._drafts[i].inputs)
-        return found
+        return canonical(self._appended, output, self._dtype, self._device())
 
 
 def plus_identity(op: Conv | Linear) -> Conv | Linear | None:
@@ -418,12 +305,3 @@ def plus_identity(op: Conv | Linear) -> Conv | Linear | None:
     each = torch.arange(len(weight), device=weight.device)  # output o reads x[o], its own group's
     weight[each, each % weight.shape[1], centre[0], centre[1]] += 1.0
     return replace(op, weight=weight)
-
-
-def _fold(op: Conv | Linear, step: _Scale | Rotation) -> Conv | Linear | None:
-    """The layer followed by the step, as one layer, or None where that is none."""
-    if isinstance(step, Rotation):
-        return rotated_output(op, step)
-    scale, shift = step.scale.to(op.weight.device), step.shift.to(op.weight.device)
-    weight = op.weight * scale.reshape(-1, *[1] * (op.weight.ndim - 1))
-    return replace(op, weight=weight, bias=op.bias * scale + shift)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, fx
 
 from greg_cert.models.maxmin import MaxMin
+from greg_cert.verify.graph.build import GraphBuilder
 from greg_cert.verify.graph.calls import Call
 
 _ADVICE = "; for sorted pairs of channels use greg_cert.models.MaxMin"
@@ -87,7 +88,9 @@ def _picked(c: Call, places: Tensor) -> int:
     raise c.refuse("it takes something else than whole channels" + _ADVICE)
 
 
-def _extreme(largest: bool) -> Callable[[Call], int]:
+def _pairwise(append: Callable[[GraphBuilder, str, int, int], int]) -> Callable[[Call], int]:
+    """Handler of a maximum or minimum of two tensors."""
+
     def handle(c: Call) -> int:
         named = "other" in c.kwargs
         others = (*c.args[1:], *c.kwargs.values())
@@ -96,7 +99,7 @@ def _extreme(largest: bool) -> Callable[[Call], int]:
         left, right = c.operand(0), c.operand(1, "other")
         if c.builder.shape(left) != c.builder.shape(right):
             raise c.refuse("its operands are broadcast")
-        return c.builder.extreme(c.name, left, right, largest=largest)
+        return append(c.builder, c.name, left, right)
 
     return handle
 
@@ -109,6 +112,6 @@ CHANNEL_HANDLERS: dict[Any, Callable[[Call], int]] = {
     MaxMin: _max_min,
     operator.getitem: _item,
     **dict.fromkeys((torch.narrow, "narrow"), _select),
-    **dict.fromkeys((torch.max, torch.maximum, "max", "maximum"), _extreme(True)),
-    **dict.fromkeys((torch.min, torch.minimum, "min", "minimum"), _extreme(False)),
+    **dict.fromkeys((torch.max, torch.maximum, "max", "maximum"), _pairwise(GraphBuilder.maximum)),
+    **dict.fromkeys((torch.min, torch.minimum, "min", "minimum"), _pairwise(GraphBuilder.minimum)),
 }

@@ -12,13 +12,11 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 from greg_cert.models.maxmin import MaxMin
-from greg_cert.verify.graph.activation_calls import (
-    ACTIVATION_HANDLERS,
-    ACTIVATION_LEAVES,
-)
+from greg_cert.verify.graph.activation_calls import ACTIVATION_HANDLERS, ACTIVATION_LEAVES
 from greg_cert.verify.graph.calls import Call, Scale
 from greg_cert.verify.graph.channel_calls import CHANNEL_HANDLERS, unstacked
 from greg_cert.verify.graph.max_pool import MaxPool
+from greg_cert.verify.graph.ops import Conv, Linear
 
 LEAVES: tuple[type[nn.Module], ...] = (
     nn.Conv2d,
@@ -67,9 +65,10 @@ def _convolution(c: Call) -> int:
         if padding == "same" and any(s % 2 for s in spans):
             raise c.refuse("its padding 'same' is not symmetric")
         padding = (spans[0] // 2, spans[1] // 2) if padding == "same" else 0
-    return c.builder.conv(
-        c.name, c.operand(), weight, bias, _pair(stride), _pair(padding), _pair(dilation), groups
-    )
+    i = c.operand()
+    geometry = (_pair(stride), _pair(padding), _pair(dilation), groups)
+    op = Conv(weight, _or_zeros(bias, weight), c.builder.shape(i), *geometry)
+    return c.builder.layer(c.name, i, op)
 
 
 def _linear(c: Call) -> int:
@@ -77,7 +76,11 @@ def _linear(c: Call) -> int:
     i = c.operand()
     if len(c.builder.shape(i)) != 1:
         raise c.refuse(f"its input has shape {c.builder.shape(i)}, not (D,): flatten it first")
-    return c.builder.linear(c.name, i, weight, bias)
+    return c.builder.layer(c.name, i, Linear(weight, _or_zeros(bias, weight)))
+
+
+def _or_zeros(bias: Tensor | None, weight: Tensor) -> Tensor:
+    return weight.new_zeros(len(weight)) if bias is None else bias
 
 
 def batch_norm_scales(modules: Sequence[Any], variances: Sequence[Tensor]) -> list[Scale]:
@@ -150,7 +153,7 @@ def _adaptive_average_pool(c: Call) -> int:
     if any(n % o for n, o in zip(size, out, strict=True)):
         raise c.refuse(f"it pools {size} to {out}, whose windows overlap")
     kernel = (size[0] // out[0], size[1] // out[1])
-    return c.builder.average_pool(c.name, i, kernel, kernel, (0, 0), None)
+    return c.builder.average_pool(c.name, i, kernel, kernel)
 
 
 def _mean(c: Call) -> int:
@@ -160,8 +163,8 @@ def _mean(c: Call) -> int:
     rank = len(c.builder.shape(i)) + 1
     if rank != 4 or sorted(d % rank for d in dims) != [2, 3]:
         raise c.refuse(f"it averages over axes {dims}; only the two image axes are supported")
-    size = c.builder.shape(i)[1:]
-    pooled = c.builder.average_pool(c.name, i, (size[0], size[1]), (size[0], size[1]), (0, 0), None)
+    _, *size = c.builder.shape(i)
+    pooled = c.builder.average_pool(c.name, i, _pair(size), _pair(size))
     return pooled if value.ndim == 4 else c.builder.flatten(c.name, pooled)
 
 
@@ -189,55 +192,45 @@ def _concatenate(c: Call) -> int:
     return c.builder.concat(c.name, indices)
 
 
-def _arithmetic(sign: Callable[[Any, Any], tuple[Any, Any]] | None, subtract: bool) -> Any:
-    """Handler of a binary operation; `sign` gives (scale, shift) where one operand is fixed."""
+def _arithmetic(sign: str) -> Callable[[Call], int]:
+    """Handler of a binary operation: +, -, * or /."""
 
     def handle(c: Call) -> int:
         if c.kwargs:  # alpha, rounding_mode, out
             raise c.refuse(f"its options {sorted(c.kwargs)} are not supported")
         symbolic = [isinstance(a, fx.Node) and a in c.context.index for a in c.node.args]
         if all(symbolic):
-            if sign is not None:
+            if sign in "*/":
                 raise c.refuse("it multiplies or divides two computed tensors")
             left, right = c.operand(0), c.operand(1)
             if c.builder.shape(left) != c.builder.shape(right):
                 raise c.refuse("its operands are broadcast")
-            if subtract:
-                minus = c.value.new_full((c.builder.shape(right)[0],), -1.0)
-                right = c.builder.per_channel(c.name, right, minus, torch.zeros_like(minus))
+            if sign == "-":
+                right = c.builder.scaled(c.name, right, -1.0)
             return c.builder.add(c.name, left, right)
         position = symbolic.index(True)
         i, constant = c.operand(position), c.args[1 - position]
-        channels = c.builder.shape(i)[0]
-        fixed = _per_channel(constant, c.value, channels)
+        fixed = _per_channel(constant, c.value, c.builder.shape(i)[0])
         if fixed is None:
             raise c.refuse("its constant is not one number a channel")
         one, zero = torch.ones_like(fixed), torch.zeros_like(fixed)
-        if sign is not None:
-            if position == 1 and sign is _divide:
+        match sign, position:
+            case "+", _:
+                scale, shift = one, fixed
+            case "-", 0:
+                scale, shift = one, -fixed
+            case "-", _:
+                scale, shift = -one, fixed
+            case "*", _:
+                scale, shift = fixed, zero
+            case "/", 0:
+                scale, shift = 1.0 / fixed, zero
+            case _:
                 raise c.refuse("it divides by a computed tensor")
-            scale, shift = sign(fixed, zero)
-        elif not subtract:
-            scale, shift = one, fixed
-        else:
-            scale, shift = (one, -fixed) if position == 0 else (-one, fixed)
         return c.builder.per_channel(c.name, i, scale, shift)
 
     return handle
 
-
-def _multiply(constant: Tensor, zero: Tensor) -> tuple[Tensor, Tensor]:
-    return constant, zero
-
-
-def _divide(constant: Tensor, zero: Tensor) -> tuple[Tensor, Tensor]:
-    return 1.0 / constant, zero
-
-
-_add = _arithmetic(None, subtract=False)
-_sub = _arithmetic(None, subtract=True)
-_mul = _arithmetic(_multiply, subtract=False)
-_div = _arithmetic(_divide, subtract=False)
 
 _HANDLERS: dict[Any, Callable[[Call], int]] = {
     **dict.fromkeys((nn.Conv2d, F.conv2d, torch.conv2d), _convolution),
@@ -247,28 +240,19 @@ _HANDLERS: dict[Any, Callable[[Call], int]] = {
     **CHANNEL_HANDLERS,
     **dict.fromkeys((nn.Identity, nn.Dropout2d, nn.Dropout, "contiguous"), _identity),
     F.dropout: _dropout,
-    **dict.fromkeys(
-        (
-            nn.Flatten,
-            torch.flatten,
-            "flatten",
-            "view",
-            "reshape",
-            torch.reshape,
-            "squeeze",
-            torch.squeeze,
-        ),
-        _reshape,
-    ),
+    **dict.fromkeys((nn.Flatten, torch.flatten, "flatten"), _reshape),
+    **dict.fromkeys(("view", "reshape", torch.reshape, "squeeze", torch.squeeze), _reshape),
     **dict.fromkeys((nn.AvgPool2d, F.avg_pool2d), _average_pool),
     **dict.fromkeys((nn.AdaptiveAvgPool2d, F.adaptive_avg_pool2d), _adaptive_average_pool),
     **dict.fromkeys(("mean", torch.mean), _mean),
     **dict.fromkeys((nn.MaxPool2d, F.max_pool2d), _max_pool),
     **dict.fromkeys((torch.cat, torch.concat, torch.concatenate), _concatenate),
-    **dict.fromkeys((operator.add, operator.iadd, torch.add, "add", "add_"), _add),
-    **dict.fromkeys((operator.sub, operator.isub, torch.sub, "sub", "sub_"), _sub),
-    **dict.fromkeys((operator.mul, operator.imul, torch.mul, "mul", "mul_"), _mul),
-    **dict.fromkeys((operator.truediv, operator.itruediv, torch.div, "div", "div_"), _div),
+    **dict.fromkeys((operator.add, operator.iadd, torch.add, "add", "add_"), _arithmetic("+")),
+    **dict.fromkeys((operator.sub, operator.isub, torch.sub, "sub", "sub_"), _arithmetic("-")),
+    **dict.fromkeys((operator.mul, operator.imul, torch.mul, "mul", "mul_"), _arithmetic("*")),
+    **dict.fromkeys(
+        (operator.truediv, operator.itruediv, torch.div, "div", "div_"), _arithmetic("/")
+    ),
 }
 
 

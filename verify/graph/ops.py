@@ -9,11 +9,10 @@ into this form and refuses what does not fit.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from abc import ABC, abstractmethod
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import assert_never
 
 import torch
 import torch.nn.functional as F
@@ -31,11 +30,37 @@ class Input:
 
 
 @dataclass(frozen=True)
-class Conv:
-    """2-D convolution with zero padding; `weight` (O, I/groups, kh, kw), `bias` (O,)."""
+class Affine(ABC):
+    """W·x + b; `bias` (O,)."""
 
     weight: Tensor
     bias: Tensor
+
+    @abstractmethod
+    def apply(self, x: Tensor, weight: Tensor | None = None) -> Tensor:
+        """The layer at x (B, *input shape); with another weight, and then without bias."""
+
+    @abstractmethod
+    def adjoint(self, y: Tensor, weight: Tensor | None = None) -> Tensor:
+        """Transposed linear part, (B, *output shape) -> (B, *input shape), or of another weight."""
+
+    @abstractmethod
+    def absolute(self, x: Tensor, share: float = 1.0) -> Tensor:
+        """|W|·x + share·|b| at x (B, *input shape)."""
+
+    @abstractmethod
+    def constant(self, rows: Tensor) -> Tensor:
+        """rows·b (B, R) of rows (B, R, *output shape)."""
+
+    def transposed(self, rows: Tensor) -> Tensor:
+        """Wᵀ·rows of rows (B, R, *output shape)."""
+        return torch.unflatten(self.adjoint(rows.flatten(0, 1)), 0, rows.shape[:2])
+
+
+@dataclass(frozen=True)
+class Conv(Affine):
+    """2-D convolution with zero padding; `weight` (O, I/groups, kh, kw)."""
+
     input_shape: tuple[int, ...]
     stride: tuple[int, int] = (1, 1)
     padding: tuple[int, int] = (0, 0)
@@ -52,10 +77,10 @@ class Conv:
     def output_shape(self) -> tuple[int, ...]:
         """(O, H', W')."""
         # By hand: a convolution on the meta device would import sympy, which takes seconds.
+        kernel = self.weight.shape[2:]
         axes = zip(
-            self.input_shape[1:], self.weight.shape[2:], self.stride, self.padding, self.dilation,
-            strict=True,
-        )  # fmt: skip
+            self.input_shape[1:], kernel, self.stride, self.padding, self.dilation, strict=True
+        )
         image = [(n + 2 * p - d * (k - 1) - 1) // s + 1 for n, k, s, p, d in axes]
         return (len(self.weight), *image)
 
@@ -72,31 +97,37 @@ class Conv:
         return self.apply(eye.unflatten(1, self.input_shape), self.weight).flatten(1).T.contiguous()
 
     def apply(self, x: Tensor, weight: Tensor | None = None) -> Tensor:
-        """This convolution of x (B, *input_shape); with another weight, and then without bias."""
+        """See `Affine.apply`."""
         bias = self.bias if weight is None else None
         weight = self.weight if weight is None else weight
         with sums_of_products(x, weight):
             return F.conv2d(x, weight, bias, self.stride, self.padding, self.dilation, self.groups)
 
     def adjoint(self, y: Tensor, weight: Tensor | None = None) -> Tensor:
-        """Transposed linear part, (B, *output_shape) -> (B, *input_shape), or of another weight."""
+        """See `Affine.adjoint`."""
         if self.is_diagonal:
             return y * (self.weight if weight is None else weight).reshape(-1, 1, 1)
         if weight is None and self.matrix is not None:
             return (y.flatten(1) @ self.matrix).reshape(-1, *self.input_shape)
         weight = self.weight if weight is None else weight
-        size = [
-            (n - 1) * s - 2 * p + d * (k - 1) + 1
-            for n, s, p, d, k in zip(
-                y.shape[2:], self.stride, self.padding, self.dilation, weight.shape[2:], strict=True
-            )
-        ]
+        axes = zip(
+            y.shape[2:], self.stride, self.padding, self.dilation, weight.shape[2:], strict=True
+        )
+        size = [(n - 1) * s - 2 * p + d * (k - 1) + 1 for n, s, p, d, k in axes]
         # Rows that a stride larger than one leaves unread come back as zeros.
         extra = [want - got for want, got in zip(self.input_shape[1:], size, strict=True)]
         with sums_of_products(y, weight):
             return F.conv_transpose2d(
                 y, weight, None, self.stride, self.padding, extra, self.groups, self.dilation
             )
+
+    def absolute(self, x: Tensor, share: float = 1.0) -> Tensor:
+        """See `Affine.absolute`."""
+        return self.apply(x, self.weight.abs()) + share * self.bias.abs().reshape(-1, 1, 1)
+
+    def constant(self, rows: Tensor) -> Tensor:
+        """See `Affine.constant`."""
+        return rows.sum((-2, -1)) @ self.bias
 
 
 def sums_of_products(x: Tensor, weight: Tensor) -> AbstractContextManager[None]:
@@ -107,17 +138,38 @@ def sums_of_products(x: Tensor, weight: Tensor) -> AbstractContextManager[None]:
     """
     kernel = tuple(weight.shape[2:])
     if x.is_cuda and 1 in kernel and kernel != (1, 1):
-        off: AbstractContextManager[None] = torch.backends.cudnn.flags(enabled=False)
-        return off
+        return torch.backends.cudnn.flags(enabled=False)
     return nullcontext()
 
 
 @dataclass(frozen=True)
-class Linear:
-    """Fully connected layer; `weight` (O, I), `bias` (O,)."""
+class Linear(Affine):
+    """Fully connected layer; `weight` (O, I)."""
 
-    weight: Tensor
-    bias: Tensor
+    @property
+    def output_shape(self) -> tuple[int, ...]:
+        """(O,)."""
+        return (len(self.weight),)
+
+    def apply(self, x: Tensor, weight: Tensor | None = None) -> Tensor:
+        """See `Affine.apply`."""
+        return F.linear(x, self.weight, self.bias) if weight is None else F.linear(x, weight)
+
+    def adjoint(self, y: Tensor, weight: Tensor | None = None) -> Tensor:
+        """See `Affine.adjoint`; of any leading axes."""
+        return y @ (self.weight if weight is None else weight)
+
+    def absolute(self, x: Tensor, share: float = 1.0) -> Tensor:
+        """See `Affine.absolute`."""
+        return F.linear(x, self.weight.abs(), share * self.bias.abs())
+
+    def constant(self, rows: Tensor) -> Tensor:
+        """See `Affine.constant`."""
+        return rows @ self.bias
+
+    def transposed(self, rows: Tensor) -> Tensor:
+        """See `Affine.transposed`."""
+        return self.adjoint(rows)  # flattening would change the order of sums where rows expand
 
 
 @dataclass(frozen=True, eq=False)
@@ -168,36 +220,64 @@ class Smooth:
 
     kind: str
 
+    def apply(self, z: Tensor) -> Tensor:
+        """The value at z, as torch has it."""
+        return SHAPES[self.kind].torch_function(z)
+
 
 NONLINEAR = (Activation, Smooth, MaxPool)  # the operations that need bounds of their inputs
 
 
+class Wiring:
+    """What only moves values: a sum, a concatenation, a flattening."""
+
+
 @dataclass(frozen=True)
-class Add:
+class Add(Wiring):
     """Sum of two tensors of the same shape."""
 
+    def apply(self, left: Tensor, right: Tensor) -> Tensor:
+        """Their sum."""
+        return left + right
+
 
 @dataclass(frozen=True)
-class Concat:
+class Concat(Wiring):
     """Concatenation along the channel (or feature) axis."""
 
+    def apply(self, *parts: Tensor) -> Tensor:
+        """(B, ...) each, behind one another."""
+        return torch.cat(parts, dim=1)
+
 
 @dataclass(frozen=True)
-class Flatten:
+class Flatten(Wiring):
     """All axes but the batch, flattened in row-major order."""
 
+    def apply(self, x: Tensor) -> Tensor:
+        """(B, ...) as (B, D)."""
+        return x.flatten(1)
 
-Op = Input | Conv | Linear | Activation | Smooth | MaxPool | Add | Concat | Flatten
+
+Op = Conv | Linear | Activation | Smooth | MaxPool | Add | Concat | Flatten
+"""Each has `apply`, its value (B, *shape) at the values of its operands."""
 
 
 @dataclass(frozen=True)
 class Node:
-    """One operation: its layer name in the model, operand indices, output shape without batch."""
+    """One value: its layer name in the model, operation, operand indices, shape without batch."""
 
     name: str
-    op: Op
+    op: Op | Input
     inputs: tuple[int, ...]
     shape: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Computed(Node):
+    """Any node but the input."""
+
+    op: Op
 
 
 @dataclass(frozen=True)
@@ -205,6 +285,11 @@ class Graph:
     """Nodes in topological order; node 0 is the input and the last one the logits (K,)."""
 
     nodes: tuple[Node, ...]
+
+    @cached_property
+    def computed(self) -> list[tuple[int, Computed]]:
+        """All nodes but the input, each with its index."""
+        return [(i, node) for i, node in enumerate(self.nodes) if isinstance(node, Computed)]
 
     @property
     def input_shape(self) -> tuple[int, ...]:
@@ -218,10 +303,8 @@ class Graph:
 
     @property
     def _weights(self) -> Tensor:
-        for node in self.nodes:
-            if isinstance(node.op, (Conv, Linear)):
-                return node.op.weight
-        return torch.empty(0, dtype=torch.float64, device="cpu")
+        every = (node.op.weight for node in self.nodes if isinstance(node.op, Affine))
+        return next(every, torch.empty(0, dtype=torch.float64, device="cpu"))
 
     @property
     def dtype(self) -> torch.dtype:
@@ -241,8 +324,8 @@ class Graph:
     def to(self, dtype: torch.dtype) -> Graph:
         """The same graph with its weights in another floating type."""
 
-        def cast(op: Op) -> Op:
-            if isinstance(op, (Conv, Linear)):
+        def cast(op: Op | Input) -> Op | Input:
+            if isinstance(op, Affine):
                 return replace(op, weight=op.weight.to(dtype), bias=op.bias.to(dtype))
             if isinstance(op, Activation) and isinstance(op.negative_slope, Tensor):
                 return Activation(op.negative_slope.to(dtype))
@@ -259,34 +342,9 @@ class Graph:
         return readers
 
 
-def apply_op(op: Op, operands: Sequence[Tensor]) -> Tensor:
-    """Value (B, ...) of an operation at the values of its operands."""
-    match op:
-        case Conv():
-            return op.apply(operands[0])
-        case Linear():
-            return F.linear(operands[0], op.weight, op.bias)
-        case Activation():
-            return op.apply(operands[0])
-        case Smooth(kind):
-            return SHAPES[kind].torch_function(operands[0])
-        case MaxPool():
-            return op.apply(operands[0])
-        case Add():
-            return operands[0] + operands[1]
-        case Concat():
-            return torch.cat(list(operands), dim=1)
-        case Flatten():
-            return operands[0].flatten(1)
-        case Input():
-            raise AssertionError("the input is computed by nothing")
-        case _:
-            assert_never(op)
-
-
 def forward_all(graph: Graph, inputs: Tensor) -> list[Tensor]:
     """Values of every node at inputs (B, *input_shape); the last one is the logits (B, K)."""
     values = [inputs]
-    for node in graph.nodes[1:]:
-        values.append(apply_op(node.op, [values[i] for i in node.inputs]))
+    for _, node in graph.computed:
+        values.append(node.op.apply(*[values[j] for j in node.inputs]))
     return values

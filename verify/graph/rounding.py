@@ -11,22 +11,10 @@ from collections.abc import Mapping, Sequence
 from typing import assert_never
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from greg_cert.verify.graph.max_pool import MaxPool
-from greg_cert.verify.graph.ops import (
-    Activation,
-    Add,
-    Concat,
-    Conv,
-    Flatten,
-    Graph,
-    Input,
-    Linear,
-    Smooth,
-    forward_all,
-)
+from greg_cert.verify.graph.ops import Activation, Add, Affine, Graph, Smooth, Wiring, forward_all
 from greg_cert.verify.graph.smooth import ALLOWANCE, crosses_jump, jump, value_range
 from greg_cert.verify.norms import per_sample
 
@@ -36,11 +24,11 @@ _STEEPEST_SMOOTH = 1.13  # no smooth activation here is steeper (GELU, 1.129)
 Boxes = Mapping[int, tuple[Tensor, Tensor]]
 
 
-def sum_rounding(op: Conv | Linear, *, backwards: bool = False) -> float:
+def sum_rounding(op: Affine, *, backwards: bool = False) -> float:
     """What an affine layer of an interval may lose, as a share of its absolute terms.
 
-    Centre, spread and their sum each take part. 0 in float32, which only drafts where to look: an
-    allowance of its size would mislead the search.
+    Centre, spread and their sum each take part. 0 in float32, which only guides a search: an
+    allowance of its size would mislead it.
 
     Args:
         op: the layer.
@@ -77,16 +65,13 @@ def _magnitudes(
     """The largest size of every node's value over whole balls, and the terms of affine nodes."""
     largest: dict[int, Tensor] = {0: inputs.abs() + radii.reshape(-1, *[1] * (inputs.ndim - 1))}
     terms: dict[int, Tensor] = {}
-    for i, node in enumerate(graph.nodes[1:], start=1):
+    for i, node in graph.computed:
         if any(j not in largest for j in node.inputs):
             continue
         operands = [largest[j] for j in node.inputs]
         match node.op:
-            case Conv() as op:
-                bias = op.bias.abs().reshape(-1, 1, 1)
-                largest[i] = terms[i] = op.apply(operands[0], op.weight.abs()) + bias
-            case Linear() as op:
-                largest[i] = terms[i] = F.linear(operands[0], op.weight.abs(), op.bias.abs())
+            case Affine() as op:
+                largest[i] = terms[i] = op.absolute(operands[0])
             case Activation():
                 if i in preactivations:
                     low, high = preactivations[i]
@@ -100,14 +85,8 @@ def _magnitudes(
                     low, high = preactivations[i]
                     inside = torch.maximum(low.abs(), high.abs())
                     largest[i] = op.apply(torch.minimum(operands[0], inside))
-            case Add():
-                largest[i] = operands[0] + operands[1]
-            case Concat():
-                largest[i] = torch.cat(operands, dim=1)
-            case Flatten():
-                largest[i] = operands[0].flatten(1)
-            case Input():
-                raise AssertionError("the input is computed by nothing")
+            case Wiring() as op:
+                largest[i] = op.apply(*operands)
             case _:
                 assert_never(node.op)
     return largest, terms
@@ -130,27 +109,19 @@ def interval_rounding(
     unit = torch.finfo(inputs.dtype).eps
     largest, terms = _magnitudes(graph, preactivations, inputs, radii)
     errors: dict[int, Tensor] = {0: unit * largest[0]}
-    for i, node in enumerate(graph.nodes[1:], start=1):
+    for i, node in graph.computed:
         if i not in largest:
             continue
         carried = [errors[j] for j in node.inputs]
         match node.op:
-            case Conv() as op:
+            case Affine() as op:
                 errors[i] = op.apply(carried[0], op.weight.abs()) + sum_rounding(op) * terms[i]
-            case Linear() as op:
-                errors[i] = F.linear(carried[0], op.weight.abs()) + sum_rounding(op) * terms[i]
-            case MaxPool() as op:
-                errors[i] = op.apply(carried[0])
-            case Add():
-                errors[i] = carried[0] + carried[1] + unit * largest[i]
-            case Concat():
-                errors[i] = torch.cat(carried, dim=1)
-            case Flatten():
-                errors[i] = carried[0].flatten(1)
+            case Add() as op:
+                errors[i] = op.apply(*carried) + unit * largest[i]
+            case MaxPool() | Wiring() as op:
+                errors[i] = op.apply(*carried)
             case Activation() | Smooth():
                 errors[i] = torch.zeros_like(carried[0])
-            case Input():
-                raise AssertionError("the input is computed by nothing")
             case _:
                 assert_never(node.op)
     return errors
@@ -192,28 +163,21 @@ def forward_errors(
     unit = torch.finfo(values[0].dtype).eps
     errors = [torch.zeros_like(values[0])]
     lengths = [values[0].new_zeros(len(values[0]))]
-    for node, value in zip(graph.nodes[1:], values[1:], strict=True):
+    for i, node in graph.computed:
+        value = values[i]
         carried = [errors[j] for j in node.inputs]
         source = values[node.inputs[0]]
         match node.op:
-            case Conv() | Linear() as op:
+            case Affine() as op:
                 error = _rounded(op, source, unit, carried[0])
             case Smooth(kind):
                 error = carried[0] * _STEEPEST_SMOOTH + ALLOWANCE * (1 + value.abs())
                 low, high = source - carried[0], source + carried[0]
                 error = torch.where(crosses_jump(kind, low, high), error + jump(kind, high), error)
-            case MaxPool() as op:
-                error = op.apply(carried[0])
-            case Add():
-                error = carried[0] + carried[1]
-            case Concat():
-                error = torch.cat(carried, dim=1)
-            case Flatten():
-                error = carried[0].flatten(1)
+            case MaxPool() | Wiring() as op:
+                error = op.apply(*carried)
             case Activation():
                 error = carried[0]
-            case Input():
-                raise AssertionError("the input is computed by nothing")
             case _:
                 assert_never(node.op)
         error = error + unit * value.abs()
@@ -221,10 +185,10 @@ def forward_errors(
             longest = torch.linalg.vector_norm(error.flatten(1), dim=1)
             before = [lengths[j] for j in node.inputs]
             carry = None
-            if isinstance(node.op, (Conv, Linear)):
-                carry = norms[len(errors)] * before[0]
+            if isinstance(node.op, Affine):
+                carry = norms[i] * before[0]
                 own = _rounded(node.op, source, unit)
-            elif isinstance(node.op, (Activation, Add)):
+            elif isinstance(node.op, Activation | Add):
                 carry, own = torch.stack(before).sum(0), torch.zeros_like(value)
             if carry is not None:
                 own = torch.linalg.vector_norm((own + unit * value.abs()).flatten(1), dim=1)
@@ -235,11 +199,7 @@ def forward_errors(
     return errors
 
 
-def _rounded(
-    op: Conv | Linear, source: Tensor, unit: float, carried: Tensor | float = 0.0
-) -> Tensor:
+def _rounded(op: Affine, source: Tensor, unit: float, carried: Tensor | float = 0.0) -> Tensor:
     """Error of an affine layer's outputs for an operand (B, *shape) that is off by `carried`."""
     terms = carried + (op.weight[0].numel() + 2) * unit * source.abs()
-    if isinstance(op, Conv):
-        return op.apply(terms, op.weight.abs()) + 2 * unit * op.bias.abs().reshape(-1, 1, 1)
-    return F.linear(terms, op.weight.abs(), 2 * unit * op.bias.abs())
+    return op.absolute(terms, 2 * unit)

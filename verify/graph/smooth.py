@@ -162,7 +162,7 @@ def crosses_jump(kind: str, low: Tensor, high: Tensor) -> Tensor:
 
 
 def rounding(size: Tensor, dtype: torch.dtype) -> Tensor:
-    """Allowance for the rounding of values of this size; none in float32, which only drafts."""
+    """Allowance for rounding in values of this size; none in float32, for searches alone."""
     return (ALLOWANCE if dtype == torch.float64 else 0.0) * (1 + size)
 
 

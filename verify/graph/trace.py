@@ -23,7 +23,7 @@ from greg_cert.verify.graph.build import GraphBuilder
 from greg_cert.verify.graph.calls import Call, Context, Scale
 from greg_cert.verify.graph.channel_calls import divided
 from greg_cert.verify.graph.operations import LEAVES, translate
-from greg_cert.verify.graph.ops import Conv, Graph, Linear
+from greg_cert.verify.graph.ops import Affine, Graph
 from greg_cert.verify.scorer import check_weights
 from greg_cert.verify.structure import check_model, check_traceable, says_what_it_does
 
@@ -60,9 +60,9 @@ def trace_model(
     """
     check_model(model)
     check_traceable(model)
-    twin = evaluation_copy(model, torch.float64)
-    check_weights(twin)
-    for name, tensor in (*twin.named_parameters(), *twin.named_buffers()):
+    copied = evaluation_copy(model, torch.float64)
+    check_weights(copied)
+    for name, tensor in (*copied.named_parameters(), *copied.named_buffers()):
         size = tensor.detach().abs()[tensor != 0]
         if len(size) and not (size.min() >= _SMALLEST and size.max() <= 1 / _SMALLEST):
             raise UnsupportedModelError(
@@ -70,15 +70,15 @@ def trace_model(
                 f"products fit into float64, but {name!r} holds sizes {float(size.min()):g} to "
                 f"{float(size.max()):g}"
             )
-    traced = static_graph(twin)
-    device = device_of(twin)
+    traced = static_graph(copied)
+    device = device_of(copied)
     generator = torch.Generator().manual_seed(0)
     shape = (PROBES, *input_shape)
     probe = torch.rand(shape, generator=generator, dtype=torch.float64, device="cpu").to(device)
     with torch.no_grad():
         graph = Translation(traced, probe, whole_pools=whole_pools).run()
     for node in graph.nodes:
-        if isinstance(node.op, (Conv, Linear)) and not (
+        if isinstance(node.op, Affine) and not (
             node.op.weight.isfinite().all() and node.op.bias.isfinite().all()
         ):
             raise UnsupportedModelError(
@@ -90,7 +90,7 @@ def trace_model(
     shape = (5 if multiplications(graph) <= _LARGE else 2, *input_shape)
     x = torch.randn(shape, generator=generator, dtype=torch.float64, device="cpu").to(device)
     for inputs in (x, x.sigmoid()):
-        check_agreement(lambda x: twin(x.clone()), graph, inputs, "random inputs")
+        check_agreement(lambda x: copied(x.clone()), graph, inputs, "random inputs")
     return graph
 
 
@@ -125,7 +125,7 @@ def multiplications(graph: Graph) -> int:
     return sum(
         node.op.weight.numel() * math.prod(node.shape[1:])
         for node in graph.nodes
-        if isinstance(node.op, (Conv, Linear))
+        if isinstance(node.op, Affine)
     )
 
 

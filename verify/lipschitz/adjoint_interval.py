@@ -8,20 +8,10 @@ from typing import assert_never
 import torch
 from torch import Tensor
 
+from greg_cert.verify.bounds.crown import operand_rows
 from greg_cert.verify.bounds.interval import Interval, activation_derivative
 from greg_cert.verify.graph.max_pool import MaxPool, share_range
-from greg_cert.verify.graph.ops import (
-    Activation,
-    Add,
-    Concat,
-    Conv,
-    Flatten,
-    Graph,
-    Input,
-    Linear,
-    Op,
-    Smooth,
-)
+from greg_cert.verify.graph.ops import Activation, Affine, Computed, Graph, Linear, Smooth, Wiring
 from greg_cert.verify.graph.rounding import sum_rounding
 from greg_cert.verify.graph.smooth import slope_range
 from greg_cert.verify.lipschitz.score_box import ScoreBox
@@ -39,43 +29,31 @@ def adjoint_boxes(
     """
     last = len(graph.nodes) - 1
     boxes: dict[int, Interval] = {last: (top.low, top.high)}
-    complete: dict[int, Interval] = {}
-    for i in range(last, -1, -1):
+    for i, node in reversed(graph.computed):
         if i not in boxes:
             continue
-        box, node = boxes.pop(i), graph.nodes[i]
-        complete[i] = box
         if i == last and isinstance(node.op, Linear):
             parts = [top.head_box(node.op)]
-        elif i == 0:
-            continue
         else:
-            shapes = [graph.nodes[j].shape for j in node.inputs]
-            parts = _back(node.op, box, shapes, preactivations.get(i))
+            parts = _back(graph, node, boxes[i], preactivations.get(i))
         for j, part in zip(node.inputs, parts, strict=True):
             if j in boxes:
                 part = (boxes[j][0] + part[0], boxes[j][1] + part[1])
             boxes[j] = part
-    return complete
+    return boxes
 
 
-def _back(
-    op: Op, box: Interval, shapes: list[tuple[int, ...]], bounds: Interval | None
-) -> list[Interval]:
+def _back(graph: Graph, node: Computed, box: Interval, bounds: Interval | None) -> list[Interval]:
     """Boxes of the operands' adjoints from the box of the result's."""
     low, high = box
-    match op:
-        case Conv() | Linear():
+    match node.op:
+        case Affine() as op:
             centre, spread = (low + high) / 2, (high - low) / 2
             share = sum_rounding(op, backwards=True)
             spread = spread + share * torch.maximum(low.abs(), high.abs())
-            if isinstance(op, Conv):
-                middle = op.adjoint(centre)
-                width = op.adjoint(spread, op.weight.abs())
-            else:
-                middle, width = centre @ op.weight, spread @ op.weight.abs()
+            middle, width = op.adjoint(centre), op.adjoint(spread, op.weight.abs())
             return [(middle - width, middle + width)]
-        case Activation():
+        case Activation() as op:
             assert bounds is not None
             smallest, largest = activation_derivative(*bounds, op.negative_slope)
             if op.least_slope < 0:
@@ -85,7 +63,7 @@ def _back(
         case Smooth(kind):
             assert bounds is not None
             return [_product(box, slope_range(kind, *bounds))]
-        case MaxPool():
+        case MaxPool() as op:
             assert bounds is not None
             least, most = share_range(op, *bounds)
             ends = [
@@ -95,17 +73,11 @@ def _back(
             outward = torch.maximum(-low, high).clamp_min(0.0).expand(op.size, *low.shape)
             lost = op.overlap * torch.finfo(low.dtype).eps * op.spread(outward)
             return [(ends[0] - lost, ends[1] + lost)]
-        case Add():
-            return [box, box]
-        case Concat():
-            sizes = [s[0] for s in shapes]
-            return list(zip(low.split(sizes, 1), high.split(sizes, 1), strict=True))
-        case Flatten():
-            return [(low.unflatten(1, shapes[0]), high.unflatten(1, shapes[0]))]
-        case Input():
-            raise AssertionError("no pass goes beyond the input")
+        case Wiring():
+            lows, highs = (operand_rows(graph, node, end, 1) for end in box)
+            return list(zip(lows, highs, strict=True))
         case _:
-            assert_never(op)
+            assert_never(node.op)
 
 
 def _product(one: Interval, other: Interval) -> Interval:

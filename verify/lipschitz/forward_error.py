@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from dataclasses import dataclass
 from typing import assert_never
 
 import torch
@@ -19,14 +20,13 @@ from greg_cert.verify.graph.max_pool import MaxPool
 from greg_cert.verify.graph.ops import (
     Activation,
     Add,
+    Affine,
     Concat,
     Conv,
     Flatten,
     Graph,
-    Input,
     Linear,
     Smooth,
-    apply_op,
 )
 from greg_cert.verify.graph.smooth import ALLOWANCE
 from greg_cert.verify.lipschitz.global_bound import steepest_slope
@@ -61,7 +61,7 @@ class ForwardError:
         self._layers = {
             i: _layer(node.op, dtype)
             for i, node in enumerate(graph.nodes)
-            if isinstance(node.op, (Conv, Linear))
+            if isinstance(node.op, Affine)
         }
 
     @torch.no_grad()
@@ -78,16 +78,15 @@ class ForwardError:
         errors = {0: (0.0 if x.dtype == self._dtype else eps) * sizes[0]}
         reads = self._last_reads.copy()
         last = len(self.graph.nodes) - 1
-        for i, node in enumerate(self._run.nodes[1:], start=1):
-            operands = [values[j] for j in node.inputs]
+        for i, node in self._run.computed:
             with torch.backends.nnpack.flags(enabled=False):  # it convolves by transforms
-                value = apply_op(node.op, operands)
+                value = node.op.apply(*[values[j] for j in node.inputs])
             carried = [errors[j] for j in node.inputs]
             sizes[i] = size = (
                 sizes[node.inputs[0]] if isinstance(node.op, Flatten) else _norm(value)
             )
             match node.op:
-                case Conv() | Linear():
+                case Affine():
                     layer = self._layers[i]
                     before = sizes[node.inputs[0]]
                     if i == last and isinstance(node.op, Linear):
@@ -108,8 +107,6 @@ class ForwardError:
                     found = torch.stack(carried).norm(dim=0)
                 case Flatten():
                     found = carried[0]
-                case Input():
-                    raise AssertionError("the input is computed by nothing")
                 case _:
                     assert_never(node.op)
             values[i], errors[i] = value, found * (1 + 1e-12)
@@ -120,32 +117,50 @@ class ForwardError:
         return values[last].double(), errors[last].nan_to_num(nan=math.inf)
 
 
+@dataclass(frozen=True)
 class _Layer:
-    """What one affine layer adds to an error, by the ℓ2 norm of its operand."""
+    """What one affine layer adds to an error, by the ℓ2 norm of its operand.
 
-    def __init__(self, norm: float, longest: float, share: float, absolute: float) -> None:
-        self._norm, self._longest, self._share, self._absolute = norm, longest, share, absolute
-        self.bias_all = self.bias_one = 0.0
+    Attributes:
+        norm: operator norm of the layer.
+        longest: ℓ2 norm of its longest row.
+        share: that a sum may lose of its absolute terms.
+        absolute: operator norm of the absolute weights.
+        bias_all: ℓ2 norm of the bias, over all outputs.
+        bias_one: largest absolute bias.
+    """
+
+    norm: float
+    longest: float
+    share: float
+    absolute: float
+    bias_all: float
+    bias_one: float
 
     def of_all(self, carried: Tensor, size: Tensor) -> Tensor:
         """ℓ2 error (B,) of the outputs."""
-        return self._norm * carried + self._share * (self._absolute * size + self.bias_all)
+        return self.norm * carried + self.share * (self.absolute * size + self.bias_all)
 
     def of_rows(self, carried: Tensor, size: Tensor) -> Tensor:
         """Error (B,) of the output that is furthest off."""
-        return self._longest * carried + self._share * (self._longest * size + self.bias_one)
+        return self.longest * carried + self.share * (self.longest * size + self.bias_one)
 
 
 def _layer(op: Conv | Linear, dtype: torch.dtype) -> _Layer:
     conv, info = as_convolution(op), torch.finfo(dtype)
     longest = float(conv.weight.flatten(1).norm(dim=1).amax()) * (1 + 1e-9)
     terms = conv.weight[0].numel() + 4  # products, additions, and the rounding of the weights
-    layer = _Layer(operator_norm(op), longest, terms * info.eps, absolute_bound(conv))
     outputs = math.prod(conv.output_shape)
     tiny = outputs * info.tiny / info.eps  # for products that underflow
-    layer.bias_all = float(op.bias.double().norm()) * math.sqrt(outputs / len(op.bias)) + tiny
-    layer.bias_one = float(op.bias.double().abs().amax()) + tiny
-    return layer
+    bias = op.bias.double()
+    return _Layer(
+        operator_norm(op),
+        longest,
+        terms * info.eps,
+        absolute_bound(conv),
+        float(bias.norm()) * math.sqrt(outputs / len(bias)) + tiny,
+        float(bias.abs().amax()) + tiny,
+    )
 
 
 def _norm(value: Tensor) -> Tensor:

@@ -24,11 +24,11 @@ from greg_cert.verify.graph.max_pool import MaxPool
 from greg_cert.verify.graph.ops import (
     Activation,
     Add,
+    Affine,
     Concat,
     Conv,
     Flatten,
     Graph,
-    Input,
     Linear,
     Smooth,
 )
@@ -112,14 +112,11 @@ def score_constant(graph: Graph, score: str, norm: float, norms_of: NormsOf) -> 
         op = graph.nodes[i].op
         i = graph.nodes[i].inputs[0] if graph.nodes[i].inputs else i
         size = len(rows) * math.prod(graph.nodes[i].shape)
-        if not isinstance(op, (Conv, Linear, Flatten)) or size > _LARGEST_HEAD:
+        if not isinstance(op, Affine | Flatten) or size > _LARGEST_HEAD:
             return best * (1 + _SLACK)
         if isinstance(op, Flatten):
             shape = (-1, *graph.nodes[i].shape)
             rows, absolute = rows.reshape(shape), absolute.reshape(shape)
-        elif isinstance(op, Linear):
-            rows, absolute = rows @ op.weight, absolute @ op.weight.abs()
-            terms += 2 * (len(op.weight) + 2)
         else:
             rows, absolute = op.adjoint(rows, op.weight), op.adjoint(absolute, op.weight.abs())
             terms += 2 * (op.weight[:, 0].numel() + 2)
@@ -130,23 +127,24 @@ def _constants(graph: Graph, norm: float, norms_of: NormsOf) -> list[Tensor]:
     pieces = affine_pieces(graph)
     # Of each node that is measured: the layer, and the node it is a layer of.
     layers: dict[int, tuple[Conv | Linear, int]] = {}
-    for i, (node, made_of) in enumerate(zip(graph.nodes, pieces, strict=True)):
+    for i, node in graph.computed:
+        made_of = pieces[i]
         whole = None if made_of is None else together(made_of.maps)
         if made_of is not None and whole is not None:
             layers[i] = whole, made_of.source
-        elif isinstance(node.op, (Conv, Linear)):
+        elif isinstance(node.op, Affine):
             layers[i] = node.op, node.inputs[0]
     norms = dict(zip(layers, norms_of([op for op, _ in layers.values()]), strict=True))
     # In float64 whatever the graph is in: products over many layers leave float32. On the CPU
     # wherever it is: they are single numbers.
     constants = [torch.ones((), dtype=torch.float64, device="cpu")]
-    for i, node in enumerate(graph.nodes[1:], 1):
+    for i, node in graph.computed:
         before = [constants[j] for j in node.inputs]
         direct: Tensor | None = None
         if i in layers:
             direct = _product(constants[layers[i][1]], norms[i])
         match node.op:
-            case Conv() | Linear():
+            case Affine():
                 # Together with a scale before it a layer is no more than the product of the two.
                 assert direct is not None
                 found = direct
@@ -162,8 +160,6 @@ def _constants(graph: Graph, norm: float, norms_of: NormsOf) -> list[Tensor]:
                 found = parts.amax() if norm == math.inf else torch.linalg.vector_norm(parts)
             case Flatten():
                 found = before[0]
-            case Input():
-                raise AssertionError("the input is computed by nothing")
             case _:
                 assert_never(node.op)
         constants.append(found * (1 + _SLACK))

@@ -88,12 +88,12 @@ def global_lipschitz_radius(
     check_radius("max_radius", max_radius)
     graph = trace_model(model, tuple(inputs.shape[1:]))
     constant = global_constant(graph, score, norm)
-    forward, twin = ForwardError(graph, dtype), evaluation_copy(model, dtype)
+    forward, copied = ForwardError(graph, dtype), evaluation_copy(model, dtype)
 
     def part(rows: slice) -> Tensor:
         x = check_inputs(inputs[rows]).to(graph.device, inputs.dtype)
         logits, off = forward(x)
-        theirs = twin(x.to(dtype, copy=True)).double()
+        theirs = copied(x.to(dtype, copy=True)).double()
         apart = (theirs - logits).abs().amax(1)
         near = apart <= torch.maximum(_SHARES[dtype] * theirs.abs().amax(1), 4 * off)
         if not near.all():

@@ -12,18 +12,7 @@ from torch import Tensor
 
 from greg_cert.verify.bounds.interval import Interval, steepest
 from greg_cert.verify.graph.max_pool import MaxPool
-from greg_cert.verify.graph.ops import (
-    Activation,
-    Add,
-    Concat,
-    Conv,
-    Flatten,
-    Graph,
-    Input,
-    Linear,
-    Smooth,
-)
-from greg_cert.verify.graph.smooth import slope_range
+from greg_cert.verify.graph.ops import Activation, Add, Affine, Concat, Flatten, Graph, Smooth
 from greg_cert.verify.operators.masked_norm import MaskedNorm
 
 
@@ -43,7 +32,7 @@ class NodeSlopes:
         self._norms = {
             i: MaskedNorm(node.op)
             for i, node in enumerate(graph.nodes)
-            if isinstance(node.op, (Conv, Linear))
+            if isinstance(node.op, Affine)
         }
 
     def __call__(
@@ -57,16 +46,16 @@ class NodeSlopes:
             norm: 2.0 or inf; Jacobians are measured from ℓ_norm to ℓ_norm.
         """
         slopes = [Slope(like.new_ones(len(like)), torch.ones_like(like))]
-        for i, node in enumerate(self._graph.nodes[1:], start=1):
+        for i, node in self._graph.computed:
             parents = [slopes[j] for j in node.inputs]
             match node.op:
-                case Conv() | Linear():
+                case Affine():
                     # A layer before an activation is measured again there, with its rows masked.
                     ones = like.new_ones(len(like), *node.shape)
                     slopes.append(Slope(self._through(i, parents[0], ones, norm), ones))
                 case Activation() | Smooth():
                     # |σ'| ≤ root², so J = diag(root)·R with R = diag(σ'/root)·J of the input.
-                    root = _steepest(node.op, preactivations[i]).sqrt()
+                    root = steepest(node.op, *preactivations[i]).sqrt()
                     source = node.inputs[0]
                     constant = _whole(Slope(parents[0].constant, parents[0].mask * root))
                     if source in self._norms:
@@ -86,22 +75,12 @@ class NodeSlopes:
                     slopes.append(Slope(together, torch.cat([p.mask for p in parents], 1)))
                 case Flatten():
                     slopes.append(Slope(parents[0].constant, parents[0].mask.flatten(1)))
-                case Input():
-                    raise AssertionError("the input is computed by nothing")
                 case _:
                     assert_never(node.op)
         return slopes
 
     def _through(self, i: int, source: Slope, rows: Tensor, norm: float) -> Tensor:
         return source.constant * self._norms[i].bound(source.mask, rows, norm)
-
-
-def _steepest(op: Activation | Smooth, bounds: Interval) -> Tensor:
-    """Upper bound of |σ'| on the interval."""
-    if isinstance(op, Smooth):
-        smallest, largest = slope_range(op.kind, *bounds)
-        return torch.maximum(smallest.abs(), largest.abs())
-    return steepest(*bounds, op.negative_slope)
 
 
 def _whole(slope: Slope) -> Tensor:

@@ -20,16 +20,15 @@ from greg_cert.verify.graph.max_pool import MaxPool
 from greg_cert.verify.graph.ops import (
     Activation,
     Add,
+    Affine,
     Concat,
     Conv,
     Flatten,
     Graph,
-    Input,
-    Linear,
     Node,
     Smooth,
 )
-from greg_cert.verify.operators.layers import one_kind
+from greg_cert.verify.operators.layers import one_kind, undilated
 
 _MOST = 16  # maps a node
 _LARGEST_SUM = 2**22  # weights of a sum of layers with different groups
@@ -45,14 +44,14 @@ class Pieces:
 
 def affine_pieces(graph: Graph) -> list[Pieces | None]:
     """For every node what it is of an earlier one, where that says more than its own operation."""
-    found: list[Pieces | None] = []
-    for node in graph.nodes:
+    found: list[Pieces | None] = [None]
+    for _, node in graph.computed:
         match node.op:
-            case Conv() | Linear():
+            case Affine():
                 found.append(_composed(one_kind(node.op), node.inputs[0], found))
             case Add():
                 found.append(_maximum(graph, node, found) or _sum(graph, node, found))
-            case Input() | Activation() | Smooth() | MaxPool() | Concat() | Flatten():
+            case Activation() | Smooth() | MaxPool() | Concat() | Flatten():
                 found.append(None)
             case _:
                 assert_never(node.op)
@@ -189,7 +188,7 @@ def _aligned(maps: Sequence[Conv]) -> list[Conv] | None:
         if first.input_shape[0] * first.output_shape[0] * kernel > _LARGEST_SUM:
             return None
         maps = [_ungrouped(m) for m in maps]
-    maps = [_undilated(m) for m in maps]
+    maps = [undilated(m) for m in maps]
     padding = tuple(max(m.padding[a] for m in maps) for a in (0, 1))
     size = [max(m.weight.shape[2 + a] + padding[a] - m.padding[a] for m in maps) for a in (0, 1)]
     found = []
@@ -211,12 +210,3 @@ def _ungrouped(op: Conv) -> Conv:
         rows = slice(g * weight.shape[1], (g + 1) * weight.shape[1])
         whole[rows, g * width : (g + 1) * width] = weight[g]
     return _like(replace(op, groups=1), whole)
-
-
-def _undilated(op: Conv) -> Conv:
-    if op.dilation == (1, 1):
-        return op
-    size = [d * (k - 1) + 1 for d, k in zip(op.dilation, op.weight.shape[2:], strict=True)]
-    weight = op.weight.new_zeros(*op.weight.shape[:2], *size)
-    weight[..., :: op.dilation[0], :: op.dilation[1]] = op.weight
-    return _like(replace(op, dilation=(1, 1)), weight)

@@ -16,13 +16,7 @@ from torch import Tensor
 from greg_cert.verify.graph.ops import Conv
 from greg_cert.verify.operators.band import Band, gram_band, level_above
 from greg_cert.verify.operators.krylov import largest_eigenvalue_estimate
-from greg_cert.verify.operators.layers import (
-    UNIT,
-    absolute_bound,
-    distinct_groups,
-    gram_map,
-    sides,
-)
+from greg_cert.verify.operators.layers import UNIT, absolute_bound, distinct_groups, gram_map, sides
 
 LARGEST_GRAM = 2**24  # entries, of all groups together: a side of 4096
 

@@ -35,15 +35,23 @@ def distinct_groups(op: Conv) -> Conv:
     weight = torch.unique(weight, dim=0)
     groups, outputs = weight.shape[:2]
     channels, *image = op.input_shape
-    return Conv(
-        weight.flatten(0, 1),
-        op.bias.new_zeros(groups * outputs),
-        (channels // op.groups * groups, *image),
-        op.stride,
-        op.padding,
-        op.dilation,
-        groups,
+    return replace(
+        op,
+        weight=weight.flatten(0, 1),
+        bias=op.bias.new_zeros(groups * outputs),
+        input_shape=(channels // op.groups * groups, *image),
+        groups=groups,
     )
+
+
+def undilated(op: Conv) -> Conv:
+    """The same convolution with the gaps of its kernel written out as zeros."""
+    if op.dilation == (1, 1):
+        return op
+    size = [d * (k - 1) + 1 for d, k in zip(op.dilation, op.weight.shape[2:], strict=True)]
+    weight = op.weight.new_zeros(*op.weight.shape[:2], *size)
+    weight[..., :: op.dilation[0], :: op.dilation[1]] = op.weight
+    return replace(op, weight=weight, dilation=(1, 1))
 
 
 def sides(op: Conv) -> tuple[int, int]:

@@ -24,8 +24,7 @@ class MaskedNorm:
     def __init__(self, op: Conv | Linear) -> None:
         self._op = op
         matrix = op.weight if isinstance(op, Linear) else op.matrix
-        small = matrix is not None and matrix.numel() <= LARGEST_MATRIX
-        self._matrix = matrix if small else None
+        self._matrix = None if matrix is None or matrix.numel() > LARGEST_MATRIX else matrix
 
     def bound(self, columns: Tensor, rows: Tensor, norm: float) -> Tensor:
         """‖diag(rows) W diag(columns)‖ from ℓ_norm to ℓ_norm, at most this, for each sample.
@@ -38,32 +37,19 @@ class MaskedNorm:
         Returns:
             (B,)
         """
-        row_sums = (rows * self._absolute(columns)).flatten(1).amax(1)
+        op = self._op
+        row_sums = (rows * op.apply(columns, op.weight.abs())).flatten(1).amax(1)
         if norm == math.inf:
             return row_sums
-        column_sums = (columns * self._absolute_transposed(rows)).flatten(1).amax(1)
+        column_sums = (columns * op.adjoint(rows, op.weight.abs())).flatten(1).amax(1)
         bound = row_sums.sqrt() * column_sums.sqrt()  # the product may underflow
         if self._is_disjoint_depthwise():
             # Each output reads pixels that no other reads: a block-diagonal matrix of single rows.
-            squared = self._squared(columns**2)
+            squared = op.apply(columns**2, op.weight**2)
             bound = torch.minimum(bound, (rows**2 * squared).flatten(1).amax(1).sqrt())
         elif self._matrix is not None:
             bound = torch.minimum(bound, self._gram_bound(columns.flatten(1), rows.flatten(1)))
         return bound
-
-    def _absolute(self, columns: Tensor) -> Tensor:
-        if isinstance(self._op, Conv):
-            return self._op.apply(columns, self._op.weight.abs())
-        return columns @ self._op.weight.abs().T
-
-    def _absolute_transposed(self, rows: Tensor) -> Tensor:
-        if isinstance(self._op, Conv):
-            return self._op.adjoint(rows, self._op.weight.abs())
-        return rows @ self._op.weight.abs()
-
-    def _squared(self, columns: Tensor) -> Tensor:
-        assert isinstance(self._op, Conv)
-        return self._op.apply(columns, self._op.weight**2)
 
     def _is_disjoint_depthwise(self) -> bool:
         op = self._op

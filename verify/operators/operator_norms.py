@@ -13,7 +13,6 @@ from collections.abc import Callable
 from functools import partial
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from greg_cert.verify.graph.ops import Conv, Linear
@@ -103,15 +102,8 @@ def _reads_apart(op: Conv) -> bool:
 
 
 def _digest(op: Conv, norm: float) -> bytes:
-    settings = (
-        op.weight.shape,
-        op.input_shape,
-        op.stride,
-        op.padding,
-        op.dilation,
-        op.groups,
-        norm,
-    )
+    windows = (op.stride, op.padding, op.dilation, op.groups)
+    settings = (op.weight.shape, op.input_shape, *windows, norm)
     weights = op.weight.contiguous().cpu().numpy().tobytes()
     return hashlib.blake2b(weights + repr(settings).encode(), digest_size=32).digest()
 
@@ -138,7 +130,6 @@ def row_norms(op: Conv | Linear, mask: Tensor) -> Tensor:
         op: a layer.
         mask: (B, *input shape) factors of the inputs.
     """
-    squared, masks = op.weight**2, mask**2
-    found = op.apply(masks, squared) if isinstance(op, Conv) else F.linear(masks, squared)
+    found = op.apply(mask**2, op.weight**2)
     terms = (op.weight[0].numel() + 8) * torch.finfo(op.weight.dtype).eps
     return found.clamp_min(0.0).sqrt() * (1 + terms)  # a fast convolution may round below zero

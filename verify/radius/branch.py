@@ -16,10 +16,15 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from greg_cert.verify.bounds.crown import Lines, backward_rows, relax_activation
-from greg_cert.verify.bounds.native_engine import NativeEngine, OutputConstraint, sign_unknown
+from greg_cert.verify.bounds.crown import (
+    Lines,
+    RelaxedNetwork,
+    backward_rows,
+    relax_activation,
+)
+from greg_cert.verify.bounds.native_engine import NativeEngine, sign_unknown
 from greg_cert.verify.bounds.native_relaxation import NativeRelaxation
-from greg_cert.verify.bounds.region import Cut, Region, tighter_cut
+from greg_cert.verify.bounds.region import Cut, OutputConstraint, Region, tighter_cut
 from greg_cert.verify.graph.ops import Activation, Graph
 from greg_cert.verify.radius.goals import Goal
 from greg_cert.verify.radius.row_bounds import best_row, better_weights, where_finite
@@ -212,9 +217,8 @@ def _given_away(relaxation: NativeRelaxation, row: Tensor) -> Tensor:
         lines[i] = (low, high, leaves[-1])
     with torch.enable_grad():
         last = len(graph.nodes) - 1
-        _, offset, _ = backward_rows(
-            graph, relaxation.preactivations, last, row.unsqueeze(1), None, lines=lines
-        )
+        network = RelaxedNetwork(graph, relaxation.preactivations, lines=lines)
+        _, offset, _ = backward_rows(network, last, row.unsqueeze(1))
         found = torch.autograd.grad(offset.sum(), leaves, allow_unused=True, materialize_grads=True)
     costs = {
         i: -negative * intercept.detach()

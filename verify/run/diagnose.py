@@ -188,7 +188,7 @@ def _layer(graph: Graph, i: int) -> Layer:
     return Layer(node.name, _kind(node.op), reads, node.shape, engines)
 
 
-def _kind(op: Op) -> str:
+def _kind(op: Op | Input) -> str:
     match op:
         case Conv():
             groups = "" if op.groups == 1 else f", {op.groups} groups"

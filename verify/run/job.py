@@ -15,8 +15,8 @@ from greg_cert.certificates.format import CERTIFIED
 from greg_cert.config import VerifyConfig
 from greg_cert.data import DataSplits
 from greg_cert.errors import RunError
+from greg_cert.processes import Processes
 from greg_cert.verify.run.candidates import Candidate, images_of, side_of
-from greg_cert.verify.run.ranks import Ranks
 from greg_cert.verify.run.run_certifier import CROSSED, HarderAttack, RunCertifier, claimed_radius
 from greg_cert.verify.run.shards import ShardKey, ShardStore
 from greg_cert.verify.run.tables import CERTIFY, paired_rows
@@ -57,7 +57,7 @@ class Job:
         wanted: for each set of samples the chosen indices, in the order they are done in.
         chunk: samples of a task, at most.
         store: where results go.
-        ranks: the processes.
+        processes: that share the work.
         thresholds: γ of each run.
         deadline: when, by `time.monotonic`, no more tasks are begun; None: never.
         progress: called after each chunk.
@@ -69,7 +69,7 @@ class Job:
     wanted: Mapping[str, Sequence[int]]
     chunk: int
     store: ShardStore
-    ranks: Ranks
+    processes: Processes
     thresholds: Sequence[float]
     deadline: float | None
     progress: Progress | None
@@ -158,7 +158,7 @@ class Job:
             self.store.refresh()
             return plan()
 
-        mine = self.ranks.once(plan_anew)[self.ranks.rank :: self.ranks.size]
+        mine = self.processes.once(plan_anew)[self.processes.rank :: self.processes.size]
         self.store.refresh()
         ticks = []
         for run in self._numbers:
@@ -176,8 +176,8 @@ class Job:
                 done, found = ticks[run].done + len(indices), ticks[run].found + count(rows)
                 ticks[run] = ticks[run]._replace(done=done, found=found)
                 self._tell(ticks[run])
-        written = self.ranks.gather(set(self.store.names) - before)
-        if self.ranks.size > 1:
+        written = self.processes.collect(set(self.store.names) - before)
+        if self.processes.size > 1:
             self.store.refresh()
             if lost := set().union(*written) - set(self.store.names):
                 raise RunError(

@@ -14,6 +14,7 @@ from greg_cert.data import DataSplits
 from greg_cert.devices import device_title, find_device
 from greg_cert.errors import RunError, UsageError
 from greg_cert.evaluation import Evaluation, evaluate_model
+from greg_cert.processes import joined_processes
 from greg_cert.runs.inference import device_of
 from greg_cert.runs.records import environment, package_versions
 from greg_cert.runs.subjects import Subject, common_data
@@ -21,7 +22,6 @@ from greg_cert.verify.bounds.engines import resolve_engine
 from greg_cert.verify.run.candidates import ID, Candidate, candidates, part_of
 from greg_cert.verify.run.job import Job, Progress
 from greg_cert.verify.run.pictures import write_sample_pictures
-from greg_cert.verify.run.ranks import joined_ranks
 from greg_cert.verify.run.results import Verification, assemble, summary_of, write_results
 from greg_cert.verify.run.run_certifier import HarderAttack
 from greg_cert.verify.run.selection import Selection, choose_samples, select_samples
@@ -85,15 +85,15 @@ def verify_runs(
     shape = splits.test.image_shape
     methods = chosen_methods(settings.method)
     chunk = settings.batch or min(chunk_size(r.model, shape, methods) for r in found)
-    with joined_ranks() as ranks:
-        store = ShardStore(out / "shards", ranks.rank)
+    with joined_processes() as processes:
+        store = ShardStore(out / "shards", processes.rank)
 
         def open_store() -> list[tuple[Evaluation, float]]:
             store.open(restart=restart)
             return _evaluations(store, found, splits, settings)
 
         try:
-            evaluations = ranks.once(open_store)
+            evaluations = processes.once(open_store)
             job = Job(
                 found,
                 splits,
@@ -101,7 +101,7 @@ def verify_runs(
                 wanted,
                 chunk,
                 store,
-                ranks,
+                processes,
                 [evaluation.threshold for evaluation, _ in evaluations],
                 None if time_budget is None else begun + time_budget,
                 progress,
@@ -111,14 +111,14 @@ def verify_runs(
             if audit:
                 job.audit(attack)
             done = assemble(job, evaluations, attack, audited=audit)
-            if ranks.rank == 0 and done.samples:
+            if processes.first and done.samples:
                 provenance = {
                     **environment(", ".join(store.settings["devices"])),
                     "command": command,
                     "seed": settings.seed,
                     "settings": settings.model_dump(mode="json"),
                     "selection": asdict(selection),
-                    "processes": ranks.size,
+                    "processes": processes.size,
                     "configs": {r.name: dump_config(r.folder.config) for r in found},
                     "runs": {r.name: r.folder.manifest for r in found},
                     "weights": {r.name: r.identity["weights"] for r in found},

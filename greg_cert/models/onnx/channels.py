@@ -22,13 +22,11 @@ def _check_axis(s: Step, axis: int) -> None:
 
 def slice_channels(s: Step) -> Traced:
     """Channels that follow each other; axes and steps are operands since operator set 10."""
-    given = {"starts": 1, "ends": 2, "axes": 3, "steps": 4}
-    told = {
-        name: s.integers(i) if s.given(i) else list(s.attribute(name, []))
-        for name, i in given.items()
-    }
-    starts, ends, axes = told["starts"], told["ends"], told["axes"] or [*range(len(told["starts"]))]
-    if len(starts) != 1 or len(ends) != 1 or len(axes) != 1 or told["steps"] not in ([], [1]):
+    starts, ends, axes, steps = (
+        s.numbers(i, name) for i, name in enumerate(("starts", "ends", "axes", "steps"), 1)
+    )
+    axes = axes or [*range(len(starts))]
+    if len(starts) != 1 or len(ends) != 1 or len(axes) != 1 or steps not in ([], [1]):
         raise s.refuse("expected one axis, in steps of 1")
     _check_axis(s, axes[0])
     first, last, _ = slice(starts[0], ends[0]).indices(s.shape()[0])
@@ -42,21 +40,23 @@ def split_channels(s: Step) -> tuple[Traced, ...]:
     _check_axis(s, s.attribute("axis", 0))
     total, count = s.shape()[0], len(s.proto.output)
     each = -(-total // count)
-    sizes = s.integers(1) if s.given(1) else list(s.attribute("split", []))
-    sizes = sizes or [each] * (count - 1) + [total - each * (count - 1)]
+    sizes = s.numbers(1, "split") or [each] * (count - 1) + [total - each * (count - 1)]
     if len(sizes) != count or sum(sizes) != total:
         raise s.refuse(f"it divides {total} channels into {count} parts of {sizes}")
     starts = [sum(sizes[:k]) for k in range(count)]
     return tuple(_narrowed(s, start, size) for start, size in zip(starts, sizes, strict=True))
 
 
-def extreme(function: Callable[[Tensor, Tensor], Tensor]) -> Callable[[Step], Traced]:
-    """The elementwise maximum, or minimum, of tensors that come from the image."""
+def folded(
+    function: Callable[[Tensor, Tensor], Tensor],
+    operand: Callable[[Step, int], Traced | Tensor] = Step.operand,
+) -> Callable[[Step], Traced]:
+    """An elementwise function of two, over all operands; by default all come from the image."""
 
     def handle(s: Step) -> Traced:
         found = s.operand()
         for i in range(1, s.count):
-            found = s.call(function, found, s.operand(i))
+            found = s.call(function, found, operand(s, i))
         return found
 
     return handle

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from greg_cert.errors import RunError
 from greg_cert.models.onnx.graph import translate
@@ -47,15 +47,9 @@ class OnnxFile:
 
     def to_dict(self) -> dict[str, Any]:
         """Where the network came from, for a manifest."""
-        return {
-            "path": str(self.path),
-            "sha256": self.sha256,
-            "opset": self.opset,
-            "producer": self.producer,
-            "image_shape": list(self.image_shape),
-            "num_classes": self.num_classes,
-            "summary": self.summary(),
-        }
+        told = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "module"}
+        shape = list(self.image_shape)
+        return told | {"path": str(self.path), "image_shape": shape, "summary": self.summary()}
 
 
 def read_onnx(path: Path) -> OnnxFile:
@@ -87,12 +81,13 @@ def read_onnx(path: Path) -> OnnxFile:
             f"({type(error).__name__}: {line})"
         ) from error
     opset = _opset(proto, path, onnx.defs.onnx_opset_version())
-    batch, image_shape = _input(proto, path)
+    name, batch, image_shape = _input(proto, path)
     if len(proto.graph.output) != 1:
         found = ", ".join(o.name for o in proto.graph.output)
         raise RunError(f"model.onnx: expected one output, the logits, in {path}, but got {found}")
-    module = translate(proto, image_shape, opset, fixed_batch=batch == 1)
-    num_classes = _check(proto, module, image_shape, batch or 2, path)
+    module = translate(proto, name, image_shape, opset, fixed_batch=batch == 1)
+    theirs = _reference(proto, name, image_shape, batch or 2, path)
+    num_classes = _check(module, theirs, path)
     return OnnxFile(
         path=path,
         sha256=hashlib.sha256(content).hexdigest(),
@@ -114,8 +109,8 @@ def _opset(proto: Any, path: Path, newest: int) -> int:
     return int(versions[0])
 
 
-def _input(proto: Any, path: Path) -> tuple[int, tuple[int, int, int]]:
-    """Batch size, 0 for a dynamic one, and (C, H, W)."""
+def _input(proto: Any, path: Path) -> tuple[str, int, tuple[int, int, int]]:
+    """Name, batch size, 0 for a dynamic one, and (C, H, W)."""
     weights = {t.name for t in proto.graph.initializer}
     inputs = [i for i in proto.graph.input if i.name not in weights]
     if len(inputs) != 1:
@@ -138,25 +133,22 @@ def _input(proto: Any, path: Path) -> tuple[int, tuple[int, int, int]]:
             f"model.onnx: expected a dynamic batch axis, or one of 1, in {path}, "
             f"but {name!r} is {_shown(shape)}: export with a dynamic batch axis"
         )
-    return batch, (sizes[0], sizes[1], sizes[2])
+    return name, batch, (sizes[0], sizes[1], sizes[2])
 
 
 def _shown(shape: list[Any]) -> str:
     return f"({', '.join(map(str, shape))})"
 
 
-def _check(
-    proto: Any, module: nn.Module, image_shape: tuple[int, ...], batch: int, path: Path
-) -> int:
-    """K, where the module gives logits (B, K) that are those of the file, each of its own image."""
+def _reference(
+    proto: Any, name: str, image_shape: tuple[int, ...], batch: int, path: Path
+) -> tuple[Tensor, Tensor]:
+    """Three random images, and the logits of the first two in ONNX's own implementation."""
     from onnx.reference import ReferenceEvaluator
 
     generator = torch.Generator().manual_seed(1)
     x = torch.rand(3, *image_shape, generator=generator)
     x[1] = torch.randn(image_shape, generator=generator)
-    name = next(
-        n.name for n in proto.graph.input if n.name not in {t.name for t in proto.graph.initializer}
-    )
     try:
         whole: Any = ReferenceEvaluator(proto)
         parts = [whole.run(None, {name: part.numpy()})[0] for part in x[:2].split(batch)]
@@ -165,10 +157,14 @@ def _check(
         raise RunError(
             f"model.onnx: expected {path} to run in ONNX's reference implementation, but got {line}"
         ) from error
-    expected = torch.from_numpy(np.concatenate([np.asarray(p) for p in parts]))
-    with torch.no_grad():
-        found = module(x)
-        alone = torch.cat([module(image) for image in x.split(1)])
+    return x, torch.from_numpy(np.concatenate([np.asarray(p) for p in parts]))
+
+
+@torch.no_grad()
+def _check(module: nn.Module, theirs: tuple[Tensor, Tensor], path: Path) -> int:
+    """K, where the module gives logits (B, K) that are those of the file, each of its own image."""
+    x, expected = theirs
+    found, alone = module(x), torch.cat([module(image) for image in x.split(1)])
     if found.ndim != 2 or found.shape[1] < 2:
         raise RunError(
             f"model.onnx: expected logits (B, K) of {path}, but got {tuple(found.shape)} for B = 3"

@@ -19,15 +19,11 @@ from greg_cert.models.onnx.step import PROBES, Array, Known, State, Step, Traced
 
 
 def translate(
-    model: Any, image_shape: tuple[int, ...], opset: int, *, fixed_batch: bool
+    model: Any, name: str, image_shape: tuple[int, ...], opset: int, *, fixed_batch: bool
 ) -> fx.GraphModule:
-    """The torch module of a checked ONNX model of one input and one output.
+    """The torch module of a checked `onnx.ModelProto` of one input and one output.
 
-    Args:
-        model: an `onnx.ModelProto`.
-        image_shape: (C, H, W) of its input.
-        opset: version of the operations.
-        fixed_batch: whether its input has a batch axis of 1 rather than a dynamic one.
+    The input `name` takes images of `image_shape` (C, H, W); one at a time with `fixed_batch`.
 
     Raises:
         UnsupportedModelError: names the first operation that cannot be read.
@@ -37,7 +33,6 @@ def translate(
     state = State(fixed_batch, opset)
     for tensor in model.graph.initializer:
         state.values[tensor.name] = Known((numpy_helper.to_array(tensor),) * len(PROBES))
-    name = next(i.name for i in model.graph.input if i.name not in state.values)
     generator = torch.Generator().manual_seed(0)
     probes = tuple(torch.rand(n, *image_shape, generator=generator) for n in PROBES)
     state.values[name] = Traced(state.graph.placeholder("images"), probes)
@@ -59,12 +54,9 @@ def _walk(state: State, proto: Any) -> None:
         raise step.refuse(f"its domain is {proto.domain!r}, not that of ONNX itself")
     given = [state.values.get(name) for name in proto.input if name]
     if proto.op_type in ("Shape", "Size") and isinstance(given[0], Traced):
-        sizes = [np.empty(tuple(v.shape), np.float32) for v in given[0].values]
-        arrays = [_reference(step, [size]) for size in sizes]
-        state.values[proto.output[0]] = Known(tuple(arrays))
-        return
-    if all(isinstance(value, Known) for value in given):
-        known = [value.arrays for value in given if isinstance(value, Known)]
+        given = [Known(tuple(np.empty(tuple(v.shape), np.float32) for v in given[0].values))]
+    known = [value.arrays for value in given if isinstance(value, Known)]
+    if len(known) == len(given):
         arrays = [_reference(step, [a[k] for a in known]) for k in range(len(PROBES))]
         state.values[proto.output[0]] = Known(tuple(arrays))
         return

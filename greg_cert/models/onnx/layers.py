@@ -16,11 +16,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from greg_cert.models.onnx.channels import extreme, slice_channels, split_channels
+from greg_cert.models.onnx.channels import folded, slice_channels, split_channels
 from greg_cert.models.onnx.step import Step, Traced
 
 Layer = TypeVar("Layer", bound=nn.Module)
-Pads = list[tuple[int, int]]  # before and behind, of rows and of columns
+Pair = tuple[int, int]  # of rows and of columns
+Pads = list[Pair]  # before and behind, of rows and of columns
 
 
 def _conv(s: Step) -> Traced:
@@ -34,9 +35,7 @@ def _conv(s: Step) -> Traced:
     return s.layer(_conv_layer(weight, bias, stride, padding, dilation, s.attribute("group", 1)))
 
 
-def _symmetric(
-    s: Step, weight: Tensor, pads: Pads, dilation: tuple[int, int] = (1, 1)
-) -> tuple[Tensor, tuple[int, int]]:
+def _symmetric(s: Step, weight: Tensor, pads: Pads, dilation: Pair = (1, 1)) -> tuple[Tensor, Pair]:
     """Kernel and equal padding on both sides that do what `pads` do: the kernel grows by zeros."""
     extra = [(max(a, b) - a, max(a, b) - b) for a, b in pads]
     if any(sum(e) for e in extra):
@@ -49,9 +48,9 @@ def _symmetric(
 def _conv_layer(
     weight: Tensor,
     bias: Tensor | None,
-    stride: tuple[int, int],
-    padding: tuple[int, int],
-    dilation: tuple[int, int],
+    stride: Pair,
+    padding: Pair,
+    dilation: Pair,
     groups: int,
 ) -> nn.Conv2d:
     out, inside, *kernel = weight.shape
@@ -71,7 +70,7 @@ def _filled(layer: Layer, **tensors: Tensor | None) -> Layer:
     return layer
 
 
-def _pads(s: Step, spans: list[int], stride: tuple[int, int]) -> Pads:
+def _pads(s: Step, spans: list[int], stride: Pair) -> Pads:
     """What an operation that slides over the image adds around it."""
     auto = s.attribute("auto_pad", "NOTSET")
     if auto == "NOTSET":
@@ -91,7 +90,7 @@ def _pad(s: Step) -> Traced:
     if s.attribute("mode", "constant") != "constant":
         raise s.refuse(f"its mode is {s.attribute('mode', '')!r}, not 'constant'")
     value = float(s.constant(2)) if s.given(2) else float(s.attribute("value", 0.0))
-    pads = s.integers(1) if s.given(1) else list(s.attribute("pads", []))
+    pads = s.numbers(1, "pads")
     rank = len(s.shape()) + 1
     axes = [a % rank for a in s.integers(3)] if s.given(3) else list(range(rank))
     around = {a: (pads[i], pads[i + len(axes)]) for i, a in enumerate(axes)}
@@ -141,40 +140,28 @@ def _batch_norm(s: Step) -> Traced:
 def _average_pool(s: Step) -> Traced:
     if s.pair("dilations") != (1, 1):
         raise s.refuse("it is dilated")
-    kernel, stride, pads, ceil = _window(s)
-    counted = bool(s.attribute("count_include_pad", 0)) or not any(map(any, pads))
-    if any(a != b for a, b in pads):
-        raise s.refuse(f"it pads its sides differently, {pads}")
-    return s.layer(
-        nn.AvgPool2d(kernel, stride, (pads[0][0], pads[1][0]), ceil, count_include_pad=counted)
-    )
+    kernel, stride, padding, ceil = _window(s)
+    counted = bool(s.attribute("count_include_pad", 0)) or padding == (0, 0)
+    return s.layer(nn.AvgPool2d(kernel, stride, padding, ceil, count_include_pad=counted))
 
 
 def _max_pool(s: Step) -> Traced:
-    kernel, stride, pads, ceil = _window(s)
-    if any(a != b for a, b in pads):
-        raise s.refuse(f"it pads its sides differently, {pads}")
-    return s.layer(
-        nn.MaxPool2d(kernel, stride, (pads[0][0], pads[1][0]), s.pair("dilations"), ceil_mode=ceil)
-    )
+    kernel, stride, padding, ceil = _window(s)
+    return s.layer(nn.MaxPool2d(kernel, stride, padding, s.pair("dilations"), ceil_mode=ceil))
 
 
-def _window(s: Step) -> tuple[tuple[int, int], tuple[int, int], Pads, bool]:
+def _window(s: Step) -> tuple[Pair, Pair, Pair, bool]:
+    """Kernel, stride and padding of a pool, and whether its size is rounded up."""
     kernel, stride, dilation = s.pair("kernel_shape"), s.pair("strides"), s.pair("dilations")
     spans = [d * (k - 1) + 1 for d, k in zip(dilation, kernel, strict=True)]
-    return kernel, stride, _pads(s, spans, stride), bool(s.attribute("ceil_mode", 0))
-
-
-def _global_average(s: Step) -> Traced:
-    return s.layer(nn.AdaptiveAvgPool2d(1))
-
-
-def _global_max(s: Step) -> Traced:
-    return s.layer(nn.MaxPool2d(s.shape()[1:]))
+    pads = _pads(s, spans, stride)
+    if any(a != b for a, b in pads):
+        raise s.refuse(f"it pads its sides differently, {pads}")
+    return kernel, stride, (pads[0][0], pads[1][0]), bool(s.attribute("ceil_mode", 0))
 
 
 def _reduce_mean(s: Step) -> Traced:
-    axes = s.integers(1) if s.given(1) else list(s.attribute("axes", []))
+    axes = s.numbers(1, "axes")
     if len(s.shape()) != 3 or sorted(a % 4 for a in axes) != [2, 3]:
         raise s.refuse(f"it averages over axes {axes}; only the two image axes are supported")
     pooled = s.layer(nn.AdaptiveAvgPool2d(1))
@@ -214,13 +201,6 @@ def _concat(s: Step) -> Traced:
     return s.call(torch.cat, [s.operand(i) for i in range(s.count)], 1)
 
 
-def _sum(s: Step) -> Traced:
-    total = s.operand()
-    for i in range(1, s.count):
-        total = s.call(torch.add, total, s.operand_or_constant(i))
-    return total
-
-
 def _binary(function: Callable[..., Tensor]) -> Callable[[Step], Traced]:
     return lambda s: s.call(function, s.operand_or_constant(0), s.operand_or_constant(1))
 
@@ -240,7 +220,7 @@ def _resolved(s: Step, target: list[int], shape: tuple[int, ...]) -> list[int]:
     """The shape that ONNX's Reshape gives: 0 copies an axis, -1 takes what is left."""
     copies = not s.attribute("allowzero", 0)
     out = [shape[i] if t == 0 and copies else t for i, t in enumerate(target)]
-    if s.fixed_batch and out and out[0] == 1:
+    if s.state.fixed_batch and out and out[0] == 1:
         out[0] = shape[0]
     if -1 in out:
         rest = math.prod(o for o in out if o != -1)
@@ -252,13 +232,13 @@ def _flatten(s: Step) -> Traced:
     rank = len(s.shape()) + 1
     axis = s.attribute("axis", 1)
     axis = axis if 0 <= axis <= rank else axis % rank
-    if axis != 1 and not (axis == 0 and s.fixed_batch):
+    if axis != 1 and not (axis == 0 and s.state.fixed_batch):
         raise s.refuse(f"it flattens from axis {axis}, not from 1")
     return s.reshaped([[shape[0], math.prod(shape[1:])] for shape in s.shapes()])
 
 
 def _squeeze(s: Step) -> Traced:
-    axes = s.integers(1) if s.given(1) else list(s.attribute("axes", []))
+    axes = s.numbers(1, "axes")
     rank = len(s.shape()) + 1
     if not axes:
         axes = [i for i, n in enumerate(s.shape(), 1) if n == 1]
@@ -267,7 +247,7 @@ def _squeeze(s: Step) -> Traced:
 
 
 def _unsqueeze(s: Step) -> Traced:
-    axes = s.integers(1) if s.given(1) else list(s.attribute("axes", []))
+    axes = s.numbers(1, "axes")
     rank = len(s.shape()) + 1 + len(axes)
     new = sorted(a % rank for a in axes)
     shapes = []
@@ -287,11 +267,7 @@ def _transpose(s: Step) -> Traced:
     return s.operand()
 
 
-def _identity(s: Step) -> Traced:
-    return s.operand()
-
-
-def _activation(make: Callable[[Step], nn.Module]) -> Callable[[Step], Traced]:
+def _layer(make: Callable[[Step], nn.Module]) -> Callable[[Step], Traced]:
     return lambda s: s.layer(make(s))
 
 
@@ -305,33 +281,33 @@ HANDLERS: dict[str, Callable[[Step], Traced | tuple[Traced, ...]]] = {
     "Conv": _conv,
     "Div": _binary(torch.div),
     "Dropout": _dropout,
-    "Elu": _activation(lambda s: nn.ELU(s.attribute("alpha", 1.0))),
+    "Elu": _layer(lambda s: nn.ELU(s.attribute("alpha", 1.0))),
     "Flatten": _flatten,
-    "Gelu": _activation(lambda s: nn.GELU(s.attribute("approximate", "none"))),
+    "Gelu": _layer(lambda s: nn.GELU(s.attribute("approximate", "none"))),
     "Gemm": _gemm,
-    "GlobalAveragePool": _global_average,
-    "GlobalMaxPool": _global_max,
-    "Identity": _identity,
-    "LeakyRelu": _activation(lambda s: nn.LeakyReLU(s.attribute("alpha", 0.01))),
+    "GlobalAveragePool": _layer(lambda s: nn.AdaptiveAvgPool2d(1)),
+    "GlobalMaxPool": _layer(lambda s: nn.MaxPool2d(s.shape()[1:])),
+    "Identity": Step.operand,
+    "LeakyRelu": _layer(lambda s: nn.LeakyReLU(s.attribute("alpha", 0.01))),
     "MatMul": _matmul,
-    "Max": extreme(torch.maximum),
+    "Max": folded(torch.maximum),
     "MaxPool": _max_pool,
-    "Min": extreme(torch.minimum),
+    "Min": folded(torch.minimum),
     "Mul": _multiply,
     "Neg": lambda s: s.call(torch.mul, s.operand(), -1.0),
     "PRelu": _prelu,
     "Pad": _pad,
     "ReduceMean": _reduce_mean,
-    "Relu": _activation(lambda s: nn.ReLU()),
+    "Relu": _layer(lambda s: nn.ReLU()),
     "Reshape": _reshape,
-    "Sigmoid": _activation(lambda s: nn.Sigmoid()),
+    "Sigmoid": _layer(lambda s: nn.Sigmoid()),
     "Slice": slice_channels,
-    "Softplus": _activation(lambda s: nn.Softplus()),
+    "Softplus": _layer(lambda s: nn.Softplus()),
     "Split": split_channels,
     "Squeeze": _squeeze,
     "Sub": _binary(torch.sub),
-    "Sum": _sum,
-    "Tanh": _activation(lambda s: nn.Tanh()),
+    "Sum": folded(torch.add, Step.operand_or_constant),
+    "Tanh": _layer(lambda s: nn.Tanh()),
     "Transpose": _transpose,
     "Unsqueeze": _unsqueeze,
 }

@@ -49,7 +49,7 @@ class Traced:
 class State:
     """What a walk has made so far."""
 
-    fixed_batch: bool
+    fixed_batch: bool  # the file is written for one image: a leading 1 is the batch
     opset: int
     graph: fx.Graph = field(default_factory=fx.Graph)
     root: nn.Module = field(default_factory=nn.Module)
@@ -79,11 +79,6 @@ class Step:
     def name(self) -> str:
         """Its own name, or that of its result."""
         return str(self.proto.name or self.proto.output[0])
-
-    @property
-    def fixed_batch(self) -> bool:
-        """Whether the file is written for one image, so that a leading 1 is the batch."""
-        return self.state.fixed_batch
 
     @property
     def count(self) -> int:
@@ -137,6 +132,10 @@ class Step:
     def integers(self, i: int) -> list[int]:
         """Constant operand i as integers."""
         return [int(v) for v in self.constant(i).flatten().tolist()]
+
+    def numbers(self, i: int, name: str) -> list[int]:
+        """Integers that are operand i in newer operator sets and an attribute in older ones."""
+        return self.integers(i) if self.given(i) else list(self.attribute(name, []))
 
     def shapes(self) -> list[tuple[int, ...]]:
         """Shape of the first operand at each probe."""

@@ -7,8 +7,8 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from greg_cert.certificates.results import Results
+from greg_cert.report.figures.bands import reach
 from greg_cert.report.figures.clouds import RASTER_ABOVE, cloud_axes, label_axes
-from greg_cert.report.figures.curves import reach
 from greg_cert.report.figures.style import FigureStyle
 from greg_cert.report.wording import norm_tex
 
@@ -37,24 +37,23 @@ def draw_bracket(results: Results, style: FigureStyle) -> Figure:
         rim = np.full(int((~some).sum()), 0.985 * top)
         axes[run].plot(x[~some], rim, "|", color=look.colour, markersize=5, rasterized=crowded)
     line = np.array([0.0, max(right, top)])
-    different = list(dict.fromkeys(axes.values()))
-    for panel in different:
+    for panel in figure.axes:
         panel.plot(line, line, color="0.15", linewidth=0.8)
         panel.fill_between(line, 0, line, color="0.5", alpha=0.15, linewidth=0)
         panel.set_xlim(-0.01 * right, right)
         panel.set_ylim(0, top)
-    if len(different) == 1:
-        different[0].text(
+    if len(figure.axes) == 1:
+        figure.axes[0].text(
             *(0.97, 0.04),
             "contradicted: attack < certified",
-            transform=different[0].transAxes,
+            transform=figure.axes[0].transAxes,
             ha="right",
             fontsize=style.small,
             color="0.25",
         )
     unit = f"{norm_tex(results.summary.norm)} radius"
     label_axes(
-        *(figure, axes, style),
+        *(figure, style),
         f"certified {unit}, proof (raw pixels in [0,1])",
         f"attack {unit}, upper bound",
     )
@@ -66,5 +65,4 @@ def _claimed(rows: pd.DataFrame) -> np.ndarray:
     proven = rows["radius_certified"].to_numpy(dtype=float)
     if "radius_refuted" not in rows:  # results of an earlier version
         return proven
-    claimed: np.ndarray = np.fmax(proven, rows["radius_refuted"].to_numpy(dtype=float))
-    return claimed
+    return np.asarray(np.fmax(proven, rows["radius_refuted"].to_numpy(dtype=float)))

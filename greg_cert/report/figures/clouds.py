@@ -8,7 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from greg_cert.report.figures.canvas import name_limit, new_axes, new_panels, panel_width
+from greg_cert.report.figures.panels import name_limit, new_axes, new_panels, panel_width
 from greg_cert.report.figures.style import FigureStyle, RunStyle, drawable, run_styles
 
 TOGETHER = 2  # runs whose clouds can be told apart in one panel
@@ -18,15 +18,12 @@ RASTER_ABOVE = 3000  # points; beyond it the PDF holds the points as an image
 def cloud_axes(
     notes: Mapping[str, str], style: FigureStyle, *, aspect: float
 ) -> tuple[Figure, dict[str, Axes], dict[str, RunStyle]]:
-    """A figure with axes for every run, the same ones for all where they are few.
+    """A figure, the axes of each run, the same ones for all where they are few, and its looks.
 
     Args:
         notes: by run, what is said beside its name.
         style: the settings.
         aspect: height of the axes over their width.
-
-    Returns:
-        The figure, the axes of each run, and its looks.
     """
     runs = list(notes)
     if len(runs) <= TOGETHER:
@@ -45,14 +42,11 @@ def cloud_axes(
     return figure, dict(zip(runs, panels, strict=True)), looks
 
 
-def label_axes(
-    figure: Figure, axes: Mapping[str, Axes], style: FigureStyle, x: str, y: str
-) -> None:
+def label_axes(figure: Figure, style: FigureStyle, x: str, y: str) -> None:
     """Name both directions, once for all panels."""
-    different = list(dict.fromkeys(axes.values()))
-    if len(different) == 1:
-        different[0].set_xlabel(x)
-        different[0].set_ylabel(y)
+    if len(figure.axes) == 1:
+        figure.axes[0].set_xlabel(x)
+        figure.axes[0].set_ylabel(y)
     else:
         figure.supxlabel(x, fontsize=style.font_size)
         figure.supylabel(y, fontsize=style.font_size, multialignment="center")

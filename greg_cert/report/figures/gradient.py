@@ -26,11 +26,10 @@ def draw_gradient(results: Results, style: FigureStyle) -> Figure:
     norms = np.concatenate([x for x, _ in points.values()])
     positive = norms[norms > 0]
     largest = max((float(y.max(initial=0.0)) for _, y in points.values()), default=0.0)
-    different = list(dict.fromkeys(axes.values()))
-    for panel in different:
+    for panel in figure.axes:
         if len(positive) == len(norms) > 0 and positive.max() > 20 * positive.min():
             panel.set_xscale("log")
-            subs = (1.0, 2.0, 5.0) if len(different) == 1 else (1.0, 3.0)
+            subs = (1.0, 2.0, 5.0) if len(figure.axes) == 1 else (1.0, 3.0)
             panel.xaxis.set_major_locator(LogLocator(subs=subs))
             panel.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
             panel.xaxis.set_minor_formatter(NullFormatter())
@@ -38,7 +37,7 @@ def draw_gradient(results: Results, style: FigureStyle) -> Figure:
             panel.set_xlim(0, 1.05 * float(positive.max()))
         panel.set_ylim(-0.02 * (largest or 1.0), 1.06 * (largest or 1.0))
     label_axes(
-        *(figure, axes, style),
+        *(figure, style),
         r"$\|\nabla S(x)\|_*$ at the sample (estimate)",
         f"certified {norm_tex(results.summary.norm)} radius\n(raw pixels in [0,1])",
     )

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 from matplotlib.figure import Figure
-from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 
 from greg_cert.certificates.results import Results
-from greg_cert.report.figures.canvas import name_limit, new_axes
+from greg_cert.report.figures.bars import bars_key, draw_bars
+from greg_cert.report.figures.panels import name_limit, new_axes
 from greg_cert.report.figures.style import FigureStyle, run_styles
 from greg_cert.report.wording import norm_tex, wrong_side
 
@@ -35,16 +35,10 @@ def draw_histogram(results: Results, style: FigureStyle) -> Figure:
     styles = run_styles(
         results.runs, name_limit(style, results.runs, list(notes.values())), style.palette
     )
-    filled = len(styles) <= FILL_UP_TO
+    fill = 0.22 if len(styles) <= FILL_UP_TO else 0.0
     entries = [
         (
-            Patch(
-                facecolor=(look.colour, 0.22 if filled else 0.0),
-                edgecolor=look.colour,
-                hatch=look.hatch if filled else None,
-                linestyle=look.line,
-                linewidth=1.1,
-            ),
+            bars_key(look, fill),
             look.name + notes[run],
         )
         for run, look in styles.items()
@@ -54,17 +48,7 @@ def draw_histogram(results: Results, style: FigureStyle) -> Figure:
     edges = histogram_edges(list(positive.values()), style.bins)
     for run, look in styles.items():
         heights, _ = np.histogram(positive[run], edges)
-        if filled:
-            axes.stairs(
-                heights,
-                edges,
-                fill=True,
-                facecolor=(look.colour, 0.22),
-                edgecolor=(look.colour, 0.45),
-                hatch=look.hatch,
-                linewidth=0,
-            )
-        axes.stairs(heights, edges, color=look.colour, linestyle=look.line, linewidth=1.3)
+        draw_bars(axes, heights, edges, look, fill, linewidth=1.3)
         if len(positive[run]):
             middle = float(np.median(radii[run]))
             axes.axvline(middle, color=look.colour, linestyle=look.line, linewidth=0.9)

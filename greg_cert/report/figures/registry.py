@@ -6,22 +6,23 @@ where the scores of all test samples are kept; `training_figure` needs the logs 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+
+from matplotlib.figure import Figure
 
 from greg_cert.certificates.results import Results
 from greg_cert.certificates.summary_file import Summary
 from greg_cert.errors import UsageError
 from greg_cert.report import wording
+from greg_cert.report.figures.bands import draw_fraction, draw_ood_fpr
 from greg_cert.report.figures.bracket import draw_bracket
-from greg_cert.report.figures.canvas import Draw
-from greg_cert.report.figures.fraction import draw_fraction
 from greg_cert.report.figures.gradient import draw_gradient
 from greg_cert.report.figures.histogram import draw_histogram
-from greg_cert.report.figures.ood import draw_ood_fpr
 from greg_cert.report.figures.scores import draw_scores
+from greg_cert.report.figures.style import FigureStyle
 from greg_cert.report.figures.training import draw_training
-from greg_cert.report.training_log import TrainingLog
+from greg_cert.runs.training_log import TrainingLog
 
 
 @dataclass(frozen=True)
@@ -38,7 +39,7 @@ class FigureSpec:
 
     name: str
     title: str
-    draw: Draw
+    draw: Callable[[Results, FigureStyle], Figure]
     text: str
     of_samples: bool = True
 
@@ -90,7 +91,6 @@ FIGURES = (
     ),
 )
 
-
 OOD_FIGURE = FigureSpec(
     "ood_fpr",
     "OOD samples accepted under perturbation",
@@ -99,7 +99,6 @@ OOD_FIGURE = FigureSpec(
     "radius ({ball}), mean over the OOD sets. Solid: certified, a proven upper bound. Dashed: "
     "accepted clean or by an attack, a lower bound. The true curve lies in the shaded band.",
 )
-
 
 SCORE_FIGURE = FigureSpec(
     "score_distribution",
@@ -115,12 +114,7 @@ SCORE_FIGURE = FigureSpec(
 
 
 def figure_specs(results: Results, logs: Mapping[str, TrainingLog]) -> list[FigureSpec]:
-    """Every figure that there are data for.
-
-    Args:
-        results: the verification.
-        logs: the rows of training of its runs, as far as they are known.
-    """
+    """Every figure that there are data for; `logs` are those of the runs that measured slopes."""
     specs = [*FIGURES]
     specs += [OOD_FIGURE] if results.ood is not None else []
     specs += [SCORE_FIGURE] if results.test_scores is not None else []
@@ -144,16 +138,11 @@ def chosen_figures(specs: Sequence[FigureSpec], only: Sequence[str]) -> list[Fig
 
 
 def training_figure(logs: Mapping[str, TrainingLog]) -> FigureSpec:
-    """The figure of the gradient norm over training, for runs of a verification.
-
-    Args:
-        logs: the runs' rows of training by run; some of the verification's runs, or all. At least
-            one has measured a gradient norm.
-    """
+    """The figure of the gradient norm over training, of some of a verification's runs or all."""
     return FigureSpec(
         "training_gradient",
         "Gradient norm over training",
-        lambda results, style: draw_training(logs, style, among=results.runs),
+        lambda results, style: draw_training(logs, results.runs, style),
         f"Mean {wording.norm_name(2)} norm of the score's input gradient over training batches "
         "(measured, no proof), and the product of layer norms that bounds it over all inputs (an "
         "estimate, from below), in score units per raw pixel unit. Points: single batches. Lines: "

@@ -15,7 +15,14 @@ from matplotlib.patches import Patch
 from greg_cert.certificates.results import Results
 from greg_cert.certificates.score_file import OOD, TEST
 from greg_cert.errors import UsageError
-from greg_cert.report.figures.canvas import name_limit, new_figure, panel_axes, width_of
+from greg_cert.report.figures.bars import bars_key, draw_bars
+from greg_cert.report.figures.panels import (
+    CLOSE,
+    legend_columns,
+    name_limit,
+    new_figure,
+    panel_axes,
+)
 from greg_cert.report.figures.style import FigureStyle, RunStyle, drawable, run_styles
 from greg_cert.report.wording import short_names
 
@@ -26,13 +33,9 @@ TAIL = 0.002  # share of the samples at either end that the outermost bins gathe
 
 
 def groups_of(scores: Mapping[str, np.ndarray]) -> dict[str, list[np.ndarray]]:
-    """The populations that are drawn: ID, and each OOD set or all of them as one.
+    """The populations that are drawn, each with the scores of its sets, from scores by part.
 
-    Args:
-        scores: by part, as `Results.scores_of` gives them.
-
-    Returns:
-        By the name of the population, the scores of each set that belongs to it.
+    They are ID, and each OOD set or all of them as one.
     """
     sets = {part.removeprefix(OOD): values for part, values in scores.items() if part != TEST}
     groups = {"ID test": [scores[TEST]]}
@@ -82,28 +85,23 @@ def draw_scores(results: Results, style: FigureStyle) -> Figure:
         list(found),
         name_limit(style, list(found), [_TITLE] if wide >= NARROW else [], room=0.9 * wide - 0.1),
     )
-    labels = {
-        run: _labels(each, looks, results.summary.runs[run].threshold)
-        for run, each in groups.items()
-    }
-    columns = min(_columns(each, wide, style) for each in labels.values())
+    thresholds = {run: record.threshold for run, record in results.summary.runs.items()}
+    labels = {run: _labels(each, looks, thresholds[run]) for run, each in groups.items()}
+    words = [[label for _, label in each] for each in labels.values()]
+    columns = min(legend_columns(each, wide, style) for each in words)
     lines = max(-(-len(each) // columns) for each in labels.values())
     above = (1.35 * lines + (1.6 if heading == _TITLE else 2.8)) * style.small / 72
     figure = new_figure(style, rows * (max(0.45 * min(wide, 4.5), 0.8) + above + 0.14) + 0.25)
     for k, (run, title) in enumerate(titles.items()):
-        axes = panel_axes(
-            figure, (rows, across, k + 1), 3 if wide < NARROW else 6 if wide < 5 else 10
-        )
-        _draw_run(axes, groups[run], looks, results.summary.runs[run].threshold, style)
-        handles, words = zip(*labels[run], strict=True)
+        ticks = 3 if wide < NARROW else 6 if wide < 5 else 10
+        axes = panel_axes(figure, (rows, across, k + 1), ticks)
+        _draw_run(axes, groups[run], looks, thresholds[run], style)
         axes.legend(
-            *(handles, words),
+            *zip(*labels[run], strict=True),
             loc="lower center",
             bbox_to_anchor=(0.5, 1.0),
             ncols=columns,
-            borderpad=0.1,
-            labelspacing=0.25,
-            columnspacing=1.2,
+            **CLOSE,
             title=drawable(title) + heading if len(found) > 1 else _TITLE.removeprefix(": "),
             title_fontsize=style.font_size,
         )
@@ -125,27 +123,17 @@ def _labels(
     """The entries of a panel's legend."""
     return [
         (
-            Patch(
-                facecolor=(looks[name].colour, 0.2 if name in _filled(groups) else 0.0),
-                edgecolor=looks[name].colour,
-                hatch=looks[name].hatch if name in _filled(groups) else None,
-                linestyle=looks[name].line,
-                linewidth=1.1,
-            ),
+            bars_key(looks[name], fill),
             f"{looks[name].name}: {100 * accepted_share(sets, threshold):.1f} %",
         )
-        for name, sets in groups.items()
+        for (name, sets), fill in zip(groups.items(), _fills(groups), strict=True)
     ]
 
 
-def _filled(groups: Mapping[str, list[np.ndarray]]) -> list[str]:
-    """Populations with a filled histogram: ID, and OOD where one outline alone would be lost."""
-    return list(groups)[: 2 if len(groups) == 2 else 1]
-
-
-def _columns(labels: list[tuple[Patch, str]], wide: float, style: FigureStyle) -> int:
-    longest = max(width_of(label, style) for _, label in labels)
-    return max(1, min(len(labels), int(wide / (longest + 4.6 * style.small / 72))))
+def _fills(groups: Mapping[str, list[np.ndarray]]) -> list[float]:
+    """Opacity of each histogram; ID is filled, and OOD where one outline alone would be lost."""
+    filled = 2 if len(groups) == 2 else 1
+    return [0.2 if k < filled else 0.0 for k in range(len(groups))]
 
 
 def _draw_run(
@@ -156,18 +144,8 @@ def _draw_run(
     style: FigureStyle,
 ) -> None:
     edges = bin_edges(groups, threshold, style.bins)
-    for name, sets in groups.items():
-        look, heights = looks[name], bin_shares(sets, edges)
-        if name in _filled(groups):
-            axes.stairs(
-                *(heights, edges),
-                fill=True,
-                facecolor=(look.colour, 0.2),
-                edgecolor=(look.colour, 0.45),
-                hatch=look.hatch,
-                linewidth=0,
-            )
-        axes.stairs(heights, edges, color=look.colour, linestyle=look.line, linewidth=1.2)
+    for (name, sets), fill in zip(groups.items(), _fills(groups), strict=True):
+        draw_bars(axes, bin_shares(sets, edges), edges, looks[name], fill, linewidth=1.2)
     axes.axvline(threshold, color="0.1", linewidth=1.0)
     left = threshold < (edges[0] + edges[-1]) / 2
     axes.annotate(

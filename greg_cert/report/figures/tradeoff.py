@@ -12,9 +12,9 @@ from matplotlib.lines import Line2D
 from matplotlib.patheffects import Normal, Stroke
 from matplotlib.ticker import MaxNLocator
 
-from greg_cert.report.figures.canvas import new_panels, width_of
+from greg_cert.report.figures.panels import new_panels, width_of
 from greg_cert.report.figures.style import DOUBLE_COLUMN, PALETTES, FigureStyle, drawable
-from greg_cert.report.wording import norm_tex, one_line
+from greg_cert.report.wording import fpr_name, norm_tex, one_line
 from greg_cert.runs.tuned_runs import TunedValue
 
 TRADEOFF_STYLE = FigureStyle(width=DOUBLE_COLUMN)
@@ -47,7 +47,7 @@ def draw_tradeoff(
     words = {
         "accuracy": "accuracy",
         "auroc": "AUROC",
-        "fpr": f"FPR{100 * tpr:g}",
+        "fpr": fpr_name(tpr),
         "calibration_error": "ECE",
     }
     shown = [k for k in words if any(_point(v, "radius_certified", k) for v in values)]

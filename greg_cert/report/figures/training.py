@@ -14,30 +14,21 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
-from greg_cert.errors import UsageError
-from greg_cert.report.figures.canvas import name_limit, new_axes, width_of
 from greg_cert.report.figures.clouds import RASTER_ABOVE
+from greg_cert.report.figures.panels import name_limit, new_axes, width_of
 from greg_cert.report.figures.style import FigureStyle, RunStyle, run_styles
-from greg_cert.report.training_log import TrainingLog
+from greg_cert.runs.training_log import TrainingLog
 
-SLOPE_TERMS = ("grad_norm_id", "grad_norm_aux", "lipschitz_estimate")
 SIDE_BY_SIDE = 5.0  # inches of width from which panels stand beside each other
 _TICK = 0.36  # inches that a step number and the space beside it take
 LOG_ABOVE = 20.0  # ratio of the largest to the smallest value
 _NORM = r"mean $\|\nabla S(x)\|_2$"
-_WORDS = {  # quantity: what the panel shows, and its unit
+_PANELS = {  # quantity: what the panel shows, and its unit
     "grad_norm_id": ("ID batches", _NORM),
     "grad_norm_aux": ("auxiliary batches", _NORM),
     "lipschitz_estimate": ("all inputs", r"$\bar{L}$ (estimate)"),
-    "loss": ("", "whole loss"),
-    "ce": ("", "cross-entropy"),
-    "score_loss": ("", r"score loss $L_S$"),
-    "grad_loss": ("", r"gradient loss $L_\nabla$"),
-    "score_id": ("ID batches", "mean $S(x)$"),
-    "score_aux": ("auxiliary batches", "mean $S(x)$"),
-    "accuracy": ("ID batches", "accuracy"),
-    "lr": ("", "learning rate"),
 }
+SLOPE_TERMS = tuple(_PANELS)
 
 
 def running_median(values: np.ndarray, window: int) -> np.ndarray:
@@ -53,40 +44,22 @@ def running_median(values: np.ndarray, window: int) -> np.ndarray:
 
 
 def draw_training(
-    logs: Mapping[str, TrainingLog],
-    style: FigureStyle,
-    *,
-    terms: Sequence[str] | None = None,
-    window: int | None = None,
-    among: Sequence[str] | None = None,
+    logs: Mapping[str, TrainingLog], runs: Sequence[str], style: FigureStyle
 ) -> Figure:
     """A panel a quantity, in each a smoothed line over faint points for every run.
 
-    Lines are running medians within each stage. Vertical lines show where a stage begins; its
-    methods stand above. A logarithmic axis begins at the lowest hundredth of the values.
+    Lines are running medians within each stage, over a twentieth of the longest log's rows, 5 at
+    least. Vertical lines show where a stage begins; its methods stand above. A logarithmic axis
+    begins at the lowest hundredth of the values.
 
     Args:
-        logs: rows of training by run.
+        logs: rows of training by run, some of which measured one of `SLOPE_TERMS`.
+        runs: all runs of a report, of which `logs` may have only some, so that colours agree.
         style: the settings.
-        terms: which quantities of `metrics.jsonl`, for example `ce` and `score_loss`; by default
-            those of `SLOPE_TERMS` that a run has measured.
-        window: rows in a running median; by default a twentieth of the longest log's, 5 at least.
-        among: all runs of a report, where `logs` has only some, so that colours agree.
-
-    Raises:
-        UsageError: there is no log, or no run measured one of the quantities.
     """
-    if terms is None:
-        terms = [t for t in SLOPE_TERMS if any(log.measured(t) for log in logs.values())]
-    if not logs or not terms:
-        raise UsageError("training figure: expected at least one log and one quantity")
-    for term in terms:
-        if not any(log.measured(term) for log in logs.values()):
-            known = sorted({name for log in logs.values() for name in log.values})
-            raise UsageError(f"training figure: expected a quantity of {known}, but got {term!r}")
-    names = tuple(logs if among is None else among)
-    styles = run_styles(names, name_limit(style, names), style.palette)
-    span = max(5, max(len(log.steps) for log in logs.values()) // 20) if window is None else window
+    terms = [t for t in SLOPE_TERMS if any(log.measured(t) for log in logs.values())]
+    styles = run_styles(runs, name_limit(style, runs), style.palette)
+    span = max(5, max(len(log.steps) for log in logs.values()) // 20)
     entries = [
         (Line2D([], [], color=styles[run].colour, linestyle=styles[run].line), styles[run].name)
         for run in logs
@@ -95,11 +68,10 @@ def draw_training(
     figure, first = new_axes(style, entries, aspect=0.6 if beside else 0.5 * len(terms) + 0.08)
     grid = figure.add_gridspec(1 if beside else len(terms), len(terms) if beside else 1)
     first.set_subplotspec(grid[0])
+    units = [_PANELS[term][1] for term in terms]
     panels = [first]
-    for k, term in enumerate(terms[1:], start=1):
-        same = next(
-            (p for p, t in zip(panels, terms, strict=False) if _unit(t) == _unit(term)), None
-        )
+    for k, unit in enumerate(units[1:], start=1):
+        same = panels[units.index(unit)] if unit in units[:k] else None
         panels.append(figure.add_subplot(grid[k], sharex=first, sharey=same))
         panels[-1].grid(color="0.9", linewidth=0.5)
     for axes, term in zip(panels, terms, strict=True):
@@ -107,17 +79,17 @@ def draw_training(
             _draw_run(axes, log, term, span, styles[run])
     end = max(int(log.steps[-1]) for log in logs.values())
     first.set_xlim(0, 1.01 * end)
-    for k, (axes, term) in enumerate(zip(panels, terms, strict=True)):
-        alike = [t for t in terms if _unit(t) == _unit(term)]
+    for k, (axes, term, unit) in enumerate(zip(panels, terms, units, strict=True)):
+        alike = [t for t, u in zip(terms, units, strict=True) if u == unit]
         _scale(axes, [log.column(t) for log in logs.values() for t in alike])
         named = beside or k == 0
         room = style.width / (len(terms) if beside else 1) - 0.6
         axes.xaxis.set_major_locator(MaxNLocator(max(2, int(room / _TICK)), steps=[1, 2, 5, 10]))
         _mark_stages(axes, logs, style, end, room=room if named else 0.0)
-        title = _WORDS.get(term, ("", ""))[0]
+        title, _ = _PANELS[term]
         axes.set_title(title, fontsize=style.font_size, pad=style.small + 3 if named else 3)
-        if not (beside and k and _unit(term) == _unit(terms[k - 1])):
-            axes.set_ylabel(_unit(term))
+        if not (beside and k and unit == units[k - 1]):
+            axes.set_ylabel(unit)
         if beside or k == len(terms) - 1:
             axes.set_xlabel("training step")
         else:
@@ -125,10 +97,6 @@ def draw_training(
     if not beside:
         figure.align_ylabels(panels)
     return figure
-
-
-def _unit(term: str) -> str:
-    return _WORDS.get(term, ("", term.replace("$", r"\$")))[1]
 
 
 def _draw_run(axes: Axes, log: TrainingLog, term: str, span: int, look: RunStyle) -> None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from greg_cert.errors import UsageError
-from greg_cert.report.figures.style import SERIF, FigureStyle
+from greg_cert.report.figures.style import DOUBLE_COLUMN, SERIF, FigureStyle
 
 POINTS = 72.27  # TeX points in an inch
 _CM = 2.54
@@ -22,37 +22,33 @@ class Venue:
 
     Attributes:
         text: width of the text in inches.
-        column: width of one column; that of the text where there is one column.
+        gap: between two columns, in inches; None where the page has one column.
         font: family of the figures, near that of the text.
         font_size: size of labels in points, that of the captions or a little smaller.
     """
 
     text: float
-    column: float
+    gap: float | None = None
     font: str = SERIF
     font_size: float = 8.0
 
     @property
-    def columns(self) -> int:
-        """How many columns a page has."""
-        return 1 if self.column == self.text else 2
-
-
-def _two(text: float, gap: float, **more: float) -> Venue:
-    return Venue(text, (text - gap) / 2, **more)  # type: ignore[arg-type]
+    def column(self) -> float:
+        """Width of one column in inches."""
+        return self.text if self.gap is None else (self.text - self.gap) / 2
 
 
 # icml2024.sty: 6.75in, columnsep 0.25in; Times. AISTATS took its layout from there.
-_ICML = _two(6.75, 0.25)
+_ICML = Venue(6.75, 0.25)
 # cvpr.sty (author kit of CVPR, ICCV, WACV and 3DV): 6.875in, columnsep 0.3125in; Times.
-_CVPR = _two(6.875, 0.3125)
+_CVPR = Venue(6.875, 0.3125)
 # llncs.cls: 12.2cm; Computer Modern, which STIX is nearest to.
-_LNCS = Venue(12.2 / _CM, 12.2 / _CM)
+_LNCS = Venue(12.2 / _CM)
 
 VENUES: dict[str, Venue] = {
     # neurips_2023.sty and iclr2024_conference.sty: 5.5in; Times.
-    "neurips": Venue(5.5, 5.5),
-    "iclr": Venue(5.5, 5.5),
+    "neurips": Venue(5.5),
+    "iclr": Venue(5.5),
     "icml": _ICML,
     "aistats": _ICML,
     "cvpr": _CVPR,
@@ -61,19 +57,19 @@ VENUES: dict[str, Venue] = {
     "eccv": _LNCS,
     "lncs": _LNCS,
     # aaai24.sty: 7in, columnsep 0.375in; Times.
-    "aaai": _two(7.0, 0.375),
+    "aaai": Venue(7.0, 0.375),
     # acmart.cls, sigconf: letter paper less 54pt on both sides, columnsep 2pc; Libertine 9 pt.
-    "acm": _two((8.5 * POINTS - 108) / POINTS, 24 / POINTS, font_size=7.5),
+    "acm": Venue((8.5 * POINTS - 108) / POINTS, 24 / POINTS, font_size=7.5),
     # IEEEtran.cls: 43pc of text, columns of 21pc, journal and conference alike; Times.
-    "ieee": _two(516 / POINTS, 12 / POINTS),
+    "ieee": Venue(516 / POINTS, 12 / POINTS),
     # jmlr2e.sty: 6in; 11 pt Computer Modern.
-    "jmlr": Venue(6.0, 6.0, font_size=9.0),
+    "jmlr": Venue(6.0, font_size=9.0),
     # tmlr.sty: 6.5in; Computer Modern Bright, without serifs.
-    "tmlr": Venue(6.5, 6.5, font="DejaVu Sans"),
+    "tmlr": Venue(6.5, font="DejaVu Sans"),
     # acl.sty: 16cm, columnsep 0.6cm; Times.
-    "acl": _two(16 / _CM, 0.6 / _CM),
+    "acl": Venue(16 / _CM, 0.6 / _CM),
     # usenix-2020-09.sty: 7in, columnsep 0.33in; Times.
-    "usenix": _two(7.0, 0.33),
+    "usenix": Venue(7.0, 0.33),
 }
 """The layouts by name."""
 
@@ -107,17 +103,14 @@ def venue_style(
     if columns not in (None, 1, 2):
         raise UsageError(f"--columns: expected 1 or 2, but got {columns}")
     if name is None:
-        if columns is not None and width is None:
-            width = FigureStyle.width if columns == 1 else 6.75
-        default = FigureStyle()
-        found = Venue(default.width, default.width, default.font, default.font_size)
-        spans = columns == 2 if columns is not None else None
+        found = Venue(DOUBLE_COLUMN, 0.25, FigureStyle.font, FigureStyle.font_size)
+        spans = None if columns is None else columns == 2
     else:
         key = name.lower()
         if key not in VENUES:
             raise UsageError(f"--venue: expected one of {', '.join(VENUES)}, but got {name!r}")
         found = VENUES[key]
-        if columns == 2 and found.columns == 1:
+        if columns == 2 and found.gap is None:
             raise UsageError(f"--columns: expected 1 for {key}, whose page has one, but got 2")
         spans = columns == 2
     chosen = found.text if columns == 2 else found.column

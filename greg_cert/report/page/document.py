@@ -2,35 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from typing import Any
 
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+
+from greg_cert.certificates.methods import ESTIMATE, PROBABILISTIC, PROOF, UPPER
 from greg_cert.certificates.results import Results
 from greg_cert.report import wording
-from greg_cert.report.figures.registry import FIGURES, OOD_FIGURE, SCORE_FIGURE, training_figure
-from greg_cert.report.page.css import CSS
-from greg_cert.report.page.gallery import Gallery
-from greg_cert.report.page.images import data_uri
-from greg_cert.report.page.markup import Html, join, tag, text
-from greg_cert.report.page.meaning import meaning_block
-from greg_cert.report.page.provenance import provenance_block
-from greg_cert.report.page.samples import sample_lists, samples_note
-from greg_cert.report.page.table import table_block
+from greg_cert.report.figures.registry import FigureSpec
+from greg_cert.report.page.pictures import Key, Shown, data_uri
+from greg_cert.report.page.provenance import UNKNOWN, training_facts, verification_facts
+from greg_cert.report.page.samples import sample_lists
 from greg_cert.report.tables.comparison import Comparison
 from greg_cert.report.tables.forms import all_sheets
 from greg_cert.report.tables.notes import notes_of, warning
-from greg_cert.report.tables.rows import Row
+from greg_cert.report.tables.sheets import CHECK, COUNT, LOWER, MEASURED
+from greg_cert.report.tables.smoothing import confidence_words
 from greg_cert.report.tables.statement import statement
-
-# The browser itself refuses scripts and every outside resource.
-POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
 
 
 def html_page(
     results: Results,
-    rows: list[Row],
     comparisons: list[Comparison],
-    figures: Mapping[str, bytes],
-    gallery: Gallery,
+    figures: Sequence[tuple[FigureSpec, bytes]],
+    pictures: Mapping[Key, Shown],
     *,
     title: str,
 ) -> str:
@@ -38,64 +35,76 @@ def html_page(
 
     Args:
         results: the checked results.
-        rows: the table's records.
         comparisons: the runs against the baseline.
-        figures: PNG bytes by figure name.
-        gallery: sample images, shown in the lists of most and least robust samples.
+        figures: each with its PNG bytes.
+        pictures: sample images, shown in the lists of most and least robust samples.
         title: the page's title.
     """
-    alarm = " alarm" if warning(results) else ""
-    first, *others = sheets = all_sheets(results, rows, comparisons)
-    head = tag(
-        "head",
-        tag("meta", charset="utf-8"),
-        tag("meta", name="viewport", content="width=device-width, initial-scale=1"),
-        tag("meta", http_equiv="Content-Security-Policy", content=POLICY),
-        tag("title", wording.one_line(title)),
-        tag("style", Html(CSS)),
-    )
-    body = tag(
-        "main",
-        tag("h1", wording.one_line(title)),
-        tag("p", _subtitle(results), class_="sub"),
-        [tag("p", note, class_="result caution") for note in notes_of(results)],
-        tag("p", statement(results, rows, comparisons), class_="result" + alarm),
-        table_block(first),
-        meaning_block(results, sheets),
-        tag("h2", "Figures"),
-        tag("div", _figures(results, figures), class_="figures"),
-        [table_block(sheet) for sheet in others],
-        tag("h2", "The most and the least robust samples"),
-        samples_note(results, gallery),
-        [sample_lists(results, run, gallery) for run in results.runs],
-        tag("h2", "Provenance"),
-        provenance_block(results),
-    )
-    return join([Html("<!DOCTYPE html>"), tag("html", head, tag("body", body), lang="en")]) + "\n"
-
-
-def _subtitle(results: Results) -> str:
     summary = results.summary
-    return (
-        f"{wording.count(len(results.runs), 'run')}, {results.samples} "
+    return _PAGES.get_template("page.html.jinja").render(
+        title=title,
+        subtitle=f"{wording.count(len(results.runs), 'run')}, {results.samples} "
         f"{wording.population(summary)}, {wording.norm_name(summary.norm)} norm of raw pixels in "
-        f"[0,1], {wording.ball(summary)}"
+        f"[0,1], {wording.ball(summary)}",
+        notes=notes_of(results),
+        alarm=warning(results) is not None,
+        statement=statement(results, comparisons),
+        sheets=all_sheets(results, comparisons),
+        meanings=_meanings(results),
+        figures=[(spec, spec.caption(summary), png) for spec, png in figures],
+        pictured=bool(pictures),
+        wrong=wording.wrong_side(summary),
+        sample_lists=[sample_lists(results, run, pictures) for run in results.runs],
+        verification=verification_facts(results),
+        training={run: training_facts(results, run) for run in results.runs},
     )
 
 
-def _figures(results: Results, figures: Mapping[str, bytes]) -> list[Html]:
-    blocks = []
-    for spec in (*FIGURES, OOD_FIGURE, SCORE_FIGURE, training_figure({})):
-        if spec.name not in figures:
-            continue
-        words = spec.caption(results.summary)
-        image = tag("img", src=data_uri(figures[spec.name]), alt=f"{spec.title}. {words}")
-        blocks.append(
-            tag(
-                "figure",
-                tag("h3", spec.title),
-                image,
-                tag("figcaption", text(words), f" Files: {spec.name}.png, {spec.name}.pdf."),
-            )
-        )
-    return blocks
+def _meanings(results: Results) -> dict[str, str]:
+    """What each kind of number proves."""
+    proof = (
+        f"the sample stays {wording.right_side(results.summary)} (an OOD one: rejected) at every "
+        "point of the ball of that radius, whatever the perturbation. It is about this network, "
+        "this threshold and this sample."
+    )
+    if warning(results) is not None:
+        proof = "an attack contradicts some of these here, so none of them is to be relied on."
+    sure = confidence_words(results.summary)
+    return {
+        PROOF: proof,
+        PROBABILISTIC: "the same, but of another, smoothed detector, and with "
+        f"{sure} for each sample.",
+        UPPER: "an attack succeeded at that distance, so the true radius is no larger; a "
+        "better attack may come closer.",
+        LOWER: "attacks achieved that much, so the true rate is no smaller.",
+        ESTIMATE: "no proof. A perturbation within such a radius may well change the decision.",
+        MEASURED: "counted on test samples without any perturbation; no claim about other data.",
+        CHECK: "how proofs, attacks and estimates fit each other. Violations have to be 0.",
+    }
+
+
+def _visible(value: Any) -> Any:
+    r"""A value to be shown; control characters of a text but line ends are spelled, as in \u202e.
+
+    They would be lost, or turn the order of what stands beside them.
+    """
+    if not isinstance(value, str) or isinstance(value, Markup) or value.isprintable():
+        return value
+    return "".join(c if c.isprintable() or c in "\n\t" else _spelled(c) for c in value)
+
+
+def _spelled(character: str) -> str:
+    code = ord(character)
+    return f"\\u{code:04x}" if code < 2**16 else f"\\U{code:08x}"
+
+
+_PAGES = Environment(
+    loader=PackageLoader("greg_cert.report", "page"),
+    autoescape=True,
+    undefined=StrictUndefined,
+    finalize=_visible,
+    trim_blocks=True,
+    lstrip_blocks=True,
+)
+_PAGES.filters |= {"data_uri": data_uri, "one_line": wording.one_line}
+_PAGES.globals |= {"COUNT": COUNT, "MEASURED": MEASURED, "UNKNOWN": UNKNOWN}

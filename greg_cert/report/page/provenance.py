@@ -1,4 +1,4 @@
-"""The page's record of what made its numbers: the verification, and the training of each run."""
+"""What made the numbers of a page: the verification, and the training of each run."""
 
 from __future__ import annotations
 
@@ -8,89 +8,72 @@ from typing import Any
 
 import yaml
 
+from greg_cert.certificates.format import CERTIFICATES
 from greg_cert.certificates.method_columns import held_methods
 from greg_cert.certificates.methods import PROOFS, STATUS
 from greg_cert.certificates.results import Results
 from greg_cert.config.yaml_text import load_yaml
-from greg_cert.report.page.markup import Html, tag
 from greg_cert.report.wording import norm_name, one_line, score_names
 
 UNKNOWN = "not recorded"
 
 
-def provenance_block(results: Results) -> Html:
-    """Commands, versions, seeds, data, devices, times and configs; `not recorded` where absent."""
-    record = results.summary.provenance
-    facts: dict[str, str | Html] = {
-        "Command": _code(record.command),
-        "Created": record.created or UNKNOWN,
-        "Git commit": record.git_commit or UNKNOWN,
-        "Seed": UNKNOWN if record.seed is None else str(record.seed),
-        "Device": _device(record.device, record.processes),
-        "System": ", ".join(x for x in (_python(record.python), record.platform) if x) or UNKNOWN,
-        "Versions": _versions(record.versions),
-        "Norm": norm_name(results.summary.norm),
-        "Score": score_names(results.summary),
-        **_how(results),
-        "certificates.parquet": tag("code", f"sha256 {results.fingerprint}"),
-        "Verification time": ", ".join(
-            f"{one_line(run)} {UNKNOWN if s.seconds is None else f'{s.seconds:.1f} s'}"
-            for run, s in results.summary.runs.items()
-        ),
-    }
+def verification_facts(results: Results) -> dict[str, Any]:
+    """Facts by name, None where not recorded, and the settings as text."""
+    summary = results.summary
+    record = summary.provenance
+    python = None if record.python is None else f"Python {record.python}"
+    seconds = {run: found.seconds for run, found in summary.runs.items()}
     settings = {**_mapping(record.settings), "selection": record.selection}
-    return tag(
-        "div",
-        tag("h3", "Verification"),
-        _list(facts),
-        _folded("Settings of the verification", _yaml(settings)) if record.settings else None,
-        tag("h3", "Training"),
-        [_training(results, run) for run in results.runs],
-    )
+    return {
+        "facts": {
+            "Command": record.command,
+            "Created": record.created or UNKNOWN,
+            "Git commit": record.git_commit or UNKNOWN,
+            "Seed": None if record.seed is None else str(record.seed),
+            "Device": _device(record.device, record.processes),
+            "System": ", ".join(x for x in (python, record.platform) if x) or UNKNOWN,
+            "Versions": _versions(record.versions),
+            "Norm": norm_name(summary.norm),
+            "Score": score_names(summary),
+            **_methods(results),
+            CERTIFICATES: f"sha256 {results.fingerprint}",
+            "Verification time": ", ".join(
+                f"{one_line(run)} {UNKNOWN if s is None else f'{s:.1f} s'}"
+                for run, s in seconds.items()
+            ),
+        },
+        "settings": _yaml(settings) if record.settings else "",
+    }
 
 
-def _training(results: Results, run: str) -> Html:
-    """How one run was made, as far as its folder said."""
+def training_facts(results: Results, run: str) -> dict[str, Any]:
+    """How one run was made, as far as its folder said; its config and manifest as text."""
     record = results.summary.provenance
     manifest, config = _mapping(_mapping(record.runs).get(run)), record.configs.get(run)
-    data, sizes = _mapping(manifest.get("data")), _mapping(manifest.get("split_sizes"))
-    sets = [
-        tag("li", f"{name}, {_said(sizes.get(name))} images: ", tag("code", str(fingerprint)))
-        for name, fingerprint in data.items()
-    ]
-    facts: dict[str, str | Html] = {
-        "Folder": _code(record.folders.get(run)),
-        "Command": _code(manifest.get("command")),
+    sizes = _mapping(manifest.get("split_sizes"))
+    sets = {
+        f"{name}, {_said(sizes.get(name))} images": str(digest)
+        for name, digest in _mapping(manifest.get("data")).items()
+    }
+    command = manifest.get("command")
+    facts: dict[str, str | dict[str, str] | None] = {
+        "Folder": record.folders.get(run),
+        "Command": None if command is None else str(command),
         "Created": _said(manifest.get("created")),
         "Git commit": _said(manifest.get("git_commit")),
         "Seeds": _seeds(config, manifest),
         "Device": _device(manifest.get("device"), manifest.get("processes")),
         "Versions": _versions(_mapping(manifest.get("versions"))),
-        "Data, SHA-256": tag("ul", sets, class_="plain") if sets else UNKNOWN,
+        "Data, SHA-256": sets or None,
     }
     if weights := _mapping(record.weights).get(run):
-        facts["Weights, SHA-256"] = tag("code", _said(weights))
+        facts["Weights, SHA-256"] = _said(weights)
     if stages := manifest.get("stages"):
         facts["Stages, as run"] = "; ".join(map(_stage, stages)) if isinstance(stages, list) else ""
     if resumed := manifest.get("resumed"):
         facts["Resumed"] = f"{len(resumed) if isinstance(resumed, list) else _said(resumed)} times"
-    return tag(
-        "details",
-        tag("summary", one_line(run)),
-        _list(facts),
-        _folded(f"Config of {one_line(run)}", config) if config else None,
-        _folded(f"Manifest of {one_line(run)}", _yaml(manifest)) if manifest else None,
-    )
-
-
-def _list(facts: Mapping[str, str | Html]) -> Html:
-    pairs = [part for key, value in facts.items() for part in (tag("dt", key), tag("dd", value))]
-    return tag("dl", pairs)
-
-
-def _folded(title: str, words: str) -> Html:
-    pre = tag("pre", words, tabindex=0)
-    return tag("details", tag("summary", title), pre)
+    return {"facts": facts, "config": config, "manifest": _yaml(manifest) if manifest else ""}
 
 
 def _yaml(value: object) -> str:
@@ -100,14 +83,6 @@ def _yaml(value: object) -> str:
 
 def _said(value: object) -> str:
     return UNKNOWN if value is None else one_line(str(value))
-
-
-def _code(command: object) -> str | Html:
-    return UNKNOWN if command is None else tag("code", str(command))
-
-
-def _python(version: str | None) -> str | None:
-    return None if version is None else f"Python {version}"
 
 
 def _device(device: object, processes: object) -> str:
@@ -143,21 +118,16 @@ def _seeds(config: str | None, manifest: Mapping[str, Any]) -> str:
 
 def _places(value: object, place: str = "") -> Iterator[tuple[str, str]]:
     """Where a config names a seed: `data.ood.0.seed`, and what it is."""
-    if isinstance(value, dict):
-        named = [(str(key), part) for key, part in value.items()]
-    elif isinstance(value, list):
-        named = [(str(k), part) for k, part in enumerate(value)]
-    else:
-        return
-    for key, part in named:
+    parts = value.items() if isinstance(value, dict) else ()
+    for key, part in enumerate(value) if isinstance(value, list) else parts:
         if key == "seed" and part is not None:
-            yield place + key, json.dumps(part, default=str)
+            yield f"{place}seed", json.dumps(part, default=str)
         else:
             yield from _places(part, f"{place}{key}.")
 
 
 def _methods(results: Results) -> dict[str, str]:
-    """What the tables hold, which proofs the certified radius is the largest of, whose bounds.
+    """What the tables hold, which proofs the certified radius is the largest of, and the audit.
 
     More is computed than what was asked for, and what proves nothing has an engine of no kind.
     """
@@ -170,15 +140,9 @@ def _methods(results: Results) -> dict[str, str]:
         facts["Certified radius"] = f"the largest of {', '.join(certified)}"
     if summary.engine is not None and any(method in PROOFS for method in shown):
         facts["Engine"] = one_line(summary.engine)
-    return facts
-
-
-def _how(results: Results) -> dict[str, str]:
-    """Methods, smoothing and audit, as far as they are recorded."""
-    summary, facts = results.summary, _methods(results)
     if (s := summary.smoothing) is not None:
         facts["Smoothing"] = f"\u03c3 = {s.sigma:g}, n = {s.n}, \u03b1 = {s.alpha:g}"
-    audits = {"": summary.audit} | {run: r.audit for run, r in summary.runs.items()}
+    audits = {"": summary.audit} | {f"{run}: ": r.audit for run, r in summary.runs.items()}
     lines = []
     for run, audit in audits.items():
         if audit is None:
@@ -186,7 +150,7 @@ def _how(results: Results) -> dict[str, str]:
         attacks = audit.attacks
         listed = ", ".join(attacks) if isinstance(attacks, list) else attacks
         parts = {"attacks": listed, "steps": audit.steps, "restarts": audit.restarts}
+        parts["violations"] = audit.violations
         words = [f"{key} {value}" for key, value in parts.items() if value is not None]
-        words.append(f"violations {audit.violations}")
-        lines.append(one_line(f"{run + ': ' if run else ''}{', '.join(words)}"))
+        lines.append(one_line(run + ", ".join(words)))
     return facts | ({"Audit": "; ".join(lines)} if lines else {})

@@ -3,155 +3,185 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import pandas as pd
 
 from greg_cert.certificates.extremes import LISTED, OOD_LISTED, extremes
-from greg_cert.certificates.method_columns import (
-    DECISION,
-    SMOOTHING,
-    has_smoothing,
-    methods_of,
-)
-from greg_cert.certificates.methods import PROBABILISTIC
+from greg_cert.certificates.method_columns import DECISION, SMOOTHING, has_smoothing, methods_of
+from greg_cert.certificates.methods import ESTIMATE, PROBABILISTIC, PROOF, UPPER
 from greg_cert.certificates.results import Results
 from greg_cert.report import wording
-from greg_cert.report.page.cards import card
-from greg_cert.report.page.gallery import Gallery
-from greg_cert.report.page.markup import Html, tag
+from greg_cert.report.page.pictures import Key, Shown, amplified, outside, png_of
 from greg_cert.report.tables.smoothing import confidence_words
 
-
-def samples_note(results: Results, gallery: Gallery) -> Html | None:
-    """How to read the pictures; None where there are none."""
-    if not gallery:
-        return None
-    wrong = "rejected" if results.summary.side == "id" else "accepted as ID"
-    if results.summary.correct:
-        wrong += " or misclassified"
-    return tag(
-        "p",
-        f"Attacked: the nearest image that an attack found to be {wrong} (of OOD sets: accepted "
-        "as ID). A smaller perturbation may exist, down to the certified radius, but none below "
-        "it. Change: attacked less clean, times the factor named; grey is none.",
-        class_="note",
-    )
+Record = dict[Any, Any]  # a row of the table of certificates
 
 
-def sample_lists(results: Results, run: str, gallery: Gallery) -> Html:
-    """Both lists of one run, and those of its OOD sets where there are pictures of them."""
-    own = results.of(run)
-    rejected = int((~results.kept(run)).sum())
+@dataclass(frozen=True)
+class Card:
+    """One sample: PNGs by what they show, what is proven and was found, and a remark."""
+
+    index: int
+    images: dict[str, bytes]
+    facts: dict[str, str]
+    remark: str
+
+
+@dataclass(frozen=True)
+class Part:
+    """The most robust samples or the least: a card each, and a table of their numbers."""
+
+    title: str
+    cards: list[Card]
+    columns: list[str]
+    rows: list[list[str]]
+
+
+@dataclass(frozen=True)
+class Lists:
+    """Both parts of one run, on the ID samples or on one OOD set.
+
+    Attributes:
+        run: its name.
+        dataset: the OOD set; empty for the ID samples.
+        left_out: how many samples have nothing to be listed for.
+        pictured: whether any of the samples has a picture; cards are shown then.
+        parts: the most robust samples, and the least.
+    """
+
+    run: str
+    dataset: str
+    left_out: str
+    pictured: bool
+    parts: list[Part]
+
+
+def sample_lists(
+    results: Results, run: str, pictures: Mapping[Key, Shown]
+) -> tuple[Lists, list[Lists]]:
+    """The lists of one run, and those of its OOD sets where there are pictures of them."""
     wrong = wording.wrong_side(results.summary)
-    note = f"{wording.count(rejected, 'sample')} {wrong} before any perturbation, not listed."
-    return tag(
-        "section",
-        tag("h3", wording.one_line(run)),
-        tag("p", note, class_="note"),
-        _both(results, run, own.assign(dataset=""), LISTED, gallery),
-        [
-            _ood_list(results, run, dataset, rows, gallery)
-            for dataset in results.ood_sets(run)
-            if any(key[:2] == (run, dataset) for key in gallery)
-            if (rows := results.ood_of(run, dataset)) is not None
+    id_rows = results.of(run).assign(dataset="")
+    return _lists(results, id_rows, pictures, LISTED, wrong), [
+        _lists(results, rows, pictures, OOD_LISTED, "accepted as ID")
+        for dataset in results.ood_sets(run)
+        if any(key[:2] == (run, dataset) for key in pictures)
+        if (rows := results.ood_of(run, dataset)) is not None
+    ]
+
+
+def _lists(
+    results: Results, rows: pd.DataFrame, pictures: Mapping[Key, Shown], count: int, wrong: str
+) -> Lists:
+    run, dataset = str(rows["run"].iloc[0]), str(rows["dataset"].iloc[0])
+    certified = (results.column(run, "radius_certified").max(), rows["radius_certified"].max())
+    digits = wording.radius_digits([*map(float, certified)])
+    left_out = wording.count(int((rows["status"] == "rejected").sum()), "sample")
+    titles = ("Most robust: largest certified radius first", "Least robust: smallest first")
+    return Lists(
+        run=run,
+        dataset=dataset,
+        left_out=f"{left_out} {wrong} before any perturbation, not listed.",
+        pictured=any((run, dataset, int(index)) in pictures for index in rows["index"]),
+        parts=[
+            _part(results, title, listed, pictures, digits)
+            for title, listed in zip(titles, extremes(rows, count), strict=True)
         ],
     )
 
 
-def _ood_list(
-    results: Results, run: str, dataset: str, rows: pd.DataFrame, gallery: Gallery
-) -> Html:
-    accepted = int((rows["status"] == "rejected").sum())
-    note = (
-        f"{wording.count(accepted, 'sample')} accepted as ID before any perturbation, not listed."
-    )
-    return tag(
-        "details",
-        tag("summary", f"{wording.one_line(run)}: OOD samples of {wording.one_line(dataset)}"),
-        tag("p", note, class_="note"),
-        _both(results, run, rows, OOD_LISTED, gallery),
-    )
-
-
-def _both(results: Results, run: str, rows: pd.DataFrame, count: int, gallery: Gallery) -> Html:
-    """The most robust samples, then the least; as cards where there are pictures."""
-    titles = ("Most robust: largest certified radius first", "Least robust: smallest first")
-    cards: list[Html] = []
-    tables: list[Html] = []
-    for title, part in zip(titles, extremes(rows, count), strict=True):
-        cards += [tag("h4", title), _cards(results, run, part, gallery)]
-        tables += [tag("h5", title), _table(results, run, part)]
-    keys = {key for key in gallery if key[0] == run}
-    if any(
-        (run, str(d), int(i)) in keys for d, i in zip(rows["dataset"], rows["index"], strict=True)
-    ):
-        return tag("div", cards, tag("details", tag("summary", "All their numbers"), tables))
-    name = f"{wording.one_line(run)}: most and least robust samples"
-    return tag("details", tag("summary", name), tables)
-
-
-def _digits(results: Results, run: str, rows: pd.DataFrame) -> int:
-    return wording.radius_digits(
-        [
-            float(results.column(run, "radius_certified").max()),
-            float(rows["radius_certified"].max()),
-        ]
+def _part(
+    results: Results, title: str, rows: pd.DataFrame, pictures: Mapping[Key, Shown], digits: int
+) -> Part:
+    records = rows.to_dict("records")
+    columns = _columns(results, rows, digits)
+    shown = [pictures.get((str(r["run"]), str(r["dataset"]), int(r["index"]))) for r in records]
+    return Part(
+        title,
+        [_card(results, r, s, digits) for r, s in zip(records, shown, strict=True)],
+        list(columns),
+        [[cell(r) for cell in columns.values()] for r in records],
     )
 
 
-def _cards(results: Results, run: str, rows: pd.DataFrame, gallery: Gallery) -> Html:
-    if rows.empty:
-        return tag("p", "No sample to list.", class_="note")
-    digits = _digits(results, run, rows)
-    cards = [
-        card(results, row, gallery.get((run, str(row["dataset"]), int(row["index"]))), digits)
-        for row in rows.to_dict("records")
-    ]
-    # A part that scrolls has to be reached by the keyboard too.
-    return tag("div", cards, class_="scroll cards", tabindex=0, role="group", aria_label="samples")
-
-
-def _table(results: Results, run: str, rows: pd.DataFrame) -> Html:
-    if rows.empty:
-        return tag("p", "No sample to list.", class_="note")
-    titles = ["index", "class", "predicted", "status", "certified (proof)", "Lipschitz (proof)"]
-    titles += ["attack (upper bound)", "first order (estimate)"]
-    titles += [f"{m.title} ({m.status})" for m in methods_of(rows)]
-    if has_smoothing(rows):
-        titles.append(f"smoothed detector ({PROBABILISTIC}, {confidence_words(results.summary)})")
-    titles += ["score", "threshold"]
-    head = [
-        tag("th", title, scope="col", class_="long" if len(title) > 40 else None)
-        for title in titles
-    ]
-    digits = _digits(results, run, rows)
-    body = [_row(results, rows, record, digits) for record in rows.to_dict("records")]
-    table = tag("table", tag("thead", tag("tr", head)), tag("tbody", body), class_="samples")
-    return tag("div", table, class_="scroll", tabindex=0, role="group", aria_label="numbers")
-
-
-def _row(results: Results, rows: pd.DataFrame, r: dict[Any, Any], digits: int) -> Html:
+def _columns(
+    results: Results, rows: pd.DataFrame, digits: int
+) -> dict[str, Callable[[Record], str]]:
+    """The columns of the table of numbers: the text of a cell by the column's title."""
     summary = results.summary
-    limit = summary.max_radius
-    cells = [str(int(r["index"]))]
-    cells.append(wording.MISSING if r["dataset"] else wording.class_name(summary, r["label"]))
-    cells.append(wording.class_name(summary, r.get("predicted", wording.MISSING)))
-    cells.append(wording.one_line(str(r["status"])))
-    for name in ("radius_certified", "radius_lipschitz", "radius_attack", "radius_gradient"):
-        value = float(r.get(name, math.nan))
-        infinite_estimate = math.isinf(value) and name == "radius_gradient"
-        cells.append("∞" if infinite_estimate else wording.radius(value, digits, limit))
-    cells += [wording.radius(float(r[m.column]), digits, limit) for m in methods_of(rows)]
+
+    def radius(column: str) -> Callable[[Record], str]:
+        return lambda r: wording.radius(float(r.get(column, math.nan)), digits, summary.max_radius)
+
+    def number(column: str) -> Callable[[Record], str]:
+        return lambda r: f"{float(r[column]):.4g}"
+
+    def first_order(r: Record) -> str:
+        infinite = math.isinf(float(r.get("radius_gradient", math.nan)))
+        return "∞" if infinite else radius("radius_gradient")(r)
+
+    def smoothed(r: Record) -> str:
+        """The decision, and how far it holds; no radius where it has none."""
+        held = float(r[SMOOTHING])
+        if math.isnan(held) or held == 0:
+            return wording.one_line(str(r[DECISION]))
+        return f"{r[DECISION]} to {wording.radius(held, digits, None)}"
+
+    def name(label: object) -> str:
+        return wording.class_name(summary, label)
+
+    columns: dict[str, Callable[[Record], str]] = {
+        "index": lambda r: str(int(r["index"])),
+        "class": lambda r: wording.MISSING if r["dataset"] else name(r["label"]),
+        "predicted": lambda r: name(r.get("predicted", wording.MISSING)),
+        "status": lambda r: wording.one_line(str(r["status"])),
+        f"certified ({PROOF})": radius("radius_certified"),
+        f"Lipschitz ({PROOF})": radius("radius_lipschitz"),
+        f"attack ({UPPER})": radius("radius_attack"),
+        f"first order ({ESTIMATE})": first_order,
+        **{f"{m.title} ({m.status})": radius(m.column) for m in methods_of(rows)},
+    }
     if has_smoothing(rows):
-        cells.append(_smoothed(r, digits))
-    cells += [f"{float(r[name]):.4g}" for name in ("score", "threshold")]
-    return tag("tr", [tag("td", cell) for cell in cells])
+        columns[f"smoothed detector ({PROBABILISTIC}, {confidence_words(summary)})"] = smoothed
+    return columns | {"score": number("score"), "threshold": number("threshold")}
 
 
-def _smoothed(r: dict[Any, Any], digits: int) -> str:
-    """Decision of the smoothed detector, and how far it holds; no radius where it has none."""
-    radius = float(r[SMOOTHING])
-    if math.isnan(radius) or radius == 0:
-        return wording.one_line(str(r[DECISION]))
-    return f"{r[DECISION]} to {wording.radius(radius, digits, None)}"
+def _card(results: Results, row: Record, shown: Shown | None, digits: int) -> Card:
+    summary = results.summary
+    proven, attack = float(row["radius_certified"]), float(row["radius_attack"])
+    score, gamma = float(row["score"]), float(row["threshold"])
+    facts = {} if row["dataset"] else {"class": wording.class_name(summary, row["label"])}
+    if "predicted" in row:
+        facts["predicted"] = wording.class_name(summary, row["predicted"])
+    found = wording.radius(proven, digits, summary.max_radius) if proven else "nothing proven"
+    facts |= {
+        f"certified, {PROOF}": found,
+        f"attack, {UPPER}": wording.radius(attack, digits, summary.max_radius),
+        "threshold": f"{gamma:#.4g}",
+        "score": f"{score:#.4g}",
+    }
+    if shown is None:
+        return Card(int(row["index"]), {}, facts, "")
+    if shown.score is not None and shown.predicted is not None:
+        decision = "rejected" if shown.score > gamma else "accepted"
+        facts["score, attacked"] = f"{shown.score:#.4g}"
+        facts["then"] = f"{decision}, predicted {wording.class_name(summary, shown.predicted)}"
+    images = {"clean": shown.clean}
+    remark = ""
+    if shown.attacked is not None:
+        difference, factor = amplified(shown.attacked - shown.clean)
+        images |= {"attacked": shown.attacked, f"change \u00d7 {factor:g}": difference}
+        if changed := outside(shown.attacked):
+            remark = (
+                f"Clipped for display: {changed} of {shown.attacked.size} values lie outside "
+                f"[0,1] ({shown.attacked.min():.3f} to {shown.attacked.max():.3f}), as the ball "
+                "allows."
+            )
+    elif shown.searched or math.isinf(attack):
+        within = "" if summary.max_radius is None else f" within {summary.max_radius:g}"
+        remark = f"No attack found{within}, so there is none to show."
+    pngs = {name: png_of(image) for name, image in images.items()}
+    return Card(int(row["index"]), pngs, facts, remark)

@@ -18,6 +18,7 @@ import numpy as np
 import pandas as pd
 
 from greg_cert.certificates.method_columns import METHODS, asked
+from greg_cert.certificates.methods import PROOF
 from greg_cert.certificates.results import Results
 from greg_cert.report.wording import one_line, p_value
 
@@ -125,7 +126,7 @@ def compare(results: Results, *, seed: int = 0, resamples: int = RESAMPLES) -> l
         replace(paired(results.of(run), reference, m.column), quantity=f"{m.title} radii")
         for run in others
         for m in METHODS
-        if m.status == "proof"
+        if m.status == PROOF
         and asked(results.of(run), m.column)
         and asked(reference, m.column)
         # The only method asked for is the certified radius itself.

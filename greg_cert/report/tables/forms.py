@@ -11,12 +11,11 @@ from rich.table import Table
 from rich.text import Text
 
 from greg_cert.certificates.results import Results
-from greg_cert.report.tables.columns import runs_sheet
 from greg_cert.report.tables.comparison import Comparison, compare
 from greg_cert.report.tables.notes import notes_of, warning
 from greg_cert.report.tables.ood_sheets import ood_sheets
-from greg_cert.report.tables.rows import Row, table_rows
-from greg_cert.report.tables.sheets import Line, Sheet
+from greg_cert.report.tables.runs_sheet import runs_sheet
+from greg_cert.report.tables.sheets import COUNT, MEASURED, Line, Sheet
 from greg_cert.report.tables.smoothing import smoothing_sheet
 from greg_cert.report.wording import one_line
 
@@ -76,11 +75,11 @@ def escape_markdown(text: str) -> str:
     return text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
 
 
-def all_sheets(results: Results, rows: list[Row], comparisons: list[Comparison]) -> list[Sheet]:
+def all_sheets(results: Results, comparisons: list[Comparison]) -> list[Sheet]:
     """Every table of the report: the runs, the OOD side and the smoothed detector where asked."""
     smoothed = smoothing_sheet(results)
     return [
-        runs_sheet(results, rows, comparisons),
+        runs_sheet(results, comparisons),
         *ood_sheets(results, comparisons),
         *([smoothed] if smoothed is not None else []),
     ]
@@ -93,11 +92,11 @@ def _before(results: Results) -> list[str]:
 
 
 def markdown_table(
-    results: Results, rows: list[Row], comparisons: list[Comparison], *, title: str = "Results"
+    results: Results, comparisons: list[Comparison], *, title: str = "Results"
 ) -> str:
     """The tables in Markdown: notes, then caption, rows and remarks of each."""
     blocks = [f"> {escape_markdown(note)}" for note in _before(results)]
-    for number, sheet in enumerate(all_sheets(results, rows, comparisons)):
+    for number, sheet in enumerate(all_sheets(results, comparisons)):
         blocks.append(markdown_sheet(sheet, title if number == 0 else sheet.title))
     return "\n\n".join(blocks) + "\n"
 
@@ -119,10 +118,10 @@ def markdown_sheet(sheet: Sheet, heading: str) -> str:
     return "\n\n".join(blocks)
 
 
-def latex_table(results: Results, rows: list[Row], comparisons: list[Comparison]) -> str:
+def latex_table(results: Results, comparisons: list[Comparison]) -> str:
     """The tables as LaTeX floats that need no package but booktabs."""
     notes = " ".join(_before(results))
-    first, *others = all_sheets(results, rows, comparisons)
+    first, *others = all_sheets(results, comparisons)
     floats = [latex_sheet(first, first.caption, notes)]
     floats += [latex_sheet(sheet, f"{sheet.title}. {sheet.caption}", notes) for sheet in others]
     return BOOKTABS + "\n".join(floats)
@@ -130,13 +129,12 @@ def latex_table(results: Results, rows: list[Row], comparisons: list[Comparison]
 
 def latex_sheet(sheet: Sheet, caption: str, notes: str = "") -> str:
     """One table as a LaTeX float that needs booktabs alone."""
-    groups = [(status, len(list(g))) for status, g in groupby(sheet.heads, lambda h: h.status)]
     stubs = len(sheet.stubs)
     heads, rules, at = [], [], stubs + 1
-    for status, width in groups:
-        label = {"count": "", "measured": r"measured, \%"}.get(status, status)
+    for status, width in sheet.groups:
+        label = {COUNT: "", MEASURED: rf"{MEASURED}, \%"}.get(status, status)
         heads.append(rf"\multicolumn{{{width}}}{{c}}{{{label}}}")
-        if status != "count":
+        if status != COUNT:
             rules.append(rf"\cmidrule(lr){{{at}-{at + width - 1}}}")
         at += width
     long = [
@@ -186,7 +184,7 @@ _MOST_SIDE_BY_SIDE = 4  # runs that 80 characters hold
 
 def summary_table(results: Results, *, seed: int = 0) -> RenderableType:
     """The tables for a terminal, turned on their side to fit 80 characters; not printed."""
-    runs, *others = all_sheets(results, table_rows(results), compare(results, seed=seed))
+    runs, *others = all_sheets(results, compare(results, seed=seed))
     title = f"Certified against attacked radii, {results.samples} samples a run"
     tables: list[RenderableType] = [*_turned(runs, title)]
     for sheet in others:
@@ -223,7 +221,7 @@ def _turned(sheet: Sheet, title: str) -> list[Table]:
         for k, head in enumerate(sheet.heads):
             table.add_row(
                 Text(head.title),
-                Text("" if head.status == "count" else head.status),
+                Text("" if head.status == COUNT else head.status),
                 *(Text(line.cells[k]) for line in lines),
                 end_section=k + 1 == len(sheet.heads) or sheet.heads[k + 1].status != head.status,
             )

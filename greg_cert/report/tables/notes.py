@@ -17,10 +17,9 @@ def notes_of(results: Results) -> list[str]:
         notes.append(_unfinished(results))
     if summary.correct:
         population = wording.population(summary)
-        right = "accepted as ID" if summary.side == "id" else "rejected as OOD"
         notes.append(
-            f"Of {population}, certified means {right} and correctly classified everywhere within "
-            "the radius; one that is misclassified clean counts as on the wrong side."
+            f"Of {population}, certified means {wording.right_side(summary)} everywhere within the "
+            "radius; one that is misclassified clean counts as on the wrong side."
         )
     scores = wording.score_names(summary)
     if summary.several_scores:
@@ -66,11 +65,11 @@ def warning(results: Results) -> str | None:
 
 def contradictions(results: Results) -> list[str]:
     """Where attacks contradict proofs, each with its count; empty where all held."""
-    names = wording.short_names(results.runs, 32)
+    names = wording.quoted_names(results.runs)
     found = []
     for run in results.runs:
         rows = results.of(run)
-        name = f"\u201c{names[run]}\u201d"
+        name = names[run]
         if count := int(rows["violation"].sum()):
             found.append(f"{name}: {count} of {len(rows)}")
         for dataset in results.ood_sets(run):
@@ -91,12 +90,12 @@ def contradictions(results: Results) -> list[str]:
 
 def _unfinished(results: Results) -> str:
     runs = results.summary.runs
-    names = wording.short_names(results.runs, 32)
+    names = wording.quoted_names(results.runs)
     counts = {run.samples for run in runs.values()}
     done = (
         str(counts.pop())
         if len(counts) == 1
-        else ", ".join(f"\u201c{names[name]}\u201d {run.samples}" for name, run in runs.items())
+        else ", ".join(f"{names[name]} {run.samples}" for name, run in runs.items())
     )
     wanted = results.summary.wanted
     of = "an unknown number of" if wanted is None else str(wanted)

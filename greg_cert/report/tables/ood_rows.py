@@ -17,37 +17,20 @@ from greg_cert.certificates.certified_metrics import (
     FloatArray,
     adversarial_auroc,
     attacked_fpr,
-    average_certified_radius,
     certified_acceptance,
     certified_fpr,
     clean_auroc,
     guaranteed_auroc,
-    median_radius,
 )
 from greg_cert.certificates.results import Results
-from greg_cert.report.tables.rows import method_medians
+from greg_cert.report.tables.rows import SideRow, side_numbers
 
 
-@dataclass(frozen=True)
-class OodRow:
+@dataclass(frozen=True, kw_only=True)
+class OodRow(SideRow):
     """One run on one OOD set; radii are those of staying rejected."""
 
-    run: str
     dataset: str
-    samples: int
-    certified: int
-    accepted: int
-    undecided: int
-    certified_median: float
-    certified_mean: float
-    attack_median: float
-    methods: dict[str, float]
-    violations: int
-
-    @property
-    def clean_fpr(self) -> float:
-        """Share accepted as ID before any perturbation."""
-        return self.accepted / self.samples
 
 
 @dataclass(frozen=True)
@@ -81,7 +64,7 @@ class BallRow:
 def ood_rows(results: Results) -> list[OodRow]:
     """One record for each run and OOD set with certificates, in the order of runs and file."""
     return [
-        _ood_row(run, dataset, rows)
+        OodRow(dataset=dataset, **side_numbers(run, rows))
         for run in results.runs
         for dataset in results.ood_sets(run)
         if (rows := results.ood_of(run, dataset)) is not None
@@ -136,24 +119,6 @@ def lowest_found(scores: pd.DataFrame) -> FloatArray:
     """The lowest score known in each ball, whose centre belongs to it, shape (n,)."""
     lowest: FloatArray = scores[["score_attack", "score"]].to_numpy(float).min(axis=1)
     return lowest
-
-
-def _ood_row(run: str, dataset: str, rows: pd.DataFrame) -> OodRow:
-    certified = rows["radius_certified"].to_numpy(dtype=float)
-    status = rows["status"].value_counts()
-    return OodRow(
-        run=run,
-        dataset=dataset,
-        samples=len(rows),
-        certified=int(status.get("certified", 0)),
-        accepted=int(status.get("rejected", 0)),
-        undecided=int(status.get("undecided", 0)),
-        certified_median=median_radius(certified),
-        certified_mean=average_certified_radius(certified),
-        attack_median=median_radius(rows["radius_attack"].to_numpy(dtype=float)),
-        methods=method_medians(rows),
-        violations=int(rows["violation"].sum()),
-    )
 
 
 def _ball_row(results: Results, run: str, dataset: str, radius: float) -> BallRow:

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-
-from greg_cert.certificates.method_columns import METHODS
+from greg_cert.certificates.methods import ESTIMATE, PROOF, UPPER
 from greg_cert.certificates.results import Results
 from greg_cert.certificates.summary_file import Summary
 from greg_cert.report import wording
-from greg_cert.report.tables.columns import method_columns, method_words
+from greg_cert.report.tables.columns import (
+    SAMPLES,
+    VIOLATIONS,
+    RadiusColumns,
+    method_words,
+    percents,
+    radius_words,
+)
 from greg_cert.report.tables.comparison import Comparison, comparison_lines
 from greg_cert.report.tables.ood_rows import BallRow, OodRow, ball_rows, ood_rows
-from greg_cert.report.tables.sheets import Column, Sheet, make_sheet
+from greg_cert.report.tables.sheets import CHECK, COUNT, LOWER, MEASURED, Column, Sheet, make_sheet
 
 
-def ood_sheets(results: Results, comparisons: Sequence[Comparison] = ()) -> list[Sheet]:
+def ood_sheets(results: Results, comparisons: list[Comparison]) -> list[Sheet]:
     """One table of radii and one of shares and areas at fixed radii, where there are such data."""
     sheets = []
     if rows := ood_rows(results):
@@ -22,10 +27,9 @@ def ood_sheets(results: Results, comparisons: Sequence[Comparison] = ()) -> list
             make_sheet(
                 "ood-side",
                 "OOD side",
-                ("run", "OOD set"),
+                {"run": lambda row: row.run, "OOD set": lambda row: row.dataset},
                 _ood_columns(results.summary, rows),
                 rows,
-                lambda row: (row.run, row.dataset),
                 caption=_ood_caption(results.summary, rows),
                 remarks=comparison_lines([c for c in comparisons if c.dataset is not None]),
             )
@@ -36,10 +40,13 @@ def ood_sheets(results: Results, comparisons: Sequence[Comparison] = ()) -> list
             make_sheet(
                 "ood-radii",
                 "OOD side at fixed radii",
-                ("run", "OOD set", "radius"),
+                {
+                    "run": lambda row: row.run,
+                    "OOD set": lambda row: row.dataset,
+                    "radius": lambda row: wording.fixed_radius(row.radius, norm),
+                },
                 _ball_columns(balls),
                 balls,
-                lambda row: (row.run, row.dataset, wording.fixed_radius(row.radius, norm)),
                 caption=_ball_caption(results, balls),
             )
         )
@@ -47,102 +54,49 @@ def ood_sheets(results: Results, comparisons: Sequence[Comparison] = ()) -> list
 
 
 def _ood_columns(summary: Summary, rows: list[OodRow]) -> list[Column[OodRow]]:
-    digits = wording.radius_digits(
-        [v for r in rows for v in (r.certified_median, r.certified_mean, r.attack_median)]
-    )
-    norm = wording.norm_name(summary.norm)
-    methods = [m for m in METHODS if any(m.column in row.methods for row in rows)]
-
-    def radius(pick: Callable[[OodRow], float]) -> Callable[[OodRow], str]:
-        return lambda row: wording.radius(pick(row), digits, summary.max_radius)
-
-    def more(status: str) -> list[Column[OodRow]]:
-        return method_columns(methods, status, summary, digits, lambda row: row.methods)
-
+    values = [value for row in rows for value in row.radii]
+    radii = RadiusColumns(summary.norm, wording.radius_digits(values), summary.max_radius)
     return [
-        Column("measured", "Clean FPR, %", "FPR", lambda r: wording.percent(r.clean_fpr)),
-        Column(
-            "proof",
-            "With a certificate, %",
-            "proven, %",
-            lambda r: wording.percent(r.certified / r.samples),
-        ),
-        Column(
-            "proof",
-            f"Certified {norm} radius, median",
-            "median",
-            radius(lambda r: r.certified_median),
-        ),
-        Column(
-            "proof", f"Certified {norm} radius, mean", "mean", radius(lambda r: r.certified_mean)
-        ),
-        *more("proof"),
-        *more("estimate"),
-        Column(
-            "upper bound",
-            f"Attack {norm} radius, median",
-            "attack",
-            radius(lambda r: r.attack_median),
-        ),
-        Column(
-            "check", "Violations", "viol.", lambda r: str(r.violations), lambda r: r.violations > 0
-        ),
-        Column("count", "n", "n", lambda r: str(r.samples)),
+        percents(MEASURED, "Clean FPR, %", "FPR", lambda r: r.wrong / r.samples),
+        percents(PROOF, "With a certificate, %", "proven, %", lambda r: r.certified / r.samples),
+        *radii.certified(),
+        *radii.methods(PROOF, rows),
+        *radii.methods(ESTIMATE, rows),
+        radii.attack(),
+        VIOLATIONS,
+        SAMPLES,
     ]
 
 
 def _ball_columns(rows: list[BallRow]) -> list[Column[BallRow]]:
-    def percent(pick: Callable[[BallRow], float | None]) -> Callable[[BallRow], str]:
-        return lambda row: wording.percent(pick(row))
-
     scored = any(row.scored is not None for row in rows)
-    certified = any(row.samples is not None for row in rows)
     columns: list[Column[BallRow]] = []
     if scored:
+        guaranteed = "Guaranteed AUROC, lower bound, %"
         columns += [
-            Column("measured", "Clean AUROC, %", "AUROC", percent(lambda r: r.auroc)),
-            Column("upper bound", "Attacked AUROC, %", "AAUC, %", percent(lambda r: r.adversarial)),
-            Column(
-                "proof",
-                "Guaranteed AUROC, lower bound, %",
-                "GAUC \u2265, %",
-                percent(lambda r: r.guaranteed),
-            ),
+            percents(MEASURED, "Clean AUROC, %", "AUROC", lambda r: r.auroc),
+            percents(UPPER, "Attacked AUROC, %", "AAUC, %", lambda r: r.adversarial),
+            percents(PROOF, guaranteed, "GAUC \u2265, %", lambda r: r.guaranteed),
         ]
-    columns.append(
-        Column(
-            "proof",
-            "Certified acceptance of ID, lower bound, %",
-            "ID acc. \u2265, %",
-            percent(lambda r: r.acceptance),
-        )
-    )
-    if certified:
+    acceptance = "Certified acceptance of ID, lower bound, %"
+    columns.append(percents(PROOF, acceptance, "ID acc. \u2265, %", lambda r: r.acceptance))
+    if any(row.samples is not None for row in rows):
+        certified = "Certified FPR, upper bound, %"
         columns += [
-            Column(
-                "proof",
-                "Certified FPR, upper bound, %",
-                "FPR \u2264, %",
-                percent(lambda r: r.certified_fpr),
-            ),
-            Column(
-                "lower bound",
-                "Attacked FPR, %",
-                "att. FPR, %",
-                percent(lambda r: r.attacked_fpr),
-            ),
+            percents(PROOF, certified, "FPR \u2264, %", lambda r: r.certified_fpr),
+            percents(LOWER, "Attacked FPR, %", "att. FPR, %", lambda r: r.attacked_fpr),
         ]
     if scored:
         columns.append(
             Column(
-                "check",
+                CHECK,
                 "Violations",
                 "viol.",
                 lambda r: str(r.violations) if r.scored is not None else wording.MISSING,
                 lambda r: r.violations > 0,
             )
         )
-    return [*columns, Column("count", "n", "n", _count)]
+    return [*columns, Column(COUNT, "n", "n", _count)]
 
 
 def _count(row: BallRow) -> str:
@@ -152,15 +106,14 @@ def _count(row: BallRow) -> str:
 
 
 def _ood_caption(summary: Summary, rows: list[OodRow]) -> str:
-    norm = wording.norm_name(summary.norm)
-    searched = "" if summary.max_radius is None else f", searched up to {summary.max_radius:g}"
     return (
-        f"Radii in the {norm} norm of raw pixels in [0,1], {wording.ball(summary)}{searched}, "
+        f"{radius_words(summary)}, "
         "within which an OOD sample stays rejected; medians and means over all n samples, with "
         "radius 0 where the clean sample is already accepted as ID or nothing is proven. Clean "
         "FPR: share accepted as ID before any perturbation, at the threshold of the calibration "
         f"split (tpr = {summary.tpr:g}). Proof, upper bound and violations: as for the ID samples."
-    ) + method_words({column for row in rows for column in row.methods})
+        f"{method_words(rows)}"
+    )
 
 
 def _ball_caption(results: Results, rows: list[BallRow]) -> str:

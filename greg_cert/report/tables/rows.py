@@ -1,4 +1,4 @@
-"""The numbers of the table, one record per run, computed from the samples.
+"""The numbers of the table of runs, one record per run, computed from the samples.
 
 Medians and means run over **all** n samples of a run: a rejected or undecided sample counts as
 radius 0. An attack that found nothing counts as infinity, so a median attack radius may be
@@ -7,7 +7,8 @@ infinite.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -20,32 +21,70 @@ FIT_LEVEL = 0.05
 """A CLEVER fit is called refused where its goodness-of-fit p-value lies below this."""
 
 
-@dataclass(frozen=True)
-class Row:
-    """What the table says about one run; rates are fractions, radii in raw pixels."""
+@dataclass(frozen=True, kw_only=True)
+class SideRow:
+    """One run on its ID samples or on one OOD set; radii in raw pixels.
+
+    Attributes:
+        run: its name.
+        samples: how many there are.
+        certified: how many have a proof.
+        wrong: how many are on the wrong side before any perturbation.
+        certified_median: of the certified radii.
+        certified_mean: of the certified radii.
+        attack_median: of the attack radii.
+        methods: median radius of each optional method over all samples that have one, by column.
+            Proofs have one for every sample; the CLEVER estimate may lack some.
+        violations: how many certificates an attack contradicts.
+    """
 
     run: str
-    method: str
     samples: int
     certified: int
-    rejected: int
-    undecided: int
-    id_accuracy: float | None
-    fpr: float | None
-    fpr_ood_recall: float | None
-    auroc: float | None
+    wrong: int
     certified_median: float
     certified_mean: float
+    attack_median: float
+    methods: dict[str, float]
+    violations: int
+
+    @property
+    def radii(self) -> tuple[float, ...]:
+        """What is certified and attacked."""
+        return self.certified_median, self.certified_mean, self.attack_median
+
+
+def side_numbers(run: str, rows: pd.DataFrame) -> dict[str, Any]:
+    """The fields of `SideRow` for the certificates of one run on one set of samples."""
+    certified = _numbers(rows, "radius_certified")
+    return {
+        "run": run,
+        "samples": len(rows),
+        "certified": int((rows["status"] == "certified").sum()),
+        "wrong": int((rows["status"] == "rejected").sum()),
+        "certified_median": median_radius(certified),
+        "certified_mean": average_certified_radius(certified),
+        "attack_median": median_radius(_numbers(rows, "radius_attack")),
+        "methods": {
+            m.column: float(np.nanmedian(_numbers(rows, m.column))) for m in methods_of(rows)
+        },
+        "violations": int(rows["violation"].sum()),
+    }
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row(SideRow):
+    """What the table says about one run; rates are fractions, None where there is none."""
+
+    id_accuracy: float | None
+    fpr: float | None
+    auroc: float | None
     lipschitz_median: float
     gradient_median: float
-    attack_median: float
     attacks_found: int
     share: float | None
-    violations: int
-    estimate_above_attack: float | None
-    methods: dict[str, float] = field(default_factory=dict)
-    clever_above_attack: float | None = None
-    clever_fit_refused: float | None = None
+    clever_above_attack: float | None
+    clever_fit_refused: float | None
 
 
 def share(certified: np.ndarray, attack: np.ndarray, kept: np.ndarray) -> float | None:
@@ -72,56 +111,32 @@ def table_rows(results: Results) -> list[Row]:
 
 
 def _row(results: Results, run: str) -> Row:
-    record = results.summary.runs[run]
-    rows = results.of(run)
-    kept = results.kept(run)
-    certified = results.column(run, "radius_certified")
+    record, rows, kept = results.summary.runs[run], results.of(run), results.kept(run)
     attack = results.column(run, "radius_attack")
-    estimate = results.column(run, "radius_gradient")
-    status = rows["status"].value_counts()
-    has_fit = kept & rows[PVALUE].notna().to_numpy() if asked(rows, PVALUE) else np.zeros(0, bool)
+    above = refused = None
+    if asked(rows, CLEVER):
+        estimate = results.column(run, CLEVER)
+        above = _mean((estimate > attack)[kept & ~np.isnan(estimate)])
+    if asked(rows, PVALUE):
+        p = results.column(run, PVALUE)
+        refused = _mean((p < FIT_LEVEL)[kept & ~np.isnan(p)])
     return Row(
-        run=run,
-        method=record.method,
-        samples=len(rows),
-        certified=int(status.get("certified", 0)),
-        rejected=int(status.get("rejected", 0)),
-        undecided=int(status.get("undecided", 0)),
+        **side_numbers(run, rows),
         id_accuracy=record.id_accuracy,
         fpr=record.fpr95,
-        fpr_ood_recall=record.fpr95_ood_recall,
         auroc=record.auroc,
-        certified_median=median_radius(certified),
-        certified_mean=average_certified_radius(certified),
         lipschitz_median=float(np.median(results.column(run, "radius_lipschitz"))),
-        gradient_median=float(np.median(estimate)),
-        attack_median=median_radius(attack),
+        gradient_median=float(np.median(results.column(run, "radius_gradient"))),
         attacks_found=int((kept & np.isfinite(attack)).sum()),
-        share=share(certified, attack, kept),
-        violations=int(rows["violation"].sum()),
-        estimate_above_attack=float(np.mean(estimate[kept] > attack[kept])) if kept.any() else None,
-        methods=method_medians(rows),
-        clever_above_attack=_above(results.column(run, CLEVER), attack, kept)
-        if asked(rows, CLEVER)
-        else None,
-        clever_fit_refused=float((results.column(run, PVALUE)[has_fit] < FIT_LEVEL).mean())
-        if has_fit.any()
-        else None,
+        share=share(results.column(run, "radius_certified"), attack, kept),
+        clever_above_attack=above,
+        clever_fit_refused=refused,
     )
 
 
-def method_medians(rows: pd.DataFrame) -> dict[str, float]:
-    """Median radius of each optional method over all samples that have one, by column.
-
-    Proofs have one for every sample; the CLEVER estimate may lack some.
-    """
-    return {
-        m.column: float(np.nanmedian(rows[m.column].to_numpy(dtype=float, na_value=np.nan)))
-        for m in methods_of(rows)
-    }
+def _numbers(rows: pd.DataFrame, column: str) -> np.ndarray:
+    return rows[column].to_numpy(dtype=np.float64, na_value=np.nan)
 
 
-def _above(estimate: np.ndarray, attack: np.ndarray, kept: np.ndarray) -> float | None:
-    """Share of the samples with an estimate whose estimate a real attack undercuts."""
-    usable = kept & ~np.isnan(estimate)
-    return float(np.mean(estimate[usable] > attack[usable])) if usable.any() else None
+def _mean(chosen: np.ndarray) -> float | None:
+    return float(chosen.mean()) if len(chosen) else None

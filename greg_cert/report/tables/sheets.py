@@ -2,36 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from typing import Generic, TypeVar
 
-R = TypeVar("R")
+MEASURED, LOWER, CHECK, COUNT = "measured", "lower bound", "check", "count"
+"""What the numbers of a column are, beside the statuses of `greg_cert.certificates`."""
 
-
-@dataclass(frozen=True)
-class Column(Generic[R]):
-    """One column of a table.
-
-    Attributes:
-        status: what its numbers are: measured, proof, probabilistic proof, estimate, upper bound,
-            lower bound, check or count.
-        title: the column's full title, unit included.
-        short: the title under a group heading that says `status` and, for what is measured, "%".
-        cell: the text of the cell for a record.
-        alarm: whether the cell of a record says that something is wrong.
-    """
-
-    status: str
-    title: str
-    short: str
-    cell: Callable[[R], str]
-    alarm: Callable[[R], bool] = lambda _: False
+R = TypeVar("R", contravariant=True)
 
 
 @dataclass(frozen=True)
 class Head:
-    """What stands above a column: status of its numbers, full title, short title."""
+    """What stands above a column.
+
+    Attributes:
+        status: what its numbers are.
+        title: the column's full title, unit included.
+        short: the title under a group heading that says `status` and, for what is measured, "%".
+    """
 
     status: str
     title: str
@@ -41,6 +31,14 @@ class Head:
     def heading(self) -> str:
         """Title and status, for a table with one row of headings."""
         return f"{self.title} ({self.status})"
+
+
+@dataclass(frozen=True)
+class Column(Head, Generic[R]):
+    """One column: its head, the text of its cell for a record, and whether that is an alarm."""
+
+    cell: Callable[[R], str]
+    alarm: Callable[[R], bool] = lambda _: False
 
 
 @dataclass(frozen=True)
@@ -74,26 +72,30 @@ class Sheet:
     caption: str
     remarks: tuple[str, ...] = ()
 
+    @property
+    def groups(self) -> list[tuple[str, int]]:
+        """Status and number of each run of neighbouring columns with one status."""
+        return [(status, len(list(g))) for status, g in groupby(self.heads, lambda h: h.status)]
+
 
 def make_sheet(
     key: str,
     title: str,
-    stubs: tuple[str, ...],
+    names: Mapping[str, Callable[[R], str]],
     columns: Sequence[Column[R]],
     records: Sequence[R],
-    names: Callable[[R], tuple[str, ...]],
     *,
     caption: str,
     remarks: Sequence[str] = (),
 ) -> Sheet:
-    """The table of some records: a row each, a cell a column."""
+    """The table of some records: a row each, a cell a column; `names` are what a row goes by."""
     lines = (
         Line(
-            names(record),
+            tuple(name(record) for name in names.values()),
             tuple(column.cell(record) for column in columns),
             frozenset(k for k, column in enumerate(columns) if column.alarm(record)),
         )
         for record in records
     )
     heads = (Head(c.status, c.title, c.short) for c in columns)
-    return Sheet(key, title, stubs, tuple(heads), tuple(lines), caption, tuple(remarks))
+    return Sheet(key, title, tuple(names), tuple(heads), tuple(lines), caption, tuple(remarks))

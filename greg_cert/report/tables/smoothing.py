@@ -13,7 +13,8 @@ from greg_cert.certificates.methods import PROBABILISTIC
 from greg_cert.certificates.results import Results
 from greg_cert.certificates.summary_file import Summary
 from greg_cert.report import wording
-from greg_cert.report.tables.sheets import Column, Sheet, make_sheet
+from greg_cert.report.tables.columns import RadiusColumns, percents
+from greg_cert.report.tables.sheets import COUNT, MEASURED, Column, Sheet, make_sheet
 
 
 @dataclass(frozen=True)
@@ -71,39 +72,24 @@ def smoothing_sheet(results: Results) -> Sheet | None:
     rows = smoothing_rows(results)
     if not rows:
         return None
+    norm = results.summary.norm
     digits = wording.radius_digits([value for r in rows for value in (r.median, r.mean)])
-    norm = wording.norm_name(results.summary.norm)
-    columns = [
-        Column[SmoothingRow](
-            PROBABILISTIC, "Right decision, %", "right, %", lambda r: wording.percent(r.right)
-        ),
-        Column[SmoothingRow](
-            PROBABILISTIC, "Wrong decision, %", "wrong, %", lambda r: wording.percent(r.wrong)
-        ),
-        Column[SmoothingRow](
-            PROBABILISTIC,
-            f"Smoothed detector's {norm} radius, median",
-            "median",
-            lambda r: wording.radius(r.median, digits, None),
-        ),
-        Column[SmoothingRow](
-            PROBABILISTIC,
-            f"Smoothed detector's {norm} radius, mean",
-            "mean",
-            lambda r: wording.radius(r.mean, digits, None),
-        ),
-        Column[SmoothingRow](
-            "measured", "Abstained, %", "abstained", lambda r: wording.percent(r.abstained)
-        ),
-        Column[SmoothingRow]("count", "n", "n", lambda r: str(r.samples)),
+    radii = RadiusColumns(norm, digits, max_radius=None)
+    median, mean = (f"Smoothed detector's {{}} radius, {of}" for of in ("median", "mean"))
+    columns: list[Column[SmoothingRow]] = [
+        percents(PROBABILISTIC, "Right decision, %", "right, %", lambda r: r.right),
+        percents(PROBABILISTIC, "Wrong decision, %", "wrong, %", lambda r: r.wrong),
+        radii.column(PROBABILISTIC, median, "median", lambda r: r.median),
+        radii.column(PROBABILISTIC, mean, "mean", lambda r: r.mean),
+        percents(MEASURED, "Abstained, %", "abstained", lambda r: r.abstained),
+        Column(COUNT, "n", "n", lambda r: str(r.samples)),
     ]
     return make_sheet(
         "smoothing",
         "Smoothed detector",
-        ("run", "samples"),
+        {"run": lambda row: row.run, "samples": lambda row: row.samples_of},
         columns,
         rows,
-        lambda row: (row.run, row.samples_of),
         caption=_caption(results.summary),
     )
 

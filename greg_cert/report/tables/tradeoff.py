@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Callable, Sequence
 
 import pandas as pd
 
+from greg_cert.certificates.methods import PROOF, UPPER
 from greg_cert.report import wording
-from greg_cert.report.tables.sheets import Column, Sheet, make_sheet
+from greg_cert.report.tables.sheets import CHECK, MEASURED, Column, Sheet, make_sheet
 from greg_cert.runs.tuned_runs import NUMBERS, TunedRun, TunedValue
 
 
@@ -30,31 +30,23 @@ def tradeoff_sheet(
     def radius(name: str) -> Callable[[TunedValue], str]:
         return _cell(name, lambda number: wording.radius(number, digits, max_radius))
 
-    fixed = [_cell(name, "{:.3f}".format) for name in ("accuracy", "calibration_error", "share")]
-    fpr = f"FPR{100 * tpr:g}"
+    three, four = "{:.3f}".format, "{:.4f}".format
+    fpr = wording.fpr_name(tpr)
     unit = f"median {wording.norm_name(norm)} radius"
     gap = "(\u03b3 \u2212 S)/L̄"
+    training = _cell("train_cpu_seconds", _seconds, std=False)
+    certifying = _cell("certify_cpu_seconds", _seconds, std=False)
     columns = [
-        Column("measured", "accuracy", "acc.", fixed[0]),
-        Column("measured", "AUROC", "AUROC", _cell("auroc", "{:.4f}".format)),
-        Column("measured", fpr, fpr, _cell("fpr", "{:.3f}".format)),
-        Column("measured", "ECE", "ECE", fixed[1]),
-        Column("proof", f"certified, {unit}", "proof", radius("radius_certified")),
-        Column("upper bound", f"attack, {unit}", "attack", radius("radius_attack")),
-        Column("check", "certified / attack, median", "share", fixed[2]),
-        Column("proof", f"{gap}, {unit}", gap.replace(" ", ""), radius("radius_lipschitz")),
-        Column(
-            "measured",
-            "training, CPU s",
-            "train s",
-            _cell("train_cpu_seconds", _seconds, std=False),
-        ),
-        Column(
-            "measured",
-            "certifying a sample, CPU s",
-            "each s",
-            _cell("certify_cpu_seconds", _seconds, std=False),
-        ),
+        Column(MEASURED, "accuracy", "acc.", _cell("accuracy", three)),
+        Column(MEASURED, "AUROC", "AUROC", _cell("auroc", four)),
+        Column(MEASURED, fpr, fpr, _cell("fpr", three)),
+        Column(MEASURED, "ECE", "ECE", _cell("calibration_error", three)),
+        Column(PROOF, f"certified, {unit}", "proof", radius("radius_certified")),
+        Column(UPPER, f"attack, {unit}", "attack", radius("radius_attack")),
+        Column(CHECK, "certified / attack, median", "share", _cell("share", three)),
+        Column(PROOF, f"{gap}, {unit}", gap.replace(" ", ""), radius("radius_lipschitz")),
+        Column(MEASURED, "training, CPU s", "train s", training),
+        Column(MEASURED, "certifying a sample, CPU s", "each s", certifying),
     ]
     if all(v.mean["auroc"] is None for v in values):
         columns = [c for c in columns if c.title not in ("AUROC", fpr)]
@@ -84,10 +76,9 @@ def tradeoff_sheet(
     return make_sheet(
         "greg-cert-tune",
         setting,
-        (setting,),
+        {setting: lambda v: v.value},
         columns,
         values,
-        lambda v: (v.value,),
         caption=caption,
         remarks=remarks,
     )
@@ -104,9 +95,7 @@ def tradeoff_csv(setting: str, runs: Sequence[TunedRun]) -> str:
         }
         for r in runs
     ]
-    buffer = io.StringIO()
-    pd.DataFrame(rows).to_csv(buffer, index=False, lineterminator="\n")
-    return buffer.getvalue()
+    return pd.DataFrame(rows).to_csv(index=False, lineterminator="\n")
 
 
 def _cell(

@@ -11,6 +11,7 @@ import pytorch_ood.detector as ood
 import torch
 from torch import Tensor, nn
 
+from greg_cert.detectors import DETECTORS
 from greg_cert.detectors.fitted import Fitted
 from greg_cert.detectors.gaussians import mds, rmds
 from greg_cert.detectors.neighbours import knn, neighbours, nnguide
@@ -60,25 +61,28 @@ def test_react_clips_at_the_percentile_of_all_training_features() -> None:
     torch.testing.assert_close(found, energy(HEAD.logits(TEST.clamp(max=clip))))
 
 
-def test_shaping_by_hand() -> None:
-    z = rows([1.0, 2.0, 4.0, 1.0])  # half of it kept: 2 and 4, of sum 6 out of 8
+def lse(*values: float) -> float:
+    return -math.log(sum(math.exp(v) for v in values))
+
+
+R = 8 / 6  # of (1, 2, 4, 1) half is kept: 2 and 4, of sum 6 out of 8
+G = math.exp(R)
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("ash", lse(0, 2 * G, 4 * G, 0)),
+        ("ash-b", lse(0, 4, 4, 0)),
+        ("ash-p", lse(0, 2, 4, 0)),
+        ("scale", lse(G, 2 * G, 4 * G, G)),
+        ("lts", lse(R**2, 2 * R**2, 4 * R**2, R**2)),
+    ],
+)
+def test_shaping_by_hand(name: str, expected: float) -> None:
     head = Head(torch.eye(4).double(), torch.zeros(4).double())
-    r = 8 / 6
-
-    def lse(*values: float) -> float:
-        return -math.log(sum(math.exp(v) for v in values))
-
-    g = math.exp(r)
-    expected: dict[Callable[..., Fitted], float] = {
-        ash: lse(0, 2 * g, 4 * g, 0),
-        ash_b: lse(0, 4, 4, 0),
-        ash_p: lse(0, 2, 4, 0),
-        scale: lse(g, 2 * g, 4 * g, g),
-        lts: lse(r**2, 2 * r**2, 4 * r**2, r**2),
-    }
-    for method, value in expected.items():
-        found = float(method(head, percentile=0.5).score(z))
-        assert found == pytest.approx(value, rel=1e-12), method
+    found = DETECTORS[name].method(head, percentile=0.5).score(rows([1.0, 2.0, 4.0, 1.0]))
+    assert float(found) == pytest.approx(expected, rel=1e-12)
 
 
 @pytest.mark.parametrize("percentile", [0.0, 0.65, 0.9])
@@ -174,7 +178,7 @@ def test_nnguide_is_guidance_times_energy() -> None:
     )
 
 
-def test_mahalanobis_is_numpys() -> None:
+def test_mds_and_rmds_are_numpys() -> None:
     x, y = TRAIN.numpy(), LABELS.numpy()
     means = np.stack([x[y == k].mean(0) for k in range(K)])
     precision = np.linalg.inv((x - means[y]).T @ (x - means[y]) / len(x))

@@ -28,7 +28,7 @@ def logits_and_labels(seed: int, count: int, classes: int) -> tuple[Tensor, Tens
 LOGITS = torch.tensor([[math.log(1), math.log(2), math.log(5)], [0.0, 0.0, 0.0]]).double()
 
 
-def test_exact_values_of_probabilities_in_eighths() -> None:
+def test_msp_mls_ebo_entropy_and_gen_of_probabilities_in_eighths() -> None:
     third = 1 / 3
     log = [math.log(v) for v in (1, 2, 5)]
     torch.testing.assert_close(msp().score(LOGITS), torch.tensor([-5 / 8, -third]).double())
@@ -71,7 +71,7 @@ def test_confident_samples_do_not_tie() -> None:
     assert len(GEN.score(logits).unique()) == 1  # why the kernel is our own
 
 
-def test_kl_matching_is_the_divergence_by_hand_and_finite_at_the_extremes() -> None:
+def test_klm_is_the_divergence_by_hand_and_finite_at_the_extremes() -> None:
     train = torch.tensor([[3.0, 0.0], [1.0, 0.5], [0.0, 2.0]]).double()
     p = torch.softmax(train, 1)
     means = [(p[0] + p[1]) / 2, p[2]]

@@ -18,7 +18,7 @@ from greg_cert.config import parse_config
 from greg_cert.data import DataSplits
 from greg_cert.data.groups import ood_groups
 from greg_cert.data.tensors import splits_from_tensors
-from greg_cert.errors import DamagedFileWarning, DataError, RunError, UsageError
+from greg_cert.errors import DataError, RunError, UsageError
 from greg_cert.evaluation import Evaluator, evaluate_model
 from greg_cert.evaluation.leaderboard import openood_table, results_table
 from greg_cert.evaluation.seeds import Evaluated, evaluated, family_of, over_seeds
@@ -88,13 +88,6 @@ def test_figures_agree_with_their_definitions() -> None:
     assert found.predictions.calibration_error == pytest.approx(error, abs=1e-6)
 
 
-def test_own_scores_are_post_hoc_detectors_of_the_same_name() -> None:
-    found = Evaluator(Fixed(), made())
-    for ours, theirs in (("energy", "ebo"), ("max_logit", "mls"), ("max_softmax", "msp")):
-        one, other = found.detection(ours), found.detection(theirs)
-        np.testing.assert_allclose(one.scores["ood/off"], other.scores["ood/off"], atol=1e-9)
-
-
 def test_saved_scores_are_read_while_nothing_changed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -119,24 +112,12 @@ def test_saved_scores_are_read_while_nothing_changed(
         for changed in (
             Evaluator(other, splits, scores=tmp_path),
             Evaluator(Fixed(), made(near=False), scores=tmp_path),
-            Evaluator(Fixed(), splits, scores=tmp_path, save=False),
+            Evaluator(Fixed(), splits, scores=False),
         ):
             with pytest.raises(AssertionError, match="computed again"):
                 changed.eval_ood()
         with pytest.raises(AssertionError, match="computed again"):
             again.eval_ood("knn:k=4")
-
-
-def test_a_damaged_file_of_scores_is_replaced(tmp_path: Path) -> None:
-    splits = made()
-    whole = Evaluator(Fixed(), splits, scores=tmp_path).eval_ood()
-    file = tmp_path / "energy.parquet"
-    good = file.read_bytes()
-    for damage in (good[: len(good) // 2], b"", b"PAR1 no"):
-        file.write_bytes(damage)
-        with pytest.warns(DamagedFileWarning, match=r"energy\.parquet: expected a whole .* anew"):
-            assert Evaluator(Fixed(), splits, scores=tmp_path).eval_ood().equals(whole)
-        assert file.read_bytes() == good
 
 
 def test_store_tells_apart_names_that_look_alike(tmp_path: Path) -> None:
@@ -197,11 +178,14 @@ def test_near_and_far_are_as_openood_has_them_unless_said() -> None:
     assert ood_groups(digits)["svhn"] is None
 
 
-def row(run: str, seed: int, scale: float, family: str = "f") -> Evaluated:
+def row(
+    run: str, seed: int, scale: float, family: str = "f", data: DataSplits | None = None
+) -> Evaluated:
     model = Fixed()
     with torch.no_grad():
         model.head.weight[:, :2] *= scale
-    found = Evaluator(model, made(), groups={"close": "near", "off": "far"})
+    groups = {"close": "near", "off": "far"} if data is None else {}
+    found = Evaluator(model, data or made(), groups=groups)
     return Evaluated(run, seed, family, "method", found.predictions, found.detection())
 
 
@@ -273,13 +257,8 @@ def test_tables_have_openoods_rows_and_columns(tmp_path: Path) -> None:
 
 def test_families_of_one_title_keep_their_own_tables(tmp_path: Path) -> None:
     """Titles are methods by default, so that two data sets give two families of one title."""
-    model = Fixed()
     rows = [row("a", 0, 1.0), row("b", 1, 0.3)]
-    for seed in (0, 1):
-        found = Evaluator(model, made(near=False))
-        rows.append(
-            Evaluated(f"c{seed}", seed, "g", "method", found.predictions, found.detection())
-        )
+    rows += [row(f"c{seed}", seed, 1.0, "g", made(near=False)) for seed in (0, 1)]
     rows += [replace(rows[0], run="x/y", family="h"), replace(rows[1], run="x_y", family="h")]
     means = over_seeds(rows)
     files = write_evaluation(tmp_path, rows, means, record_of(rows, means))
@@ -315,30 +294,29 @@ def test_sets_called_as_means_are(tmp_path: Path) -> None:
 
 def test_without_ood_sets_accuracy_is_written(tmp_path: Path) -> None:
     x, y = images(60, 1), torch.arange(60) % 3
-    found = Evaluator(Fixed(), splits_from_tensors((images(60, 2), y), (x, y), {}))
-    rows = [Evaluated("r", s, "f", "t", found.predictions, found.detection()) for s in (0, 1)]
+    bare = splits_from_tensors((images(60, 2), y), (x, y), {})
+    rows = [row("r", seed, 1.0, data=bare) for seed in (0, 1)]
     means = over_seeds(rows)
     files = write_evaluation(tmp_path, rows, means, record_of(rows, means))
     assert [p.name for p in files] == ["evaluation.json", "results.csv", "table.md", "table.tex"]
     long = pd.read_csv(tmp_path / "results.csv")
-    assert long["ACC"].tolist() == [round(100 * found.eval_acc(), 4)] * 2
+    assert long["ACC"].tolist() == [round(100 * rows[0].predictions.accuracy, 4)] * 2
     assert long["AUROC"].isna().all()
+    with pytest.raises(UsageError, match="OOD"):
+        Evaluator(Fixed(), bare).eval_ood()
+    with pytest.raises(UsageError, match="data"):
+        Evaluator(Fixed())
 
 
 def test_rows_of_subjects(tmp_path: Path) -> None:
-    (tmp_path / "m.yaml").write_text(
-        yaml.safe_dump(
-            {
-                "name": "mine",
-                "seed": 7,
-                "data": {"id": {"source": "digits", "limit": 200}},
-                "model": {"factory": "torch.nn:Linear", "arguments": {}},
-            }
-        )
-    )
-    subject = open_subject(tmp_path / "m.yaml")
-    found = Evaluator(Fixed(), made())
-    one = evaluated(found, subject, "mine", "msp")
+    described = {
+        "name": "mine",
+        "seed": 7,
+        "data": {"id": {"source": "digits", "limit": 200}},
+        "model": {"factory": "torch.nn:Linear", "arguments": {}},
+    }
+    (tmp_path / "m.yaml").write_text(yaml.safe_dump(described))
+    one = evaluated(Evaluator(Fixed(), made()), open_subject(tmp_path / "m.yaml"), "mine", "msp")
     assert (one.seed, one.title, one.detection.detector) == (7, "mine", "msp")
 
 
@@ -393,13 +371,3 @@ def test_no_image_is_in_two_sets_of_tensors() -> None:
         with pytest.raises(DataError, match=line):
             call()
     splits_from_tensors((x, y), (test, y), {"a": outliers, "b": outliers}, calibration=(aside, y))
-
-
-def test_a_module_needs_data() -> None:
-    with pytest.raises(UsageError, match="data"):
-        Evaluator(Fixed())
-    empty = splits_from_tensors(
-        (images(60, 1), torch.arange(60) % 3), (images(9, 2), torch.arange(9) % 3), {}
-    )
-    with pytest.raises(UsageError, match="OOD"):
-        Evaluator(Fixed(), empty).eval_ood()

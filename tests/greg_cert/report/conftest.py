@@ -4,6 +4,8 @@ from pathlib import Path
 
 import pytest
 
+from greg_cert.report.figures.registry import FIGURES
+
 
 def _load():
     # `--import-mode=importlib` puts no test folder on the path.
@@ -29,3 +31,9 @@ def small(made, tmp_path):
         made.frame_of("b", [0.2, 0.4, 0.6, 0.1, 9], [0.4, 0.5, float("inf"), 0.2, 9], [4]),
     ]
     return made.write(tmp_path / "small", frames, baseline="a")
+
+
+@pytest.fixture
+def one_figure(monkeypatch):
+    """Of the figures that every report has, the first alone; drawing all of them takes seconds."""
+    monkeypatch.setattr("greg_cert.report.figures.registry.FIGURES", FIGURES[:1])

@@ -1,15 +1,26 @@
 """Verification folders made up for the tests, with numbers that a test can compute by itself."""
 
 import json
+from functools import reduce
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import pytest
+from rich.console import Console
 
 from greg_cert.certificates.certificate_counts import id_side, ood_side
 from greg_cert.digests import sealed
+from greg_cert.errors import RunError
 from greg_cert.frames import frame_bytes
 from greg_cert.metrics import detection_metrics
+from greg_cert.report import load_results, summary_table
+from greg_cert.report.figures.registry import figure_specs
+from greg_cert.report.figures.style import SMALLEST_TYPE
+from greg_cert.report.page.document import html_page
+from greg_cert.report.page.pictures import given_pictures, kept_pictures, png_of
+from greg_cert.report.tables.comparison import compare
+from greg_cert.report.tables.forms import latex_table, markdown_table
 
 
 def frame_of(run, certified, attack, rejected=(), *, lipschitz=None, gradient=None):
@@ -127,8 +138,11 @@ def write_ood(folder: Path, frames, scores=None) -> Path:
     return folder
 
 
-def all_scores_of(frame, sets=("mnist", "svhn"), n=300, seed=0):
-    """Scores of a whole test split and of OOD sets that fit a frame; gamma accepts most of ID."""
+def all_scores_of(frame, sets=("mnist", "svhn"), n=300, seed=0, ood=None):
+    """Scores of a whole test split and of OOD sets that fit a frame; gamma accepts most of ID.
+
+    Those of the first OOD set fit its frame too, where there is one.
+    """
     rng = np.random.default_rng(seed)
     threshold = float(frame["threshold"].iloc[0])
     known = frame.set_index("index")["score"]
@@ -138,6 +152,8 @@ def all_scores_of(frame, sets=("mnist", "svhn"), n=300, seed=0):
     parts = [pd.DataFrame({"part": "test", "index": index, "score": scores.to_numpy()})]
     for k, name in enumerate(sets):
         far = threshold - 1.0 + rng.gamma(3.0 + 2 * k, 1.2, n)
+        if ood is not None and k == 0:
+            far[ood["index"]] = ood["score"]
         parts.append(pd.DataFrame({"part": f"ood/{name}", "index": np.arange(n), "score": far}))
     rows = pd.concat(parts, ignore_index=True)
     rows.insert(0, "run", frame["run"].iloc[0])
@@ -188,6 +204,26 @@ def edit(folder: Path, name: str, change) -> None:
         write_summary(folder, content)
 
 
+def put(folder: Path, **fields) -> None:
+    """Overwrites fields of `summary.json`; `a__b` is the field b of a."""
+
+    def overwrite(content):
+        for name, value in fields.items():
+            *inside, last = name.split("__")
+            reduce(dict.__getitem__, inside, content)[last] = value
+
+    edit(folder, "summary.json", overwrite)
+
+
+def refused(folder, *words):
+    """That reading the folder fails with one line that has these words."""
+    with pytest.raises(RunError) as error:
+        load_results(folder)
+    assert "\n" not in str(error.value)
+    for word in words:
+        assert word in str(error.value), str(error.value)
+
+
 def with_methods(frame, names=("crown", "crown_ibp", "alpha_crown", "branch", "clever"), seed=0):
     """A frame with the optional radii; the branched proof is the certified radius."""
     rng = np.random.default_rng(seed)
@@ -236,3 +272,45 @@ def realistic(n=500, names=("energy", "greg+"), seed=0, found=1.0, scale=1.0):
         frame["radius_gradient"] *= rng.gamma(20.0, 1 / 20.0, n) * 1.15
         frames.append(frame)
     return frames
+
+
+def html_of(results, *, images=None, title="T"):
+    """The page, with some pixels in place of each figure, whose drawing takes seconds."""
+    comparisons = compare(results, resamples=199)
+    figures = [(spec, png_of(np.zeros((40, 40)))) for spec in figure_specs(results, {})]
+    pictures = kept_pictures(results) if images is None else given_pictures(images)
+    return html_page(results, comparisons, figures, pictures, title=title)
+
+
+def forms_of(folder):
+    """The report in every form of text, white space apart, by form."""
+    results = load_results(folder)
+    comparisons = compare(results, resamples=99)
+    console = Console(width=80)
+    with console.capture() as capture:
+        console.print(summary_table(results))
+    forms = {
+        "html": html_of(results),
+        "markdown": markdown_table(results, comparisons),
+        "latex": latex_table(results, comparisons),
+        "terminal": capture.get(),
+    }
+    return {form: " ".join(text.split()) for form, text in forms.items()}
+
+
+def assert_readable(figure, texts):
+    """All of these texts lie inside the figure, in type that can be read."""
+    for text in texts:
+        if text.get_text():
+            box = text.get_window_extent()
+            assert min(box.x0, box.y0) >= -1, text
+            assert box.x1 <= figure.bbox.x1 + 1, text
+            assert box.y1 <= figure.bbox.y1 + 1, text
+            assert text.get_fontsize() >= SMALLEST_TYPE
+
+
+def assert_apart(texts):
+    """No two of these texts overlap."""
+    boxes = [text.get_window_extent() for text in texts]
+    for k, box in enumerate(boxes):
+        assert not any(box.overlaps(other) for other in boxes[:k]), texts[k]

@@ -14,12 +14,6 @@ from browser import PROGRAM, Browser, Tab
 from greg_cert.certificates.format import PICTURES
 from greg_cert.certificates.picture_file import SamplePicture, write_pictures
 from greg_cert.report import load_results
-from greg_cert.report.figures.registry import FIGURES
-from greg_cert.report.page.document import html_page
-from greg_cert.report.page.gallery import read_gallery
-from greg_cert.report.page.images import png_of
-from greg_cert.report.tables.comparison import compare
-from greg_cert.report.tables.rows import table_rows
 from greg_cert.report.wording import one_line
 
 pytestmark = pytest.mark.skipif(PROGRAM is None, reason="no chromium on PATH")
@@ -58,17 +52,6 @@ def pictures_of(frames: list[Any], dataset: str = "") -> list[SamplePicture]:
                 SamplePicture(*key, *numbers, clean, delta, row["radius_attack"], *after)
             )
     return pictures
-
-
-def page_of(folder: Path, title: str = "Title") -> Path:
-    """The page of a folder, with a pixel for each figure, whose drawing takes seconds."""
-    results = load_results(folder)
-    rows, comparisons = table_rows(results), compare(results, resamples=199)
-    figures = {spec.name: png_of(np.zeros((40, 40)), "x") for spec in FIGURES}
-    page = html_page(results, rows, comparisons, figures, read_gallery(results), title=title)
-    path = folder / "report.html"
-    path.write_text(page, encoding="utf-8")
-    return path
 
 
 def manifest(seed: int = 5) -> dict[str, Any]:
@@ -110,7 +93,9 @@ def usual(made: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
     for frame in ood:
         pictures += pictures_of([frame], frame["dataset"].iloc[0])
     write_pictures(folder / PICTURES, pictures)
-    return page_of(folder)
+    page = folder / "report.html"
+    page.write_text(made.html_of(load_results(folder), title="Title"), encoding="utf-8")
+    return page
 
 
 @pytest.mark.parametrize("width", [1280, 390])
@@ -222,7 +207,9 @@ def test_hostile_names_are_text_and_nothing_else(
     made.write_ood(folder, ood, [made.scores_of(frame) for frame in ood])
     pictures = pictures_of(frames) + pictures_of(ood, f"{name} set")
     write_pictures(folder / PICTURES, pictures)
-    tab = Tab(browser, page_of(folder, title=f"{name} title"), width=390)
+    page = folder / "report.html"
+    page.write_text(made.html_of(load_results(folder), title=f"{name} title"), encoding="utf-8")
+    tab = Tab(browser, page, width=390)
     tab.evaluate(OPEN)
     assert tab.evaluate("document.title") == one_line(f"{name} title")  # as written, by no script
     assert tab.requests == []

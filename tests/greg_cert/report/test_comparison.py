@@ -15,7 +15,6 @@ from greg_cert.report.tables.comparison import (
     holm,
 )
 from greg_cert.report.tables.forms import all_sheets, latex_table, markdown_table
-from greg_cert.report.tables.rows import table_rows
 from greg_cert.report.tables.statement import statement
 
 
@@ -73,7 +72,12 @@ def test_every_comparison_has_difference_interval_and_corrected_test(three):
     rows = np.random.default_rng(7).integers(0, 80, (4000, 80))
     ends = np.quantile(np.median((ours - base)[rows], axis=1), [0.025, 0.975])
     assert (c.difference_low, c.difference_high) == pytest.approx(tuple(ends), abs=0.01)
+    assert c.ratio == pytest.approx(np.median(ours) / np.median(base))
+    ratios = np.median(ours[rows], axis=1) / np.median(base[rows], axis=1)
+    assert (c.low, c.high) == pytest.approx(tuple(np.quantile(ratios, [0.025, 0.975])), abs=0.05)
+    assert c.clear
     ps = [stats.wilcoxon(frames[k]["radius_certified"], base).pvalue for k in (1, 2)]
+    assert [x.p for x in found[:2]] == pytest.approx(ps)
     assert [x.holm for x in found[:2]] == pytest.approx(by_closed_testing(ps))
     assert {x.family for x in found[:2]} == {2}
     sets = [c for c in found if c.dataset is not None]
@@ -103,8 +107,8 @@ def test_ood_samples_are_paired_by_index(made, small):
 
 def test_no_ratio_stands_bare_anywhere(three):
     results, _, _ = three
-    rows, comparisons = table_rows(results), compare(results, resamples=999)
-    lines = [line for s in all_sheets(results, rows, comparisons) for line in s.remarks]
+    comparisons = compare(results, resamples=999)
+    lines = [line for s in all_sheets(results, comparisons) for line in s.remarks]
     ratios = [line for line in lines if "ratio of median" in line]
     assert len(ratios) == 2 + 6 + 4
     for line in ratios:
@@ -115,15 +119,15 @@ def test_no_ratio_stands_bare_anywhere(three):
     heads = [line for line in lines if "one baseline, energy" in line]
     assert [line.split(" over ")[1] for line in heads] == ["2 tests.", "6 tests.", "4 tests."]
     for text in (
-        markdown_table(results, rows, comparisons),
-        latex_table(results, rows, comparisons),
+        markdown_table(results, comparisons),
+        latex_table(results, comparisons),
     ):
         assert text.count("ratio of median") == 12
         assert text.count("signed-rank") == 12
-    words = statement(results, rows, comparisons)
+    words = statement(results, comparisons)
     assert words.count("times the baseline's") == 2
     assert words.count("Wilcoxon signed-rank p") == words.count("median paired difference") == 2
-    tex = latex_table(results, rows, comparisons)
+    tex = latex_table(results, comparisons)
     assert "after Holm's correction $p" in tex
     assert "signed-rank $p" in tex
 
@@ -142,13 +146,31 @@ def test_an_interval_alone_is_no_clear_difference_after_correction():
     assert not Comparison("b", "a", 9, 1.5, 0.9, 1.9, 0.01, holm=0.01).clear
 
 
-def test_without_a_ratio_there_is_still_a_difference(made, tmp_path):
-    frames = [
-        made.frame_of("zero", [0.0] * 8, [1.0] * 8),
-        made.frame_of("some", [0.1] * 8, [1.0] * 8),
-    ]
+def test_comparison_without_an_interval_says_so(made, tmp_path):
+    none, some = [0.0] * 8, [0.1] * 8
+    attack = [1.0] * 8
+    frames = [made.frame_of("zero", none, attack), made.frame_of("some", some, attack)]
     results = load_results(made.write(tmp_path / "x", frames, baseline="zero"))
     (c,) = found = compare(results, resamples=99)
-    assert (c.ratio, c.difference, c.difference_low) == (None, 0.1, 0.1)
+    assert (c.ratio, c.low, c.high) == (None, None, None)
+    assert (c.difference, c.difference_low) == (0.1, 0.1)
+    assert "undefined" in comparison_line(c)
     assert "median paired difference 0.1 (0.1 to 0.1); Wilcoxon" in comparison_line(c)
-    assert "median paired difference 0.1" in statement(results, table_rows(results), found)
+    assert "median paired difference 0.1" in statement(results, found)
+    same = [made.frame_of("one", [0.1], [0.2]), made.frame_of("two", [0.1], [0.2])]
+    (c,) = compare(load_results(made.write(tmp_path / "y", same, baseline="one")))
+    assert (c.ratio, c.low, c.p) == (1.0, None, None)
+    assert "no pair differs" in comparison_line(c)
+    # Half of the baseline is 0, so that some resampled medians are 0 too.
+    mixed = [
+        made.frame_of("half", [0.0, 0.0, 0.0, 0.1, 0.1, 0.1, 0.1], [1.0] * 7),
+        made.frame_of("full", [0.2] * 7, [1.0] * 7),
+    ]
+    (c,) = compare(load_results(made.write(tmp_path / "z", mixed, baseline="half")))
+    assert c.ratio == pytest.approx(2.0)
+    assert c.low is None
+
+
+def test_no_baseline_means_no_comparison(made, tmp_path):
+    frames = made.realistic(20)
+    assert compare(load_results(made.write(tmp_path / "x", frames))) == []

@@ -1,4 +1,5 @@
 import io
+from functools import partial
 
 import numpy as np
 import pytest
@@ -6,44 +7,33 @@ from PIL import Image
 
 from greg_cert.errors import UsageError
 from greg_cert.report import DOUBLE_COLUMN, FigureStyle, load_results
-from greg_cert.report.figures.canvas import drawn, render
 from greg_cert.report.figures.registry import FIGURES
-from greg_cert.report.figures.style import SMALLEST_TYPE
+from greg_cert.report.figures.render import drawn, render
 
 LONG = "a-very-long-run-name_with/many parts 2024-12-01 lambda=0.1 seed"
 SPECS = {spec.name: spec for spec in FIGURES}
 INF = float("inf")
 
 
-def inspect(results, style=None):
-    """Draws every figure once; all its type must lie inside the figure and be readable."""
-    style = FigureStyle(dpi=60) if style is None else style
-    for spec in FIGURES:
-        with drawn(spec.draw, results, style) as figure:
-            figure.savefig(io.BytesIO(), format="png", dpi=60)
-            edge = figure.bbox
-            texts = [t for t in figure.texts if t.get_text()]
-            for axes in figure.axes:
-                texts += [axes.xaxis.label, axes.yaxis.label, axes.title, *axes.texts]
-            texts += [text for legend in figure.legends for text in legend.get_texts()]
-            for text in texts:
-                box = text.get_window_extent()
-                assert box.x0 >= -1, (spec.name, text)
-                assert box.x1 <= edge.x1 + 1, (spec.name, text)
-                assert box.y0 >= -1, (spec.name, text)
-                assert box.y1 <= edge.y1 + 1, (spec.name, text)
-                assert text.get_fontsize() >= SMALLEST_TYPE
-            for legend in figure.legends:
-                assert legend.get_window_extent().y0 >= figure.axes[0].bbox.y1 - 1
-            if len(figure.axes) > 1:
-                assert_apart([axes.title for axes in figure.axes], spec.name)
+@pytest.fixture
+def inspect(made):
+    def draw_all(results):
+        """Draws every figure once; all its type must lie inside the figure and be readable."""
+        style = FigureStyle(dpi=60)
+        for spec in FIGURES:
+            with drawn(partial(spec.draw, results), style) as figure:
+                figure.draw_without_rendering()
+                texts = [*figure.texts]
+                for axes in figure.axes:
+                    texts += [axes.xaxis.label, axes.yaxis.label, axes.title, *axes.texts]
+                for legend in figure.legends:
+                    texts += legend.get_texts()
+                    assert legend.get_window_extent().y0 >= figure.axes[0].bbox.y1 - 1
+                made.assert_readable(figure, texts)
+                if len(figure.axes) > 1:
+                    made.assert_apart([axes.title for axes in figure.axes])
 
-
-def assert_apart(texts, name):
-    """No two of these texts overlap."""
-    boxes = [text.get_window_extent() for text in texts]
-    for k, box in enumerate(boxes):
-        assert not any(box.overlaps(other) for other in boxes[:k]), (name, texts[k].get_text())
+    return draw_all
 
 
 @pytest.mark.parametrize(
@@ -55,7 +45,7 @@ def assert_apart(texts, name):
         (("模型", "m\u0001\n%", "W" * 60), 1.0, 1),
     ],
 )
-def test_any_runs_norms_and_attacks(made, tmp_path, names, found, norm):
+def test_any_runs_norms_and_attacks(made, tmp_path, inspect, names, found, norm):
     frames = made.realistic(40, names=names, found=found)
     folder = made.write(tmp_path / "v", frames, norm=norm, baseline=names[0])
     inspect(load_results(folder))
@@ -64,12 +54,12 @@ def test_any_runs_norms_and_attacks(made, tmp_path, names, found, norm):
 @pytest.mark.parametrize(
     ("attack", "rejected", "minimal"), [(INF, (), False), (0.0, (), True), (INF, range(5), True)]
 )
-def test_all_radii_zero(made, tmp_path, attack, rejected, minimal):
+def test_all_radii_zero(made, tmp_path, inspect, attack, rejected, minimal):
     frames = [made.frame_of(name, [0] * 5, [attack] * 5, rejected) for name in ("a", "b")]
     inspect(load_results(made.write(tmp_path / "v", frames, minimal=minimal)))
 
 
-def test_gradient_norms_that_are_missing_are_left_out(made, tmp_path):
+def test_gradient_norms_that_are_missing_are_left_out(made, tmp_path, inspect):
     frame = made.realistic(20)[0]
     frame.loc[:3, "gradient_norm"] = np.nan
     frame.loc[4:6, "gradient_norm"] = 0.0
@@ -78,7 +68,9 @@ def test_gradient_norms_that_are_missing_are_left_out(made, tmp_path):
 
 
 def test_histogram_leaves_out_zeros_and_counts_them(small):
-    with drawn(SPECS["radius_histogram"].draw, load_results(small), FigureStyle()) as figure:
+    with drawn(
+        partial(SPECS["radius_histogram"].draw, load_results(small)), FigureStyle()
+    ) as figure:
         legend = [text.get_text() for text in figure.legends[0].get_texts()]
         assert legend == ["a: 1 rejected, 1 unproven", "b: 1 rejected"]
         outlines = [p for p in figure.axes[0].patches if p.get_linewidth() > 0]
@@ -86,7 +78,9 @@ def test_histogram_leaves_out_zeros_and_counts_them(small):
 
 
 def test_curves_are_drawn_at_values_computed_by_hand(small):
-    with drawn(SPECS["certified_fraction"].draw, load_results(small), FigureStyle()) as figure:
+    with drawn(
+        partial(SPECS["certified_fraction"].draw, load_results(small)), FigureStyle()
+    ) as figure:
         lines = [x for x in figure.axes[0].lines if x.get_drawstyle() == "steps-post"]
         attack, certified = lines[0], lines[1]
         assert (attack.get_linestyle(), certified.get_linestyle()) == ("--", "-")
@@ -98,15 +92,19 @@ def test_curves_are_drawn_at_values_computed_by_hand(small):
 
 def test_wide_figures_of_a_given_height(small):
     style = FigureStyle(width=DOUBLE_COLUMN, height=2.5, dpi=100, font="STIXGeneral", font_size=9)
-    figure = render(SPECS["bracket"].draw, load_results(small), style)
+    figure = render(partial(SPECS["bracket"].draw, load_results(small)), style)
     with Image.open(io.BytesIO(figure.png)) as image:
         assert image.size == (675, 250)
     assert figure.pdf.startswith(b"%PDF")
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"width": 1}, {"font_size": 6}, {"dpi": 0}, {"bins": 0}, {"height": float("nan")}]
+    "wrong",
+    [
+        *({"width": 1}, {"font_size": 6}, {"dpi": 0}, {"bins": 0}, {"height": float("nan")}),
+        *({"palette": "rainbow"}, {"font": "No Such Family"}),
+    ],
 )
 def test_wrong_styles_are_refused(wrong):
-    with pytest.raises(UsageError, match=next(iter(wrong))):
+    with pytest.raises(UsageError, match=f"figure {next(iter(wrong))}"):
         FigureStyle(**wrong)

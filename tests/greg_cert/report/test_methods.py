@@ -8,13 +8,11 @@ from greg_cert.certificates.method_columns import METHODS
 from greg_cert.certificates.methods import STATUS, column_of
 from greg_cert.errors import RunError
 from greg_cert.report import load_results
-from greg_cert.report.figures.registry import FIGURES
-from greg_cert.report.page.document import html_page
 from greg_cert.report.page.samples import sample_lists
-from greg_cert.report.tables.columns import ladder_lines
 from greg_cert.report.tables.comparison import compare
 from greg_cert.report.tables.forms import all_sheets, latex_table, markdown_table, summary_table
 from greg_cert.report.tables.rows import table_rows
+from greg_cert.report.tables.runs_sheet import ladder_lines
 from greg_cert.report.tables.smoothing import smoothing_rows
 from greg_cert.report.wording import confidence
 
@@ -24,7 +22,7 @@ SMOOTHING = {"sigma": 0.25, "n": 10000, "alpha": 0.001}
 
 def sheets(folder):
     results = load_results(folder)
-    return all_sheets(results, table_rows(results), compare(results, resamples=99))
+    return all_sheets(results, compare(results, resamples=99))
 
 
 def five(made):
@@ -82,22 +80,20 @@ def test_smoothing_is_said_to_be_about_the_smoothed_detector_everywhere(made, tm
     frame = made.with_smoothing(five(made), ["accepted"] * 4 + ["abstained"], [0.1] * 5)
     summary = made.summary_of([frame]) | {"smoothing": SMOOTHING}
     results = load_results(made.write(tmp_path / "x", [frame], summary))
-    rows = table_rows(results)
-    runs, smoothed = all_sheets(results, rows, [])
+    runs, smoothed = all_sheets(results, [])
     assert not any("mooth" in head.title for head in runs.heads)
     assert {h.status for h in smoothed.heads} == {"probabilistic proof", "measured", "count"}
     words = "About the smoothed detector, confidence 99.9 % each"
-    pixels = {spec.name: b"" for spec in FIGURES}
-    assert words in html_page(results, rows, [], pixels, {}, title="T")
-    assert words in markdown_table(results, rows, [])
-    assert words.replace("%", r"\%") in latex_table(results, rows, [])
+    assert words in made.html_of(results)
+    assert words in markdown_table(results, [])
+    assert words.replace("%", r"\%") in latex_table(results, [])
     text = " ".join(str(t.caption) for t in summary_table(results).renderables)
     assert words in text
-    listed = sample_lists(results, "a", {})
-    assert "probabilistic proof, confidence 99.9 % each" in listed
-    assert "accepted to 0.100" in listed
+    part = sample_lists(results, "a", {})[0].parts[0]
+    title = "smoothed detector (probabilistic proof, confidence 99.9 % each)"
+    assert part.rows[0][part.columns.index(title)] == "accepted to 0.100"
     bare = load_results(made.write(tmp_path / "bare", [frame]))
-    assert "confidence that is not recorded" in markdown_table(bare, table_rows(bare), [])
+    assert "confidence that is not recorded" in markdown_table(bare, [])
 
 
 @pytest.mark.parametrize(
@@ -204,7 +200,7 @@ def test_lipschitz_that_was_not_asked_is_a_dash(made, tmp_path):
 def test_latex_with_every_column_is_whole(made, tmp_path):
     frames = [made.with_methods(frame) for frame in made.realistic(30)]
     results = load_results(made.write(tmp_path / "x", frames, baseline="energy"))
-    text = latex_table(results, table_rows(results), [])
+    text = latex_table(results, [])
     body = text.split(r"\midrule")[1].split(r"\bottomrule")[0].strip().splitlines()
     assert {line.count(" & ") for line in body} == {18}
     assert r"\begin{tabular}{l" + "r" * 18 + "}" in text

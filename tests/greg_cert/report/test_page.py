@@ -11,14 +11,13 @@ from greg_cert.errors import DataError
 from greg_cert.report import load_results
 from greg_cert.report.figures.registry import FIGURES
 from greg_cert.report.latex_figures import full_caption
-from greg_cert.report.page.document import html_page
-from greg_cert.report.page.gallery import gallery_of, read_gallery
-from greg_cert.report.page.images import amplified, outside, png_of
-from greg_cert.report.tables.comparison import compare
+from greg_cert.report.page.pictures import (
+    amplified,
+    kept_pictures,
+    outside,
+    png_of,
+)
 from greg_cert.report.tables.forms import markdown_table
-from greg_cert.report.tables.rows import table_rows
-
-PIXEL = png_of(np.zeros((1, 1)), "pixel")
 
 
 class Page(HTMLParser):
@@ -31,7 +30,7 @@ class Page(HTMLParser):
         self.feed(raw)
         self.close()
         assert self.open == []
-        self.text = " ".join(self.words)
+        self.text = " ".join(" ".join(self.words).split())
 
     def handle_starttag(self, tag, attrs):
         self.tags.append(tag)
@@ -48,15 +47,11 @@ class Page(HTMLParser):
 
 @pytest.fixture
 def page(made, tmp_path):
-    """The page of some frames, with a black pixel for each figure."""
+    """The page of some frames."""
 
     def build(frames, summary=None, *, images=None, title="T", **options):
         results = load_results(made.write(tmp_path / "v", frames, summary, **options))
-        rows, comparisons = table_rows(results), compare(results, resamples=999)
-        figures = {spec.name: PIXEL for spec in FIGURES}
-        return Page(
-            html_page(results, rows, comparisons, figures, gallery_of(images or {}), title=title)
-        )
+        return Page(made.html_of(results, images=images, title=title))
 
     return build
 
@@ -95,7 +90,7 @@ def test_names_labels_and_configs_cannot_inject_markup(made, page, tmp_path):
     assert name in found.text
     assert "</pre><script>bad()</script>" in found.text
     results = load_results(tmp_path / "v")
-    assert "<script" not in markdown_table(results, table_rows(results), [])
+    assert "<script" not in markdown_table(results, [])
 
 
 def test_statement_with_a_smaller_radius(made, page):
@@ -149,10 +144,10 @@ def test_sample_images_are_embedded_pixel_for_pixel(made, page):
     # Each of the three samples stands in both lists: one without an image, one with one, and one
     # with an attack and the change beside it.
     assert found.tags.count("img") == 4 + 2 * (1 + 3)
-    assert "image-rendering:pixelated" in found.raw
-    with Image.open(io.BytesIO(png_of(grey, "x"))) as image:
+    assert "image-rendering: pixelated" in found.raw
+    with Image.open(io.BytesIO(png_of(grey))) as image:
         np.testing.assert_array_equal(np.asarray(image), np.rint(255 * grey))
-    with Image.open(io.BytesIO(png_of(colour + 0.5, "x"))) as image:
+    with Image.open(io.BytesIO(png_of(colour + 0.5))) as image:
         assert image.size == (8, 8)
         assert np.asarray(image).max() == 255
 
@@ -192,7 +187,7 @@ def test_clipping_is_counted_where_it_can_be_seen():
 
 def test_a_large_image_is_reduced_and_a_small_one_is_not():
     for side, shown in ((192, 192), (224, 192)):
-        with Image.open(io.BytesIO(png_of(np.full((side, side, 3), 0.5), "x"))) as image:
+        with Image.open(io.BytesIO(png_of(np.full((side, side, 3), 0.5)))) as image:
             assert image.size == (shown, shown)
             assert image.getextrema() == ((128, 128),) * 3
 
@@ -213,9 +208,9 @@ def test_pictures_of_other_results_are_left_out(made, tmp_path):
         SamplePicture(**right | {"dataset": "faces"}, index=100, radius=0.2),
     ]
     write_pictures(results.folder / PICTURES, pictures)
-    gallery = read_gallery(results)
-    assert list(gallery) == [("a", "", 100)]
-    np.testing.assert_allclose(gallery["a", "", 100].attacked, 0.2)
+    kept = kept_pictures(results)
+    assert list(kept) == [("a", "", 100)]
+    np.testing.assert_allclose(kept["a", "", 100].attacked, 0.2)
 
 
 def provenance(found):
@@ -225,7 +220,7 @@ def provenance(found):
 def test_the_provenance_names_every_method_that_the_tables_hold(made, page):
     summary = {"method": "crown", "methods": ["crown"], "engine": "native"}
     found = provenance(page(made.realistic(20), **summary))
-    held = "gradient (estimate), lipschitz (proof), crown (proof), attack (upper bound)"
+    held = "crown (proof), lipschitz (proof), gradient (estimate), attack (upper bound)"
     assert f"Methods {held}" in found
     assert "Certified radius the largest of crown" in found
     assert "Engine native" in found
@@ -235,7 +230,7 @@ def test_the_provenance_names_nothing_that_no_table_holds(made, page):
     frames = [f.assign(radius_lipschitz=np.nan) for f in made.realistic(20)]
     asked = {"methods": ["crown", "clever"], "engine": "native"}
     found = provenance(page(frames, **asked))
-    assert "Methods gradient (estimate), crown (proof), attack (upper bound)" in found
+    assert "Methods crown (proof), gradient (estimate), attack (upper bound)" in found
     nothing = [made.frame_of("a", [0.0] * 4, [1.0] * 4).assign(radius_lipschitz=np.nan)]
     decided = [made.with_smoothing(nothing[0], ["accepted"] * 4, [0.1] * 4)]
     settings = {"sigma": 0.25, "n": 100, "alpha": 0.01}

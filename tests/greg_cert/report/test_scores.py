@@ -1,4 +1,4 @@
-import io
+from functools import partial
 
 import numpy as np
 import pandas as pd
@@ -6,8 +6,8 @@ import pytest
 
 from greg_cert.errors import RunError, UsageError
 from greg_cert.report import FigureStyle, load_results, write_report
-from greg_cert.report.figures.canvas import drawn
 from greg_cert.report.figures.registry import SCORE_FIGURE
+from greg_cert.report.figures.render import drawn
 from greg_cert.report.figures.scores import accepted_share, bin_edges, bin_shares, groups_of
 
 
@@ -35,7 +35,7 @@ def test_a_folder_without_scores_has_none_and_no_figure(small):
     assert results.scores_of("a") == {}
     with (
         pytest.raises(UsageError, match=r"scores\.parquet"),
-        drawn(SCORE_FIGURE.draw, results, FigureStyle()),
+        drawn(partial(SCORE_FIGURE.draw, results), FigureStyle()),
     ):
         pass
 
@@ -114,8 +114,8 @@ def test_figure_shows_the_shares_and_all_type_lies_inside(made, tmp_path, count,
     datasets = [f"a-long-name-of-an-ood-set-{k}" for k in range(sets)]
     made.write_test_scores(folder, [made.all_scores_of(f, datasets) for f in frames])
     results = load_results(folder)
-    with drawn(SCORE_FIGURE.draw, results, FigureStyle(dpi=60, width=width)) as figure:
-        figure.savefig(io.BytesIO(), format="png", dpi=60)
+    with drawn(partial(SCORE_FIGURE.draw, results), FigureStyle(dpi=60, width=width)) as figure:
+        figure.draw_without_rendering()
         assert len(figure.axes) == count
         for run, axes in zip(results.runs, figure.axes, strict=True):
             threshold = results.summary.runs[run].threshold
@@ -124,22 +124,16 @@ def test_figure_shows_the_shares_and_all_type_lies_inside(made, tmp_path, count,
             legend = axes.get_legend()
             assert legend.get_texts()[0].get_text() == f"ID test: {share:.1f} %"
             texts = [*legend.get_texts(), legend.get_title(), *axes.texts, *figure.texts]
-            for text in texts:
-                box = text.get_window_extent()
-                assert min(box.x0, box.y0) >= -1, text
-                assert box.x1 <= figure.bbox.x1 + 1, text
-                assert box.y1 <= figure.bbox.y1 + 1, text
-                assert text.get_fontsize() >= 7
+            made.assert_readable(figure, texts)
             # Neither the line nor a bar runs through the name of the threshold.
             name = axes.texts[0].get_window_extent()
             assert legend.get_window_extent().y0 >= axes.bbox.y1 - 1
             tops = [p.get_data().values.max() for p in axes.patches if hasattr(p, "get_data")]
             assert axes.transData.transform((0, max(tops)))[1] <= name.y0 + 3
-        boxes = [axes.get_legend().get_window_extent() for axes in figure.axes]
-        assert not any(a.overlaps(b) for k, a in enumerate(boxes) for b in boxes[:k])
+        made.assert_apart([axes.get_legend() for axes in figure.axes])
 
 
-def test_report_has_the_figure_where_there_are_scores(folder):
+def test_report_has_the_figure_where_there_are_scores(folder, one_figure):
     files = write_report(folder, style=FigureStyle(dpi=60))
     assert SCORE_FIGURE.name in files.figures
     page = files.html.read_text(encoding="utf-8")

@@ -12,14 +12,13 @@ from greg_cert.report.tables.forms import (
     latex_table,
     markdown_table,
 )
-from greg_cert.report.tables.rows import table_rows
 from greg_cert.report.tables.sheets import Head, Line, Sheet
 
 
 @pytest.fixture
 def parts(small):
     results = load_results(small)
-    return results, table_rows(results), compare(results)
+    return results, compare(results)
 
 
 def test_markdown_has_a_row_a_run_and_the_status_of_every_number(parts):
@@ -55,7 +54,7 @@ def test_latex_is_booktabs_with_matching_columns(parts):
 def test_latex_escapes_names(made, tmp_path):
     frames = [made.frame_of("[a]_b & 5% $x$ {#} ~^\\", [0.1], [0.2])]
     results = load_results(made.write(tmp_path / "x", frames))
-    text = latex_table(results, table_rows(results), [])
+    text = latex_table(results, [])
     assert r"{[}a{]}\_" in text
     assert r"\& 5\% \$x\$ \{\#\} \textasciitilde{}\textasciicircum{}\textbackslash{}" in text
 
@@ -71,7 +70,7 @@ def test_escapes():
 def test_power_of_ten_in_latex(made, tmp_path):
     frames = made.realistic(100)
     results = load_results(made.write(tmp_path / "x", frames, baseline="energy"))
-    text = latex_table(results, table_rows(results), compare(results, resamples=99))
+    text = latex_table(results, compare(results, resamples=99))
     assert re.search(r"\$p = [\d.]+ \\times 10\^\{-\d+\}\$", text)
 
 

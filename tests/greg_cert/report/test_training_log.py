@@ -5,7 +5,8 @@ import pytest
 
 from greg_cert.errors import RunError
 from greg_cert.report import load_results
-from greg_cert.report.training_log import likely_folders, match_runs, read_training_log
+from greg_cert.report.trained_runs import likely_folders, match_runs
+from greg_cert.runs.training_log import read_training_log
 
 
 def row(step, stage="ce", epoch=1, **values):

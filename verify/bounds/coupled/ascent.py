@@ -7,9 +7,10 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Tensor
 
-from greg_cert.verify.bounds.coupled.backward import Variables
+from greg_cert.verify.bounds.coupled.neurons import Variables
+from greg_cert.verify.bounds.moments import Moments
 
-_FIRST, _SECOND = 0.7, 0.99  # Adam's two means; a longer memory overshoots
+_MEANS = 0.7, 0.99  # how long Adam's two last; a longer memory overshoots
 _RATES = {"weights": 0.05}
 _RATE = 0.1  # of slopes and of logarithms
 
@@ -24,9 +25,7 @@ class Ascent:
 
     def __init__(self, variables: Variables) -> None:
         self.variables = variables
-        self._mean = {key: torch.zeros_like(v) for key, v in variables.items()}
-        self._square = {key: torch.zeros_like(v) for key, v in variables.items()}
-        self._done = 0
+        self._moments = Moments(variables, *_MEANS)
 
     def climb(self, value: Callable[[Variables], Tensor], rates: list[float]) -> None:
         """One step for each of `rates`, the shares of the full step, up `value` (B, R)."""
@@ -38,31 +37,24 @@ class Ascent:
             self._step(dict(zip(leaves, found, strict=True)), rate)
 
     def _step(self, gradients: Mapping[tuple[str, int], Tensor | None], rate: float) -> None:
-        self._done += 1
+        share = self._moments.begin_step()
         for key, gradient in gradients.items():
             if gradient is None:
                 continue
             gradient = gradient.nan_to_num(nan=0.0, posinf=0.0, neginf=0.0)
-            mean, square = self._mean[key], self._square[key]
-            mean.mul_(_FIRST).add_(gradient, alpha=1 - _FIRST)
-            square.mul_(_SECOND).addcmul_(gradient, gradient, value=1 - _SECOND)
-            size = (square / (1 - _SECOND**self._done)).sqrt()
+            mean, size = self._moments.update(key, gradient)
             size = size.clamp_min(torch.finfo(size.dtype).tiny ** 0.5)  # squares below are lost
-            step = rate * _RATES.get(key[0], _RATE) / (1 - _FIRST**self._done)
+            step = rate * _RATES.get(key[0], _RATE) / share
             self.variables[key] = torch.addcdiv(self.variables[key], mean, size, value=step)
 
     def of(self, members: Tensor) -> Ascent:
         """The same for some samples."""
         found = Ascent({k: v[members] for k, v in self.variables.items()})
-        found._mean = {k: v[members] for k, v in self._mean.items()}
-        found._square = {k: v[members] for k, v in self._square.items()}
-        found._done = self._done
+        found._moments = self._moments.of(members)
         return found
 
     def put(self, members: Tensor, other: Ascent) -> None:
         """Take over where some samples stand in another ascent."""
-        for name in ("variables", "_mean", "_square"):
-            mine, theirs = getattr(self, name), getattr(other, name)
-            for key, values in theirs.items():
-                mine[key][members] = values
-        self._done = max(self._done, other._done)
+        for key, values in other.variables.items():
+            self.variables[key][members] = values
+        self._moments.put(members, other._moments)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import assert_never
 
 import torch
 from torch import Tensor
@@ -20,18 +21,16 @@ from greg_cert.verify.graph.ops import (
     NONLINEAR,
     Activation,
     Add,
+    Affine,
     Concat,
-    Conv,
     Flatten,
     Graph,
-    Input,
-    Linear,
     Op,
     Smooth,
     forward_all,
 )
 from greg_cert.verify.graph.rounding import forward_errors
-from greg_cert.verify.graph.smooth import crosses_jump, slope_range
+from greg_cert.verify.graph.smooth import crosses_jump
 from greg_cert.verify.norms import per_sample
 from greg_cert.verify.operators.operator_norms import operator_norm, row_norms
 
@@ -90,7 +89,7 @@ def layer_norms(graph: Graph) -> dict[int, float]:
     return {
         i: operator_norm(node.op)
         for i, node in enumerate(graph.nodes)
-        if isinstance(node.op, (Conv, Linear))
+        if isinstance(node.op, Affine)
     }
 
 
@@ -116,7 +115,7 @@ def ball_boxes(
     ball = radii.reshape(-1, *[1] * (x.ndim - 1))
     ones = torch.ones_like(x)
     moved = [Moved(x, torch.zeros_like(x), (x - ball, x + ball), radii, ones)]
-    for i, node in enumerate(graph.nodes[1:], start=1):
+    for i, node in graph.computed:
         centre = values[i]
         error = torch.zeros_like(centre) if errors is None else errors[i]
         if isinstance(node.op, NONLINEAR):
@@ -125,7 +124,7 @@ def ball_boxes(
         parents = [moved[j] for j in node.inputs]
         interval = forward_interval(node.op, [p.box for p in parents])
         reach, mask = _ball_of(node.op, parents, norms.get(i), centre)
-        if isinstance(node.op, (Conv, Linear)):
+        if isinstance(node.op, Affine):
             length = row_norms(node.op, parents[0].mask)
             half = per_sample(parents[0].ball, length) * length * (1 + _SLACK) + error
             interval = met(interval, (centre - half, centre + half))
@@ -151,14 +150,11 @@ def _ball_of(
     """Ball (B,) and mask (B, *shape) of a node from those of its operands."""
     first = parents[0]
     match op:
-        case Conv() | Linear():
+        case Affine():
             assert norm is not None
             return first.reach * norm, torch.ones_like(like)
-        case Activation(slope):
-            return first.reach, steepest(*first.box, slope)
-        case Smooth(kind):
-            smallest, largest = slope_range(kind, *first.box)
-            return first.reach, torch.maximum(smallest.abs(), largest.abs())
+        case Activation() | Smooth():
+            return first.reach, steepest(op, *first.box)
         case MaxPool():
             return first.ball * op.lipschitz(2.0), op.apply(first.mask)
         case Add():
@@ -166,11 +162,11 @@ def _ball_of(
             return total, torch.ones_like(like)
         case Concat():
             ball = torch.stack([p.ball for p in parents]).norm(dim=0)
-            return ball, torch.cat([p.mask for p in parents], 1)
+            return ball, op.apply(*(p.mask for p in parents))
         case Flatten():
-            return first.ball, first.mask.flatten(1)
-        case Input():
-            raise AssertionError("the input has no operands")
+            return first.ball, op.apply(first.mask)
+        case _:
+            assert_never(op)
 
 
 def met(one: Interval, other: Interval) -> Interval:

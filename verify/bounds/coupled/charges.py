@@ -19,12 +19,7 @@ from torch import Tensor
 
 from greg_cert.verify.graph.ops import Conv, Linear
 from greg_cert.verify.operators.band import Band, gram_band, level_above
-from greg_cert.verify.operators.dense import (
-    chunk_size,
-    dense_grams,
-    dense_matrix,
-    levels_above,
-)
+from greg_cert.verify.operators.dense import chunk_size, dense_grams, dense_matrix, levels_above
 from greg_cert.verify.operators.krylov import largest_eigenvalue_estimate
 from greg_cert.verify.operators.layers import as_convolution
 
@@ -32,20 +27,6 @@ _STEPS = 30  # of the iteration that finds where a proof begins
 _MARGINS = (3e-4, 3e-3, 3e-2)  # over the estimate from below, tried in turn
 _FIRST_STEPS = 6  # of power iteration, from nowhere
 _VECTORS, _SMOOTHING = 4, 0.008  # of the block, and relative to the largest Ritz value
-
-
-def applied(op: Conv | Linear, v: Tensor) -> Tensor:
-    """W·v for v (B, R, *input shape), without the bias."""
-    if isinstance(op, Conv):
-        return torch.unflatten(op.apply(v.flatten(0, 1), op.weight), 0, v.shape[:2])
-    return v @ op.weight.T
-
-
-def transposed(op: Conv | Linear, v: Tensor) -> Tensor:
-    """Wᵀ·v for v (B, R, *output shape)."""
-    if isinstance(op, Conv):
-        return torch.unflatten(op.adjoint(v.flatten(0, 1)), 0, v.shape[:2])
-    return v @ op.weight
 
 
 class Prices:
@@ -221,15 +202,14 @@ def _shaped(numbers: Tensor, like: Tensor) -> Tensor:
 
 def _applied(op: Conv | Linear, scale: Tensor, v: Tensor) -> Tensor:
     """W·diag(scale)·v of blocks v (B, R, V, *input shape)."""
-    image = applied(op, (scale.unsqueeze(2) * v).flatten(1, 2))
-    return torch.unflatten(image, 1, v.shape[1:3])
+    image = op.apply((scale.unsqueeze(2) * v).flatten(0, 2), op.weight)
+    return torch.unflatten(image, 0, v.shape[:3])
 
 
 def _mapped(op: Conv | Linear, weight: Tensor, scale: Tensor, v: Tensor) -> Tensor:
     """The Gram matrix, times blocks v (B, R, V, *input shape)."""
-    back = transposed(op, (weight * _applied(op, scale, v)).flatten(1, 2))
-    found: Tensor = scale.unsqueeze(2) * torch.unflatten(back, 1, v.shape[1:3])
-    return found
+    back = op.adjoint((weight * _applied(op, scale, v)).flatten(0, 2))
+    return scale.unsqueeze(2) * torch.unflatten(back, 0, v.shape[:3])
 
 
 def _orthonormal(v: Tensor) -> Tensor:

@@ -11,7 +11,6 @@ from greg_cert.certificates.methods import L2_ONLY
 from greg_cert.errors import UsageError
 from greg_cert.verify.bounds.coupled.ascent import Ascent
 from greg_cert.verify.bounds.coupled.backward import (
-    Variables,
     bisect_balls,
     bound_rows,
     first_variables,
@@ -24,6 +23,7 @@ from greg_cert.verify.bounds.coupled.ball_boxes import (
     preactivations,
 )
 from greg_cert.verify.bounds.coupled.charges import Prices
+from greg_cert.verify.bounds.coupled.neurons import Variables
 from greg_cert.verify.bounds.interval import Interval
 from greg_cert.verify.graph.ops import Graph
 from greg_cert.verify.graph.rounding import absolute_terms
@@ -60,8 +60,7 @@ class CoupledRelaxation:
             return self._bound(rows)
 
     def _bound(self, rows: Tensor) -> tuple[Tensor, Tensor]:
-        variables = self._variables(rows.detach())
-        return self._at(rows, variables, self._terms)
+        return self._at(rows, self._variables(rows.detach()), self._terms)
 
     def _at(
         self, rows: Tensor, variables: Variables, terms: Mapping[int, Tensor] | None
@@ -102,6 +101,7 @@ class CoupledEngine:
     """
 
     name = "coupled"
+    methods: tuple[str, ...] = ("sdp-crown",)
 
     def __init__(
         self, graph: Graph, norms: Mapping[int, float] | None = None, steps: int = _STEPS

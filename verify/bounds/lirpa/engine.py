@@ -13,9 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from greg_cert.errors import EngineError, UsageError
-from greg_cert.verify.bounds.crown import backward_rows
-from greg_cert.verify.bounds.engine import RELAXATIONS
+from greg_cert.errors import EngineError
+from greg_cert.verify.bounds.crown import RelaxedNetwork, backward_rows
+from greg_cert.verify.bounds.engine import check_method
 from greg_cert.verify.bounds.interval import Interval
 from greg_cert.verify.bounds.linear_bound import slope_norms, value_at_centre
 from greg_cert.verify.bounds.lirpa.compat import load_auto_lirpa
@@ -35,13 +35,16 @@ class AutoLirpaEngine:
     """CROWN, or CROWN-IBP, through auto_LiRPA (Xu et al., NeurIPS 2020)."""
 
     name = "auto-lirpa"
+    methods: tuple[str, ...] = ("crown", "crown-ibp")
 
     def __init__(self, graph: Graph) -> None:
         _refuse_unsound(graph)
         self._lirpa = load_auto_lirpa()
         self._graph = graph
         self._batch = _batch_size(graph)
-        probe = _probe(graph)
+        shape = (2, *graph.input_shape)
+        probe = torch.linspace(0.0, 1.0, math.prod(shape), dtype=torch.float64, device=graph.device)
+        probe = probe.reshape(shape)
         with _surroundings():
             self._module = self._lirpa.BoundedModule(
                 RebuiltModule(graph), probe, bound_opts={"conv_mode": "matrix", "verbosity": 0}
@@ -51,8 +54,9 @@ class AutoLirpaEngine:
             if "interm_bounds" in self._module.compute_bounds.__code__.co_varnames
             else "intermediate_layer_bounds"
         )
-        self._after: dict[int, str] = {}  # for each activation node its own name
-        self._names = self._match_activations(probe)
+        # For each activation node auto-LiRPA's names of itself and of its input.
+        self._after: dict[int, str] = {}
+        self.names: Mapping[int, str] = self._match_activations(probe)
 
     def relax(
         self, inputs: Tensor, radii: Tensor, norm: float, method: str = "crown"
@@ -63,8 +67,7 @@ class AutoLirpaEngine:
                 "auto-LiRPA's alpha-CROWN leaves its slopes where they begin on this torch, so it "
                 "would be CROWN under another name; engine 'native' optimises them"
             )
-        if method not in RELAXATIONS:
-            raise UsageError(f"expected relaxation in {', '.join(RELAXATIONS)}, but got {method!r}")
+        check_method(self, method)
         inputs = inputs.contiguous()  # auto-LiRPA takes views of flat memory
         groups = []
         for radius in radii.unique().tolist():
@@ -84,7 +87,7 @@ class AutoLirpaEngine:
         found: dict[str, Interval] = {}
         radii = torch.full_like(x.flatten(1)[:, 0], radius)
         with torch.no_grad():
-            for i, name in self._names.items():
+            for i, name in self.names.items():
                 if name in found:  # two activations may take in the same values
                     known[i] = found[name]
                     continue
@@ -103,7 +106,7 @@ class AutoLirpaEngine:
     ) -> Interval:
         """auto-LiRPA's own bounds of an activation's input, from those of the layers before."""
         given: dict[str, Any] = {self._interval_name: dict(before)}
-        source = self._module[self._names[activation]]
+        source = self._module[self.names[activation]]
         with _surroundings():
             if method == "crown-ibp":
                 given |= {"method": "IBP", "final_node_name": source.name}
@@ -136,10 +139,10 @@ class AutoLirpaEngine:
         """Value at the centre, less what rounding may take, and dual norm of the slope."""
         # auto-LiRPA does not say what its offset is the sum of; our own pass does.
         last = len(self._graph.nodes) - 1
-        own = {i: group.bounds[name] for i, name in self._names.items()}
+        own = {i: group.bounds[name] for i, name in self.names.items()}
         radii = torch.full_like(group.inputs.flatten(1)[:, 0], group.radius)
         terms = absolute_terms(self._graph, own, group.inputs, radii)
-        size = backward_rows(self._graph, own, last, rows, terms)[2]
+        size = backward_rows(RelaxedNetwork(self._graph, own, terms), last, rows)[2]
         centre = value_at_centre(slope, offset, offset.abs() + size, group.inputs)
         return centre, slope_norms(slope, norm)
 
@@ -157,10 +160,6 @@ class AutoLirpaEngine:
             )
         found = record[output][root]
         return low, found["lA"], found["lbias"]
-
-    def activation_names(self) -> Mapping[int, str]:
-        """For each activation node of the graph the auto-LiRPA name of its input."""
-        return self._names
 
     def _ball(self, x: Tensor, radius: float, norm: float) -> Any:
         # math.inf and np.inf are one value; auto-LiRPA compares with ==.
@@ -216,7 +215,7 @@ class LirpaRelaxation:
                 self._gather([g.bounds[name][0] for g in self.groups]),
                 self._gather([g.bounds[name][1] for g in self.groups]),
             )
-            for i, name in self.engine.activation_names().items()
+            for i, name in self.engine.names.items()
         }
 
     def lower(self, rows: Tensor) -> Tensor:
@@ -260,12 +259,6 @@ def _batch_size(graph: Graph) -> int:
             "engine 'native' works in chunks, method 'crown-ibp' is the fastest"
         )
     return max(1, min(_LARGEST_BATCH, _CALL_ELEMENTS // (neurons * widest)))
-
-
-def _probe(graph: Graph) -> Tensor:
-    size = math.prod(graph.input_shape)
-    values = torch.linspace(0.0, 1.0, 2 * size, dtype=torch.float64, device=graph.device)
-    return values.reshape(2, *graph.input_shape)
 
 
 @contextlib.contextmanager

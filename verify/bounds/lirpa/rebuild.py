@@ -2,26 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-from typing import assert_never
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from greg_cert.verify.graph.max_pool import MaxPool
-from greg_cert.verify.graph.ops import (
-    Activation,
-    Add,
-    Concat,
-    Conv,
-    Flatten,
-    Graph,
-    Input,
-    Linear,
-    Smooth,
-)
-from greg_cert.verify.graph.smooth import SHAPES
+from greg_cert.verify.graph.ops import Activation, Affine, Conv, Graph, Linear
+from greg_cert.verify.operators.layers import undilated
 
 
 class RebuiltModule(nn.Module):
@@ -48,7 +34,7 @@ class RebuiltModule(nn.Module):
         readers = graph.consumers()[0]
         first = graph.nodes[readers[0]].op if len(readers) == 1 else None
         self.entry: nn.Module | None = None
-        if not isinstance(first, (Conv, Linear)):
+        if not isinstance(first, Affine):
             self.entry = _scaling_module(graph, torch.ones(()), graph.input_shape)
         self.eval().requires_grad_(False)
 
@@ -61,43 +47,20 @@ class RebuiltModule(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Logits (B, K)."""
         values = [x if self.entry is None else self.entry(x)]
-        for i, node in enumerate(self.graph.nodes[1:], start=1):
+        for i, node in self.graph.computed:
             operands = [values[j] for j in node.inputs]
-            match node.op:
-                case Conv() | Linear():
-                    out = self.layers[str(i)](operands[0])
-                case Activation():
-                    out = self._activated(i, node.op, operands[0])
-                case Smooth(kind):
-                    out = SHAPES[kind].torch_function(operands[0])
-                case MaxPool() as op:
-                    out = op.apply(operands[0])
-                case Add():
-                    out = operands[0] + operands[1]
-                case Concat():
-                    out = torch.cat(operands, dim=1)
-                case Flatten():
-                    out = torch.flatten(operands[0], 1)
-                case Input():
-                    raise AssertionError("the input is computed by nothing")
-                case _:
-                    assert_never(node.op)
-            values.append(out)
+            if isinstance(node.op, Affine):
+                values.append(self.layers[str(i)](*operands))
+            elif isinstance(node.op, Activation):
+                values.append(self._activated(i, node.op, *operands))
+            else:
+                values.append(node.op.apply(*operands))
         return values[-1]
-
-
-def _undilated(op: Conv) -> Conv:
-    """The same convolution with the gaps of its kernel written out as zeros."""
-    out_channels, per_group, *kernel = op.weight.shape
-    size = [d * (k - 1) + 1 for d, k in zip(op.dilation, kernel, strict=True)]
-    weight = op.weight.new_zeros(out_channels, per_group, *size)
-    weight[:, :, :: op.dilation[0], :: op.dilation[1]] = op.weight
-    return replace(op, weight=weight, dilation=(1, 1))
 
 
 def _conv_module(op: Conv) -> nn.Conv2d:
     if op.dilation[0] != op.dilation[1]:  # auto-LiRPA 0.3 takes the first one for both axes
-        op = _undilated(op)
+        op = undilated(op)
     out_channels, per_group, *kernel = op.weight.shape
     module = nn.Conv2d(
         per_group * op.groups,

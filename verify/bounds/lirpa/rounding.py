@@ -8,7 +8,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from greg_cert.verify.bounds.crown import backward_rows, neuron_rows
+from greg_cert.verify.bounds.crown import RelaxedNetwork, backward_rows, neuron_rows
 from greg_cert.verify.bounds.interval import Interval
 from greg_cert.verify.bounds.linear_bound import rounding_at_centre
 from greg_cert.verify.graph.ops import Graph
@@ -32,6 +32,7 @@ def node_rounding(
     """
     shape = graph.nodes[target].shape
     terms = absolute_terms(graph, known, inputs, radii)
+    network = RelaxedNetwork(graph, known, terms)
     widest = max(math.prod(n.shape) for n in graph.nodes)
     indices = torch.arange(math.prod(shape), device=inputs.device).unsqueeze(0)
     parts: list[list[Tensor]] = [[], []]
@@ -40,7 +41,7 @@ def node_rounding(
         own = terms[target].flatten(1)[:, chunk[0]] if start != target else added.abs()
         for signed, found in zip((rows, -rows), parts, strict=True):
             every = signed.expand(len(inputs), *signed.shape[1:])
-            slope, offset, size = backward_rows(graph, known, start, every, terms)
+            slope, offset, size = backward_rows(network, start, every)
             found.append(rounding_at_centre(slope, size + offset.abs() + own, inputs))
     below, above = (torch.cat(found, 1).unflatten(1, shape) for found in parts)
     return below, above

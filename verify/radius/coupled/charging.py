@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from greg_cert.verify.bounds.coupled.backward import Variables
 from greg_cert.verify.bounds.coupled.ball_boxes import Moved
+from greg_cert.verify.bounds.coupled.neurons import Variables
 from greg_cert.verify.graph.max_pool import MaxPool
 from greg_cert.verify.graph.ops import NONLINEAR, Activation, Add, Conv, Graph, Linear
 from greg_cert.verify.operators.band import Band

@@ -9,13 +9,13 @@ from torch import Tensor
 
 from greg_cert.verify.bounds.coupled.backward import (
     RowBound,
-    Variables,
     bound_rows,
     first_variables,
     value_and_slope,
 )
 from greg_cert.verify.bounds.coupled.ball_boxes import Moved, preactivations
 from greg_cert.verify.bounds.coupled.charges import ProvenPrices
+from greg_cert.verify.bounds.coupled.neurons import Variables
 from greg_cert.verify.graph.ops import Graph
 from greg_cert.verify.graph.rounding import absolute_terms
 from greg_cert.verify.radius.coupled.charging import charged_activations

@@ -17,7 +17,6 @@ from torch import Tensor
 from greg_cert.verify.bounds.coupled.ascent import Ascent, falling
 from greg_cert.verify.bounds.coupled.backward import (
     RowBound,
-    Variables,
     bisect_balls,
     bound_rows,
     first_variables,
@@ -25,8 +24,9 @@ from greg_cert.verify.bounds.coupled.backward import (
 )
 from greg_cert.verify.bounds.coupled.ball_boxes import Moved, ball_boxes, layer_norms
 from greg_cert.verify.bounds.coupled.charges import Prices
+from greg_cert.verify.bounds.coupled.neurons import NeuronMinima, Variables
 from greg_cert.verify.bounds.native_engine import NativeEngine
-from greg_cert.verify.graph.ops import Conv, Graph, Linear
+from greg_cert.verify.graph.ops import Activation, Conv, Graph, Linear
 from greg_cert.verify.radius.coupled.charging import add_charges, reads_input
 from greg_cert.verify.radius.duality import entropy, lower_rows
 from greg_cert.verify.radius.goals import Goal
@@ -231,7 +231,12 @@ class Search:
         rows, constant = goal.rows(p), -goal.level.unsqueeze(1)
         if goal.soft:
             constant = constant + entropy(p)
-        bound = bound_rows(self._graph, moved, rows, variables, prices, costs=costs)
+
+        def each(i: int, op: Activation, found: NeuronMinima, source: Moved) -> None:
+            if costs is not None:
+                costs[i] = found.costs(op, source)
+
+        bound = bound_rows(self._graph, moved, rows, variables, prices, each=each)
         value, slope = value_and_slope(bound, self._x[members])
         return value + constant, slope, bound
 

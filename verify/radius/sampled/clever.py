@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from greg_cert.errors import UsageError
+from greg_cert.seeded import CLEVER, sample_stream
 from greg_cert.verify.norms import check_norm, dual_norm
 from greg_cert.verify.per_sample import check_rowwise
 from greg_cert.verify.radius.sampled.reverse_weibull import (
@@ -26,14 +27,8 @@ from greg_cert.verify.radius.sampled.reverse_weibull import (
     Array,
     fit_reverse_weibull,
 )
+from greg_cert.verify.radius.sampled.samples import check_count, rechunk, sample_indices
 from greg_cert.verify.scorer import ScoreFunction, check_inputs, score_and_gradient
-from greg_cert.verify.streams import (
-    CLEVER,
-    check_count,
-    rechunk,
-    sample_indices,
-    sample_stream,
-)
 
 
 @dataclass(frozen=True)

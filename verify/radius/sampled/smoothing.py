@@ -26,21 +26,15 @@ from torch import Tensor
 
 from greg_cert.certificates.methods import DECISIONS
 from greg_cert.errors import UsageError
+from greg_cert.seeded import ESTIMATION, SELECTION, sample_stream
 from greg_cert.verify.norms import check_norm, check_radius
+from greg_cert.verify.radius.sampled.samples import check_count, rechunk, sample_indices
 from greg_cert.verify.radius.sampled.smoothing_bounds import (
     clopper_pearson_lower,
     linf_radius,
     smoothing_radius,
 )
 from greg_cert.verify.scorer import check_inputs
-from greg_cert.verify.streams import (
-    ESTIMATION,
-    SELECTION,
-    check_count,
-    rechunk,
-    sample_indices,
-    sample_stream,
-)
 
 ACCEPTED, REJECTED, ABSTAINED = DECISIONS
 

@@ -10,7 +10,7 @@ from scipy import special
 from torch import Tensor
 
 from greg_cert.errors import UsageError
-from greg_cert.verify.streams import check_count
+from greg_cert.verify.radius.sampled.samples import check_count
 
 
 def clopper_pearson_lower(count: Tensor, n: int, alpha: float) -> Tensor:

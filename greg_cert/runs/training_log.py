@@ -1,24 +1,79 @@
-"""What training noted step by step: the checked rows of a run folder's `metrics.jsonl`."""
+"""The training log of a run, `metrics.jsonl`: a line a measured step, written and read here."""
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
-import shlex
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from greg_cert.certificates.results import Results
+from greg_cert.digests import check_digest
 from greg_cert.errors import RunError
+from greg_cert.files import write_atomic
 from greg_cert.runs.manifest import MANIFEST_FILE, check_file, read_manifest
 
 METRICS_FILE = "metrics.jsonl"
 _PLACE = ("step", "stage", "epoch")
+
+
+class TrainingLogWriter:
+    """Rows of metrics, in a JSON-lines file and as TensorBoard events.
+
+    Args:
+        metrics: the JSON-lines file; rows after step `done` are cut off, so that a resumed run
+            leaves the same rows as one that was never stopped.
+        events: folder of the TensorBoard events.
+        done: steps done.
+        digest: of the rows up to there, where it is known.
+
+    Raises:
+        RunError: where the rows of the file are others.
+    """
+
+    def __init__(self, metrics: Path, events: Path, done: int, digest: str | None = None) -> None:
+        from torch.utils.tensorboard import SummaryWriter
+
+        resumed = done > 0 and metrics.is_file()
+        rows = b"".join(_rows_until(metrics, done)) if resumed else b""
+        self._digest = hashlib.sha256(rows)
+        if resumed and digest is not None:
+            check_digest(digest, self.digest, metrics, "journal of the checkpoint")
+        write_atomic(metrics, rows)
+        self._stream = metrics.open("ab")
+        self._writer = SummaryWriter(str(events), purge_step=done + 1)
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of the rows so far."""
+        return self._digest.hexdigest()
+
+    def row(self, stage: str, epoch: int, step: int, values: Mapping[str, float]) -> None:
+        """Append one row; `step` counts from the run's beginning, the first being 1."""
+        line = json.dumps({"step": step, "stage": stage, "epoch": epoch, **values}).encode() + b"\n"
+        self._digest.update(line)
+        self._stream.write(line)
+        self._stream.flush()
+        for name, value in values.items():
+            self._writer.add_scalar(f"train/{name}", value, step)
+
+    def close(self) -> None:
+        """Flush and close both."""
+        self._stream.close()
+        self._writer.close()
+
+
+def _rows_until(metrics: Path, done: int) -> Iterator[bytes]:
+    """Lines of the file up to step `done`, or to one that cannot be read."""
+    for line in metrics.read_bytes().splitlines(keepends=True):
+        try:
+            if json.loads(line)["step"] <= done:
+                yield line
+        except (ValueError, TypeError, LookupError):  # the last line of a killed run
+            return
 
 
 @dataclass(frozen=True)
@@ -147,46 +202,3 @@ def _log(path: Path, rows: list[dict[str, Any]]) -> TrainingLog:
             for name in names
         },
     )
-
-
-def match_runs(results: Results, folders: Sequence[Path]) -> dict[str, Path]:
-    """The run folders that a verification read, by its names for them.
-
-    A folder is taken for a run where its `manifest.json` is the one that the verification recorded:
-    one trained anew since, or another of the same name, is not.
-
-    Args:
-        results: the verification.
-        folders: where to look; what is no run folder is passed over.
-
-    Returns:
-        The folders found, in the order of the verification's runs.
-    """
-    recorded = _recorded_manifests(results)
-    found: dict[str, Path] = {}
-    for folder in folders if recorded else ():
-        try:
-            manifest = json.loads((folder / MANIFEST_FILE).read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            continue
-        for name, wanted in recorded.items():
-            if manifest == wanted:
-                found.setdefault(name, folder)
-    return {name: found[name] for name in results.runs if name in found}
-
-
-def likely_folders(results: Results) -> list[Path]:
-    """Where the runs of a verification may lie: around it, and what its command names."""
-    here = results.folder.resolve().parent
-    folders = [here]
-    for parent in (here / "runs", here, here.parent):
-        with contextlib.suppress(OSError):
-            folders += sorted(path for path in parent.iterdir() if path.is_dir())
-    with contextlib.suppress(ValueError):
-        folders += map(Path, shlex.split(results.summary.provenance.command or ""))
-    return folders
-
-
-def _recorded_manifests(results: Results) -> dict[str, Any]:
-    runs = results.summary.provenance.runs
-    return {k: v for k, v in runs.items() if isinstance(v, dict)} if isinstance(runs, dict) else {}

@@ -1,27 +1,14 @@
-"""Random numbers that belong to one sample: the same in whatever batch or order it is treated."""
+"""What every method by sampling takes: numbers of draws, names of samples, draws in batches."""
 
 from __future__ import annotations
 
 import operator
 from collections.abc import Iterable, Iterator
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from greg_cert.errors import UsageError
-
-CLEVER, SELECTION, ESTIMATION = range(3)
-"""Purposes: streams of different purposes are independent of each other."""
-
-
-def sample_stream(seed: int, purpose: int, index: int, block: int) -> np.random.Generator:
-    """Generator of one block of one sample's draws; different keys give independent streams.
-
-    It runs on the CPU, so that draws do not depend on the device either.
-    """
-    key = np.random.SeedSequence(seed, spawn_key=(purpose, index, block))
-    return np.random.Generator(np.random.Philox(key))
 
 
 def sample_indices(indices: Tensor | None, count: int) -> list[int]:

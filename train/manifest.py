@@ -1,0 +1,56 @@
+"""The manifest of a run as it begins: what its weights will follow from."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import yaml
+
+from greg_cert.config import ExperimentConfig, dump_config
+from greg_cert.data import DataSplits
+from greg_cert.runs.records import config_digest, environment, model_sizes
+from greg_cert.runs.weights import LoadReport
+
+
+def session_record(device: torch.device, processes: int) -> dict[str, Any]:
+    """Versions, time and machine of one call of `fit`; a resumed run has several."""
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
+    return {**environment(name), "processes": processes, "threads": torch.get_num_threads()}
+
+
+def first_manifest(
+    config: ExperimentConfig,
+    splits: DataSplits,
+    loaded: LoadReport | None,
+    command: str | None,
+    session: dict[str, Any],
+) -> dict[str, Any]:
+    """The manifest before the first stage has begun.
+
+    Args:
+        config: the experiment.
+        splits: its data.
+        loaded: what the first weights were, where they were loaded.
+        command: the command line.
+        session: of `session_record`.
+    """
+    return {
+        **session,
+        "method": config.method,
+        "score": config.score,
+        "seed": config.seed,
+        "model": model_sizes(splits, absent_class=config.train.absent_class),
+        "init": None if loaded is None else loaded.to_dict(),
+        "data": splits.fingerprints(),
+        "split_sizes": {
+            "train": len(splits.train),
+            "calibration": len(splits.calibration),
+            "test": len(splits.test),
+            "aux": 0 if splits.aux is None else len(splits.aux),
+            **{f"ood/{name}": len(s) for name, s in splits.ood.items()},
+        },
+        "command": command,
+        "stages": [],
+        "digests": {"config.yaml": config_digest(yaml.safe_load(dump_config(config)))},
+    }
