@@ -50,7 +50,8 @@ def write_folder(out: Path, runs: Sequence[Tables], summary: Mapping[str, Any]) 
         RunError: for a summary that `load_results` would not read.
     """
     document = {"schema": SCHEMA, **summary}
-    summary_of(out / SUMMARY, document)
+    if any(len(tables.certificates) for tables in runs):  # a folder without is not read again
+        summary_of(out / SUMMARY, document)
     files = []
     for name, frames in zip(TABLES, zip(*runs, strict=True), strict=True):
         some = [frame for frame in frames if len(frame)]

@@ -774,18 +774,6 @@ def test_a_wrong_minimum_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     assert sum(crossings(graph, x, radii, simplex_row(graph, 3), s) for s in range(6)) > 0
 
 
-def test_the_radius_refuses_goals_of_several_rows_only_by_its_caller() -> None:
-    """`CoupledRadius` is for goals that one row decides, which the method sees to."""
-    model, x, gamma = certified_setting("mlp")
-    graph = trace_model(model, (5,))
-    goal = decision_goal("energy", Margin(gamma, "id"), model(x).detach())
-    radius = CoupledRadius(Problem(None, graph, max_radius=2.0), CoupledEffort(3, 4))
-    guess = torch.full((len(x),), math.nan, dtype=x.dtype)
-    found = radius(Batch(x, model(x).detach(), guess), goal)
-    assert found.isfinite().all()
-    assert (found[energy_of(model, x) > gamma] == 0).all()
-
-
 @pytest.mark.parametrize("name", ["mlp", "conv", "leaky"])
 def test_a_proof_is_never_below_the_one_without_multipliers_on_its_boxes(name: str) -> None:
     model, x, gamma = certified_setting(name)

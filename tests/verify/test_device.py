@@ -38,11 +38,13 @@ from greg_cert.verify import (
     gradient_norm,
     lipschitz_bound,
     score_bound,
+    score_bounds,
 )
 from greg_cert.verify.attack import audit
 from greg_cert.verify.attack.pgd import smallest_attack
 from greg_cert.verify.attack.plan import AttackPlan, AttackResult
 from greg_cert.verify.bounds import relax_smooth
+from greg_cert.verify.bounds.coupled.engine import CoupledEngine
 from greg_cert.verify.certificates import Certificates
 from greg_cert.verify.graph.ops import sums_of_products
 from greg_cert.verify.lipschitz.global_radius import global_lipschitz_radius
@@ -100,6 +102,7 @@ def short(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(certifier, "STEPS", 2)
     monkeypatch.setattr(certifier, "RESTARTS", 2)
     monkeypatch.setattr(chord, "_STEPS", 3)
+    monkeypatch.setattr(score_bounds, "CoupledEngine", lambda graph: CoupledEngine(graph, steps=1))
     monkeypatch.setattr(relax_smooth, "_TOUCH_STEPS", 1)
     monkeypatch.setattr(relax_smooth, "_PEAK_STEPS", 2)
     monkeypatch.setattr(greg_cert.verify.run.runs, "HarderAttack", lambda: HarderAttack(2, 2))

@@ -23,7 +23,7 @@ from greg_cert.train import fit
 from greg_cert.verify.attack.pgd import attack_within
 from greg_cert.verify.attack.plan import AttackPlan, AttackResult
 from greg_cert.verify.radius.linear import LinearRadius
-from greg_cert.verify.run.runs import choose_samples, verify_runs
+from greg_cert.verify.run.runs import verify_runs
 from greg_cert.verify.scorer import Margin, score_function
 
 SETTINGS = VerifyConfig(samples=24, engine="native", seed=4, budget=1, options={"rounds": 4})
@@ -151,17 +151,6 @@ def test_an_unsound_certificate_is_counted_as_a_violation(
     assert done.worst["crossed"] <= done.worst["radius"] == worst["radius_refuted"]
     # The report reads it, and takes the proofs back.
     assert load_results(tmp_path).frame["violation"].sum() == done.violations
-
-
-def test_samples_depend_on_the_seed_alone() -> None:
-    assert choose_samples(100, 10, 0).tolist() == choose_samples(100, 10, 0).tolist()
-    assert choose_samples(100, 10, 0).tolist() != choose_samples(100, 10, 1).tolist()
-    assert len(set(choose_samples(100, 30, 0).tolist())) == 30
-    assert (
-        sorted(choose_samples(5, 10, 0).tolist())
-        == sorted(choose_samples(5, None, 3).tolist())
-        == [0, 1, 2, 3, 4]
-    )
 
 
 def test_runs_of_different_data_are_refused(trained: dict[str, RunFolder], tmp_path: Path) -> None:

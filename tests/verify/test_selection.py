@@ -36,7 +36,7 @@ def test_indices_are_taken_as_they_are_and_classes_before_the_draw() -> None:
     drawn = select(wanted=6, seed=1, classes=(3, 7))
     assert len(set(drawn)) == 6
     assert set(drawn) < set(of_class)
-    assert drawn == select(wanted=6, seed=1, classes=(3, 7))
+    assert drawn == select(wanted=6, seed=1, classes=(3, 7)) != select(wanted=6, classes=(3, 7))
     assert select(wanted=12, seed=5) == choose_samples(100, 12, 5).tolist()
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
+from operator import attrgetter
 
 from greg_cert.verify.methods.linear import Crown
 from greg_cert.verify.methods.sdp_crown import SdpCrown, ball_radius
@@ -72,7 +73,9 @@ class Best(Crown):
 
         def stage(method: str, ladder: Ladder, price: prices.Price, after: Stage | None) -> Stage:
             prove = LinearRadius(problem.linear, "crown", problem.norm, problem.max_radius, ladder)
-            return Stage(method, price, prove, _any if after is None else can_cut, after)
+            if after is None:
+                return Stage(method, price, prove)
+            return Stage(method, price, prove, can_cut, after)
 
         first = stage("crown", plain, prices.balls(graph, plain.rounds), None)
         found = [first]
@@ -101,14 +104,18 @@ class Best(Crown):
 
         Where CROWN's boxes are at hand, balls are split by signs too.
         """
-        effort = self.coupled
+        effort, one_row = self.coupled, attrgetter("one_row")
+
+        def has_rows(goal: Goal) -> bool:
+            return not goal.one_row
+
         one = CoupledRadius(problem, effort)
-        neurons = Stage("sdp-crown", prices.steps(effort.rounds * effort.steps), one, _is_one_row)
+        neurons = Stage("sdp-crown", prices.steps(effort.rounds * effort.steps), one, one_row)
         ladder = replace(SdpCrown(self.rounds, self.tolerance).ladder, onwards=True)
         price = prices.steps(ladder.rounds * _ROUND_STEPS)
-        layers = Stage("sdp-crown", price, ball_radius(problem, ladder), _has_rows)
+        layers = Stage("sdp-crown", price, ball_radius(problem, ladder), has_rows)
         price = prices.rows(effort.rounds, effort.steps)
-        rows = Stage("sdp-crown", price, CoupledRows(one), _has_rows, after=layers)
+        rows = Stage("sdp-crown", price, CoupledRows(one), has_rows, after=layers)
         found = [neurons, layers, rows]
         if CoupledParts.suits(problem.pooled):
             parts = PartsEffort()
@@ -116,17 +123,5 @@ class Best(Crown):
                 problem.pooled, parts.balls, parts.steps, parts.splits, parts.part_steps
             )
             split = CoupledParts(one, parts)
-            found.append(Stage("sdp-crown", price, split, _is_one_row, after=neurons))
+            found.append(Stage("sdp-crown", price, split, one_row, after=neurons))
         return found
-
-
-def _is_one_row(goal: Goal) -> bool:
-    return goal.one_row
-
-
-def _has_rows(goal: Goal) -> bool:
-    return not goal.one_row
-
-
-def _any(goal: Goal) -> bool:
-    return True

@@ -47,7 +47,7 @@ class Proof(Method):
     """Proves radii of whatever goal it is given."""
 
     begins_at: ClassVar[str | None] = "crown"
-    """The method whose radii are a beginning, where both are asked for."""
+    """The method from whose radii the search begins, where both are chosen."""
 
     @abstractmethod
     def prepare(self, problem: Problem) -> Prove:

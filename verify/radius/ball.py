@@ -69,13 +69,13 @@ class BallBounds:
         self, engine: NativeEngine, region: Region, goal: Goal, p: Tensor, effort: Effort
     ) -> tuple[Tensor, Tensor]:
         """Reach where the ball is cut down, and split, to where violations may still lie."""
-        reach, kept = prove_by_parts(engine, self._method, region, goal, p, effort)
+        reach, p = prove_by_parts(engine, self._method, region, goal, p, effort)
         if not goal.above:
             # Bounds of each z_j by itself may do better than what they have in common.
             relaxation = engine.relax_region(region, self._method)
             alone = separate_reach(relaxation, goal, 2 * region.radii)
             reach = torch.maximum(reach, where_finite(alone, relaxation))
-        return reach, kept
+        return reach, p
 
 
 def can_cut(goal: Goal) -> bool:

@@ -72,16 +72,16 @@ class Domains:
     constraint: OutputConstraint | None
     distance: Tensor
 
-    def of(self, keep: Tensor) -> Domains:
+    def of(self, members: Tensor) -> Domains:
         """Some of the domains, by index."""
         return Domains(
-            self.owner[keep],
-            self.region.of(keep),
-            self.goal.of(keep),
-            self.weights[keep],
-            None if self.relaxation is None else self.relaxation.of(keep),
-            None if self.constraint is None else self.constraint.of(keep),
-            self.distance[keep],
+            self.owner[members],
+            self.region.of(members),
+            self.goal.of(members),
+            self.weights[members],
+            None if self.relaxation is None else self.relaxation.of(members),
+            None if self.constraint is None else self.constraint.of(members),
+            self.distance[members],
         )
 
     def beyond(self, half: Cut) -> Domains:
@@ -118,14 +118,14 @@ def prove_by_parts(
     everyone = torch.arange(len(radii), device=radii.device)
     nothing = torch.zeros_like(radii)
     domains = Domains(everyone, region, goal, weights, None, None, nothing)
-    kept, left_behind = weights.clone(), torch.full_like(radii, torch.inf)
+    best_weights, left_behind = weights.clone(), torch.full_like(radii, torch.inf)
     for depth in range(effort.splits + 1):
         turns = _TURNS if depth else effort.cuts + 1
         for turn in range(turns):
             before = domains.distance
             domains = relaxed(domains, engine, method, effort.mirror_steps)
             if depth == 0:
-                kept[domains.owner] = domains.weights
+                best_weights[domains.owner] = domains.weights
             gains = domains.distance > before + _LEAST_GAIN * domains.region.radii
             done = domains.distance >= domains.region.radii
             stalled = ~gains & ~done & (turn > 0)
@@ -145,7 +145,7 @@ def prove_by_parts(
         if len(domains.owner) == 0:
             break
     note(left_behind, domains)
-    return left_behind, kept
+    return left_behind, best_weights
 
 
 def note(nearest: Tensor, domains: Domains) -> None:

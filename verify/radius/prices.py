@@ -17,7 +17,6 @@ from greg_cert.verify.graph.ops import NONLINEAR, Graph
 _ROW = 0.4  # passes of a row that is walked back through the whole network, among many others
 _STEP = 15.0  # passes of one gradient step of a coupled bound, for each row of the logits
 _OTHERS = 3  # rounds of a row that only has to reach as far as another
-_PART = 1.0  # relaxations for each part that may be open: parts share bounds, most are closed soon
 _OPEN = 1.2  # parts that are open on the average where each is bounded by coupled bounds
 
 
@@ -54,8 +53,11 @@ def balls(graph: Graph, rounds: int) -> Price:
 
 
 def parts(graph: Graph, rounds: int, domains: int) -> Price:
-    """Of `rounds` balls that are split into so many parts."""
-    return balls(graph, math.ceil(_PART * rounds * domains))
+    """Of `rounds` balls that are split into so many parts, a relaxation each.
+
+    Parts share bounds, and most are closed soon.
+    """
+    return balls(graph, rounds * domains)
 
 
 def steps(count: int) -> Price:

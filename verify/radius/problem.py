@@ -1,4 +1,4 @@
-"""What radii are asked of: one network, its engines, the norm; and a batch of centres."""
+"""The problem that radii are proven for: a network, its engines, the norm; a batch of centres."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ class Prove(Protocol):
 
 @dataclass(frozen=True, eq=False)
 class Engines:
-    """Who proves and who searches: one bound propagation, or two of the same kind of bounds.
+    """The engines that prove and that search, by bounds of the same kind.
 
     Attributes:
         graph: in float64.

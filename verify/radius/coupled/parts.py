@@ -77,9 +77,9 @@ class _Parts:
     ascent: Ascent
     prices: Prices
 
-    def of(self, keep: Tensor) -> _Parts:
+    def of(self, members: Tensor) -> _Parts:
         """Some of them, by index."""
-        return _Parts(self.domains.of(keep), self.ascent.of(keep), self.prices.of(keep))
+        return _Parts(self.domains.of(members), self.ascent.of(members), self.prices.of(members))
 
     @property
     def is_open(self) -> Tensor:
