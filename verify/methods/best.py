@@ -9,7 +9,7 @@ from greg_cert.verify.methods.linear import Crown
 from greg_cert.verify.methods.sdp_crown import SdpCrown, ball_radius
 from greg_cert.verify.radius import prices
 from greg_cert.verify.radius.ball import can_cut
-from greg_cert.verify.radius.best import BUDGET, UNTIL_SHARE, BestEffort, BestRadius, Stage
+from greg_cert.verify.radius.best import BestEffort, BestRadius, Stage
 from greg_cert.verify.radius.branch import split_nodes
 from greg_cert.verify.radius.coupled.one_ball import CoupledRadius
 from greg_cert.verify.radius.coupled.parts import CoupledParts, PartsEffort
@@ -25,34 +25,20 @@ _SPLITS = ((8, 16, 2), (8, 64, 4), (12, 256, 4), (16, 1024, 4))  # splits, open 
 
 
 @dataclass(frozen=True)
-class Best(Crown):
+class Best(BestEffort, Crown):
     """A ladder of the other proofs, the cheapest first, each for the samples that still go on.
 
     Source: this project; the proofs are those of its rungs.
 
     Attributes:
         coupled: how long the rungs of `sdp-crown` search.
-        until_share: a sample stops where its radius is this share of the attack's, where attacks
-            are made.
-        budget: passes of a sample, forward and back, as `radius/prices` counts them; None for no
-            end.
-        seconds_per_sample: in place of the budget: on the clock, so that no two calls need prove
-            the same.
     """
 
     coupled: CoupledEffort = field(default_factory=CoupledEffort)
-    until_share: float = UNTIL_SHARE
-    budget: int | None = BUDGET
-    seconds_per_sample: float | None = None
 
     def __post_init__(self) -> None:
-        super().__post_init__()
-        _ = self.effort  # which looks at its own
-
-    @property
-    def effort(self) -> BestEffort:
-        """When a sample stops."""
-        return BestEffort(self.until_share, self.budget, self.seconds_per_sample)
+        Crown.__post_init__(self)
+        BestEffort.__post_init__(self)
 
     def prepare(self, problem: Problem) -> BestRadius:
         """The ladder of a network, for any goal.
@@ -62,7 +48,7 @@ class Best(Crown):
         stages = self._linear(problem)
         if problem.is_native and problem.norm == 2.0:
             stages += self._coupled(problem)
-        return BestRadius(stages, self.effort, problem.max_radius)
+        return BestRadius(stages, self, problem.max_radius)
 
     def _linear(self, problem: Problem) -> list[Stage]:
         """CROWN, then balls cut down to where violations may lie, then split by signs."""

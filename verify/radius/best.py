@@ -102,22 +102,26 @@ class BestEffort:
     """When to stop.
 
     Attributes:
-        until_share: of the attack's radius, in (0, 1].
-        budget: passes of a sample; None for no end.
-        seconds: of a sample, on the clock, in place of the budget; not reproducible.
+        until_share: a sample stops where its radius is this share of the attack's, where attacks
+            are made; in (0, 1].
+        budget: passes of a sample, forward and back, as `radius/prices` counts them; None for no
+            end.
+        seconds_per_sample: in place of the budget: on the clock, so that no two calls need prove
+            the same.
     """
 
     until_share: float = UNTIL_SHARE
     budget: int | None = BUDGET
-    seconds: float | None = None
+    seconds_per_sample: float | None = None
 
     def __post_init__(self) -> None:
         if not 0 < self.until_share <= 1:
             raise UsageError(f"expected until_share in (0, 1], but got {self.until_share}")
         if self.budget is not None and not self.budget >= 1:
             raise UsageError(f"expected budget >= 1 passes or none, but got {self.budget}")
-        if self.seconds is not None and not (self.seconds > 0 and math.isfinite(self.seconds)):
-            raise UsageError(f"expected seconds_per_sample > 0 and finite, but got {self.seconds}")
+        seconds = self.seconds_per_sample
+        if seconds is not None and not (seconds > 0 and math.isfinite(seconds)):
+            raise UsageError(f"expected seconds_per_sample > 0 and finite, but got {seconds}")
 
 
 class BestRadius:
@@ -195,12 +199,12 @@ class BestRadius:
             willing = going.clone()
             if stage.after is not None:
                 willing &= near[id(stage.after)]
-            if self._effort.seconds is None:
+            if self._effort.seconds_per_sample is None:
                 limit = math.inf if self._effort.budget is None else self._effort.budget
                 stop(willing & (spent > 0) & (spent + price > limit), SPENT)
             else:
                 expected = price * rate if rate < math.inf else 0.0
-                stop(willing & (spent + expected > self._effort.seconds), CLOCK)
+                stop(willing & (spent + expected > self._effort.seconds_per_sample), CLOCK)
             members = (willing & going).nonzero().squeeze(1)
             if len(members) == 0:
                 continue
@@ -210,7 +214,7 @@ class BestRadius:
             floor = _NEAR * start if stage.after is None else start
             some = batch.of(members).knowing(floor)
             found = stage.prove(some, goal.of(members)).clamp(max=self._max_radius)
-            if self._effort.seconds is None:
+            if self._effort.seconds_per_sample is None:
                 spent[members] += price
             else:
                 each = (time.perf_counter() - begun) / len(members)

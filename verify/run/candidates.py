@@ -1,4 +1,4 @@
-"""Several runs side by side: their names, and the data that all of them must share."""
+"""The runs that are verified side by side, and the sets of samples that all of them share."""
 
 from __future__ import annotations
 
