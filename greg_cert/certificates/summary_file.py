@@ -52,11 +52,9 @@ class MedianMean(_Record):
     mean: Radius | None = None
 
 
-class GradientRadius(_Record):
+class GradientRadius(MedianMean):
     """Median of the first-order estimate, and how often a real attack undercuts it."""
 
-    median: Radius | None
-    mean: Radius | None = None
     above_attack: Rate | None = None
 
 
@@ -86,11 +84,17 @@ class _Counted(_Record):
         return value
 
 
+class AttackRadius(MedianMean):
+    """Median and mean of the distances at which attacks succeeded, and how many did."""
+
+    found: Count | None = None
+
+
 class OodSide(_Counted):
     """What the verifier counted for one run on one OOD set."""
 
     certified_radius: MedianMean | None = None
-    attack_radius: MedianMean | None = None
+    attack_radius: AttackRadius | None = None
 
 
 class Audit(_Record):
@@ -142,7 +146,7 @@ class RunSummary(_Counted):
     fpr95: Rate | None
     auroc: Rate | None
     certified_radius: MedianMean
-    attack_radius: MedianMean
+    attack_radius: AttackRadius
     gradient_radius: GradientRadius
     lipschitz_radius: MedianMean
     seconds: Annotated[float, Field(ge=0)] | None
@@ -186,6 +190,7 @@ class Provenance(_Record):
     selection: Any = None
     runs: Any = None
     weights: Any = None
+    parts: Any = None
 
 
 class Summary(_Record):
@@ -196,10 +201,12 @@ class Summary(_Record):
     runs: dict[str, RunSummary] = Field(min_length=1)
     max_radius: Annotated[float, Field(gt=0)] | None = None
     side: str = "id"
+    sides: list[str] = Field(default_factory=list)
     clip: bool = False
     baseline: str | None = None
     score: str = "energy"
     engine: str | None = None
+    method: str | None = None
     methods: list[str] = Field(default_factory=list)
     classes: list[str] = Field(default_factory=list)
     complete: bool = True
@@ -244,7 +251,7 @@ class Summary(_Record):
     def _provenance(cls, value: object) -> object:
         return {} if value is None else value
 
-    @field_validator("score", "methods", "classes", "complete", "correct", mode="before")
+    @field_validator("score", "sides", "methods", "classes", "complete", "correct", mode="before")
     @classmethod
     def _absent(cls, value: object, info: ValidationInfo) -> object:
         return (

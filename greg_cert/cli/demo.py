@@ -13,11 +13,6 @@ from greg_cert.cli import screen
 CONFIGS = ("digits_energy.yaml", "digits_gregplus.yaml", "digits_lipschitz.yaml")
 
 
-def register(app: typer.Typer) -> None:
-    """Add the command."""
-    app.command("demo")(demo)
-
-
 def demo(
     out: Annotated[
         Path | None,
@@ -72,5 +67,4 @@ def demo(
             folder = out / "runs" / config.title
             runs.append(fit(config, splits, folder, observer=bar, command=screen.command_line()))
     verify_and_report(runs[1:], runs[0].config.verify, out / "verify", baseline=runs[0])
-    for run in runs:
-        screen.plain(f"run:     {run.path}")
+    screen.plain(*(f"run:     {run.path}" for run in runs))

@@ -13,11 +13,6 @@ from greg_cert.cli import screen
 _LOOKED_AT, _TRIED = 32, 3
 
 
-def register(app: typer.Typer) -> None:
-    """Add the command."""
-    app.command("doctor")(doctor)
-
-
 def doctor(
     run: Annotated[Path, typer.Argument(help="Run folder, or YAML file of a model.")],
     seconds: Annotated[
@@ -50,18 +45,17 @@ def doctor(
         found = next(pieces)
     if found.layers:
         screen.out(_layers(found, f"{folder.config.title}: {folder.config.network}"))
-    for name, state in found.engines.items():
-        screen.plain(f"engine {name}: {state}")
-    for name, by in found.methods.items():
-        screen.plain(f"method {name}: {by}")
+    screen.plain(
+        *(f"engine {name}: {state}" for name, state in found.engines.items()),
+        *(f"method {name}: {by}" for name, by in found.methods.items()),
+    )
     while found.unfinished:
         with screen.waiting(f"look at {run}"):
             before, found = found, next(pieces)
         if not before.trials and not found.trials and found.unfinished:
             screen.out(_norms(found))
             screen.plain(f"tried on {samples.what if samples else 'made-up images'}:")
-        for trial in found.trials[len(before.trials) :]:
-            screen.plain(_trial(trial))
+        screen.plain(*map(_trial, found.trials[len(before.trials) :]))
     screen.record({"schema": 1, "run": run, **asdict(found)})
     if found.refusal is not None:
         raise UnsupportedModelError(

@@ -19,11 +19,6 @@ if TYPE_CHECKING:
 _MOST_SETS = 4  # tables of single runs that a terminal is given
 
 
-def register(app: typer.Typer) -> None:
-    """Add the command."""
-    app.command("evaluate")(evaluate)
-
-
 def evaluate(
     runs: Annotated[
         list[Path],
@@ -112,8 +107,7 @@ def evaluate(
     elif out is None:
         screen.plain("figures of each OOD set: --out FOLDER, or --json")
     if out is not None:
-        for path in write_evaluation(out, rows, means, record):
-            screen.plain(str(path))
+        screen.plain(*write_evaluation(out, rows, means, record))
 
 
 def specs(text: str | None, known: Sequence[str]) -> list[str | None]:
@@ -221,6 +215,6 @@ def _listed(asked: bool) -> None:
 
     for name, info in DETECTORS.items():
         options = ", ".join(f"{k}={'auto' if v is None else v}" for k, v in info.defaults.items())
-        screen.plain(f"{name:10s} {info.title}{f' ({options})' if options else ''}")
-        screen.plain(f"{'':10s} {info.source}")
+        title = f"{info.title}{f' ({options})' if options else ''}"
+        screen.plain(f"{name:10s} {title}", f"{'':10s} {info.source}")
     raise typer.Exit

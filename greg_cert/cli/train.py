@@ -12,11 +12,6 @@ import typer
 from greg_cert.cli import screen
 
 
-def register(app: typer.Typer) -> None:
-    """Add the command."""
-    app.command("train")(train)
-
-
 def train(
     config: Annotated[Path, typer.Argument(help="YAML file of the experiment.")],
     out: Annotated[Path | None, typer.Option(help="Run folder; runs/NAME by default.")] = None,

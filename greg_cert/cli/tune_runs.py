@@ -140,7 +140,7 @@ def _trained(
     # Which also imports what training needs, so that no run is charged for it.
     check(config, splits)
     start = time.process_time()
-    with screen.training_bar(f"train {title}".replace("[", r"\[")) as bar:
+    with screen.training_bar(f"train {title}") as bar:
         run = fit(config, splits, folder, resume=plan.resume, observer=bar, command=plan.command)
     if begun:
         return run, known.get("train_cpu_seconds")
@@ -226,8 +226,7 @@ def write_tuning(plan: Plan, runs: Sequence[TunedRun]) -> tuple[list[Path], Shee
         UsageError: where they cannot be written.
     """
     from greg_cert.devices import device_title, find_device
-    from greg_cert.errors import UsageError
-    from greg_cert.files import write_atomic
+    from greg_cert.files import write_files
     from greg_cert.report.figures.canvas import render
     from greg_cert.report.figures.tradeoff import TRADEOFF_STYLE, draw_tradeoff
     from greg_cert.report.tables.forms import markdown_sheet
@@ -278,10 +277,4 @@ def write_tuning(plan: Plan, runs: Sequence[TunedRun]) -> tuple[list[Path], Shee
         "tradeoff.png": picture.png,
         "tradeoff.pdf": picture.pdf,
     }
-    try:
-        plan.out.mkdir(parents=True, exist_ok=True)
-        files = [write_atomic(plan.out / name, text) for name, text in contents.items()]
-    except OSError as error:
-        line = error.strerror or error
-        raise UsageError(f"--out {plan.out}: cannot be written ({line})") from error
-    return files, sheet, record
+    return write_files(plan.out, contents), sheet, record

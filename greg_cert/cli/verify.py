@@ -13,11 +13,6 @@ from greg_cert.cli import screen
 from greg_cert.cli.settings import offers, verify_settings
 
 
-def register(app: typer.Typer) -> None:
-    """Add the command."""
-    app.command("verify")(verify)
-
-
 @offers()
 def verify(
     runs: Annotated[
@@ -153,21 +148,14 @@ def verify_and_report(
         screen.plain(f"{'results: ' if i == 0 else '         '}{path}")
     if report is not None:
         screen.plain(f"report:  {report.html}")
-    _fail_on_violations(done)
-
-
-def _fail_on_violations(done: Any) -> None:
-    from greg_cert.errors import EngineError
-
-    if not done.violations:
-        return
-    worst = done.worst
-    sample = f"{'ID' if worst['part'] == 'id' else worst['part']} sample {worst['index']}"
-    raise EngineError(
-        f"{done.violations} certificates are contradicted by an attack, worst of all that of "
-        f"{sample} under run {worst['run']}: radius {worst['radius']:.6g}, crossed at "
-        f"{worst['crossed']:.6g}. Do not use these results, and please report them as a bug"
-    )
+    worst, told = done.worst, ""
+    if worst is not None:
+        told = (
+            f", worst of all that of {'ID' if worst['part'] == 'id' else worst['part']} sample "
+            f"{worst['index']} under run {worst['run']}: radius {worst['radius']:.6g}, crossed at "
+            f"{worst['crossed']:.6g}"
+        )
+    screen.fail_on_violations(done.violations, told)
 
 
 def _ood_table(done: Any) -> Any:
