@@ -15,6 +15,7 @@ from greg_cert.certificates.frame_file import PROVEN, RADII, REFUTED
 from greg_cert.certificates.method_columns import METHODS, asked
 from greg_cert.certificates.methods import (
     NO_METHOD,
+    PROOF,
     PROOFS,
     RADIUS_METHOD,
     STOPPED_BY,
@@ -23,9 +24,8 @@ from greg_cert.certificates.methods import (
 from greg_cert.certificates.summary_file import Summary
 
 _ALL = tuple(dict.fromkeys([*RADII, *(method.column for method in METHODS)]))
-_CLAIMS = (*PROVEN, *(method.column for method in METHODS if method.status == "proof"))
+_CLAIMS = (*PROVEN, *(method.column for method in METHODS if method.status == PROOF))
 SLACK = 1e-9  # of radii that are computed in different ways
-
 
 _Rule = tuple[str, np.ndarray, str]
 """A column, where it is wrong, (n,) bool, and what is expected there."""

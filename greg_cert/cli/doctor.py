@@ -123,9 +123,8 @@ def _trial(trial: Any) -> str:
 def _layers(found: Any, title: str) -> Any:
     from rich.table import Table
 
-    table = Table(title=f"{title}, as it is bounded")
-    for column in ("layer", "bounded as", "reads", "output", "native", "auto-lirpa"):
-        table.add_column(column)
+    columns = ("layer", "bounded as", "reads", "output", "native", "auto-lirpa")
+    table = Table(*columns, title=f"{title}, as it is bounded")
     for layer in found.layers:
         table.add_row(
             layer.name,
@@ -139,12 +138,11 @@ def _layers(found: Any, title: str) -> Any:
 
 
 def _norms(found: Any) -> Any:
-    from rich.table import Table
+    from rich.table import Column, Table
 
-    table = Table(title="operator norms, and the Lipschitz constant of the energy")
-    table.add_column("layer")
-    for column in ("at most (proven)", "power iteration"):
-        table.add_column(column, justify="right")
+    numbers = (Column(name, justify="right") for name in ("at most (proven)", "power iteration"))
+    title = "operator norms, and the Lipschitz constant of the energy"
+    table = Table("layer", *numbers, title=title)
     for layer in found.layers:
         if layer.norm is not None:
             below = "" if layer.norm_from_below is None else f"{layer.norm_from_below:.5g}"

@@ -100,19 +100,18 @@ def tune(
 
 def terminal_table(sheet: Sheet) -> Table:
     """The table for a terminal, deviations below their means."""
-    from rich.table import Table
+    from rich.table import Column, Table
     from rich.text import Text
 
+    longest = max(len(line.names[0]) for line in sheet.lines)
     table = Table(
+        Column("value", overflow="fold", min_width=min(longest, 10)),
+        *(Column(h.short, justify="right", no_wrap=" " not in h.short) for h in sheet.heads),
         title=f"values of {sheet.title}: calibration data alone, medians of radii",
         box=None,  # all of it within 80 columns
         pad_edge=False,
         padding=(0, 1, 0, 0),
     )
-    longest = max(len(line.names[0]) for line in sheet.lines)
-    table.add_column("value", overflow="fold", min_width=min(longest, 10))
-    for head in sheet.heads:
-        table.add_column(head.short, justify="right", no_wrap=" " not in head.short)
     for line in sheet.lines:
         table.add_row(Text(line.names[0]), *(c.replace(" ± ", "\n±") for c in line.cells))
     return table

@@ -160,18 +160,18 @@ def verify_and_report(
 
 def _ood_table(done: Any) -> Any:
     """The OOD side: a line for each run and OOD test set."""
-    from rich.table import Table
+    from rich.table import Column, Table
     from rich.text import Text
 
+    counts = ("n", "certified", "accepted", "undecided", "radius", "attack", "viol.")
     table = Table(
+        *(Column(name, no_wrap=True) for name in ("run", "OOD set")),
+        *(Column(name, justify="right", no_wrap=True) for name in counts),
         box=None,  # all of it within 80 columns
         pad_edge=False,
         title="OOD test samples that stay rejected: counts, and medians of radii",
         caption="accepted: as ID, before any perturbation; its radius is 0",
     )
-    counts = ("n", "certified", "accepted", "undecided", "radius", "attack", "viol.")
-    for title in ("run", "OOD set", *counts):
-        table.add_column(title, justify="right" if title in counts else "left", no_wrap=True)
     for run in done.runs:
         for name, values in run.summary["ood_side"].items():
             status = values["status"]

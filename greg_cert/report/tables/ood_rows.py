@@ -14,7 +14,6 @@ import numpy as np
 import pandas as pd
 
 from greg_cert.certificates.certified_metrics import (
-    FloatArray,
     adversarial_auroc,
     attacked_fpr,
     average_certified_radius,
@@ -25,6 +24,7 @@ from greg_cert.certificates.certified_metrics import (
     median_radius,
 )
 from greg_cert.certificates.results import Results
+from greg_cert.metrics import FloatArray
 from greg_cert.report.tables.rows import method_medians
 
 
