@@ -39,28 +39,28 @@ from greg_cert.errors import RunError
 CLEVER, PVALUE = "radius_clever", "clever_fit_pvalue"
 SMOOTHING, DECISION = "radius_smoothing", "smoothing_decision"
 
-METHODS = tuple(m for m in TABLE if m.code and m.name not in ("lipschitz", "smoothing"))
+OPTIONAL_METHODS = tuple(m for m in TABLE if m.code and m.name not in ("lipschitz", "smoothing"))
 """The optional columns of radii."""
 
 
-def asked(frame: pd.DataFrame, column: str) -> bool:
+def holds(frame: pd.DataFrame, column: str) -> bool:
     """Whether a column is there and holds anything; one that was not asked for is NaN."""
     return column in frame.columns and bool(frame[column].notna().any())
 
 
 def methods_of(frame: pd.DataFrame) -> list[Method]:
     """The optional radii that a table holds, smoothing apart."""
-    return [method for method in METHODS if asked(frame, method.column)]
+    return [method for method in OPTIONAL_METHODS if holds(frame, method.column)]
 
 
 def held_methods(frames: Sequence[pd.DataFrame]) -> list[str]:
     """The methods whose radii any of these tables of certificates holds, by their own names."""
-    return [method for method in STATUS if any(asked(frame, column_of(method)) for frame in frames)]
+    return [method for method in STATUS if any(holds(frame, column_of(method)) for frame in frames)]
 
 
 def has_smoothing(frame: pd.DataFrame) -> bool:
     """Whether a table holds decisions of a smoothed detector."""
-    return asked(frame, DECISION)
+    return holds(frame, DECISION)
 
 
 def check_methods(path: Path, frame: pd.DataFrame) -> None:
@@ -76,17 +76,17 @@ def check_methods(path: Path, frame: pd.DataFrame) -> None:
             values = numbers(path, frame, method.column)
             check_column(path, method.column, values < 0, "a radius >= 0, or none", values)
     for column, words in ((RADIUS_METHOD, (*PROOFS, NO_METHOD)), (STOPPED_BY, STOPS)):
-        if asked(frame, column):
+        if holds(frame, column):
             found = frame[column]
             wrong = ~empty_runs(frame, column) & ~found.isin(words).to_numpy(dtype=bool)
             said = found.map(repr).to_numpy()
             check_column(path, column, wrong, f"one of {', '.join(words)}", said)
-    if asked(frame, PVALUE):
+    if holds(frame, PVALUE):
         values = numbers(path, frame, PVALUE)
         wrong = (values < 0) | (values > 1)
         if wrong.any():
             raise refused(path, PVALUE, "0 to 1 or none", values[wrong][0])
-    if asked(frame, SMOOTHING) or asked(frame, DECISION):
+    if holds(frame, SMOOTHING) or holds(frame, DECISION):
         _check_smoothing(path, frame)
 
 

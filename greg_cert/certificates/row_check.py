@@ -12,7 +12,7 @@ from pandas.api.types import is_integer_dtype
 from greg_cert.certificates.columns import check_column
 from greg_cert.certificates.format import CERTIFIED, CONTRADICTED, REJECTED
 from greg_cert.certificates.frame_file import PROVEN, RADII, REFUTED
-from greg_cert.certificates.method_columns import METHODS, asked
+from greg_cert.certificates.method_columns import OPTIONAL_METHODS, holds
 from greg_cert.certificates.methods import (
     NO_METHOD,
     PROOF,
@@ -23,8 +23,8 @@ from greg_cert.certificates.methods import (
 )
 from greg_cert.certificates.summary_file import Summary
 
-_ALL = tuple(dict.fromkeys([*RADII, *(method.column for method in METHODS)]))
-_CLAIMS = (*PROVEN, *(method.column for method in METHODS if method.status == PROOF))
+_ALL = tuple(dict.fromkeys([*RADII, *(method.column for method in OPTIONAL_METHODS)]))
+_CLAIMS = (*PROVEN, *(method.column for method in OPTIONAL_METHODS if method.status == PROOF))
 SLACK = 1e-9  # of radii that are computed in different ways
 
 _Rule = tuple[str, np.ndarray, str]
@@ -97,12 +97,12 @@ def _radii(
         largest = np.max([np.nan_to_num(numbers[name]) for name in proofs], axis=0)
         off = ~refuted & ~np.isclose(certified, largest, rtol=SLACK, atol=0)
         yield "radius_certified", off, f"the largest of {', '.join(proofs)}"
-    if asked(frame, RADIUS_METHOD):
+    if holds(frame, RADIUS_METHOD):
         ran = frame[RADIUS_METHOD].notna().to_numpy(dtype=bool)  # another run's method may differ
         without = (frame[RADIUS_METHOD] == NO_METHOD).to_numpy(dtype=bool)
         words = f"{NO_METHOD} for a certified radius of 0, and a method for another"
         yield RADIUS_METHOD, ~refuted & (without != (certified == 0)) & ran, words
-    if asked(frame, STOPPED_BY):
+    if holds(frame, STOPPED_BY):
         ran = frame[STOPPED_BY].notna().to_numpy(dtype=bool)
         out = (frame[STOPPED_BY] == REJECTED).to_numpy(dtype=bool)
         yield STOPPED_BY, (out != rejected) & ran, "rejected for status rejected alone"

@@ -7,7 +7,6 @@ from typing import Any
 
 import pandas as pd
 
-from greg_cert.certificates.extremes import LISTED, OOD_LISTED, extremes
 from greg_cert.certificates.method_columns import (
     DECISION,
     SMOOTHING,
@@ -16,6 +15,7 @@ from greg_cert.certificates.method_columns import (
 )
 from greg_cert.certificates.methods import PROBABILISTIC
 from greg_cert.certificates.results import Results
+from greg_cert.certificates.robust_samples import LISTED, OOD_LISTED, most_and_least_robust
 from greg_cert.report import wording
 from greg_cert.report.page.cards import card
 from greg_cert.report.page.gallery import Gallery
@@ -79,7 +79,7 @@ def _both(results: Results, run: str, rows: pd.DataFrame, count: int, gallery: G
     titles = ("Most robust: largest certified radius first", "Least robust: smallest first")
     cards: list[Html] = []
     tables: list[Html] = []
-    for title, part in zip(titles, extremes(rows, count), strict=True):
+    for title, part in zip(titles, most_and_least_robust(rows, count), strict=True):
         cards += [tag("h4", title), _cards(results, run, part, gallery)]
         tables += [tag("h5", title), _table(results, run, part)]
     keys = {key for key in gallery if key[0] == run}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from greg_cert.certificates.method_columns import METHODS
+from greg_cert.certificates.method_columns import OPTIONAL_METHODS
 from greg_cert.certificates.methods import PROOF, Method
 from greg_cert.certificates.results import Results
 from greg_cert.certificates.summary_file import Summary
@@ -75,7 +75,7 @@ def table_columns(summary: Summary, rows: list[Row]) -> list[Column[Row]]:
         return lambda row: wording.percent(pick(row), places)
 
     def more(status: str) -> list[Column[Row]]:
-        methods = [m for m in METHODS if any(m.column in row.methods for row in rows)]
+        methods = [m for m in OPTIONAL_METHODS if any(m.column in row.methods for row in rows)]
         return method_columns(methods, status, summary, digits, lambda row: row.methods)
 
     recall = f"{100 * summary.tpr:g} % ID recall"
@@ -163,7 +163,7 @@ def method_columns(
 
 def method_words(columns: set[str]) -> str:
     """What the optional radii are, for a caption; empty where there are none."""
-    here = [m for m in METHODS if m.column in columns]
+    here = [m for m in OPTIONAL_METHODS if m.column in columns]
     proofs = [m.title for m in here if m.status == PROOF]
     words = ""
     if proofs:

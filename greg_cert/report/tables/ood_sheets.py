@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from greg_cert.certificates.method_columns import METHODS
+from greg_cert.certificates.method_columns import OPTIONAL_METHODS
 from greg_cert.certificates.results import Results
 from greg_cert.certificates.summary_file import Summary
 from greg_cert.report import wording
@@ -51,7 +51,7 @@ def _ood_columns(summary: Summary, rows: list[OodRow]) -> list[Column[OodRow]]:
         [v for r in rows for v in (r.certified_median, r.certified_mean, r.attack_median)]
     )
     norm = wording.norm_name(summary.norm)
-    methods = [m for m in METHODS if any(m.column in row.methods for row in rows)]
+    methods = [m for m in OPTIONAL_METHODS if any(m.column in row.methods for row in rows)]
 
     def radius(pick: Callable[[OodRow], float]) -> Callable[[OodRow], str]:
         return lambda row: wording.radius(pick(row), digits, summary.max_radius)

@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 
 from greg_cert.certificates.certified_metrics import average_certified_radius, median_radius
-from greg_cert.certificates.method_columns import CLEVER, PVALUE, asked, methods_of
+from greg_cert.certificates.method_columns import CLEVER, PVALUE, holds, methods_of
 from greg_cert.certificates.results import Results
 
 FIT_LEVEL = 0.05
@@ -79,7 +79,7 @@ def _row(results: Results, run: str) -> Row:
     attack = results.column(run, "radius_attack")
     estimate = results.column(run, "radius_gradient")
     status = rows["status"].value_counts()
-    has_fit = kept & rows[PVALUE].notna().to_numpy() if asked(rows, PVALUE) else np.zeros(0, bool)
+    has_fit = kept & rows[PVALUE].notna().to_numpy() if holds(rows, PVALUE) else np.zeros(0, bool)
     return Row(
         run=run,
         method=record.method,
@@ -102,7 +102,7 @@ def _row(results: Results, run: str) -> Row:
         estimate_above_attack=float(np.mean(estimate[kept] > attack[kept])) if kept.any() else None,
         methods=method_medians(rows),
         clever_above_attack=_above(results.column(run, CLEVER), attack, kept)
-        if asked(rows, CLEVER)
+        if holds(rows, CLEVER)
         else None,
         clever_fit_refused=float((results.column(run, PVALUE)[has_fit] < FIT_LEVEL).mean())
         if has_fit.any()
