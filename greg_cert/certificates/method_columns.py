@@ -36,8 +36,8 @@ from greg_cert.certificates.methods import (
 )
 from greg_cert.errors import RunError
 
-CLEVER, PVALUE = "radius_clever", "clever_fit_pvalue"
-SMOOTHING, DECISION = "radius_smoothing", "smoothing_decision"
+CLEVER, PVALUE = column_of("clever"), "clever_fit_pvalue"
+SMOOTHING, DECISION = column_of("smoothing"), "smoothing_decision"
 
 OPTIONAL_METHODS = tuple(m for m in TABLE if m.code and m.name not in ("lipschitz", "smoothing"))
 """The optional columns of radii."""

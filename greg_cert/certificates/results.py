@@ -157,13 +157,8 @@ def load_results(folder: Path) -> Results:
                     f"{summary.side!r}"
                 )
             _check_runs(folder / name, other, summary)
-    order = {run: position for position, run in enumerate(summary.runs)}
-    frame = (
-        frame.assign(_order=frame["run"].map(order))
-        .sort_values(["_order", "index"], kind="stable")
-        .drop(columns="_order")
-        .reset_index(drop=True)
-    )
+    by_run = [frame[frame["run"] == run].sort_values("index") for run in summary.runs]
+    frame = pd.concat(by_run, ignore_index=True)
     check_rows(path, frame, summary, summary.side)
     if ood is not None:
         check_rows(folder / OOD_CERTIFICATES, ood, summary, "ood")
@@ -188,19 +183,16 @@ def _check_runs(path: Path, frame: pd.DataFrame, summary: Summary) -> None:
 
 def _paired(path: Path, frame: pd.DataFrame, summary: Summary) -> pd.DataFrame:
     """The frame, if every run has the same samples; what they share, if it is not complete."""
-    shared = set(frame["index"])
-    for run in summary.runs:
-        shared &= set(frame.loc[frame["run"] == run, "index"])
-    kept = frame[frame["index"].isin(shared)].reset_index(drop=True)
+    own = {run: set(frame.loc[frame["run"] == run, "index"]) for run in summary.runs}
+    kept = frame[frame["index"].isin(set.intersection(*own.values()))].reset_index(drop=True)
     if len(kept) == len(frame):
         return frame
-    first = next(iter(summary.runs))
     if not summary.complete:
         if kept.empty:
             raise RunError(f"{path}: column index: the runs share no sample yet; verify further")
         return kept
-    own = set(frame.loc[frame["run"] == first, "index"])
-    other = next(run for run in summary.runs if set(frame.loc[frame["run"] == run, "index"]) != own)
+    first = next(iter(own))
+    other = next(run for run in own if own[run] != own[first])
     raise RunError(
         f"{path}: column index: runs {first!r} and {other!r} must hold the same samples, but do not"
     )

@@ -95,10 +95,6 @@ def check_same_scores(path: Path, scores: pd.DataFrame, frame: pd.DataFrame, par
     off = np.abs(both["score_all"].to_numpy(dtype=np.float64) - own) > TOLERANCE * (1 + np.abs(own))
     if off.any():
         row = both.iloc[int(np.flatnonzero(off)[0])]
-        raise refused(
-            path,
-            "score",
-            f"{row['score']:.6g} of {CERTIFICATES} for run {row['run']!r}, part {part}, index "
-            f"{row['index']}",
-            f"{row['score_all']:.6g}",
-        )
+        where = f"run {row['run']!r}, part {part}, index {row['index']}"
+        expected = f"{row['score']:.6g} of {CERTIFICATES} for {where}"
+        raise refused(path, "score", expected, f"{row['score_all']:.6g}")

@@ -189,17 +189,10 @@ class TrainingBar:
 
 
 @contextmanager
-def training_bar(title: str) -> Iterator[TrainingBar]:
-    """A live bar for one training run."""
-    with _bar() as bar:
-        yield TrainingBar(title, bar)
-
-
-@contextmanager
 def training_bars() -> Iterator[Callable[[str], TrainingBar]]:
-    """Live bars for several trainings, one under the other; call with a title for the next."""
+    """Live bars for trainings, one under the other; call with a title for the next."""
     with _bar() as bar:
-        yield lambda title: TrainingBar(f"train {title}", bar)
+        yield lambda title: TrainingBar(title, bar)
 
 
 class VerifyBar:

@@ -28,7 +28,7 @@ def demonstrate(out: Path) -> None:
     from greg_cert.train.toy.plane import ToySettings
 
     with screen.training_bars() as bar:
-        toy = run_toy(ToySettings(), observe=bar)
+        toy = run_toy(ToySettings(), observe=lambda method: bar(f"train {method}"))
     nothing: Any = None  # the picture needs no verification
     figure = render(lambda _, style: draw_toy(toy, style), nothing, TOY_STYLE)
     record = toy_record(toy, command=screen.command_line())

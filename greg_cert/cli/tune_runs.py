@@ -140,8 +140,9 @@ def _trained(
     # Which also imports what training needs, so that no run is charged for it.
     check(config, splits)
     start = time.process_time()
-    with screen.training_bar(f"train {title}") as bar:
-        run = fit(config, splits, folder, resume=plan.resume, observer=bar, command=plan.command)
+    with screen.training_bars() as bar:
+        watch = bar(f"train {title}")
+        run = fit(config, splits, folder, resume=plan.resume, observer=watch, command=plan.command)
     if begun:
         return run, known.get("train_cpu_seconds")
     seconds = time.process_time() - start

@@ -163,6 +163,8 @@ def _ood_table(done: Any) -> Any:
     from rich.table import Column, Table
     from rich.text import Text
 
+    from greg_cert.certificates.format import CERTIFIED, REJECTED, UNDECIDED
+
     counts = ("n", "certified", "accepted", "undecided", "radius", "attack", "viol.")
     table = Table(
         *(Column(name, no_wrap=True) for name in ("run", "OOD set")),
@@ -180,7 +182,7 @@ def _ood_table(done: Any) -> Any:
                 Text(run.name),
                 Text(name),
                 str(values["samples"]),
-                *(str(status[s]) for s in ("certified", "rejected", "undecided")),
+                *(str(status[s]) for s in (CERTIFIED, REJECTED, UNDECIDED)),
                 *("none" if m is None else f"{m:.4f}" for m in medians),
                 str(values["violations"]),
             )
