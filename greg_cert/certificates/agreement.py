@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from greg_cert.certificates.certificate_counts import id_side, ood_side, robust
+from greg_cert.certificates.certificate_counts import id_side, ood_sides, robust
 from greg_cert.certificates.certified_metrics import clean_auroc
 from greg_cert.certificates.columns import refused
 from greg_cert.certificates.folder import Tables
@@ -62,8 +62,7 @@ def _counted(
     """What the rows of one run give, in the form of its entry in the summary, and which file."""
     yield CERTIFICATES, id_side(own.certificates)
     if len(own.ood):
-        sets = own.ood.groupby("dataset", sort=False)
-        yield OOD_CERTIFICATES, {"ood_side": {str(name): ood_side(rows) for name, rows in sets}}
+        yield OOD_CERTIFICATES, {"ood_side": ood_sides(own.ood)}
     for radius in own.bounds["radius"].unique() if len(own.bounds) else ():
         at = robust(own.certificates, own.ood, own.bounds, radius)
         yield OOD_SCORES, {"robust": {f"{radius:g}": at}}

@@ -50,6 +50,12 @@ def ood_side(rows: pd.DataFrame) -> dict[str, Any]:
     }
 
 
+def ood_sides(ood: pd.DataFrame) -> dict[str, Any]:
+    """`ood_side` of each OOD set of one run."""
+    groups = ood.groupby("dataset", sort=False) if len(ood) else ()
+    return {str(name): ood_side(rows) for name, rows in groups}
+
+
 def robust(
     rows: pd.DataFrame, ood: pd.DataFrame, ood_scores: pd.DataFrame, radius: float
 ) -> dict[str, Any]:

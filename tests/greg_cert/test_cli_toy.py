@@ -4,46 +4,34 @@ from __future__ import annotations
 
 import functools
 import json
-import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from commands import error_of, exit_code
 from PIL import Image
 
-from greg_cert.cli import main
 from greg_cert.cli.toy import toy_lines
 from greg_cert.train.toy import plane as toy
 
 FILES = ("toy.png", "toy.pdf", "toy.json")
-Command = Callable[..., int]
 
 
-@pytest.fixture
-def command(monkeypatch: pytest.MonkeyPatch) -> Command:
-    """Runs the command line in this process on a small toy; gives the exit code."""
+@pytest.fixture(autouse=True)
+def small(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The demonstration takes a moment."""
     small = functools.partial(
         toy.ToySettings, per_class=10, outliers=20, hidden=8, steps=12, grid=9
     )
     monkeypatch.setattr(toy, "ToySettings", small)
 
-    def run(*arguments: str) -> int:
-        monkeypatch.setattr(sys, "argv", ["greg-cert", *arguments])
-        with pytest.raises(SystemExit) as end:
-            main()
-        return int(end.value.code or 0)
-
-    return run
-
 
 def test_files_and_lines_alike_each_time(
-    command: Command,
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     out = tmp_path / "deep" / "toy"
-    assert command("demo", "--toy", "--out", str(out)) == 0
+    assert exit_code("demo", "--toy", "--out", str(out)) == 0
     assert sorted(path.name for path in out.iterdir()) == sorted(FILES)
     said = capsys.readouterr().out.splitlines()
     assert said[-3:] == [str(out / name) for name in FILES]
@@ -61,7 +49,7 @@ def test_files_and_lines_alike_each_time(
         assert image.width == 2025
     assert (out / "toy.pdf").read_bytes().startswith(b"%PDF")
     monkeypatch.chdir(tmp_path)
-    assert command("demo", "--toy") == 0
+    assert exit_code("demo", "--toy") == 0
     again = tmp_path / "greg-cert-toy"
     for name in FILES[:2]:
         assert (out / name).read_bytes() == (again / name).read_bytes()
@@ -71,7 +59,7 @@ def test_files_and_lines_alike_each_time(
 
 @pytest.mark.parametrize("kind", ["full", "below a file"])
 def test_a_folder_in_use_is_one_line_and_exit_2(
-    command: Command, tmp_path: Path, capsys: pytest.CaptureFixture[str], kind: str
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], kind: str
 ) -> None:
     if kind == "full":
         (tmp_path / "out").mkdir()
@@ -79,10 +67,8 @@ def test_a_folder_in_use_is_one_line_and_exit_2(
     else:
         (tmp_path / "out").write_text("mine")
     out = tmp_path / "out" / "deep" if kind == "below a file" else tmp_path / "out"
-    assert command("demo", "--toy", "--out", str(out)) == 2
-    lines = [x for x in capsys.readouterr().err.splitlines() if x.startswith("greg-cert: error")]
-    assert len(lines) == 1
-    assert "--out" in lines[0]
+    assert exit_code("demo", "--toy", "--out", str(out)) == 2
+    assert "--out" in error_of(capsys.readouterr().err)
 
 
 def test_lines_without_a_pair_or_an_accepted_point_say_so() -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from greg_cert.certificates.certificate_counts import id_side, ood_side, robust
+from greg_cert.certificates.certificate_counts import id_side, ood_sides, robust
 from greg_cert.certificates.folder import Tables
 from greg_cert.certificates.methods import RADIUS_METHOD, STOPPED_BY
 
@@ -31,8 +31,7 @@ def recounted(record: dict[str, Any], rows: Tables, *, whole: bool) -> dict[str,
     kept = {k: v for k, v in record.items() if k in _OF_RUN or (whole and k not in _OF_ROWS)}
     kept |= id_side(rows.certificates)
     if "ood_side" in record:
-        groups = rows.ood.groupby("dataset", sort=False) if len(rows.ood) else ()
-        kept["ood_side"] = {str(name): ood_side(group) for name, group in groups}
+        kept["ood_side"] = ood_sides(rows.ood)
     if "robust" in record:
         radii = rows.bounds["radius"].unique() if len(rows.bounds) else map(float, record["robust"])
         kept["robust"] = {
