@@ -7,13 +7,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from greg_cert.certificates.columns import (
-    check_column,
-    check_keys,
-    check_unique,
-    numbers,
-    refused,
-)
+from greg_cert.certificates.columns import check_column, check_keys, check_unique, numbers, refused
 from greg_cert.certificates.format import CERTIFICATES, OOD_SCORES, SCORES
 from greg_cert.certificates.frame_file import read_rows
 from greg_cert.errors import RunError

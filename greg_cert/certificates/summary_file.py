@@ -24,13 +24,7 @@ from pydantic import (
 )
 
 from greg_cert.certificates.format import STATUSES, SUMMARY
-from greg_cert.certificates.methods import (
-    NO_METHOD,
-    PROOFS,
-    RADIUS_METHOD,
-    STOPPED_BY,
-    STOPS,
-)
+from greg_cert.certificates.methods import NO_METHOD, PROOFS, RADIUS_METHOD, STOPPED_BY, STOPS
 from greg_cert.digests import check_seal, tell_unchecked
 from greg_cert.errors import RunError
 

@@ -9,13 +9,11 @@ import typer
 
 from greg_cert.cli import screen
 
-Venue = Annotated[
-    str | None,
-    typer.Option(
-        help="Column width and type of neurips, iclr, icml, aistats, cvpr, iccv, wacv, eccv, lncs, "
-        "aaai, acm, ieee, jmlr, tmlr, acl or usenix."
-    ),
-]
+VENUE_HELP = (
+    "Column width and type of neurips, iclr, icml, aistats, cvpr, iccv, wacv, eccv, lncs, aaai, "
+    "acm, ieee, jmlr, tmlr, acl or usenix."
+)
+Venue = Annotated[str | None, typer.Option(help=VENUE_HELP)]
 Columns = Annotated[int | None, typer.Option(help="Columns of a page that a figure spans: 1 or 2.")]
 
 
