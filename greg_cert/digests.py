@@ -32,7 +32,8 @@ def json_digest(document: Mapping[str, object]) -> str:
         TypeError: for a value that JSON cannot hold.
     """
     plain = json.loads(json.dumps({k: v for k, v in document.items() if k != DIGEST}))
-    return _sha256(json.dumps(plain, sort_keys=True, separators=(",", ":")))
+    text = json.dumps(plain, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def sealed(document: Mapping[str, object]) -> dict[str, object]:
@@ -115,10 +116,6 @@ def tensors_digest(tensors: Mapping[str, Tensor]) -> str:
         digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype} ".encode())
         digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
     return digest.hexdigest()
-
-
-def _sha256(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()
 
 
 _told: set[Path] = set()

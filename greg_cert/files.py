@@ -5,8 +5,10 @@ from __future__ import annotations
 import contextlib
 import os
 import secrets
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+
+from greg_cert.errors import UsageError
 
 
 @contextlib.contextmanager
@@ -31,3 +33,16 @@ def write_atomic(path: Path, content: bytes | str) -> Path:
     with atomic_path(path) as temporary:
         temporary.write_bytes(data)
     return path
+
+
+def write_files(out: Path, contents: Mapping[str, bytes | str]) -> list[Path]:
+    """Files by name in the folder of the option `--out`, made if absent; each is written whole.
+
+    Raises:
+        UsageError: where they cannot be written.
+    """
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        return [write_atomic(out / name, content) for name, content in contents.items()]
+    except OSError as error:
+        raise UsageError(f"--out {out}: cannot be written ({error.strerror or error})") from error

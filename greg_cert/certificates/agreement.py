@@ -10,8 +10,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from greg_cert.certificates.certificate_counts import id_side, ood_side, robust
+from greg_cert.certificates.certificate_counts import id_side, ood_sides, robust
 from greg_cert.certificates.certified_metrics import clean_auroc
+from greg_cert.certificates.columns import refused
 from greg_cert.certificates.folder import Tables
 from greg_cert.certificates.format import (
     CERTIFICATES,
@@ -61,8 +62,7 @@ def _counted(
     """What the rows of one run give, in the form of its entry in the summary, and which file."""
     yield CERTIFICATES, id_side(own.certificates)
     if len(own.ood):
-        sets = own.ood.groupby("dataset", sort=False)
-        yield OOD_CERTIFICATES, {"ood_side": {str(name): ood_side(rows) for name, rows in sets}}
+        yield OOD_CERTIFICATES, {"ood_side": ood_sides(own.ood)}
     for radius in own.bounds["radius"].unique() if len(own.bounds) else ():
         at = robust(own.certificates, own.ood, own.bounds, radius)
         yield OOD_SCORES, {"robust": {f"{radius:g}": at}}
@@ -128,10 +128,8 @@ def _check_run(path: Path, run: str, summary: Summary, rows: pd.DataFrame) -> No
     other = rows["method"] != record.method if "method" in rows else np.zeros(len(rows), bool)
     for column, wrong in (("threshold", far), ("method", other)):
         if wrong.any():
-            raise RunError(
-                f"{path}: column {column}: expected {getattr(record, column)} of run {run!r} in "
-                f"{SUMMARY}, but got {rows[column][wrong].iloc[0]}"
-            )
+            expected = f"{getattr(record, column)} of run {run!r} in {SUMMARY}"
+            raise refused(path, column, expected, rows[column][wrong].iloc[0])
 
 
 def _check_progress(path: Path, summary: Summary, tables: Tables) -> None:
@@ -163,11 +161,9 @@ def _check_samples(folder: Path, tables: Tables) -> None:
     several = labels.nunique() > 1
     if several.any():
         index = several[several].index[0]
-        found = [str(label) for label in labels.get_group(index).unique()]
-        raise RunError(
-            f"{folder / CERTIFICATES}: column label: expected one for index {index} under every "
-            f"run, but got {' and '.join(found)}"
-        )
+        found = " and ".join(str(label) for label in labels.get_group(index).unique())
+        expected = f"one for index {index} under every run"
+        raise refused(folder / CERTIFICATES, "label", expected, found)
     if tables.bounds.empty or tables.ood.empty:
         return
     keys = ["run", "dataset", "index"]
@@ -175,8 +171,6 @@ def _check_samples(folder: Path, tables: Tables) -> None:
     far = ~np.isclose(both["score"], both["score_clean"], rtol=_CLOSE, atol=_CLOSE)
     if far.any():
         row = both[far].iloc[0]
-        raise RunError(
-            f"{folder / OOD_SCORES}: column score: expected {row['score_clean']} of "
-            f"{OOD_CERTIFICATES} for run {row['run']!r}, index {row['index']}, but got "
-            f"{row['score']}"
-        )
+        where = f"{OOD_CERTIFICATES} for run {row['run']!r}, index {row['index']}"
+        expected = f"{row['score_clean']} of {where}"
+        raise refused(folder / OOD_SCORES, "score", expected, row["score"])

@@ -24,31 +24,36 @@ def id_side(rows: pd.DataFrame) -> dict[str, Any]:
     kept = rows["status"] != REJECTED
     over = rows["radius_gradient"] > rows["radius_attack"]
     return {
-        "samples": len(rows),
-        "status": _statuses(rows),
-        "certified_radius": _spread(rows["radius_certified"]),
-        "attack_radius": _found(rows["radius_attack"]),
+        **ood_side(rows),
         "gradient_radius": {
             **_spread(rows["radius_gradient"]),
             "above_attack": float(over[kept].mean()) if kept.any() else None,
         },
         "lipschitz_radius": _spread(rows["radius_lipschitz"]),
         "gradient_norm": _spread(rows["gradient_norm"]),
-        "violations": int(rows["violation"].sum()),
-        **_of_best(rows),
     }
 
 
 def ood_side(rows: pd.DataFrame) -> dict[str, Any]:
     """Counts and radii of the samples of one OOD set; medians and means over all of them."""
+    attack = rows["radius_attack"]
     return {
         "samples": len(rows),
-        "status": _statuses(rows),
+        "status": {status: int((rows["status"] == status).sum()) for status in STATUSES},
         "certified_radius": _spread(rows["radius_certified"]),
-        "attack_radius": _found(rows["radius_attack"]),
+        "attack_radius": {
+            **_spread(attack),
+            "found": int(np.isfinite(attack.to_numpy(float)).sum()),
+        },
         "violations": int(rows["violation"].sum()),
         **_of_best(rows),
     }
+
+
+def ood_sides(ood: pd.DataFrame) -> dict[str, Any]:
+    """`ood_side` of each OOD set of one run."""
+    groups = ood.groupby("dataset", sort=False) if len(ood) else ()
+    return {str(name): ood_side(rows) for name, rows in groups}
 
 
 def robust(
@@ -86,10 +91,6 @@ def _of(rows: pd.DataFrame, name: str) -> np.ndarray:
     return rows[f"radius_{name}"].to_numpy(dtype=float)
 
 
-def _statuses(rows: pd.DataFrame) -> dict[str, int]:
-    return {s: int((rows["status"] == s).sum()) for s in STATUSES}
-
-
 def _of_best(rows: pd.DataFrame) -> dict[str, Any]:
     """How often each method gave the radius, and each reason ended the search, by `best`."""
     return {
@@ -97,10 +98,6 @@ def _of_best(rows: pd.DataFrame) -> dict[str, Any]:
         for name in (RADIUS_METHOD, STOPPED_BY)
         if name in rows and rows[name].notna().any()
     }
-
-
-def _found(radii: pd.Series[float]) -> dict[str, Any]:
-    return {**_spread(radii), "found": int(np.isfinite(radii.to_numpy(dtype=float)).sum())}
 
 
 def _spread(values: pd.Series[float]) -> dict[str, float | None]:

@@ -8,11 +8,10 @@ No sample is left out of a denominator. All of it is numpy, so that a report nee
 from __future__ import annotations
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
 from greg_cert.errors import UsageError
-
-FloatArray = NDArray[np.float64]
+from greg_cert.metrics import FloatArray
 
 
 def certified_acceptance(radius_certified: ArrayLike, radii: ArrayLike) -> FloatArray:

@@ -1,4 +1,4 @@
-"""The contents of `certificates.parquet`, checked column by column."""
+"""The tables of certificates, of ID and of OOD samples, checked column by column."""
 
 from __future__ import annotations
 
@@ -6,9 +6,19 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from pandas.api.types import is_bool_dtype, is_integer_dtype, is_numeric_dtype
+from pandas.api.types import is_bool_dtype
 
-from greg_cert.certificates.format import CERTIFICATES, CERTIFIED, STATUSES
+from greg_cert.certificates.columns import (
+    FINITE_RADIUS,
+    check_column,
+    check_keys,
+    check_proven,
+    check_unique,
+    check_words,
+    numbers,
+    refused,
+)
+from greg_cert.certificates.format import CERTIFICATES, CERTIFIED, OOD_CERTIFICATES, STATUSES
 from greg_cert.certificates.method_columns import check_methods
 from greg_cert.digests import tell_unchecked
 from greg_cert.errors import RunError
@@ -22,6 +32,10 @@ COLUMNS = (
     *("run", "method", "index", "label", "predicted", "correct", "status"),
     *(*NUMBERS, *RADII, "violation"),
 )
+OOD_COLUMNS = (
+    *("run", "dataset", "index", "status", "score", "threshold"),
+    *("radius_certified", "radius_attack", "violation"),
+)
 
 
 def read_frame(folder: Path) -> pd.DataFrame:
@@ -31,26 +45,19 @@ def read_frame(folder: Path) -> pd.DataFrame:
         RunError: the file is missing, truncated, empty, lacks a column, or a column holds a value
             that it cannot hold (a negative or missing radius, an unknown status).
     """
-    return read_certificates(folder / CERTIFICATES, COLUMNS, ("run",))
+    return _read_certificates(folder / CERTIFICATES, COLUMNS, ("run",))
 
 
-def read_certificates(path: Path, required: tuple[str, ...], keys: tuple[str, ...]) -> pd.DataFrame:
-    """The checked rows of a table of certificates.
+def read_ood_frame(folder: Path) -> pd.DataFrame | None:
+    """The checked rows of `ood_certificates.parquet`; None where there is no such file.
 
-    Args:
-        path: the file.
-        required: columns that must be there; others of `COLUMNS` are checked where they are.
-        keys: columns of text that, with `index`, name a row.
+    Status `rejected` means there that the clean sample is on the wrong side: accepted as ID.
 
     Raises:
-        RunError: as for `read_frame`.
+        RunError: as `read_frame`, for a file that is there.
     """
-    frame = read_rows(path, required)
-    _check_types(path, frame, keys)
-    _check_values(path, frame)
-    check_methods(path, frame)
-    check_unique(path, frame, [*keys, "index"])
-    return frame.assign(**{name: frame[name].astype(str) for name in (*keys, "status")})
+    path = folder / OOD_CERTIFICATES
+    return _read_certificates(path, OOD_COLUMNS, ("run", "dataset")) if path.exists() else None
 
 
 def read_rows(path: Path, required: tuple[str, ...]) -> pd.DataFrame:
@@ -73,70 +80,39 @@ def read_rows(path: Path, required: tuple[str, ...]) -> pd.DataFrame:
     return frame
 
 
-def check_numbers(path: Path, frame: pd.DataFrame, names: tuple[str, ...]) -> None:
-    """Nothing, if these columns hold numbers; else a `RunError`."""
-    for name in names:
-        if not is_numeric_dtype(frame[name]) or is_bool_dtype(frame[name]):
-            raise RunError(f"{path}: column {name}: expected numbers, but got {frame[name].dtype}")
+def _read_certificates(
+    path: Path, required: tuple[str, ...], keys: tuple[str, ...]
+) -> pd.DataFrame:
+    """The checked rows of a table of certificates.
 
-
-def check_keys(path: Path, frame: pd.DataFrame, names: tuple[str, ...]) -> None:
-    """Nothing, if `index` holds integers and these columns text in every row; else a `RunError`."""
-    if not is_integer_dtype(frame["index"]):
-        raise RunError(f"{path}: column index: expected integers, but got {frame['index'].dtype}")
-    for name in names:
-        if frame[name].isna().any():
-            raise RunError(f"{path}: column {name}: expected text in every row, but some are empty")
-
-
-def check_unique(path: Path, frame: pd.DataFrame, keys: list[str]) -> None:
-    """Nothing, if no two rows have the same keys; else a `RunError`."""
-    twice = frame.duplicated(keys)
-    if twice.any():
-        first = frame.loc[twice.to_numpy()].iloc[0]
-        where = ", ".join(f"{key} {str(first[key])!r}" for key in keys if key != "index")
-        raise RunError(f"{path}: column index: {first['index']} occurs twice in {where}")
-
-
-def _check_types(path: Path, frame: pd.DataFrame, keys: tuple[str, ...]) -> None:
-    here = frame.columns
-    check_numbers(path, frame, tuple(name for name in (*NUMBERS, *RADII, REFUTED) if name in here))
-    for name in ("correct", "violation"):
-        if name not in here or (name == "correct" and "dataset" in keys):
-            continue  # no OOD sample has a right class
+    Args:
+        path: the file.
+        required: columns that must be there; others of `COLUMNS` are checked where they are.
+        keys: columns of text that, with `index`, name a row.
+    """
+    frame = read_rows(path, required)
+    present = [name for name in (*NUMBERS, *RADII, REFUTED) if name in frame.columns]
+    values = {name: numbers(path, frame, name) for name in present}
+    booleans = ("correct", "violation") if "dataset" not in keys else ("violation",)
+    for name in booleans:  # no OOD sample has a right class
         if not is_bool_dtype(frame[name]) or frame[name].isna().any():
-            raise RunError(f"{path}: column {name}: expected booleans, but got {frame[name].dtype}")
+            raise refused(path, name, "booleans", frame[name].dtype)
     check_keys(path, frame, (*keys, "status"))
-
-
-def _check_values(path: Path, frame: pd.DataFrame) -> None:
-    unknown = sorted(set(frame["status"].astype(str)) - set(STATUSES))
-    if unknown:
-        raise RunError(
-            f"{path}: column status: expected one of {', '.join(STATUSES)}, but got {unknown[0]!r}"
-        )
-    for name in RADII:
-        if name not in frame.columns:
-            continue
-        values = frame[name].to_numpy(dtype=float, na_value=np.nan)
-        wrong = ~(values >= 0)  # also true for not-a-number
-        if name in PROVEN:
-            wrong |= np.isinf(values)
-        if name == "radius_lipschitz":  # NaN in all of a run: not asked for
-            empty = pd.Series(np.isnan(values), index=frame.index)
-            wrong &= ~empty.groupby(frame["run"]).transform("all").to_numpy(dtype=bool)
-        if wrong.any():
-            row = int(np.flatnonzero(wrong)[0])
-            kind = "a finite radius >= 0" if name in PROVEN else "a radius >= 0 (inf: none found)"
-            raise RunError(
-                f"{path}: column {name}: expected {kind}, but got {values[row]} in row {row}"
-            )
-    proven = frame["radius_certified"].to_numpy(dtype=float)
-    status = frame["status"].astype(str).to_numpy()
+    check_words(path, "status", frame["status"], STATUSES)
+    for name in (name for name in RADII if name in values):
+        radius = values[name]
+        if name == "radius_lipschitz":
+            check_proven(path, frame, name)
+        elif name in PROVEN:
+            check_column(path, name, ~(radius >= 0) | np.isinf(radius), FINITE_RADIUS, radius)
+        else:
+            words = "a radius >= 0 (inf: none found)"
+            check_column(path, name, ~(radius >= 0), words, radius)
+    proven, status = values["radius_certified"], frame["status"].astype(str).to_numpy()
     wrong = (proven > 0) & (status != CERTIFIED)
     if wrong.any():
-        row = int(np.flatnonzero(wrong)[0])
-        raise RunError(
-            f"{path}: column radius_certified: expected 0 for status {status[row]!r}, but got "
-            f"{proven[row]} in row {row}"
-        )
+        expected = f"0 for status {status[wrong][0]!r}"
+        check_column(path, "radius_certified", wrong, expected, proven)
+    check_methods(path, frame)
+    check_unique(path, frame, [*keys, "index"])
+    return frame.assign(**{name: frame[name].astype(str) for name in (*keys, "status")})

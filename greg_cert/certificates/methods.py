@@ -35,7 +35,7 @@ class Method:
     @property
     def column(self) -> str:
         """Of its radii."""
-        return "radius_" + self.name.replace("-", "_")
+        return column_of(self.name)
 
 
 _CODE = "greg_cert.verify.methods."

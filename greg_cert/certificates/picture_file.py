@@ -38,7 +38,9 @@ LARGEST = 2**28
 """Bytes that the arrays may take together; a file of more is not written, and not read."""
 
 _SCHEMA = 1
-_PLAIN = {
+_KINDS = {
+    "run": "str",
+    "dataset": "str",
     "index": "int64",
     "threshold": "float64",
     "score": "float64",
@@ -47,7 +49,7 @@ _PLAIN = {
     "attacked_score": "float64",
     "attacked_class": "int64",
 }
-_NAMES = ("schema", "run", "dataset", *_PLAIN, "clean", "difference")
+_NAMES = ("schema", *_KINDS, "clean", "difference")
 
 
 @dataclass(frozen=True)
@@ -79,6 +81,11 @@ class SamplePicture:
     attacked_class: int
 
     @property
+    def found(self) -> bool:
+        """Whether an attack succeeded."""
+        return self.difference is not None
+
+    @property
     def key(self) -> tuple[str, str, int]:
         """Run, OOD test set and index."""
         return self.run, self.dataset, self.index
@@ -106,15 +113,12 @@ def write_pictures(path: Path, pictures: Sequence[SamplePicture]) -> Path:
     Raises:
         RunError: where it cannot be written.
     """
-    found = np.array([p.difference is not None for p in pictures], dtype=bool)
     clean = [p.clean for p in pictures]
     if len({image.dtype for image in clean}) > 1:
         clean = [as_floats(image) for image in clean]
     arrays: dict[str, np.ndarray] = {
         "schema": np.array(_SCHEMA, dtype=np.int64),
-        "run": np.array([p.run for p in pictures], dtype=np.str_),
-        "dataset": np.array([p.dataset for p in pictures], dtype=np.str_),
-        "found": found,
+        **{name: np.array([getattr(p, name) for p in pictures], k) for name, k in _KINDS.items()},
         "clean": np.stack(clean),
         "difference": np.stack(
             [
@@ -123,10 +127,8 @@ def write_pictures(path: Path, pictures: Sequence[SamplePicture]) -> Path:
             ]
         ).astype(np.float32),
     }
-    for name in _PLAIN.keys() - {"found"}:
-        arrays[name] = np.array([getattr(p, name) for p in pictures], dtype=_PLAIN[name])
     stream = io.BytesIO()
-    np.savez_compressed(stream, allow_pickle=False, **{name: arrays[name] for name in _NAMES})
+    np.savez_compressed(stream, allow_pickle=False, **arrays)
     try:
         return write_atomic(path, stream.getvalue())
     except OSError as error:
@@ -167,18 +169,12 @@ def read_pictures(path: Path) -> list[SamplePicture]:
         ) from None
     _check(path, arrays)
     found = arrays["found"]
+    plain = {name: arrays[name].tolist() for name in _KINDS if name != "found"}
     return [
         SamplePicture(
-            str(arrays["run"][k]),
-            str(arrays["dataset"][k]),
-            int(arrays["index"][k]),
-            float(arrays["threshold"][k]),
-            float(arrays["score"][k]),
-            arrays["clean"][k],
-            arrays["difference"][k] if found[k] else None,
-            float(arrays["radius"][k]),
-            float(arrays["attacked_score"][k]),
-            int(arrays["attacked_class"][k]),
+            **{name: values[k] for name, values in plain.items()},
+            clean=arrays["clean"][k],
+            difference=arrays["difference"][k] if found[k] else None,
         )
         for k in range(len(found))
     ]
@@ -193,7 +189,7 @@ def _check(path: Path, arrays: dict[str, np.ndarray]) -> None:
     if arrays["schema"].shape != () or arrays["schema"] != _SCHEMA:
         raise refuse("schema", str(_SCHEMA), arrays["schema"])
     count = arrays["found"].shape
-    for name, kind in {**_PLAIN, "run": "str", "dataset": "str"}.items():
+    for name, kind in _KINDS.items():
         array = arrays[name]
         right = array.dtype.kind == "U" if kind == "str" else array.dtype == kind
         if not right or array.ndim != 1 or array.shape != count:

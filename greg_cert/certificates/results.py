@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -19,13 +20,13 @@ from greg_cert.certificates.format import (
     SCORES,
     SUMMARY,
 )
-from greg_cert.certificates.frame_file import read_frame
-from greg_cert.certificates.ood_files import read_ood_frame, read_ood_scores
+from greg_cert.certificates.frame_file import read_frame, read_ood_frame
 from greg_cert.certificates.row_check import check_rows
 from greg_cert.certificates.score_file import (
     OOD,
     TEST,
     check_same_scores,
+    read_ood_scores,
     read_test_scores,
 )
 from greg_cert.certificates.summary_file import Summary, read_document, summary_of
@@ -37,10 +38,11 @@ class Results:
     """Rows and summary of one verification, paired over runs.
 
     Attributes:
-        folder: where the two files were read.
+        folder: where the files were read.
         frame: one row per (run, sample); runs in the summary's order, samples by `index`, so that
             row k of every run is the same test sample.
-        summary: the checked contents of `summary.json`.
+        document: `summary.json` as it is.
+        summary: its checked contents.
         fingerprint: SHA-256 of `certificates.parquet`.
         ood: rows of `ood_certificates.parquet`, or None.
         ood_scores: rows of `ood_scores.parquet`, or None.
@@ -49,6 +51,7 @@ class Results:
 
     folder: Path
     frame: pd.DataFrame
+    document: dict[str, Any]
     summary: Summary
     fingerprint: str
     ood: pd.DataFrame | None = None
@@ -69,9 +72,18 @@ class Results:
         """The rows of one run, by ascending sample index."""
         return self.frame[self.frame["run"] == run]
 
+    def tables(self, run: str) -> Tables:
+        """All rows of one run."""
+        return _tables(self.frame, self.ood, self.ood_scores, self.test_scores).of(run)
+
     def column(self, run: str, name: str) -> np.ndarray:
         """One numeric column of one run as float64, shape (n,), by ascending sample index."""
         return self.of(run)[name].to_numpy(dtype=np.float64, na_value=np.nan)
+
+    def manifest(self, run: str) -> dict[str, Any]:
+        """What training wrote about a run; empty where that is not recorded."""
+        found = (self.summary.provenance.runs or {}).get(run)
+        return found if isinstance(found, dict) else {}
 
     def kept(self, run: str) -> np.ndarray:
         """True where the clean sample is on the right side of the threshold, shape (n,)."""
@@ -103,6 +115,10 @@ class Results:
             for part, group in rows.groupby("part", sort=False)
         }
         return {part: found[part] for part in sorted(found, key=lambda part: part != TEST)}
+
+
+def _tables(*frames: pd.DataFrame | None) -> Tables:
+    return Tables(*(pd.DataFrame() if frame is None else frame for frame in frames))
 
 
 def _part(frame: pd.DataFrame | None, run: str, dataset: str) -> pd.DataFrame | None:
@@ -141,29 +157,23 @@ def load_results(folder: Path) -> Results:
                     f"{summary.side!r}"
                 )
             _check_runs(folder / name, other, summary)
-    order = {run: position for position, run in enumerate(summary.runs)}
-    frame = (
-        frame.assign(_order=frame["run"].map(order))
-        .sort_values(["_order", "index"], kind="stable")
-        .drop(columns="_order")
-        .reset_index(drop=True)
-    )
+    by_run = [frame[frame["run"] == run].sort_values("index") for run in summary.runs]
+    frame = pd.concat(by_run, ignore_index=True)
     check_rows(path, frame, summary, summary.side)
     if ood is not None:
         check_rows(folder / OOD_CERTIFICATES, ood, summary, "ood")
     everything = read_test_scores(folder)
     if everything is not None:
-        path_of_scores = folder / SCORES
-        _check_runs(path_of_scores, everything, summary)
-        if summary.side == "id":
-            check_same_scores(path_of_scores, everything, frame, TEST)
-        for dataset, rows in () if ood is None else ood.groupby("dataset", sort=False):
-            check_same_scores(path_of_scores, everything, rows, f"{OOD}{dataset}")
-    tables = [pd.DataFrame() if t is None else t for t in (frame, ood, scores, everything)]
-    check_agreement(folder, document, summary, Tables(*tables))
+        _check_runs(folder / SCORES, everything, summary)
+        parts = [(TEST, frame)] if summary.side == "id" else []
+        if ood is not None:
+            parts += [(f"{OOD}{name}", rows) for name, rows in ood.groupby("dataset", sort=False)]
+        for part, rows in parts:
+            check_same_scores(folder / SCORES, everything, rows, part)
+    check_agreement(folder, document, summary, _tables(frame, ood, scores, everything))
     frame = _paired(path, frame, summary)
     fingerprint = hashlib.sha256(path.read_bytes()).hexdigest()
-    return Results(folder, frame, summary, fingerprint, ood, scores, everything)
+    return Results(folder, frame, document, summary, fingerprint, ood, scores, everything)
 
 
 def _check_runs(path: Path, frame: pd.DataFrame, summary: Summary) -> None:
@@ -173,19 +183,16 @@ def _check_runs(path: Path, frame: pd.DataFrame, summary: Summary) -> None:
 
 def _paired(path: Path, frame: pd.DataFrame, summary: Summary) -> pd.DataFrame:
     """The frame, if every run has the same samples; what they share, if it is not complete."""
-    shared = set(frame["index"])
-    for run in summary.runs:
-        shared &= set(frame.loc[frame["run"] == run, "index"])
-    kept = frame[frame["index"].isin(shared)].reset_index(drop=True)
+    own = {run: set(frame.loc[frame["run"] == run, "index"]) for run in summary.runs}
+    kept = frame[frame["index"].isin(set.intersection(*own.values()))].reset_index(drop=True)
     if len(kept) == len(frame):
         return frame
-    first = next(iter(summary.runs))
     if not summary.complete:
         if kept.empty:
             raise RunError(f"{path}: column index: the runs share no sample yet; verify further")
         return kept
-    own = set(frame.loc[frame["run"] == first, "index"])
-    other = next(run for run in summary.runs if set(frame.loc[frame["run"] == run, "index"]) != own)
+    first = next(iter(own))
+    other = next(run for run in own if own[run] != own[first])
     raise RunError(
         f"{path}: column index: runs {first!r} and {other!r} must hold the same samples, but do not"
     )

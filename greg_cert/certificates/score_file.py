@@ -1,4 +1,4 @@
-"""The contents of `scores.parquet`: the score of every sample of the test sets, verified or not."""
+"""The files of scores: of all test samples, and bounds of those of OOD samples."""
 
 from __future__ import annotations
 
@@ -7,18 +7,41 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from greg_cert.certificates.format import CERTIFICATES, SCORES
-from greg_cert.certificates.frame_file import (
-    check_keys,
-    check_numbers,
-    check_unique,
-    read_rows,
-)
+from greg_cert.certificates.columns import check_column, check_keys, check_unique, numbers, refused
+from greg_cert.certificates.format import CERTIFICATES, OOD_SCORES, SCORES
+from greg_cert.certificates.frame_file import read_rows
 from greg_cert.errors import RunError
 
 TEST, OOD = "test", "ood/"
 COLUMNS = ("run", "part", "index", "score")
+OOD_COLUMNS = ("run", "dataset", "index", "radius", "score", "score_bound", "score_attack")
 TOLERANCE = 0.01  # of float32 on any device against float64, times 1 + |score|
+
+
+def read_ood_scores(folder: Path) -> pd.DataFrame | None:
+    """The checked rows of `ood_scores.parquet`; None where there is no such file.
+
+    A row a run, OOD sample and radius: the clean score, a proven lower bound of the score over the
+    ball (-inf where nothing is proven), and the lowest score that an attack found in it.
+
+    Raises:
+        RunError: the file is damaged, or a column holds a value that it cannot hold.
+    """
+    path = folder / OOD_SCORES
+    if not path.exists():
+        return None
+    frame = read_rows(path, OOD_COLUMNS)
+    values = {name: numbers(path, frame, name) for name in OOD_COLUMNS[3:]}
+    check_keys(path, frame, ("run", "dataset"))
+    for name, found in values.items():
+        wrong, expected = ~np.isfinite(found), "a finite number"
+        if name == "score_bound":
+            wrong, expected = wrong & ~np.isneginf(found), "a number or -inf"
+        if name == "radius":
+            wrong, expected = wrong | (found < 0), "a finite radius >= 0"
+        check_column(path, name, wrong, expected, found)
+    check_unique(path, frame, ["run", "dataset", "index", "radius"])
+    return frame.assign(run=frame["run"].astype(str), dataset=frame["dataset"].astype(str))
 
 
 def read_test_scores(folder: Path) -> pd.DataFrame | None:
@@ -33,25 +56,18 @@ def read_test_scores(folder: Path) -> pd.DataFrame | None:
     if not path.exists():
         return None
     frame = read_rows(path, COLUMNS)
-    check_numbers(path, frame, ("score",))
+    scores = numbers(path, frame, "score")
     check_keys(path, frame, ("run", "part"))
-    frame = frame.assign(run=frame["run"].astype(str), part=frame["part"].astype(str))
-    for part in frame["part"].unique():
+    frame = frame.assign(run=frame["run"].astype(str), part=frame["part"].astype(str), score=scores)
+    for part in map(str, frame["part"].unique()):
         if part != TEST and (not part.startswith(OOD) or part == OOD):
-            raise RunError(
-                f"{path}: column part: expected {TEST} or {OOD}NAME, but got {str(part)!r}"
-            )
-    scores = frame["score"].to_numpy(dtype=np.float64, na_value=np.nan)
-    if not np.isfinite(scores).all():
-        row = int(np.flatnonzero(~np.isfinite(scores))[0])
-        raise RunError(
-            f"{path}: column score: expected a finite number, but got {scores[row]} in row {row}"
-        )
+            raise refused(path, "part", f"{TEST} or {OOD}NAME", repr(part))
+    check_column(path, "score", ~np.isfinite(scores), "a finite number", scores)
     check_unique(path, frame, ["run", "part", "index"])
     for run, rows in frame.groupby("run", sort=False):
         if not (rows["part"] == TEST).any():
             raise RunError(f"{path}: column part: expected rows of {TEST} for run {run!r}")
-    return frame.assign(score=scores)
+    return frame
 
 
 def check_same_scores(path: Path, scores: pd.DataFrame, frame: pd.DataFrame, part: str) -> None:
@@ -73,7 +89,6 @@ def check_same_scores(path: Path, scores: pd.DataFrame, frame: pd.DataFrame, par
     off = np.abs(both["score_all"].to_numpy(dtype=np.float64) - own) > TOLERANCE * (1 + np.abs(own))
     if off.any():
         row = both.iloc[int(np.flatnonzero(off)[0])]
-        raise RunError(
-            f"{path}: column score: expected {row['score']:.6g} of {CERTIFICATES} for run "
-            f"{row['run']!r}, part {part}, index {row['index']}, but got {row['score_all']:.6g}"
-        )
+        where = f"run {row['run']!r}, part {part}, index {row['index']}"
+        expected = f"{row['score']:.6g} of {CERTIFICATES} for {where}"
+        raise refused(path, "score", expected, f"{row['score_all']:.6g}")

@@ -24,13 +24,7 @@ from pydantic import (
 )
 
 from greg_cert.certificates.format import STATUSES, SUMMARY
-from greg_cert.certificates.methods import (
-    NO_METHOD,
-    PROOFS,
-    RADIUS_METHOD,
-    STOPPED_BY,
-    STOPS,
-)
+from greg_cert.certificates.methods import NO_METHOD, PROOFS, RADIUS_METHOD, STOPPED_BY, STOPS
 from greg_cert.digests import check_seal, tell_unchecked
 from greg_cert.errors import RunError
 
@@ -52,11 +46,9 @@ class MedianMean(_Record):
     mean: Radius | None = None
 
 
-class GradientRadius(_Record):
+class GradientRadius(MedianMean):
     """Median of the first-order estimate, and how often a real attack undercuts it."""
 
-    median: Radius | None
-    mean: Radius | None = None
     above_attack: Rate | None = None
 
 
@@ -86,11 +78,17 @@ class _Counted(_Record):
         return value
 
 
+class AttackRadius(MedianMean):
+    """Median and mean of the distances at which attacks succeeded, and how many did."""
+
+    found: Count | None = None
+
+
 class OodSide(_Counted):
     """What the verifier counted for one run on one OOD set."""
 
     certified_radius: MedianMean | None = None
-    attack_radius: MedianMean | None = None
+    attack_radius: AttackRadius | None = None
 
 
 class Audit(_Record):
@@ -142,7 +140,7 @@ class RunSummary(_Counted):
     fpr95: Rate | None
     auroc: Rate | None
     certified_radius: MedianMean
-    attack_radius: MedianMean
+    attack_radius: AttackRadius
     gradient_radius: GradientRadius
     lipschitz_radius: MedianMean
     seconds: Annotated[float, Field(ge=0)] | None
@@ -186,6 +184,7 @@ class Provenance(_Record):
     selection: Any = None
     runs: Any = None
     weights: Any = None
+    parts: Any = None
 
 
 class Summary(_Record):
@@ -196,10 +195,12 @@ class Summary(_Record):
     runs: dict[str, RunSummary] = Field(min_length=1)
     max_radius: Annotated[float, Field(gt=0)] | None = None
     side: str = "id"
+    sides: list[str] = Field(default_factory=list)
     clip: bool = False
     baseline: str | None = None
     score: str = "energy"
     engine: str | None = None
+    method: str | None = None
     methods: list[str] = Field(default_factory=list)
     classes: list[str] = Field(default_factory=list)
     complete: bool = True
@@ -244,7 +245,7 @@ class Summary(_Record):
     def _provenance(cls, value: object) -> object:
         return {} if value is None else value
 
-    @field_validator("score", "methods", "classes", "complete", "correct", mode="before")
+    @field_validator("score", "sides", "methods", "classes", "complete", "correct", mode="before")
     @classmethod
     def _absent(cls, value: object, info: ValidationInfo) -> object:
         return (

@@ -27,8 +27,12 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode="markdown",
 )
-for module in (demo, train, tune, verify, compare, evaluate, report, predict, doctor, config):
-    module.register(app)
+for command in (
+    *(demo.demo, train.train, tune.tune, verify.verify, compare.compare),
+    *(evaluate.evaluate, report.report, predict.predict, doctor.doctor),
+):
+    app.command()(command)
+app.add_typer(config.commands, name="config")
 
 
 def main() -> None:

@@ -8,12 +8,7 @@ from typing import Annotated
 import typer
 
 from greg_cert.cli import screen
-from greg_cert.cli.report import VENUE_HELP
-
-
-def register(app: typer.Typer) -> None:
-    """Add the command."""
-    app.command("compare")(compare)
+from greg_cert.cli.report import Columns, Venue
 
 
 def compare(
@@ -27,10 +22,8 @@ def compare(
     out: Annotated[Path, typer.Option(help="Folder of the result and its report.")] = Path(
         "compare"
     ),
-    venue: Annotated[str | None, typer.Option(help=VENUE_HELP)] = None,
-    columns: Annotated[
-        int | None, typer.Option(help="Columns of a page that a figure spans: 1 or 2.")
-    ] = None,
+    venue: Venue = None,
+    columns: Columns = None,
     palette: Annotated[str, typer.Option(help="colour or grey.")] = "colour",
     run: Annotated[
         list[Path] | None,
@@ -51,7 +44,6 @@ def compare(
     """
     screen.speak(json=json, quiet=quiet)
     from greg_cert.certificates.format import CERTIFICATES
-    from greg_cert.errors import EngineError
     from greg_cert.report import (
         load_results,
         merge_verifications,
@@ -80,13 +72,7 @@ def compare(
             "files": list(files),
         }
     )
-    for note in files.notes:
-        screen.note(note)
+    screen.note(*files.notes)
     screen.out(summary_table(load_results(out)))
-    screen.plain(f"results: {out / CERTIFICATES}")
-    screen.plain(f"report:  {files.html}")
-    if done.violations:
-        raise EngineError(
-            f"{done.violations} certificates are contradicted by an attack. Do not use these "
-            "results, and please report them as a bug"
-        )
+    screen.plain(f"results: {out / CERTIFICATES}", f"report:  {files.html}")
+    screen.fail_on_violations(done.violations)

@@ -13,20 +13,10 @@ from greg_cert.cli import screen
 if TYPE_CHECKING:
     from greg_cert.config import ExperimentConfig, OwnModelConfig
 
-Model = Annotated[
-    bool, typer.Option("--model", help="Of the file that describes a model from elsewhere.")
-]
+commands = typer.Typer(no_args_is_help=True, help="Show, check and explain experiment files.")
 
 
-def register(app: typer.Typer) -> None:
-    """Add the commands."""
-    group = typer.Typer(no_args_is_help=True, help="Show, check and explain experiment files.")
-    group.command("show")(show)
-    group.command("check")(check)
-    group.command("schema")(schema)
-    app.add_typer(group, name="config")
-
-
+@commands.command()
 def show(
     config: Annotated[Path, typer.Argument(help="YAML file, or run folder.")],
     set_: screen.Set = None,
@@ -40,11 +30,12 @@ def show(
     screen.speak(json=json, quiet=quiet)
     from greg_cert.config import dump_config, load_any
 
-    found = load_any(config / "config.yaml" if config.is_dir() else config, set_ or ())
+    found = load_any(_file(config), set_ or ())
     screen.record(found.model_dump(mode="json"))
     screen.plain(dump_config(found).rstrip())
 
 
+@commands.command()
 def check(
     configs: Annotated[list[Path], typer.Argument(help="YAML files, or run folders.")],
     data: Annotated[
@@ -68,7 +59,7 @@ def check(
     for path in configs:
         record: dict[str, Any] = {"file": path, "error": None}
         try:
-            found = load_any(path / "config.yaml" if path.is_dir() else path)
+            found = load_any(_file(path))
             record |= {"title": found.title, "network": found.network, "method": found.method}
             words = f"{found.title}: {found.network}, {found.method}"
             if data:
@@ -85,11 +76,14 @@ def check(
         raise typer.Exit(2)
 
 
+@commands.command()
 def schema(
     section: Annotated[
         str | None, typer.Argument(help="One part alone, as train.stages or data.ood.")
     ] = None,
-    model: Model = False,
+    model: Annotated[
+        bool, typer.Option("--model", help="Of the file that describes a model from elsewhere.")
+    ] = False,
     json: screen.Json = False,
     quiet: screen.Quiet = False,
 ) -> None:
@@ -118,6 +112,11 @@ def schema(
             screen.plain(f"    {line}")
 
 
+def _file(path: Path) -> Path:
+    """The configuration in a run folder, or the file itself."""
+    return path / "config.yaml" if path.is_dir() else path
+
+
 def _sizes(path: Path, config: ExperimentConfig | OwnModelConfig) -> dict[str, int]:
     """How many images each role has, once all is known to be fit for what comes next.
 
@@ -132,15 +131,11 @@ def _sizes(path: Path, config: ExperimentConfig | OwnModelConfig) -> dict[str, i
     from greg_cert.train import check
 
     run = RunFolder(path)
-    subject: Subject | None = None
-    if not isinstance(config, ExperimentConfig):
-        subject = OwnModel(path)
-    elif run.complete:
-        subject = run
-    else:
+    if isinstance(config, ExperimentConfig) and not run.complete:
         splits = load_data(config.data)
         check(config, splits)
-    if subject is not None:
+    else:
+        subject: Subject = run if isinstance(config, ExperimentConfig) else OwnModel(path)
         subject.load_model()
         splits = common_data([subject])
     found = {"train": splits.train, "calibration": splits.calibration, "test": splits.test}

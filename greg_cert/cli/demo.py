@@ -13,11 +13,6 @@ from greg_cert.cli import screen
 CONFIGS = ("digits_energy.yaml", "digits_gregplus.yaml", "digits_lipschitz.yaml")
 
 
-def register(app: typer.Typer) -> None:
-    """Add the command."""
-    app.command("demo")(demo)
-
-
 def demo(
     out: Annotated[
         Path | None,
@@ -67,10 +62,9 @@ def demo(
     for name in CONFIGS:
         with as_file(files("greg_cert.configs") / name) as path:
             config = load_config(path, set_ or ())
-        splits = load_data(config.data)
-        with screen.training_bar(f"train {config.title}") as bar:
-            folder = out / "runs" / config.title
-            runs.append(fit(config, splits, folder, observer=bar, command=screen.command_line()))
+        splits, folder = load_data(config.data), out / "runs" / config.title
+        with screen.training_bars() as bar:
+            watch = bar(f"train {config.title}")
+            runs.append(fit(config, splits, folder, observer=watch, command=screen.command_line()))
     verify_and_report(runs[1:], runs[0].config.verify, out / "verify", baseline=runs[0])
-    for run in runs:
-        screen.plain(f"run:     {run.path}")
+    screen.plain(*(f"run:     {run.path}" for run in runs))

@@ -13,11 +13,6 @@ from greg_cert.cli import screen
 _LOOKED_AT, _TRIED = 32, 3
 
 
-def register(app: typer.Typer) -> None:
-    """Add the command."""
-    app.command("doctor")(doctor)
-
-
 def doctor(
     run: Annotated[Path, typer.Argument(help="Run folder, or YAML file of a model.")],
     seconds: Annotated[
@@ -50,18 +45,17 @@ def doctor(
         found = next(pieces)
     if found.layers:
         screen.out(_layers(found, f"{folder.config.title}: {folder.config.network}"))
-    for name, state in found.engines.items():
-        screen.plain(f"engine {name}: {state}")
-    for name, by in found.methods.items():
-        screen.plain(f"method {name}: {by}")
+    screen.plain(
+        *(f"engine {name}: {state}" for name, state in found.engines.items()),
+        *(f"method {name}: {by}" for name, by in found.methods.items()),
+    )
     while found.unfinished:
         with screen.waiting(f"look at {run}"):
             before, found = found, next(pieces)
         if not before.trials and not found.trials and found.unfinished:
             screen.out(_norms(found))
             screen.plain(f"tried on {samples.what if samples else 'made-up images'}:")
-        for trial in found.trials[len(before.trials) :]:
-            screen.plain(_trial(trial))
+        screen.plain(*map(_trial, found.trials[len(before.trials) :]))
     screen.record({"schema": 1, "run": run, **asdict(found)})
     if found.refusal is not None:
         raise UnsupportedModelError(
@@ -129,9 +123,8 @@ def _trial(trial: Any) -> str:
 def _layers(found: Any, title: str) -> Any:
     from rich.table import Table
 
-    table = Table(title=f"{title}, as it is bounded")
-    for column in ("layer", "bounded as", "reads", "output", "native", "auto-lirpa"):
-        table.add_column(column)
+    columns = ("layer", "bounded as", "reads", "output", "native", "auto-lirpa")
+    table = Table(*columns, title=f"{title}, as it is bounded")
     for layer in found.layers:
         table.add_row(
             layer.name,
@@ -145,12 +138,11 @@ def _layers(found: Any, title: str) -> Any:
 
 
 def _norms(found: Any) -> Any:
-    from rich.table import Table
+    from rich.table import Column, Table
 
-    table = Table(title="operator norms, and the Lipschitz constant of the energy")
-    table.add_column("layer")
-    for column in ("at most (proven)", "power iteration"):
-        table.add_column(column, justify="right")
+    numbers = (Column(name, justify="right") for name in ("at most (proven)", "power iteration"))
+    title = "operator norms, and the Lipschitz constant of the energy"
+    table = Table("layer", *numbers, title=title)
     for layer in found.layers:
         if layer.norm is not None:
             below = "" if layer.norm_from_below is None else f"{layer.norm_from_below:.5g}"

@@ -12,16 +12,12 @@ from greg_cert.cli import screen
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from rich.table import Table
+    from rich.table import Column, Table
+    from rich.text import Text
 
     from greg_cert.evaluation.seeds import Evaluated, SeedMean
 
 _MOST_SETS = 4  # tables of single runs that a terminal is given
-
-
-def register(app: typer.Typer) -> None:
-    """Add the command."""
-    app.command("evaluate")(evaluate)
 
 
 def evaluate(
@@ -113,8 +109,7 @@ def evaluate(
     elif out is None:
         screen.plain("figures of each OOD set: --out FOLDER, or --json")
     if out is not None:
-        for path in write_evaluation(out, rows, means, record):
-            screen.plain(str(path))
+        screen.plain(*write_evaluation(out, rows, means, record))
 
 
 def specs(text: str | None, known: Sequence[str]) -> list[str | None]:
@@ -143,41 +138,37 @@ def specs(text: str | None, known: Sequence[str]) -> list[str | None]:
     return list(dict.fromkeys(found))
 
 
+_TITLES = {
+    "id_accuracy": "ID acc.",
+    "calibration_error": "ECE",
+    "fpr95": "FPR95\n(ID rec.)",
+    "fpr95_ood_recall": "FPR95\n(OOD rec.)",
+    "auroc": "AUROC",
+    "near_auroc": "near\nAUROC",
+    "far_auroc": "far\nAUROC",
+    "aupr_in": "AUPR\nin",
+    "aupr_out": "AUPR\nout",
+}
+_OF_A_SET = ("fpr95", "auroc", "aupr_in", "aupr_out", "fpr95_ood_recall")
+
+
 def summary(rows: Sequence[Evaluated], means: Sequence[SeedMean]) -> Table:
     """A line for each run and detector, and for each mean over seeds; percent."""
-    from rich.table import Table
+    from rich.table import Column
     from rich.text import Text
 
     numbers = [row.numbers() for row in rows]
-    columns = {
-        "id_accuracy": "ID acc.",
-        "calibration_error": "ECE",
-        "fpr95": "FPR95\n(ID rec.)",
-        "fpr95_ood_recall": "FPR95\n(OOD rec.)",
-        "auroc": "AUROC",
-        "near_auroc": "near\nAUROC",
-        "far_auroc": "far\nAUROC",
-        "aupr_in": "AUPR\nin",
-        "aupr_out": "AUPR\nout",
-    }
-    columns = {k: v for k, v in columns.items() if any(k in n for n in numbers)}
-    table = Table(
-        title="ID test split, and means over OOD test sets, in percent",
-        box=None,
-        pad_edge=False,
-        header_style="bold",
-    )
-    table.add_column("run", overflow="fold")
-    table.add_column("detector", overflow="fold", min_width=8)
-    for title in columns.values():
-        table.add_column(title, justify="right")
+    metrics = [name for name in _TITLES if any(name in n for n in numbers)]
+    title = Text("ID test split, and means over OOD test sets, in percent", style="table.title")
+    names = (Column("run", overflow="fold"), Column("detector", overflow="fold", min_width=8))
+    table = _percentages(title, names, metrics)
     for row, found in zip(rows, numbers, strict=True):
-        cells = (f"{100 * found[k]:.2f}" if k in found else "" for k in columns)
+        cells = (f"{100 * found[k]:.2f}" if k in found else "" for k in metrics)
         table.add_row(Text(row.run), Text(row.detection.detector), *cells)
     for mean in means:
         cells = (
             f"{100 * mean.mean[k]:.2f}\n±{100 * mean.std[k]:.2f}" if k in mean.mean else ""
-            for k in columns
+            for k in metrics
         )
         table.add_row(Text(f"{mean.title}, {len(mean.seeds)} runs"), Text(mean.detector), *cells)
     return table
@@ -185,33 +176,26 @@ def summary(rows: Sequence[Evaluated], means: Sequence[SeedMean]) -> Table:
 
 def by_set(row: Evaluated) -> Table:
     """A line for each OOD set of one run by one detector."""
-    from rich.table import Table
+    from rich.table import Column
     from rich.text import Text
 
     found = row.detection
-    table = Table(
-        title=Text(
-            f"{row.run} ({found.detector}): threshold {found.threshold:.4f} "
-            f"(accepts {found.test_tpr:.1%} of the test split)",
-            style="table.title",
-        ),
-        box=None,
-        pad_edge=False,
-        header_style="bold",
+    title = Text(
+        f"{row.run} ({found.detector}): threshold {found.threshold:.4f} "
+        f"(accepts {found.test_tpr:.1%} of the test split)",
+        style="table.title",
     )
-    metrics = {
-        "fpr95": "FPR95\n(ID rec.)",
-        "auroc": "AUROC",
-        "aupr_in": "AUPR\nin",
-        "aupr_out": "AUPR\nout",
-        "fpr95_ood_recall": "FPR95\n(OOD rec.)",
-    }
-    table.add_column("OOD set", overflow="fold")
-    for title in metrics.values():
-        table.add_column(title, justify="right")
+    table = _percentages(title, [Column("OOD set", overflow="fold")], _OF_A_SET)
     for name, values in found.table().iterrows():
-        table.add_row(Text(str(name)), *(f"{100 * values[m]:.2f}" for m in metrics))
+        table.add_row(Text(str(name)), *(f"{100 * values[m]:.2f}" for m in _OF_A_SET))
     return table
+
+
+def _percentages(title: Text, names: Sequence[Column], metrics: Sequence[str]) -> Table:
+    from rich.table import Column, Table
+
+    numbers = (Column(_TITLES[metric], justify="right") for metric in metrics)
+    return Table(*names, *numbers, title=title, box=None, pad_edge=False)
 
 
 def _listed(asked: bool) -> None:
@@ -222,6 +206,6 @@ def _listed(asked: bool) -> None:
 
     for name, info in DETECTORS.items():
         options = ", ".join(f"{k}={'auto' if v is None else v}" for k, v in info.defaults.items())
-        screen.plain(f"{name:10s} {info.title}{f' ({options})' if options else ''}")
-        screen.plain(f"{'':10s} {info.source}")
+        title = f"{info.title}{f' ({options})' if options else ''}"
+        screen.plain(f"{name:10s} {title}", f"{'':10s} {info.source}")
     raise typer.Exit

@@ -19,11 +19,6 @@ if TYPE_CHECKING:
     from greg_cert.verify.run.single_image import Verdict
 
 
-def register(app: typer.Typer) -> None:
-    """Add the command."""
-    app.command("predict")(predict)
-
-
 @offers(
     *("norm", "max_radius", "method", "until_share", "budget", "seconds_per_sample", "tpr"),
     "device",
@@ -82,10 +77,7 @@ def predict(
             {} if v.attacked is None else save_attacked(out, name, v.attacked)
             for name, v in zip(unique_stems(images), verdicts, strict=True)
         ]
-    records = [
-        _record(path, verdict, decision, saved)
-        for path, verdict, saved in zip(images, verdicts, files, strict=True)
-    ]
+    found = list(zip(images, verdicts, files, strict=True))
     screen.record(
         {
             "schema": 1,
@@ -95,18 +87,15 @@ def predict(
             "score": decision.score,
             "threshold": decision.threshold,
             "method": chosen.method,
-            "images": records,
+            "images": [_record(path, v, decision, saved) for path, v, saved in found],
         }
     )
-    for path, verdict, saved in zip(images, verdicts, files, strict=True):
-        for line in lines(path, verdict, decision, chosen):
-            screen.plain(line)
-        for file in saved.values():
-            screen.plain(f"  saved: {file}")
-    broken = [path for path, v in zip(images, verdicts, strict=True) if v.status == CONTRADICTED]
-    if broken:
+    for path, verdict, saved in found:
+        screen.plain(*lines(path, verdict, decision, chosen))
+        screen.plain(*(f"  saved: {file}" for file in saved.values()))
+    if broken := [str(path) for path, v, _ in found if v.status == CONTRADICTED]:
         raise EngineError(
-            f"an attack contradicts the proof for {', '.join(map(str, broken))}; do not rely "
+            f"an attack contradicts the proof for {', '.join(broken)}; do not rely "
             "on the others, and please report this as a bug, with the run and the image"
         )
 
@@ -154,22 +143,16 @@ def save_attacked(out: Path, name: str, image: Tensor) -> dict[str, Path]:
     import numpy as np
     from PIL import Image
 
-    from greg_cert.errors import UsageError
-    from greg_cert.files import write_atomic
+    from greg_cert.files import write_files
 
     array = image.numpy()
     shown = np.clip(np.rint(array * 255), 0, 255).astype(np.uint8).transpose(1, 2, 0)
     png, exact = io.BytesIO(), io.BytesIO()
     Image.fromarray(shown.squeeze(2) if shown.shape[2] == 1 else shown).save(png, "PNG")
     np.save(exact, array, allow_pickle=False)
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        return {
-            "png": write_atomic(out / f"{name}.attacked.png", png.getvalue()),
-            "npy": write_atomic(out / f"{name}.attacked.npy", exact.getvalue()),
-        }
-    except OSError as error:
-        raise UsageError(f"--out {out}: cannot be written ({error.strerror or error})") from error
+    contents = {"png": png.getvalue(), "npy": exact.getvalue()}
+    files = write_files(out, {f"{name}.attacked.{kind}": v for kind, v in contents.items()})
+    return dict(zip(contents, files, strict=True))
 
 
 def lines(path: Path, v: Verdict, decision: Decision, settings: Any) -> list[str]:

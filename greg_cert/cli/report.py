@@ -9,25 +9,19 @@ import typer
 
 from greg_cert.cli import screen
 
-
-def register(app: typer.Typer) -> None:
-    """Add the command."""
-    app.command("report")(report)
-
-
 VENUE_HELP = (
     "Column width and type of neurips, iclr, icml, aistats, cvpr, iccv, wacv, eccv, lncs, aaai, "
     "acm, ieee, jmlr, tmlr, acl or usenix."
 )
+Venue = Annotated[str | None, typer.Option(help=VENUE_HELP)]
+Columns = Annotated[int | None, typer.Option(help="Columns of a page that a figure spans: 1 or 2.")]
 
 
 def report(
     folder: Annotated[Path, typer.Argument(help="Folder that `greg-cert verify` wrote.")],
     out: Annotated[Path | None, typer.Option(help="Where to; FOLDER/report by default.")] = None,
-    venue: Annotated[str | None, typer.Option(help=VENUE_HELP)] = None,
-    columns: Annotated[
-        int | None, typer.Option(help="Columns of a page that a figure spans: 1 or 2.")
-    ] = None,
+    venue: Venue = None,
+    columns: Columns = None,
     width: Annotated[
         float | None, typer.Option(help="Width of the figures in inches; 3.25 without --venue.")
     ] = None,
@@ -90,16 +84,13 @@ def report(
             drawn = write_figures(folder, out, only=names, style=style, runs=run or None, svg=svg)
         paths = [path for figure in drawn.values() for path in figure]
         screen.record({"schema": 1, "files": paths, "notes": []})
-        for path in paths:
-            screen.plain(str(path))
+        screen.plain(*paths)
         return
     with screen.waiting("draw the report"):
         files = write_report(folder, out, style=style, runs=run or None, svg=svg)
     screen.record({"schema": 1, "files": list(files), "notes": files.notes})
-    for note in files.notes:
-        screen.note(note)
+    screen.note(*files.notes)
     if "training_gradient" not in files.figures and not files.notes:
         screen.note("no figure of training: its run folders were not found; name them with --run")
     screen.out(summary_table(load_results(folder)))
-    for path in files:
-        screen.plain(str(path))
+    screen.plain(*files)

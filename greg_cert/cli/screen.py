@@ -68,16 +68,31 @@ def out(*parts: RenderableType) -> None:
     Console().print(*parts, soft_wrap=True)
 
 
-def plain(line: str) -> None:
-    """Print one line as it is: no wrapping, no markup, so that paths can be copied."""
+def plain(*lines: object) -> None:
+    """Print lines as they are: no wrapping, no markup, so that paths can be copied."""
     if not (_voice.json or _voice.quiet):
-        sys.stdout.write(line + "\n")
+        sys.stdout.writelines(f"{line}\n" for line in lines)
 
 
-def note(line: str) -> None:
-    """Say on standard error what the user should know, in one line."""
+def note(*notes: str) -> None:
+    """Say on standard error what the user should know, each in one line."""
     if not _voice.quiet:
-        sys.stderr.write(f"greg-cert: note: {' '.join(line.split())}\n")
+        sys.stderr.writelines(f"greg-cert: note: {' '.join(text.split())}\n" for text in notes)
+
+
+def fail_on_violations(count: float, worst: str = "") -> None:
+    """End the command, if an attack contradicts any certificate.
+
+    Raises:
+        EngineError: says how many, and of the worst what it is given.
+    """
+    from greg_cert.errors import EngineError
+
+    if count:
+        raise EngineError(
+            f"{count:.0f} certificates are contradicted by an attack{worst}. Do not use these "
+            "results, and please report them as a bug"
+        )
 
 
 @contextmanager
@@ -116,30 +131,30 @@ def strict(value: Any) -> Any:
     return value if value is None or isinstance(value, (bool, int, float)) else str(value)
 
 
-def error_console() -> Console:
-    """The console of progress bars and notes."""
-    from rich.console import Console
-
-    return Console(stderr=True)
-
-
 def command_line() -> str:
     """The command as typed, for the record."""
     return shlex.join(["greg-cert", *sys.argv[1:]])
 
 
+def _error_console() -> Console:
+    from rich.console import Console
+
+    return Console(stderr=True)
+
+
 @contextmanager
-def _bar(*columns: str, time_left: bool = True) -> Iterator[Progress]:
+def _bar(*, time_left: bool = True) -> Iterator[Progress]:
+    """Bars, to each of which the field `shown` says what is being done."""
     from rich.progress import BarColumn, TaskProgressColumn, TextColumn, TimeRemainingColumn
     from rich.progress import Progress as Bar
 
     with Bar(
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),  # a run may be called [1]
         BarColumn(bar_width=12),
         TaskProgressColumn(),
         *([TimeRemainingColumn(compact=True)] if time_left else []),
-        *(TextColumn(c) for c in columns),
-        console=error_console(),
+        TextColumn("{task.fields[shown]}", markup=False),
+        console=_error_console(),
         refresh_per_second=5,
         disable=_voice.quiet,
     ) as bar:
@@ -174,17 +189,10 @@ class TrainingBar:
 
 
 @contextmanager
-def training_bar(title: str) -> Iterator[TrainingBar]:
-    """A live bar for one training run."""
-    with _bar("{task.fields[shown]}") as bar:
-        yield TrainingBar(title, bar)
-
-
-@contextmanager
 def training_bars() -> Iterator[Callable[[str], TrainingBar]]:
-    """Live bars for several trainings, one under the other; call with a title for the next."""
-    with _bar("{task.fields[shown]}") as bar:
-        yield lambda title: TrainingBar(f"train {title}", bar)
+    """Live bars for trainings, one under the other; call with a title for the next."""
+    with _bar() as bar:
+        yield lambda title: TrainingBar(title, bar)
 
 
 class VerifyBar:
@@ -201,10 +209,7 @@ class VerifyBar:
         """See `greg_cert.verify.run.job.Progress`."""
         key = tick.step, tick.run
         if key not in self._begun:
-            # Escaped, as a run may be called [1].
-            task = self._bar.add_task(
-                f"{tick.step} {tick.run}".replace("[", r"\["), total=tick.of, shown=""
-            )
+            task = self._bar.add_task(f"{tick.step} {tick.run}", total=tick.of, shown="")
             self._begun[key] = (task, tick.done, self._clock())
         task, before, start = self._begun[key]
         found = f"{tick.found} {'violations' if tick.step == 'audit' else 'certified'}"
@@ -226,14 +231,9 @@ def pace(done: int, left: int, seconds: float) -> str:
 @contextmanager
 def bar(title: str) -> Iterator[Callable[[int, int, str], None]]:
     """A live bar; call it with how much is done, of how much, and what comes next."""
-    with _bar("{task.fields[shown]}") as live:
-        task = live.add_task(title.replace("[", r"\["), total=None, shown="")
-
-        def tell(done: int, of: int, next_one: str) -> None:
-            shown = next_one.replace("[", r"\[")
-            live.update(task, completed=done, total=of, shown=shown)
-
-        yield tell
+    with _bar() as live:
+        task = live.add_task(title, total=None, shown="")
+        yield lambda done, of, next_one: live.update(task, completed=done, total=of, shown=next_one)
 
 
 @contextmanager
@@ -242,12 +242,12 @@ def waiting(what: str) -> Iterator[None]:
     if _voice.quiet:
         yield
         return
-    with error_console().status(what.replace("[", r"\[")):
+    with _error_console().status(what.replace("[", r"\[")):
         yield
 
 
 @contextmanager
 def verify_bar() -> Iterator[VerifyBar]:
     """A live bar for one verification."""
-    with _bar("{task.fields[shown]}", time_left=False) as bar:
+    with _bar(time_left=False) as bar:
         yield VerifyBar(bar)

@@ -21,29 +21,24 @@ def demonstrate(out: Path) -> None:
     Args:
         out: folder of `toy.png`, `toy.pdf` and `toy.json`; made if absent.
     """
-    from greg_cert.errors import UsageError
-    from greg_cert.files import write_atomic
+    from greg_cert.files import write_files
     from greg_cert.report.figures.render import render
     from greg_cert.train.toy.measures import run_toy
     from greg_cert.train.toy.picture import TOY_STYLE, draw_toy
     from greg_cert.train.toy.plane import ToySettings
 
     with screen.training_bars() as bar:
-        toy = run_toy(ToySettings(), observe=bar)
+        toy = run_toy(ToySettings(), observe=lambda method: bar(f"train {method}"))
     figure = render(lambda style: draw_toy(toy, style), TOY_STYLE)
     record = toy_record(toy, command=screen.command_line())
-    contents: dict[str, bytes | str] = {"png": figure.png, "pdf": figure.pdf}
-    contents["json"] = json.dumps(record, indent=2, allow_nan=False) + "\n"
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        paths = [write_atomic(out / f"toy.{kind}", text) for kind, text in contents.items()]
-    except OSError as error:
-        raise UsageError(f"--out {out}: cannot be written ({error.strerror or error})") from error
+    contents: dict[str, bytes | str] = {
+        "toy.png": figure.png,
+        "toy.pdf": figure.pdf,
+        "toy.json": json.dumps(record, indent=2, allow_nan=False) + "\n",
+    }
+    paths = write_files(out, contents)
     screen.record({**record, "files": paths})
-    for line in toy_lines(record):
-        screen.plain(line)
-    for path in paths:
-        screen.plain(str(path))
+    screen.plain(*toy_lines(record), *paths)
 
 
 def toy_record(toy: Toy, *, command: str | None = None) -> dict[str, Any]:

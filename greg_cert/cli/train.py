@@ -12,11 +12,6 @@ import typer
 from greg_cert.cli import screen
 
 
-def register(app: typer.Typer) -> None:
-    """Add the command."""
-    app.command("train")(train)
-
-
 def train(
     config: Annotated[Path, typer.Argument(help="YAML file of the experiment.")],
     out: Annotated[Path | None, typer.Option(help="Run folder; runs/NAME by default.")] = None,
@@ -44,13 +39,13 @@ def train(
     splits = load_data(experiment.data)
     # One of several processes of a launcher: the first one speaks for all.
     first = (os.environ.get("RANK") or os.environ.get("LOCAL_RANK") or "0") == "0"
-    with screen.training_bar(experiment.title) if first else nullcontext() as bar:
+    with screen.training_bars() if first else nullcontext() as bar:
         run = fit(
             experiment,
             splits,
             folder,
             resume=resume,
-            observer=bar,
+            observer=None if bar is None else bar(experiment.title),
             command=screen.command_line(),
         )
     if first:

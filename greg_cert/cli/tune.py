@@ -17,11 +17,6 @@ if TYPE_CHECKING:
     from greg_cert.report.tables.sheets import Sheet
 
 
-def register(app: typer.Typer) -> None:
-    """Add the command."""
-    app.command("tune")(tune)
-
-
 def tune(
     config: Annotated[Path, typer.Argument(help="YAML file of the experiment.")],
     for_: Annotated[
@@ -74,7 +69,7 @@ def tune(
     screen.speak(json=json, quiet=quiet)
     from greg_cert.cli.tune_runs import Plan, measured_runs, write_tuning
     from greg_cert.config.tuned import load_tuned
-    from greg_cert.errors import EngineError, UsageError
+    from greg_cert.errors import UsageError
 
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise UsageError("tune: expected one process, but got several of a launcher")
@@ -95,36 +90,28 @@ def tune(
     files, sheet, record = write_tuning(plan, runs)
     screen.record({**record, "files": files})
     screen.out(terminal_table(sheet))
-    for remark in sheet.remarks:
-        screen.plain(f"  {remark}")
-    for path in files:
-        screen.plain(str(path))
+    screen.plain(*(f"  {remark}" for remark in sheet.remarks), *files)
     if all(run.numbers.get("accuracy") is None for run in runs):
         raise UsageError(
             f"{for_}: no value could be trained, the first because of: {runs[0].error}"
         )
-    if broken := sum(run.numbers.get("violations") or 0 for run in runs):
-        raise EngineError(
-            f"{broken:g} certificates are contradicted by an attack. Do not use these results, and "
-            "please report them as a bug"
-        )
+    screen.fail_on_violations(sum(run.numbers.get("violations") or 0 for run in runs))
 
 
 def terminal_table(sheet: Sheet) -> Table:
     """The table for a terminal, deviations below their means."""
-    from rich.table import Table
+    from rich.table import Column, Table
     from rich.text import Text
 
+    longest = max(len(line.names[0]) for line in sheet.lines)
     table = Table(
+        Column("value", overflow="fold", min_width=min(longest, 10)),
+        *(Column(h.short, justify="right", no_wrap=" " not in h.short) for h in sheet.heads),
         title=f"values of {sheet.title}: calibration data alone, medians of radii",
         box=None,  # all of it within 80 columns
         pad_edge=False,
         padding=(0, 1, 0, 0),
     )
-    longest = max(len(line.names[0]) for line in sheet.lines)
-    table.add_column("value", overflow="fold", min_width=min(longest, 10))
-    for head in sheet.heads:
-        table.add_column(head.short, justify="right", no_wrap=" " not in head.short)
     for line in sheet.lines:
         table.add_row(Text(line.names[0]), *(c.replace(" ± ", "\n±") for c in line.cells))
     return table

@@ -140,8 +140,9 @@ def _trained(
     # Which also imports what training needs, so that no run is charged for it.
     check(config, splits)
     start = time.process_time()
-    with screen.training_bar(f"train {title}".replace("[", r"\[")) as bar:
-        run = fit(config, splits, folder, resume=plan.resume, observer=bar, command=plan.command)
+    with screen.training_bars() as bar:
+        watch = bar(f"train {title}")
+        run = fit(config, splits, folder, resume=plan.resume, observer=watch, command=plan.command)
     if begun:
         return run, known.get("train_cpu_seconds")
     seconds = time.process_time() - start
@@ -226,8 +227,7 @@ def write_tuning(plan: Plan, runs: Sequence[TunedRun]) -> tuple[list[Path], Shee
         UsageError: where they cannot be written.
     """
     from greg_cert.devices import device_title, find_device
-    from greg_cert.errors import UsageError
-    from greg_cert.files import write_atomic
+    from greg_cert.files import write_files
     from greg_cert.report.figures.render import render
     from greg_cert.report.figures.tradeoff import TRADEOFF_STYLE, draw_tradeoff
     from greg_cert.report.tables.forms import markdown_sheet
@@ -275,10 +275,4 @@ def write_tuning(plan: Plan, runs: Sequence[TunedRun]) -> tuple[list[Path], Shee
         "tradeoff.png": picture.png,
         "tradeoff.pdf": picture.pdf,
     }
-    try:
-        plan.out.mkdir(parents=True, exist_ok=True)
-        files = [write_atomic(plan.out / name, text) for name, text in contents.items()]
-    except OSError as error:
-        line = error.strerror or error
-        raise UsageError(f"--out {plan.out}: cannot be written ({line})") from error
-    return files, sheet, record
+    return write_files(plan.out, contents), sheet, record

@@ -13,11 +13,6 @@ from greg_cert.cli import screen
 from greg_cert.cli.settings import offers, verify_settings
 
 
-def register(app: typer.Typer) -> None:
-    """Add the command."""
-    app.command("verify")(verify)
-
-
 @offers()
 def verify(
     runs: Annotated[
@@ -153,37 +148,32 @@ def verify_and_report(
         screen.plain(f"{'results: ' if i == 0 else '         '}{path}")
     if report is not None:
         screen.plain(f"report:  {report.html}")
-    _fail_on_violations(done)
-
-
-def _fail_on_violations(done: Any) -> None:
-    from greg_cert.errors import EngineError
-
-    if not done.violations:
-        return
-    worst = done.worst
-    sample = f"{'ID' if worst['part'] == 'id' else worst['part']} sample {worst['index']}"
-    raise EngineError(
-        f"{done.violations} certificates are contradicted by an attack, worst of all that of "
-        f"{sample} under run {worst['run']}: radius {worst['radius']:.6g}, crossed at "
-        f"{worst['crossed']:.6g}. Do not use these results, and please report them as a bug"
-    )
+    worst, told = done.worst, ""
+    if worst is not None:
+        told = (
+            f", worst of all that of {'ID' if worst['part'] == 'id' else worst['part']} sample "
+            f"{worst['index']} under run {worst['run']}: radius {worst['radius']:.6g}, crossed at "
+            f"{worst['crossed']:.6g}"
+        )
+    screen.fail_on_violations(done.violations, told)
 
 
 def _ood_table(done: Any) -> Any:
     """The OOD side: a line for each run and OOD test set."""
-    from rich.table import Table
+    from rich.table import Column, Table
     from rich.text import Text
 
+    from greg_cert.certificates.format import CERTIFIED, REJECTED, UNDECIDED
+
+    counts = ("n", "certified", "accepted", "undecided", "radius", "attack", "viol.")
     table = Table(
+        *(Column(name, no_wrap=True) for name in ("run", "OOD set")),
+        *(Column(name, justify="right", no_wrap=True) for name in counts),
         box=None,  # all of it within 80 columns
         pad_edge=False,
         title="OOD test samples that stay rejected: counts, and medians of radii",
         caption="accepted: as ID, before any perturbation; its radius is 0",
     )
-    counts = ("n", "certified", "accepted", "undecided", "radius", "attack", "viol.")
-    for title in ("run", "OOD set", *counts):
-        table.add_column(title, justify="right" if title in counts else "left", no_wrap=True)
     for run in done.runs:
         for name, values in run.summary["ood_side"].items():
             status = values["status"]
@@ -192,7 +182,7 @@ def _ood_table(done: Any) -> Any:
                 Text(run.name),
                 Text(name),
                 str(values["samples"]),
-                *(str(status[s]) for s in ("certified", "rejected", "undecided")),
+                *(str(status[s]) for s in (CERTIFIED, REJECTED, UNDECIDED)),
                 *("none" if m is None else f"{m:.4f}" for m in medians),
                 str(values["violations"]),
             )

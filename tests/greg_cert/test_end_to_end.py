@@ -1,9 +1,11 @@
-"""The user's day through the command line: train, evaluate, verify, report; files read back."""
+"""The user's day through the command line: by exit codes, words, JSON and the files left."""
 
 from __future__ import annotations
 
 import json
 import re
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +13,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import yaml
-from commands import run_command
+from commands import exit_code, run_command
 from PIL import Image
 from sklearn.datasets import load_digits
 
@@ -31,7 +33,7 @@ BASE = {
             {"method": "energy", "epochs": 1, "lr": 0.01, "batch_size": 16},
         ]
     },
-    "verify": {"samples": 10, "ood_samples": 4},
+    "verify": {"samples": 10, "ood_samples": 2},
 }
 
 
@@ -45,10 +47,15 @@ def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ("--out", "runs/energy-1", "--set", "seed=1", "--quiet"),
         ("--out", "runs/greg+", "--set", "name=greg+", "--set", "train.stages[1].method=greg+"),
     ):
-        done = run_command("train", "energy.yaml", *arguments, cwd=folder)
+        out = arguments[1]
+        done = run_command(
+            "train", "energy.yaml", *arguments, cwd=folder, anew=out == "runs/energy"
+        )
         assert done.returncode == 0, done.stderr
         if "--quiet" in arguments:
             assert (done.stdout, done.stderr) == ("", "")
+        else:
+            assert done.stdout == f"run: {out}\n"
     return folder
 
 
@@ -89,28 +96,34 @@ def test_evaluate(work: Path) -> None:
 def test_verify_and_report(work: Path) -> None:
     found = answer(
         *("verify", "runs/greg+", "--baseline", "runs/energy", "--out", "v", "--side", "both"),
-        *("--set", "verify.method=crown-ibp", "--set", "samples=8"),
+        *("--set", "verify.method=crown-ibp", "--set", "samples=5"),
         cwd=work,
     )
     assert found["complete"]
     assert found["violations"] == 0
     summary = json.loads((work / "v/summary.json").read_text())
     assert summary["method"] == "crown-ibp"
+    assert list(summary["runs"]) == ["energy", "greg+"]
+    assert summary["provenance"]["command"].startswith("greg-cert verify runs/greg+")
     frame = pd.read_parquet(work / "v/certificates.parquet")
-    assert len(frame) == 16
+    assert len(frame) == 10
     for name, rows in frame.groupby("run"):
         told = found["runs"][name]["certified_radius"]["median"]
         assert told == rows["radius_certified"].median()
     clean = pd.read_parquet(work / "v/scores.parquet")
     merged = frame.merge(clean[clean["part"] == "test"], on=["run", "index"])
     np.testing.assert_allclose(merged["score_x"], merged["score_y"], atol=1e-9)
+    names = {path.name for path in (work / "v/report").iterdir()}
+    figures = ("radius_histogram", "certified_fraction")
+    assert {f"{f}.{kind}" for f in figures for kind in ("png", "pdf")} <= names
     page = (work / "v/report/report.html").read_text()
     assert "greg-cert verify runs/greg+" in page
     assert not re.search(r"""(src|href)=["'](?!data:|#)""", page)
-    done = run_command("report", "v", "--out", "again", "--width", "6.75", cwd=work)
+    again = ("--out", "again", "--width", "6.75", "--dpi", "100")
+    done = run_command("report", "v", *again, cwd=work)
     assert done.returncode == 0, done.stderr
     with Image.open(work / "again/radius_histogram.png") as picture:
-        assert picture.width == pytest.approx(6.75 * 300, abs=2)
+        assert picture.width == pytest.approx(675, abs=2)
     assert (work / "again/table.tex").read_text() == (work / "v/report/table.tex").read_text()
 
 
@@ -143,9 +156,28 @@ def test_a_model_of_ones_own(work: Path) -> None:
     (work / "theirs.yaml").write_text(yaml.safe_dump(described))
     found = answer("evaluate", "theirs.yaml", "runs/energy", cwd=work)
     assert [r["run"] for r in found["runs"]] == ["theirs", "energy"]
-    found = answer("verify", "theirs.yaml", "--samples", "4", "--method", "crown-ibp", cwd=work)
-    assert found["violations"] == 0
-    assert (work / "theirs/verify/report/report.html").is_file()
+    done = run_command(
+        *("verify", "theirs.yaml", "--samples", "4", "--norm", "inf", "--method", "lipschitz"),
+        cwd=work,
+    )
+    assert done.returncode == 0, done.stderr
+    out = Path("theirs/verify-linf")
+    for path in ("summary.json", "certificates.parquet", "report/report.html"):
+        assert str(out / path) in done.stdout
+        assert (work / out / path).is_file()
+    summary = json.loads((work / out / "summary.json").read_text())
+    assert summary["norm"] == "inf"
+    assert summary["runs"]["theirs"]["samples"] == 4
+    assert summary["runs"]["theirs"]["violations"] == 0
+    rows = pd.read_parquet(work / out / "certificates.parquet")
+    assert rows["radius_certified"].tolist() == rows["radius_lipschitz"].tolist()
+
+
+def test_doctor(work: Path) -> None:
+    done = run_command("doctor", "runs/greg+", "--seconds", "0.5", cwd=work)
+    assert done.returncode == 0, done.stderr
+    assert "body.2" in done.stdout
+    assert "256 neurons" in done.stdout  # two layers of 128
 
 
 def test_configurations(work: Path) -> None:
@@ -165,3 +197,60 @@ def test_completion(work: Path, shell: str) -> None:
     done = run_command("--show-completion", shell, cwd=work)
     assert done.returncode == 0, done.stderr
     assert "greg" in done.stdout.lower()
+
+
+def test_help_imports_nothing_heavy() -> None:
+    code = (
+        "import sys; from greg_cert.cli import main; sys.argv = ['greg-cert', '--help']\n"
+        "try: main()\nexcept SystemExit as e: assert e.code == 0\n"
+        "heavy = {'torch', 'numpy', 'pandas', 'matplotlib', 'rich.progress'} & set(sys.modules)\n"
+        "assert not heavy, heavy"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=120
+    )
+    assert done.returncode == 0, done.stderr
+    for command in ("demo", "train", "tune", "verify", "evaluate", "report", "doctor"):
+        assert command in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["train", "nowhere.yaml"], ["nowhere.yaml"]),
+        (["train", "energy.yaml"], ["runs/energy", "--resume"]),
+        (["verify", "runs/nothing"], ["runs/nothing"]),
+        (["verify", "runs/energy", "--norm", "1"], ["--norm", "'1'"]),
+        (["verify", "runs/energy", "--max-radius", "-1"], ["--max-radius", "-1"]),
+        (["verify", "runs/energy", "--method", "gradient"], ["--method", "'gradient'"]),
+        (["verify", "runs/energy", "--until-share", "1.5"], ["--until-share", "1.5"]),
+        (["verify", "runs/energy", "--seconds-per-sample", "0"], ["--seconds-per-sample", "0"]),
+        (
+            ["verify", "runs/energy", "--budget", "9", "--seconds-per-sample", "1"],
+            ["--budget or --seconds-per-sample", "got both"],
+        ),
+        (["report", "runs"], ["runs/summary.json"]),
+        (["report", "v-none", "--run", "x"], ["v-none: expected a verification folder"]),
+        (["demo", "--out", "."], ["--out"]),
+        (["doctor", "runs/nothing"], ["runs/nothing"]),
+    ],
+)
+def test_what_the_user_can_mend_is_one_line_and_exit_2(
+    work: Path,
+    arguments: list[str],
+    said: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(work)
+    assert exit_code(*arguments) == 2
+    err = capsys.readouterr().err
+    lines = [line for line in err.splitlines() if line.strip()]
+    assert len(lines) == 1, err
+    for part in said:
+        assert part in lines[0]
+
+
+def test_unknown_options_are_exit_2(tmp_path: Path) -> None:
+    assert run_command("verify", cwd=tmp_path).returncode == 2
+    assert run_command("train", "x.yaml", "--epochs", "3", cwd=tmp_path).returncode == 2

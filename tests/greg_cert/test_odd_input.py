@@ -201,7 +201,7 @@ def test_verdicts_need_a_proof_about_the_model_itself() -> None:
         verdicts_on(model, x, decision(0.0), VerifyConfig(method="smoothing"))
 
 
-def test_verdicts_do_not_depend_on_the_batch() -> None:
+def test_verdicts_do_not_depend_on_the_batch(hasty: None) -> None:
     generator = torch.Generator().manual_seed(3)
     torch.manual_seed(3)
     model = nn.Sequential(nn.Flatten(), nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 3))

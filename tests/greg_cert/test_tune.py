@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import io
 import json
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,9 +12,9 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from commands import error_of, exit_code
 from PIL import Image
 
-from greg_cert.cli import main
 from greg_cert.cli.tune_runs import file_name
 from greg_cert.config import parse_config
 from greg_cert.data import load_data
@@ -63,11 +62,7 @@ def command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Command:
     def run(*arguments: str, **config: Any) -> int:
         if config:
             Path("tiny.yaml").write_text(yaml.safe_dump(config))
-        line = ["greg-cert", "tune", "tiny.yaml", "--samples", "4", "--method", "crown", *arguments]
-        monkeypatch.setattr(sys, "argv", line)
-        with pytest.raises(SystemExit) as end:
-            main()
-        return int(end.value.code or 0)
+        return exit_code("tune", "tiny.yaml", "--samples", "4", "--method", "crown", *arguments)
 
     return run
 
@@ -185,9 +180,7 @@ def test_what_the_user_can_mend_is_one_line_and_exit_2(
     command: Command, capsys: pytest.CaptureFixture[str], arguments: list[str], said: str
 ) -> None:
     assert command(*arguments, **experiment()) == 2
-    lines = [x for x in capsys.readouterr().err.splitlines() if x.startswith("greg-cert: error")]
-    assert len(lines) == 1
-    assert said in lines[0]
+    assert said in error_of(capsys.readouterr().err)
     assert not Path("tune").exists()
 
 

@@ -12,9 +12,9 @@ import torch
 from tiny_runs import SETTINGS as USUAL
 
 import greg_cert.verify.run.pictures as module
-from greg_cert.certificates.extremes import LISTED, OOD_LISTED, extremes
 from greg_cert.certificates.format import PICTURES
 from greg_cert.certificates.picture_file import SamplePicture, as_floats, read_pictures
+from greg_cert.certificates.robust_samples import LISTED, OOD_LISTED, most_and_least_robust
 from greg_cert.config import VerifyConfig
 from greg_cert.data import load_data
 from greg_cert.errors import RunError
@@ -56,7 +56,7 @@ def test_the_samples_are_the_extremes_of_each_run_and_set(both: Path) -> None:
     pictures = read_pictures(both / PICTURES)
     expected = set()
     for (run, dataset), rows in tables(both).groupby(["run", "dataset"]):
-        for part in extremes(rows, OOD_LISTED if dataset else LISTED):
+        for part in most_and_least_robust(rows, OOD_LISTED if dataset else LISTED):
             expected |= {(run, dataset, index) for index in part["index"]}
     assert {p.key for p in pictures} == expected
     assert len(pictures) == len(expected) > 2 * LISTED + 4 * OOD_LISTED

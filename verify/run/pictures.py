@@ -10,7 +10,6 @@ import numpy as np
 import pandas as pd
 import torch
 
-from greg_cert.certificates.extremes import LISTED, OOD_LISTED, shown_samples
 from greg_cert.certificates.format import PICTURES
 from greg_cert.certificates.picture_file import (
     SamplePicture,
@@ -18,6 +17,7 @@ from greg_cert.certificates.picture_file import (
     read_pictures,
     write_pictures,
 )
+from greg_cert.certificates.robust_samples import LISTED, OOD_LISTED, shown_samples
 from greg_cert.config import VerifyConfig
 from greg_cert.data import DataSplits
 from greg_cert.errors import RunError
@@ -33,8 +33,8 @@ from greg_cert.verify.scorer import Detector, Margin, check_inputs, logit_functi
 def write_sample_pictures(out: Path, job: Job, runs: Sequence[VerifiedRun]) -> Path | None:
     """Write `out`/pictures.npz for the samples that the report lists; None where there are none.
 
-    The samples are those of `greg_cert.certificates.extremes`: of the ID side, then of each OOD
-    test set, as many as the file may hold. What an earlier call left there and fits the tables is
+    The samples are those of `greg_cert.certificates.robust_samples`: of the ID side, then of each
+    OOD set, as many as the file may hold. What an earlier call left there and fits the tables is
     kept.
 
     Args:

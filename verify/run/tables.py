@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from greg_cert.certificates.certificate_counts import id_side, ood_side, robust
+from greg_cert.certificates.certificate_counts import id_side, ood_sides, robust
 from greg_cert.evaluation import Evaluation
 from greg_cert.verify.run.candidates import ID, Candidate, dataset_of
 from greg_cert.verify.run.run_certifier import (
@@ -150,8 +150,7 @@ def run_summary(
     if len(tables.id_rows):
         summary |= id_side(tables.id_rows)
     if any(part != ID for part in wanted):
-        groups = tables.ood_rows.groupby("dataset", sort=False) if len(tables.ood_rows) else ()
-        summary["ood_side"] = {str(name): ood_side(rows) for name, rows in groups}
+        summary["ood_side"] = ood_sides(tables.ood_rows)
     if radii:
         rows = (tables.id_rows, tables.ood_rows, tables.ood_scores)
         summary["robust"] = {f"{radius:g}": robust(*rows, radius) for radius in radii}

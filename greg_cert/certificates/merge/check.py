@@ -4,51 +4,22 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from greg_cert.certificates.format import SUMMARY
-from greg_cert.certificates.results import Results, load_results
-from greg_cert.certificates.summary_file import read_document
+from greg_cert.certificates.results import Results
 from greg_cert.errors import RunError, UsageError
 
 MERGED = "merged"  # field of `summary.json` that says a folder was put together
 # A row depends on all of these.
-_FIELDS = ("norm", "tpr", "max_radius", "side", "sides", "clip", "correct", "method", "methods")
-_MORE = ("smoothing", "engine")
+_FIELDS = (
+    *("norm", "tpr", "max_radius", "side", "sides", "clip", "correct", "method", "methods"),
+    *("smoothing", "engine"),
+)
 # They choose samples, or say how many are done at once; the seed is of the samples and attacks.
 _FREE = {"samples", "ood_samples", "side", "batch", "memory", "seed"}
 _TRAINED_ON = {"train", "aux"}  # runs may have learnt from different data
-
-
-@dataclass(frozen=True)
-class Part:
-    """One verification: its folder as it was named, its checked contents, and `summary.json`."""
-
-    folder: Path
-    results: Results
-    raw: dict[str, Any]
-
-    @property
-    def provenance(self) -> dict[str, Any]:
-        """Where its numbers come from."""
-        return self.raw.get("provenance") or {}
-
-    def manifest(self, run: str) -> dict[str, Any]:
-        """What training wrote about a run; empty where that is not recorded."""
-        found = (self.provenance.get("runs") or {}).get(run)
-        return found if isinstance(found, dict) else {}
-
-
-def read_part(folder: Path) -> Part:
-    """A verification folder, checked as for a report.
-
-    Raises:
-        RunError: as `load_results`.
-    """
-    results = load_results(folder)
-    return Part(Path(folder), results, read_document(Path(folder)))
 
 
 def check_target(folders: Sequence[Path], target: Path) -> None:
@@ -80,7 +51,7 @@ def check_target(folders: Sequence[Path], target: Path) -> None:
             )
 
 
-def check_alike(parts: Sequence[Part]) -> None:
+def check_alike(parts: Sequence[Results]) -> None:
     """Nothing, if the parts are of the same data and were verified in the same way.
 
     Raises:
@@ -88,22 +59,21 @@ def check_alike(parts: Sequence[Part]) -> None:
     """
     first = parts[0]
     for part in parts[1:]:
-        for field in (*_FIELDS, *_MORE):
-            _equal(field, first, first.raw.get(field), part, part.raw.get(field))
-        mine, theirs = (p.provenance.get("settings") or {} for p in (first, part))
+        for field in _FIELDS:
+            _equal(field, first, first.document.get(field), part, part.document.get(field))
+        mine, theirs = (p.summary.provenance.settings or {} for p in (first, part))
         for field in sorted({*mine, *theirs} - _FREE):
             _equal(f"provenance.settings.{field}", first, mine.get(field), part, theirs.get(field))
-    one = first.results.runs[0]
-    reference = _data(first, one)
+    reference = _data(first, first.runs[0])
     for part in parts:
-        for run in part.results.runs:
+        for run in part.runs:
             data = _data(part, run)
             for name in sorted({*reference, *data}):
                 field = f"provenance.runs.{run}.data.{name}"
                 _equal(field, first, reference.get(name), part, data.get(name))
 
 
-def _data(part: Part, run: str) -> dict[str, Any]:
+def _data(part: Results, run: str) -> dict[str, Any]:
     """Fingerprints of the data that a run was calibrated and tested on."""
     data = part.manifest(run).get("data")
     if not isinstance(data, dict) or "test" not in data:
@@ -114,13 +84,9 @@ def _data(part: Part, run: str) -> dict[str, Any]:
     return {name: value for name, value in data.items() if name not in _TRAINED_ON}
 
 
-def _equal(field: str, one: Part, expected: Any, other: Part, got: Any) -> None:
+def _equal(field: str, one: Results, expected: Any, other: Results, got: Any) -> None:
     if expected != got:
+        here, there = ("nothing" if value is None else repr(value) for value in (expected, got))
         raise RunError(
-            f"{field}: expected {_said(expected)} in {other.folder}, as in {one.folder}, but got "
-            f"{_said(got)}"
+            f"{field}: expected {here} in {other.folder}, as in {one.folder}, but got {there}"
         )
-
-
-def _said(value: Any) -> str:
-    return "nothing" if value is None else repr(value)

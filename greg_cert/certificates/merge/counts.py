@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-import pandas as pd
-
-from greg_cert.certificates.certificate_counts import id_side, ood_side, robust
+from greg_cert.certificates.certificate_counts import id_side, ood_sides, robust
+from greg_cert.certificates.folder import Tables
 from greg_cert.certificates.methods import RADIUS_METHOD, STOPPED_BY
 
 _OF_ROWS = {
@@ -16,39 +15,27 @@ _OF_ROWS = {
 }
 _OF_RUN = {
     *("method", "score", "id_accuracy", "threshold", "fpr95", "fpr95_ood_recall", "auroc"),
-    *("aupr_in", "aupr_out", "test_tpr", "ood", "seconds", "audit"),
+    *("aupr_in", "aupr_out", "test_tpr", "ood", "audit"),
 }
 
 
-def recounted(
-    record: dict[str, Any],
-    rows: pd.DataFrame,
-    ood: pd.DataFrame | None,
-    ood_scores: pd.DataFrame | None,
-    *,
-    whole: bool,
-) -> dict[str, Any]:
+def recounted(record: dict[str, Any], rows: Tables, *, whole: bool) -> dict[str, Any]:
     """A run's entry of `summary.json` for these rows.
 
     Args:
         record: the entry as it was; what does not depend on the rows is kept.
-        rows: the run's certificates.
-        ood: its certificates of OOD samples.
-        ood_scores: bounds of their scores.
+        rows: of the run.
         whole: whether these are all rows that the entry was about; else what this module does not
             know of is dropped.
     """
     kept = {k: v for k, v in record.items() if k in _OF_RUN or (whole and k not in _OF_ROWS)}
-    kept |= id_side(rows)
+    kept |= id_side(rows.certificates)
     if "ood_side" in record:
-        groups = () if ood is None else ood.groupby("dataset", sort=False)
-        kept["ood_side"] = {str(name): ood_side(group) for name, group in groups}
+        kept["ood_side"] = ood_sides(rows.ood)
     if "robust" in record:
-        radii = {float(key) for key in record["robust"]}
-        if ood_scores is not None:
-            radii = {float(r) for r in ood_scores["radius"].unique()}
-        none = pd.DataFrame()
-        samples = none if ood is None else ood
-        scores = none if ood_scores is None else ood_scores
-        kept["robust"] = {f"{r:g}": robust(rows, samples, scores, r) for r in sorted(radii)}
+        radii = rows.bounds["radius"].unique() if len(rows.bounds) else map(float, record["robust"])
+        kept["robust"] = {
+            f"{r:g}": robust(rows.certificates, rows.ood, rows.bounds, r)
+            for r in sorted({float(r) for r in radii})
+        }
     return {**{k: v for k, v in kept.items() if k != "seconds"}, "seconds": record.get("seconds")}

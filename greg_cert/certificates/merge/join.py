@@ -7,21 +7,28 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
-
-from greg_cert.certificates.folder import Tables, write_folder
+from greg_cert.certificates.columns import refused
+from greg_cert.certificates.folder import write_folder
 from greg_cert.certificates.format import CERTIFICATES, PICTURES
-from greg_cert.certificates.merge.check import MERGED, Part, check_alike, check_target, read_part
+from greg_cert.certificates.merge.check import MERGED, check_alike, check_target
 from greg_cert.certificates.merge.counts import recounted
 from greg_cert.certificates.merge.names import Named, merged_names
-from greg_cert.certificates.merge.record import merged_audit, merged_provenance
-from greg_cert.certificates.merge.rows import Rows, kept_rows, shared_keys
+from greg_cert.certificates.merge.record import in_common, merged_audit, merged_provenance
+from greg_cert.certificates.merge.rows import (
+    Rows,
+    kept_rows,
+    renamed,
+    same_rows,
+    shared_keys,
+    violations,
+)
 from greg_cert.certificates.picture_file import (
     SamplePicture,
     most_pictures,
     read_pictures,
     write_pictures,
 )
+from greg_cert.certificates.results import Results, load_results
 from greg_cert.errors import RunError, UsageError
 
 
@@ -52,21 +59,29 @@ class Merged:
 class _Entry:
     """One run of the result: where it comes from, its names there and here, and its rows."""
 
-    part: Part
+    part: Results
     old: str
     rows: Rows
     name: str = ""
 
     @property
+    def key(self) -> _Key:
+        """Its folder, and what it is called there."""
+        return self.part.folder, self.old
+
+    @property
     def named(self) -> Named:
         seed = self.part.manifest(self.old).get("seed")
-        folder = self.part.results.summary.provenance.folders.get(self.old)
+        folder = self.part.summary.provenance.folders.get(self.old)
         return Named(
-            self.part.folder,
-            self.old,
+            *self.key,
             seed if isinstance(seed, int) else None,
             None if folder is None else Path(folder),
         )
+
+
+_Key = tuple[Path, str]
+_Same = dict[_Key, list[_Key]]
 
 
 def merge_verifications(
@@ -96,43 +111,37 @@ def merge_verifications(
             a baseline that is not there.
     """
     check_target(folders, Path(out))
-    parts = [read_part(folder) for folder in folders]
+    parts = [load_results(folder) for folder in folders]
     check_alike(parts)
-    shared = shared_keys([part.results for part in parts])
+    shared = shared_keys(parts)
     entries = [
-        _Entry(part, run, kept_rows(part.results, run, shared))
-        for part in parts
-        for run in part.results.runs
+        _Entry(part, run, kept_rows(part, run, shared)) for part in parts for run in part.runs
     ]
     left_out = _left_out(parts, entries)
     _check_labels(entries)
     entries, same = _once(entries)
     names = merged_names([entry.named for entry in entries])
     entries = [
-        _Entry(entry.part, entry.old, entry.rows.renamed(name), name)
+        replace(entry, name=name, rows=replace(rows, tables=renamed(rows.tables, name)))
         for entry, name in zip(entries, names, strict=True)
+        for rows in [entry.rows]
     ]
     chosen = _baseline(entries, same, parts, baseline)
     entries.sort(key=lambda entry: entry.name != chosen)  # stable: the others keep their order
     summary = _summary(parts, entries, same, chosen, left_out, command)
-    pictures = _pictures(entries)
-    _write(Path(out), summary, [entry.rows for entry in entries], pictures)
+    _write(Path(out), summary, entries)
     return Merged(
         Path(out),
         tuple(entry.name for entry in entries),
         chosen,
-        len(entries[0].rows.certificates),
+        len(entries[0].rows.tables.certificates),
         left_out,
-        {
-            entry.name: [str(folder) for folder, _ in others]
-            for entry in entries
-            if (others := same[entry.part.folder, entry.old])
-        },
-        sum(entry.rows.violations for entry in entries),
+        {e.name: [str(folder) for folder, _ in same[e.key]] for e in entries if same[e.key]},
+        sum(violations(*entry.rows.tables[:2]) for entry in entries),
     )
 
 
-def _left_out(parts: Sequence[Part], entries: Sequence[_Entry]) -> dict[str, dict[str, int]]:
+def _left_out(parts: Sequence[Results], entries: Sequence[_Entry]) -> dict[str, dict[str, int]]:
     """Samples of each folder that not all have; none of them may be contradicted by an attack."""
     found: dict[str, dict[str, int]] = {}
     for part in parts:
@@ -155,23 +164,22 @@ def _left_out(parts: Sequence[Part], entries: Sequence[_Entry]) -> dict[str, dic
 def _check_labels(entries: Sequence[_Entry]) -> None:
     """Nothing, if every run gives a sample the same label: they are then the same samples."""
     first = entries[0]
-    mine = first.rows.certificates
+    mine = first.rows.tables.certificates
     for entry in entries[1:]:
-        theirs = entry.rows.certificates
+        theirs = entry.rows.tables.certificates
         off = mine["label"].to_numpy() != theirs["label"].to_numpy()
         if off.any():
             row = int(off.argmax())
-            raise RunError(
-                f"{entry.part.folder / CERTIFICATES}: column label: expected "
+            raise refused(
+                entry.part.folder / CERTIFICATES,
+                "label",
                 f"{mine['label'].iloc[row]} for index {mine['index'].iloc[row]}, as in "
-                f"{first.part.folder}, but got {theirs['label'].iloc[row]}"
+                f"{first.part.folder}",
+                theirs["label"].iloc[row],
             )
 
 
-_Same = dict[tuple[Path, str], list[tuple[Path, str]]]
-
-
-def _once(entries: list[_Entry]) -> tuple[list[_Entry], _Same]:
+def _once(entries: Sequence[_Entry]) -> tuple[list[_Entry], _Same]:
     """The runs without those that an earlier folder holds too, and where else each one is.
 
     Both as the folder and the run's name there: what titles tell apart in one verification, folder
@@ -180,51 +188,39 @@ def _once(entries: list[_Entry]) -> tuple[list[_Entry], _Same]:
     kept: list[_Entry] = []
     same: _Same = {}
     for entry in entries:
-        for other in kept:
-            if _is_same(entry, other):
-                same[other.part.folder, other.old].append((entry.part.folder, entry.old))
-                break
-        else:
+        twin = next((other for other in kept if _is_same(entry, other)), None)
+        if twin is None:
             kept.append(entry)
-            same[entry.part.folder, entry.old] = []
+            same[entry.key] = []
+        else:
+            same[twin.key].append(entry.key)
     return kept, same
 
 
 def _is_same(one: _Entry, other: _Entry) -> bool:
-    manifests = one.part.manifest(one.old), other.part.manifest(other.old)
-    thresholds = (e.part.results.summary.runs[e.old].threshold for e in (one, other))
+    thresholds = {e.part.summary.runs[e.old].threshold for e in (one, other)}
     return (
-        manifests[0] == manifests[1]
-        and len(set(thresholds)) == 1
-        and one.rows.equal(other.rows.renamed(one.old))
+        one.part.manifest(one.old) == other.part.manifest(other.old)
+        and len(thresholds) == 1
+        and same_rows(one.rows.tables, renamed(other.rows.tables, one.old))
     )
 
 
 def _baseline(
-    entries: Sequence[_Entry],
-    same: _Same,
-    parts: Sequence[Part],
-    wanted: str | None,
+    entries: Sequence[_Entry], same: _Same, parts: Sequence[Results], wanted: str | None
 ) -> str | None:
     names = [entry.name for entry in entries]
     if wanted is not None:
         if wanted not in names:
             raise UsageError(f"--baseline: expected one of {', '.join(names)}, but got {wanted!r}")
         return wanted
-    found = set()
-    for part in parts:
-        own = part.results.summary.baseline
-        if own is None:
-            continue
-        for entry in entries:
-            at = (entry.part.folder, entry.old)
-            if (part.folder, own) in (at, *same[at]):
-                found.add(entry.name)
+    told = {(part.folder, part.summary.baseline) for part in parts}
+    found = {e.name for e in entries if not told.isdisjoint([e.key, *same[e.key]])}
     return found.pop() if len(found) == 1 else None
 
 
 def _summary(
-    parts: Sequence[Part],
+    parts: Sequence[Results],
     entries: Sequence[_Entry],
     same: _Same,
     baseline: str | None,
@@ -232,29 +228,23 @@ def _summary(
     command: str | None,
 ) -> dict[str, Any]:
     """`summary.json` of the result."""
-    rows = entries[0].rows
-    complete = all(part.results.summary.complete for part in parts)
-    asked = [wanted for part in parts if (wanted := part.results.summary.wanted) is not None]
-    counts = {} if rows.ood is None else rows.ood["dataset"].value_counts(sort=False).to_dict()
+    rows = entries[0].rows.tables
+    complete = all(part.summary.complete for part in parts)
+    asked = [wanted for part in parts if (wanted := part.summary.wanted) is not None]
+    counts = rows.ood["dataset"].value_counts(sort=False).to_dict() if len(rows.ood) else {}
     runs = {
         entry.name: recounted(
-            entry.part.raw["runs"][entry.old],
-            *(entry.rows.certificates, entry.rows.ood, entry.rows.ood_scores),
+            entry.part.document["runs"][entry.old],
+            entry.rows.tables,
             whole=not entry.rows.left_out,
         )
         for entry in entries
     }
-    first = parts[0].raw
-    alike = {k: v for k, v in first.items() if all(p.raw.get(k, ...) == v for p in parts)}
-    names = {
-        at: entry.name
-        for entry in entries
-        for own in [(entry.part.folder, entry.old)]
-        for at in (own, *same[own])
-    }
+    alike = in_common([part.document for part in parts])
+    names = {at: entry.name for entry in entries for at in (entry.key, *same[entry.key])}
     return {
         **alike,
-        "score": runs[entries[0].name].get("score", first.get("score", "energy")),
+        "score": runs[entries[0].name].get("score", parts[0].document.get("score", "energy")),
         "complete": complete,
         "wanted": len(rows.certificates) if complete else min(asked, default=None),
         "samples": len(rows.certificates),
@@ -271,8 +261,9 @@ def _pictures(entries: Sequence[_Entry]) -> list[SamplePicture]:
     """The pictures of all runs under their new names, of samples that are kept."""
     found: list[SamplePicture] = []
     for entry in entries:
-        kept = {("", int(index)) for index in entry.rows.certificates["index"]}
-        if (ood := entry.rows.ood) is not None:
+        certificates, ood, *_ = entry.rows.tables
+        kept = {("", int(index)) for index in certificates["index"]}
+        if len(ood):
             kept |= set(zip(ood["dataset"].map(str), ood["index"].map(int), strict=True))
         found += [
             replace(picture, run=entry.name)
@@ -282,28 +273,14 @@ def _pictures(entries: Sequence[_Entry]) -> list[SamplePicture]:
     return found[: most_pictures(found[0].clean.shape)] if found else []
 
 
-def _write(
-    out: Path,
-    summary: Mapping[str, Any],
-    rows: Sequence[Rows],
-    pictures: Sequence[SamplePicture],
-) -> None:
-    nothing = pd.DataFrame()
-    tables = [
-        Tables(
-            *(
-                nothing if table is None else table
-                for table in (each.certificates, each.ood, each.ood_scores, each.test_scores)
-            )
-        )
-        for each in rows
-    ]
+def _write(out: Path, summary: Mapping[str, Any], entries: Sequence[_Entry]) -> None:
+    pictures = _pictures(entries)
     try:
         out.mkdir(parents=True, exist_ok=True)
         if pictures:
             write_pictures(out / PICTURES, pictures)
         else:
             (out / PICTURES).unlink(missing_ok=True)
-        write_folder(out, tables, summary)
+        write_folder(out, [entry.rows.tables for entry in entries], summary)
     except OSError as error:
         raise UsageError(f"out {out}: cannot be written ({error.strerror or error})") from error

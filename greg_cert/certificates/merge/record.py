@@ -6,14 +6,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from greg_cert.certificates.merge.check import Part
+from greg_cert.certificates.results import Results
 
 _SHOWN = ("device", "git_commit", "python", "platform")
 _OF_RUNS = ("configs", "runs", "weights", "folders")
 
 
 def merged_provenance(
-    parts: Sequence[Part], names: Mapping[tuple[Path, str], str], command: str | None
+    parts: Sequence[Results], names: Mapping[tuple[Path, str], str], command: str | None
 ) -> dict[str, Any]:
     """The field `provenance`: what the parts agree on, and under `parts` each one's own record.
 
@@ -22,7 +22,8 @@ def merged_provenance(
         names: of each run in the result, by folder and name there; several for one in several.
         command: the command that put them together.
     """
-    records = [part.provenance for part in parts]
+    by_folder = {part.folder: part.document.get("provenance") or {} for part in parts}
+    records = list(by_folder.values())
     commands = [r.get("command") for r in records] + [command]
     versions = {
         name: _joined([(r.get("versions") or {}).get(name) for r in records])
@@ -35,7 +36,7 @@ def merged_provenance(
         return {
             name: found[old]
             for (folder, old), name in names.items()
-            if old in (found := _of(parts, folder).provenance.get(field) or {})
+            if old in (found := by_folder[folder].get(field) or {})
         }
 
     return {
@@ -44,27 +45,25 @@ def merged_provenance(
         "versions": versions,
         **{k: _joined([r.get(k) for r in records]) for k in _SHOWN},
         "seed": seeds.pop() if len(seeds) == 1 else _joined([r.get("seed") for r in records]),
-        "settings": _common([r.get("settings") or {} for r in records]),
+        "settings": in_common([r.get("settings") or {} for r in records]),
         **{k: of_runs(k) for k in _OF_RUNS},
         "parts": [
             {
                 "folder": str(part.folder),
-                "fingerprint": part.results.fingerprint,
+                "fingerprint": part.fingerprint,
                 "runs": {
-                    run: names[part.folder, run]
-                    for run in part.results.runs
-                    if (part.folder, run) in names
+                    run: names[part.folder, run] for run in part.runs if (part.folder, run) in names
                 },
-                **{k: v for k, v in part.provenance.items() if k not in _OF_RUNS},
+                **{k: v for k, v in by_folder[part.folder].items() if k not in _OF_RUNS},
             }
             for part in parts
         ],
     }
 
 
-def merged_audit(parts: Sequence[Part]) -> dict[str, Any] | None:
+def merged_audit(parts: Sequence[Results]) -> dict[str, Any] | None:
     """The audits of all parts together; None where one has none."""
-    audits = [part.raw.get("audit") for part in parts]
+    audits = [part.document.get("audit") for part in parts]
     if not all(isinstance(audit, dict) for audit in audits):
         return None
     found: dict[str, Any] = {}
@@ -78,15 +77,12 @@ def merged_audit(parts: Sequence[Part]) -> dict[str, Any] | None:
     return found
 
 
-def _of(parts: Sequence[Part], folder: Path) -> Part:
-    return next(part for part in parts if part.folder == folder)
-
-
 def _joined(values: Sequence[Any]) -> str | None:
     """The one value, or all different ones."""
     return " / ".join(dict.fromkeys(str(v) for v in values if v is not None)) or None
 
 
-def _common(settings: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    first = settings[0]
-    return {k: v for k, v in first.items() if all(s.get(k, ...) == v for s in settings)}
+def in_common(records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """The entries that all records have, with one value."""
+    first = records[0]
+    return {k: v for k, v in first.items() if all(r.get(k, ...) == v for r in records)}

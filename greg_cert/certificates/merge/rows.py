@@ -2,31 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass
 
 import pandas as pd
 
+from greg_cert.certificates.folder import Tables
 from greg_cert.certificates.results import Results
 from greg_cert.certificates.score_file import OOD
 from greg_cert.errors import RunError
 
 ID = "id"
 
-
-@dataclass(frozen=True)
-class Shared:
-    """What all verifications have.
-
-    Attributes:
-        ids: indices of ID samples.
-        ood: OOD samples, as (dataset, index).
-        bounds: bounds of OOD scores, as (dataset, index, radius).
-    """
-
-    ids: frozenset[int]
-    ood: frozenset[tuple[str, int]]
-    bounds: frozenset[tuple[str, int, float]]
+Keys = frozenset[tuple[Hashable, ...]]
+_KEYS = (["index"], ["dataset", "index"], ["dataset", "index", "radius"])
+"""What names a row of one run, in each of `Tables` but the last: scores need no partner."""
 
 
 @dataclass(frozen=True)
@@ -34,117 +24,69 @@ class Rows:
     """The rows of one run, in the order of the first file.
 
     Attributes:
-        certificates: of ID samples.
-        ood: of OOD samples, or None.
-        ood_scores: bounds of their scores, or None.
-        test_scores: scores of all test samples, or None; they need no partner.
+        tables: the rows that are kept.
         left_out: how many samples are left out by set (`id`, `ood/NAME`), where there are any.
         violations_left_out: certificates left out that an attack contradicts.
     """
 
-    certificates: pd.DataFrame
-    ood: pd.DataFrame | None
-    ood_scores: pd.DataFrame | None
-    test_scores: pd.DataFrame | None
+    tables: Tables
     left_out: dict[str, int]
     violations_left_out: int
 
-    @property
-    def violations(self) -> int:
-        """Certificates kept that an attack contradicts."""
-        frames = (self.certificates, self.ood)
-        return sum(int(frame["violation"].sum()) for frame in frames if frame is not None)
 
-    def renamed(self, run: str) -> Rows:
-        """The same rows under another name of the run."""
-        frames = (self.certificates, self.ood, self.ood_scores, self.test_scores)
-        certificates, *others = (f if f is None else f.assign(run=run) for f in frames)
-        assert certificates is not None
-        return replace(
-            self,
-            certificates=certificates,
-            ood=others[0],
-            ood_scores=others[1],
-            test_scores=others[2],
-        )
-
-    def equal(self, other: Rows) -> bool:
-        """Whether all certificates and bounds are the same."""
-        pairs = (
-            (self.certificates, other.certificates),
-            (self.ood, other.ood),
-            (self.ood_scores, other.ood_scores),
-        )
-        return all(a is b if a is None or b is None else a.equals(b) for a, b in pairs)
+def renamed(tables: Tables, run: str) -> Tables:
+    """The same rows under another name of the run."""
+    return Tables(*(table.assign(run=run) for table in tables))
 
 
-def shared_keys(parts: Sequence[Results]) -> Shared:
-    """The samples that every run of every verification has.
+def same_rows(one: Tables, other: Tables) -> bool:
+    """Whether all certificates and bounds are the same."""
+    pairs = list(zip(one, other, strict=True))[: len(_KEYS)]
+    return all(a.equals(b) or (a.empty and b.empty) for a, b in pairs)
+
+
+def shared_keys(parts: Sequence[Results]) -> list[Keys]:
+    """The rows that every run of every verification has, in each table of certificates and bounds.
 
     Raises:
         RunError: there is no such ID sample.
     """
-    ids: set[int] | None = None
-    ood: set[tuple[str, int]] | None = None
-    bounds: set[tuple[str, int, float]] | None = None
-    for results in parts:
-        for run in results.runs:
-            own = set(results.of(run)["index"].tolist())
-            ids = own if ids is None else ids & own
-            keys = _keys(results.ood, run, ["dataset", "index"])
-            ood = keys if ood is None else ood & keys
-            keys = _keys(results.ood_scores, run, ["dataset", "index", "radius"])
-            bounds = keys if bounds is None else bounds & keys
-    if not ids:
+    tables = [results.tables(run) for results in parts for run in results.runs]
+    shared = [
+        frozenset[tuple[Hashable, ...]].intersection(
+            *(frozenset(_keys(table, columns)) for table in one_a_run)
+        )
+        for columns, one_a_run in zip(_KEYS, zip(*tables, strict=True), strict=False)
+    ]
+    if not shared[0]:
         folders = ", ".join(str(results.folder) for results in parts)
         raise RunError(f"column index: expected samples that all of {folders} have, but got none")
-    return Shared(frozenset(ids), frozenset(ood or ()), frozenset(bounds or ()))
+    return shared
 
 
-def kept_rows(results: Results, run: str, shared: Shared) -> Rows:
+def kept_rows(results: Results, run: str, shared: Sequence[Keys]) -> Rows:
     """The rows of one run that are shared."""
-    frame = results.of(run)
-    here = frame["index"].isin(shared.ids)
-    left = {ID: int((~here).sum())}
-    broken = int(frame.loc[~here, "violation"].sum())
-    ood, gone = _split(results.ood, run, ["dataset", "index"], shared.ood)
-    if gone is not None:
-        broken += int(gone["violation"].sum())
-        left |= {f"{OOD}{name}": len(rows) for name, rows in gone.groupby("dataset", sort=False)}
-    bounds, _ = _split(results.ood_scores, run, ["dataset", "index", "radius"], shared.bounds)
-    scores = results.test_scores
-    if scores is not None:
-        scores = scores[scores["run"] == run].reset_index(drop=True)
+    *paired, scores = results.tables(run)
+    kept, gone = [], []
+    for table, columns, keys in zip(paired, _KEYS, shared, strict=True):
+        here = pd.Series([key in keys for key in _keys(table, columns)], table.index, dtype=bool)
+        kept.append(table[here].reset_index(drop=True))
+        gone.append(table[~here])
+    certificates, ood, _ = gone
+    left = {ID: len(certificates)}
+    if len(ood):
+        left |= {f"{OOD}{name}": len(rows) for name, rows in ood.groupby("dataset", sort=False)}
     return Rows(
-        frame[here].reset_index(drop=True),
-        ood,
-        bounds,
-        None if scores is None or scores.empty else scores,
+        Tables(*[*kept, scores.reset_index(drop=True)]),
         {name: count for name, count in left.items() if count},
-        broken,
+        violations(certificates, ood),
     )
 
 
-def _keys(frame: pd.DataFrame | None, run: str, columns: list[str]) -> set[tuple]:  # type: ignore[type-arg]
-    if frame is None:
-        return set()
-    return set(frame.loc[frame["run"] == run, columns].itertuples(index=False, name=None))
+def violations(*tables: pd.DataFrame) -> int:
+    """Certificates in these tables that an attack contradicts."""
+    return sum(int(table["violation"].sum()) for table in tables if len(table))
 
 
-def _split(
-    frame: pd.DataFrame | None,
-    run: str,
-    columns: list[str],
-    shared: frozenset[tuple],  # type: ignore[type-arg]
-) -> tuple[pd.DataFrame | None, pd.DataFrame | None]:
-    """The run's rows that are shared and the others; None where there are none."""
-    if frame is None:
-        return None, None
-    rows = frame[frame["run"] == run]
-    here = pd.Series(
-        [key in shared for key in rows[columns].itertuples(index=False, name=None)],
-        index=rows.index,
-        dtype=bool,
-    )
-    kept, gone = (rows[mask].reset_index(drop=True) for mask in (here, ~here))
-    return None if kept.empty else kept, None if gone.empty else gone
+def _keys(table: pd.DataFrame, columns: list[str]) -> list[tuple[Hashable, ...]]:
+    return list(table[columns].itertuples(index=False, name=None)) if len(table) else []

@@ -9,10 +9,10 @@ from typing import Any
 
 import pandas as pd
 
-from greg_cert.certificates.extremes import LISTED, OOD_LISTED, extremes
 from greg_cert.certificates.method_columns import DECISION, SMOOTHING, has_smoothing, methods_of
 from greg_cert.certificates.methods import ESTIMATE, PROBABILISTIC, PROOF, UPPER
 from greg_cert.certificates.results import Results
+from greg_cert.certificates.robust_samples import LISTED, OOD_LISTED, most_and_least_robust
 from greg_cert.report import wording
 from greg_cert.report.page.pictures import Key, Shown, amplified, outside, png_of
 from greg_cert.report.tables.smoothing import confidence_words
@@ -88,7 +88,7 @@ def _lists(
         pictured=any((run, dataset, int(index)) in pictures for index in rows["index"]),
         parts=[
             _part(results, title, listed, pictures, digits)
-            for title, listed in zip(titles, extremes(rows, count), strict=True)
+            for title, listed in zip(titles, most_and_least_robust(rows, count), strict=True)
         ],
     )
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from greg_cert.certificates.method_columns import METHODS
+from greg_cert.certificates.method_columns import OPTIONAL_METHODS
 from greg_cert.certificates.methods import ESTIMATE, PROOF, UPPER
 from greg_cert.certificates.summary_file import Summary
 from greg_cert.report import wording
@@ -65,7 +65,7 @@ class RadiusColumns:
 
         return [
             self.column(status, f"{m.title} {{}} radius, median", m.title, of(m.column))
-            for m in METHODS
+            for m in OPTIONAL_METHODS
             if m.status == status and any(m.column in row.methods for row in rows)
         ]
 
@@ -79,7 +79,7 @@ def radius_words(summary: Summary) -> str:
 
 def method_words(rows: Sequence[SideRow]) -> str:
     """What the optional radii are, for the end of a caption; empty where there are none."""
-    here = [m for m in METHODS if any(m.column in row.methods for row in rows)]
+    here = [m for m in OPTIONAL_METHODS if any(m.column in row.methods for row in rows)]
     proofs = ", ".join(m.title for m in here if m.status == PROOF)
     words = ""
     if proofs:

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from greg_cert.certificates.method_columns import METHODS, asked
+from greg_cert.certificates.method_columns import OPTIONAL_METHODS, holds
 from greg_cert.certificates.methods import PROOF
 from greg_cert.certificates.results import Results
 from greg_cert.report.wording import one_line, p_value
@@ -125,11 +125,11 @@ def compare(results: Results, *, seed: int = 0, resamples: int = RESAMPLES) -> l
     methods = [
         replace(paired(results.of(run), reference, m.column), quantity=f"{m.title} radii")
         for run in others
-        for m in METHODS
+        for m in OPTIONAL_METHODS
         if m.status == PROOF
-        and asked(results.of(run), m.column)
-        and asked(reference, m.column)
-        # The only method asked for is the certified radius itself.
+        and holds(results.of(run), m.column)
+        and holds(reference, m.column)
+        # The only method holds for is the certified radius itself.
         and not _same(results, m.column)
     ]
     sets = []

@@ -14,7 +14,6 @@ import numpy as np
 import pandas as pd
 
 from greg_cert.certificates.certified_metrics import (
-    FloatArray,
     adversarial_auroc,
     attacked_fpr,
     certified_acceptance,
@@ -23,6 +22,7 @@ from greg_cert.certificates.certified_metrics import (
     guaranteed_auroc,
 )
 from greg_cert.certificates.results import Results
+from greg_cert.metrics import FloatArray
 from greg_cert.report.tables.rows import SideRow, side_numbers
 
 

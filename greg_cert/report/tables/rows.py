@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 
 from greg_cert.certificates.certified_metrics import average_certified_radius, median_radius
-from greg_cert.certificates.method_columns import CLEVER, PVALUE, asked, methods_of
+from greg_cert.certificates.method_columns import CLEVER, PVALUE, holds, methods_of
 from greg_cert.certificates.results import Results
 
 FIT_LEVEL = 0.05
@@ -114,10 +114,10 @@ def _row(results: Results, run: str) -> Row:
     record, rows, kept = results.summary.runs[run], results.of(run), results.kept(run)
     attack = results.column(run, "radius_attack")
     above = refused = None
-    if asked(rows, CLEVER):
+    if holds(rows, CLEVER):
         estimate = results.column(run, CLEVER)
         above = _mean((estimate > attack)[kept & ~np.isnan(estimate)])
-    if asked(rows, PVALUE):
+    if holds(rows, PVALUE):
         p = results.column(run, PVALUE)
         refused = _mean((p < FIT_LEVEL)[kept & ~np.isnan(p)])
     return Row(

@@ -1,25 +1,26 @@
 import json
-from functools import partial
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 import pytest
 
 from greg_cert.certificates.merge.names import Named, folder_labels, merged_names
 from greg_cert.errors import RunError, UsageError
 from greg_cert.report import load_results, merge_verifications
-from greg_cert.report.figures.registry import figure_specs
 from greg_cert.report.tables.notes import notes_of
 
 DATA = {"train": "t0", "calibration": "c0", "test": "e0", "ood/mnist": "m0"}
+
+
+def provenance_of(folder):
+    return json.loads((folder / "summary.json").read_text())["provenance"]
 
 
 @pytest.fixture
 def verified(made, tmp_path):
     """Writes a verification folder with manifests, settings and data fingerprints."""
 
-    def write(name, frames, *, seed=0, ood=(), bounds=(), scores=(), data=None, **summary):
+    def write(name, frames, *, seed=0, ood=(), bounds=(), data=None, **summary):
         folder = tmp_path / name / "verify"
         made.write(folder, frames, baseline=summary.pop("baseline", None))
         raw = json.loads((folder / "summary.json").read_text())
@@ -34,8 +35,6 @@ def verified(made, tmp_path):
         made.write_summary(folder, raw)
         if ood:
             made.write_ood(folder, list(ood), list(bounds) or None)
-        if scores:
-            made.write_test_scores(folder, list(scores))
         return folder
 
     return write
@@ -46,36 +45,15 @@ def frames(made):
     return made.realistic(40, names=("energy", "greg", "greg+"))
 
 
-def test_merging_equals_one_verification_of_all(verified, made, frames, tmp_path):
-    ood = [made.ood_of(f["run"].iloc[0], "mnist", [0.1, 0.2, 0.3], [1.0] * 3) for f in frames]
-    bounds = [made.scores_of(rows) for rows in ood]
-    all_scores = partial(made.all_scores_of, sets=("mnist",), n=140)
-    scores = [all_scores(f, ood=rows) for f, rows in zip(frames, ood, strict=True)]
-    whole = verified("whole", frames, ood=ood, bounds=bounds, scores=scores, baseline="greg")
-    parts = [
-        verified(f"part{k}", [f], ood=[o], bounds=[b], scores=[s])
-        for k, (f, o, b, s) in enumerate(zip(frames, ood, bounds, scores, strict=True))
-    ]
+def test_runs_are_ordered_and_each_part_keeps_its_record(verified, frames, tmp_path):
+    """`test_merge_runs` compares all rows and numbers with one verification of all runs."""
+    parts = [verified(f"part{k}", [frame]) for k, frame in enumerate(frames)]
     out = tmp_path / "merged"
     done = merge_verifications(parts, out, baseline="greg", command="greg-cert compare")
     assert done.runs == ("greg", "energy", "greg+")
     assert (done.samples, done.left_out, done.same, done.violations) == (40, {}, {}, 0)
-    one, other = load_results(whole), load_results(out)
-    assert other.summary.baseline == "greg"
-    for run in one.runs:
-        pd.testing.assert_frame_equal(
-            one.of(run).reset_index(drop=True), other.of(run).reset_index(drop=True)
-        )
-        mine, theirs = (r.ood_of(run, "mnist").reset_index(drop=True) for r in (one, other))
-        pd.testing.assert_frame_equal(mine, theirs)
-        mine, theirs = (r.ood_scores_of(run, "mnist").reset_index(drop=True) for r in (one, other))
-        pd.testing.assert_frame_equal(mine, theirs)
-        for part, values in one.scores_of(run).items():
-            np.testing.assert_array_equal(values, other.scores_of(run)[part])
-        want, got = one.summary.runs[run], other.summary.runs[run]
-        for field in ("samples", "status", "violations", "threshold", "certified_radius"):
-            assert getattr(got, field) == getattr(want, field), field
-    provenance = json.loads((out / "summary.json").read_text())["provenance"]
+    assert load_results(out).summary.baseline == "greg"
+    provenance = provenance_of(out)
     assert [part["runs"] for part in provenance["parts"]] == [
         {name: name} for name in ("energy", "greg", "greg+")
     ]
@@ -85,7 +63,6 @@ def test_merging_equals_one_verification_of_all(verified, made, frames, tmp_path
     assert provenance["command"].endswith("&& greg-cert compare")
     assert set(provenance["configs"]) == {"energy", "greg", "greg+"}
     assert provenance["runs"]["greg+"]["made"] == "greg+"
-    assert {spec.name for spec in figure_specs(other, {})} >= {"ood_fpr", "score_distribution"}
 
 
 def test_only_samples_that_all_have_are_kept_and_the_rest_is_counted(verified, frames, tmp_path):
@@ -172,7 +149,7 @@ def test_training_data_seeds_and_numbers_of_samples_may_differ(verified, frames,
     a = verified("a", frames[:1])
     b = verified("b", [frames[1].iloc[:9]], seed=3, data={"train": "other", "aux": "x"})
     assert merge_verifications([a, b], tmp_path / "out").samples == 9
-    provenance = json.loads((tmp_path / "out/summary.json").read_text())["provenance"]
+    provenance = provenance_of(tmp_path / "out")
     assert provenance["seed"] == 0  # both were verified with it
     assert provenance["settings"] == {"cuts": 3}
 
@@ -204,7 +181,7 @@ def test_the_same_name_with_other_rows_is_another_run(verified, made, frames, tm
     a, b = verified("a", frames[:1]), verified("b", other)
     done = merge_verifications([a, b], tmp_path / "out", baseline="energy (verified in b)")
     assert done.runs == ("energy (verified in b)", "energy (verified in a)")
-    provenance = json.loads((tmp_path / "out/summary.json").read_text())["provenance"]
+    provenance = provenance_of(tmp_path / "out")
     assert [part["runs"] for part in provenance["parts"]] == [
         {"energy": "energy (verified in a)"},
         {"energy": "energy (verified in b)"},
@@ -319,7 +296,7 @@ def test_runs_of_one_name_are_told_apart_by_their_own_folders(verified, made, fr
     done = merge_verifications([a, b], tmp_path / "out")
     assert done.runs == ("energy (energy)", "greg", "energy (energy2)")
     assert done.baseline == "energy (energy)"
-    provenance = json.loads((tmp_path / "out/summary.json").read_text())["provenance"]
+    provenance = provenance_of(tmp_path / "out")
     assert provenance["folders"] == {
         "energy (energy)": "/r/energy",
         "greg": "/r/greg+",
@@ -331,13 +308,13 @@ def test_one_run_under_two_names_is_one_run(verified, made, frames, tmp_path):
     """What has its title in one verification goes by its folder beside another of that title."""
     a = verified("a", frames[:2], baseline="energy")
     b = verified("b", [frames[0].assign(run="energy0"), frames[2]], baseline="energy0")
-    known = json.loads((a / "summary.json").read_text())["provenance"]["runs"]["energy"]
+    known = provenance_of(a)["runs"]["energy"]
     made.put(b, provenance__runs__energy0=known)
     done = merge_verifications([a, b], tmp_path / "out")
     assert done.runs == ("energy", "greg", "greg+")
     assert done.same == {"energy": [str(b)]}
     assert done.baseline == "energy"
-    provenance = json.loads((tmp_path / "out/summary.json").read_text())["provenance"]
+    provenance = provenance_of(tmp_path / "out")
     assert [part["runs"] for part in provenance["parts"]] == [
         {"energy": "energy", "greg": "greg"},
         {"energy0": "energy", "greg+": "greg+"},

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -82,6 +83,22 @@ def test_it_equals_one_verification_of_both(compared: Any, folders: dict[str, Pa
     ]
     assert pictures[0] == pictures[1]
     assert {key[0] for key in pictures[1]} == {"slow", "fast"}
+
+
+def unknown(document: Any, read: Any, at: str = "") -> Iterator[str]:
+    """Keys of a document, at any depth, that its model does not have."""
+    for key, value in document.items() if isinstance(document, dict) else ():
+        if key not in read:
+            yield f"{at}{key}"
+        else:
+            yield from unknown(value, read[key], f"{at}{key}.")
+
+
+def test_every_key_that_is_written_is_a_field(compared: Any, folders: dict[str, Path]) -> None:
+    for folder in (*folders.values(), compared[1]):
+        known = load_results(folder).summary.model_dump()
+        envelope = {"schema", "digest"}  # which the reader checks before the fields
+        assert set(unknown(summary(folder), known)) == envelope
 
 
 def test_the_command_reports(compared: Any, folders: dict[str, Path]) -> None:

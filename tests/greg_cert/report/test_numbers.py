@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from greg_cert.certificates.extremes import extremes
+from greg_cert.certificates.robust_samples import most_and_least_robust
 from greg_cert.report import load_results
 from greg_cert.report.tables.rows import share, table_rows
 from greg_cert.report.wording import p_value, radius, radius_digits, short_names
@@ -41,7 +41,7 @@ def test_share_needs_a_found_attack():
 
 def test_extremes_leave_out_rejected_samples_and_break_ties(made):
     frame = made.frame_of("a", [0.3, 0.1, 0.0, 0.0, 0.2], [1, 1, 0.9, 0.8, 1], [1])
-    most, least = extremes(frame, 2)
+    most, least = most_and_least_robust(frame, 2)
     assert most["index"].tolist() == [100, 104]
     assert least["index"].tolist() == [103, 102]
 

@@ -13,7 +13,9 @@ OOD_LISTED = 3
 """Samples in each of the two lists of one OOD test set."""
 
 
-def extremes(rows: pd.DataFrame, count: int = LISTED) -> tuple[pd.DataFrame, pd.DataFrame]:
+def most_and_least_robust(
+    rows: pd.DataFrame, count: int = LISTED
+) -> tuple[pd.DataFrame, pd.DataFrame]:
     """The samples with the largest and those with the smallest certified radius.
 
     Samples on the wrong side from the start have nothing to certify and are left out; ties are
@@ -31,6 +33,6 @@ def extremes(rows: pd.DataFrame, count: int = LISTED) -> tuple[pd.DataFrame, pd.
 
 
 def shown_samples(rows: pd.DataFrame, count: int = LISTED) -> pd.DataFrame:
-    """The rows of both parts of `extremes`, each once, by ascending index."""
-    both = pd.concat(extremes(rows, count))
+    """The rows of both parts of `most_and_least_robust`, each once, by ascending index."""
+    both = pd.concat(most_and_least_robust(rows, count))
     return both.drop_duplicates("index").sort_values("index", kind="stable")
