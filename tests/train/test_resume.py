@@ -31,7 +31,7 @@ def experiment(model: str = "mlp", **stage: Any) -> ExperimentConfig:
             "log_every": 1,
             "checkpoint_every": 3,
             "stages": [
-                {"method": "ce", "epochs": 6, "lr": 0.1, "batch_size": 20},
+                {"method": "ce", "epochs": 4, "lr": 0.1, "batch_size": 20},
                 {"method": "greg+", "epochs": 2, "lr": 0.01, "batch_size": 20, **stage},
             ],
         },
@@ -58,7 +58,7 @@ def test_stopped_in_mid_epoch_a_run_goes_on_from_its_last_checkpoint(
 ) -> None:
     config = experiment(**changes, augment="shift")
     whole = fit(config, splits, tmp_path / "whole")
-    folder, at = tmp_path / "stopped", 6 * (len(splits.train) // 20) + 8  # in the second stage
+    folder, at = tmp_path / "stopped", 4 * (len(splits.train) // 20) + 8  # in the second stage
     with pytest.raises(Stopped):
         fit(config, splits, folder, observer=Stopper(at))
     watcher = Stopper()

@@ -103,10 +103,7 @@ def test_no_sample_is_lost_from_the_bins():
     np.testing.assert_allclose(bin_shares(one, bin_edges({"ID test": one}, 2.0, 4)).sum(), 1.0)
 
 
-@pytest.mark.parametrize(
-    ("count", "sets", "width"),
-    [(1, 0, 3.25), (2, 3, 3.25), (3, 2, 6.75), (4, 6, 3.25), (5, 1, 6.75)],
-)
+@pytest.mark.parametrize(("count", "sets", "width"), [(1, 0, 3.25), (3, 2, 6.75), (4, 6, 3.25)])
 def test_figure_shows_the_shares_and_all_type_lies_inside(made, tmp_path, count, sets, width):
     names = [f"run number {k} $x_1$" for k in range(count)]
     frames = made.realistic(20, names=names)
