@@ -139,13 +139,6 @@ def test_small_images_fit(name: str, sizes: Sequence[int]) -> None:
         assert model(images(2, 1, size)).shape == (2, 10)
 
 
-def test_normalise_is_mean_and_std_channel_by_channel() -> None:
-    x = images(4, 3, 5)
-    torch.testing.assert_close(Normalize(MEAN, STD)(x), by_hand(x), rtol=1e-5, atol=1e-6)
-    black = Normalize([0.25, 0.5], [0.5, 0.125])(torch.zeros(1, 2, 1, 1)).flatten()
-    assert black.tolist() == [-0.5, -4.0]
-
-
 def test_normalise_is_a_depthwise_convolution() -> None:
     """Bound propagation is silently unsound where the first operation is none."""
     layer = build("cnn_small").normalize
@@ -226,12 +219,9 @@ def test_weights_follow_the_seed(name: str) -> None:
     [
         ({"num_classes": 0}, "expected num_classes to be an integer >= 1, but got 0"),
         ({"in_channels": -3}, "expected in_channels to be an integer >= 1, but got -3"),
-        ({"image_size": 0}, "expected image_size to be an integer >= 1, but got 0"),
         ({"mean": (0.5,)}, "mean and std of length in_channels = 3, but got 1 and 3"),
-        ({"std": (0.5, 0.5)}, "mean and std of length in_channels = 3, but got 3 and 2"),
         ({"in_channels": 1}, "mean and std of length in_channels = 1, but got 3 and 3"),
         ({"std": (0.2, 0.0, 0.2)}, r"std > 0 in every channel, but got \(0.2, 0.0, 0.2\)"),
-        ({"std": (0.2, -1.0, 0.2)}, r"std > 0 in every channel, but got \(0.2, -1.0, 0.2\)"),
         ({"std": (0.2, float("nan"), 0.2)}, "finite mean and std, but got .*nan"),
         ({"mean": (float("inf"), 0.2, 0.2)}, r"finite mean and std, but got \(inf"),
         (

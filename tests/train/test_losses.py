@@ -25,13 +25,6 @@ def flags(*values: int) -> Tensor:
 # value loss
 
 
-def test_margin_loss_by_hand() -> None:
-    ids, ood = vector(-30, -24, -20, -25), vector(-10, -7, 0)
-    # ID: excess 0, 1, 5, 0 over -25; outliers: 3, 0, 0 short of -7.
-    expected = (1 + 25) / 4 + 9 / 3
-    assert energy_margin_loss(ids, ood, m_in=-25, m_out=-7).item() == expected
-
-
 def test_margin_loss_and_its_gradient_against_numpy() -> None:
     rng = np.random.default_rng(0)
     ids, ood, m_in, m_out = rng.normal(-5, 3, 40), rng.normal(-3, 3, 25), -6.0, -2.0

@@ -23,12 +23,6 @@ def scores(**columns):
     return pd.DataFrame(rows | columns)
 
 
-def test_scores_are_read_by_part(folder):
-    found = load_results(folder).scores_of("a")
-    assert list(found) == ["test", "ood/mnist", "ood/svhn"]
-    assert [len(values) for values in found.values()] == [300, 300, 300]
-
-
 def test_a_folder_without_scores_has_none_and_no_figure(small):
     results = load_results(small)
     assert results.test_scores is None
