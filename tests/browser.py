@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import json
 import os
 import select
@@ -156,14 +155,6 @@ class Tab:
         """Elements wider than the page, outside any part that scrolls by itself; [] if none."""
         found: list[str] = self.evaluate(_OVERFLOW)
         return found
-
-    def screenshot(self, path: Path) -> Path:
-        """The whole page as a PNG."""
-        size = self._call("Page.getLayoutMetrics")["cssContentSize"]
-        clip = {"x": 0, "y": 0, "width": size["width"], "height": size["height"], "scale": 1}
-        shot = self._call("Page.captureScreenshot", captureBeyondViewport=True, clip=clip)
-        path.write_bytes(base64.b64decode(shot["data"]))
-        return path
 
     def _call(self, method: str, **parameters: Any) -> dict[str, Any]:
         return self._browser.call(method, self._session, **parameters)

@@ -103,9 +103,7 @@ def test_the_registry_is_the_one_tested_here() -> None:
 
 
 @pytest.mark.parametrize("name", MODEL_NAMES)
-@pytest.mark.parametrize(
-    ("channels", "size", "classes", "count"), [(3, 16, 10, 2), (1, 8, 3, 1), (2, 9, 1, 3)]
-)
+@pytest.mark.parametrize(("channels", "size", "classes", "count"), [(1, 8, 3, 1), (2, 9, 1, 3)])
 def test_raw_images_become_features_and_logits_each_by_itself(
     name: str, channels: int, size: int, classes: int, count: int
 ) -> None:
@@ -139,13 +137,6 @@ def test_small_images_fit(name: str, sizes: Sequence[int]) -> None:
     for size in sizes:
         model = build(name, in_channels=1, image_size=size, mean=[0.1], std=[0.3])
         assert model(images(2, 1, size)).shape == (2, 10)
-
-
-def test_normalise_is_mean_and_std_channel_by_channel() -> None:
-    x = images(4, 3, 5)
-    torch.testing.assert_close(Normalize(MEAN, STD)(x), by_hand(x), rtol=1e-5, atol=1e-6)
-    black = Normalize([0.25, 0.5], [0.5, 0.125])(torch.zeros(1, 2, 1, 1)).flatten()
-    assert black.tolist() == [-0.5, -4.0]
 
 
 def test_normalise_is_a_depthwise_convolution() -> None:
@@ -228,12 +219,9 @@ def test_weights_follow_the_seed(name: str) -> None:
     [
         ({"num_classes": 0}, "expected num_classes to be an integer >= 1, but got 0"),
         ({"in_channels": -3}, "expected in_channels to be an integer >= 1, but got -3"),
-        ({"image_size": 0}, "expected image_size to be an integer >= 1, but got 0"),
         ({"mean": (0.5,)}, "mean and std of length in_channels = 3, but got 1 and 3"),
-        ({"std": (0.5, 0.5)}, "mean and std of length in_channels = 3, but got 3 and 2"),
         ({"in_channels": 1}, "mean and std of length in_channels = 1, but got 3 and 3"),
         ({"std": (0.2, 0.0, 0.2)}, r"std > 0 in every channel, but got \(0.2, 0.0, 0.2\)"),
-        ({"std": (0.2, -1.0, 0.2)}, r"std > 0 in every channel, but got \(0.2, -1.0, 0.2\)"),
         ({"std": (0.2, float("nan"), 0.2)}, "finite mean and std, but got .*nan"),
         ({"mean": (float("inf"), 0.2, 0.2)}, r"finite mean and std, but got \(inf"),
         (
@@ -259,16 +247,16 @@ def test_normalise_wants_one_mean_and_one_std_a_channel(
 @pytest.mark.parametrize("name", [*MODEL_NAMES, *TORCHVISION])
 def test_gradients_reach_the_image_and_every_weight(name: str) -> None:
     model = build(name)
-    x = images(4, size=side(name)).requires_grad_(True)
+    x = images(2, size=side(name)).requires_grad_(True)
     for mode in (True,) if name in TORCHVISION else (True, False):
         model.train(mode).zero_grad()
         logits = model(x)
         assert isinstance(logits, Tensor)  # no auxiliary heads, in training either
-        assert logits.shape == (4, 10)
+        assert logits.shape == (2, 10)
         (slope,) = torch.autograd.grad(logits.logsumexp(1).sum(), x, retain_graph=True)
         assert slope.isfinite().all()
         assert (slope.flatten(1).norm(dim=1) > 0).all()
-        F.cross_entropy(logits, torch.arange(4)).backward()
+        F.cross_entropy(logits, torch.arange(2)).backward()
         without = [n for n, p in model.named_parameters() if p.grad is None]
         assert without == []
         assert all(p.grad.isfinite().all() for p in model.parameters() if p.grad is not None)
@@ -316,18 +304,19 @@ def test_a_vision_transformer_is_built_for_its_images() -> None:
         ("cnn_small", 8),
         ("lip_cnn", 8),
         ("liresnet", 9),
-        ("resnet18_32x32", 8),
         ("wrn16_2", 8),
-        ("densenet100", 8),
-        ("torchvision/regnet_x_400mf", 32),
+        ("densenet100", 4),
+        ("torchvision/resnet18", 32),  # with its padded pool
     ],
 )
 def test_the_verifier_sees_the_same_function(name: str, size: int) -> None:
     model = build(name, image_size=size)
     graph = trace_model(model, (3, size, size))
-    x = images(3, size=size, seed=5).double()
+    x = images(2, size=size, seed=5).double()
     expected = model.double()(x)
     torch.testing.assert_close(forward_all(graph, x)[-1], expected, rtol=1e-7, atol=1e-8)
+    pools = sum(isinstance(node.op, MaxPool) for node in graph.nodes)
+    assert pools == (name == "torchvision/resnet18")
 
 
 @pytest.mark.parametrize(
@@ -342,12 +331,6 @@ def test_the_verifier_sees_the_same_function(name: str, size: int) -> None:
 def test_the_verifier_refuses_by_layer(name: str, layer: str) -> None:
     with pytest.raises(UnsupportedModelError, match=f"layer {layer} cannot be bounded"):
         trace_model(build(name), (3, side(name), side(name)))
-
-
-def test_the_verifier_takes_a_stock_resnet_with_its_padded_pool() -> None:
-    model = build("torchvision/resnet18")
-    graph = trace_model(model, (3, 32, 32))
-    assert sum(isinstance(node.op, MaxPool) for node in graph.nodes) == 1
 
 
 @pytest.mark.parametrize("name", CHOOSE_ACTIVATION)
@@ -466,24 +449,21 @@ def test_images_too_small_for_a_network_are_refused(name: str, size: int, why: s
         build_model(name, num_classes=2, in_channels=3, image_size=size, mean=MEAN, std=STD)
 
 
-def test_names_are_judged_without_torch() -> None:
+def test_names_are_judged() -> None:
     assert all(is_model_name(name) for name in (*MODEL_NAMES, *TORCHVISION))
     assert check_model_name("torchvision/anything_at_all") == "torchvision/anything_at_all"
     for name in ("", "torchvision", "torchvision/", "torchvision/a b", "torchvision/../x", "MLP"):
         assert not is_model_name(name)
         with pytest.raises(UsageError, match=rf"^model\.name: .*{name}"):
             check_model_name(name)
+
+
+def test_names_need_no_torch_and_the_registry_no_torchvision() -> None:
     code = (
         "import sys; from greg_cert.models.names import check_model_name, is_model_name\n"
         "assert is_model_name('torchvision/resnet50')\n"
-        "heavy = {'torch', 'torchvision', 'numpy'} & set(sys.modules); assert not heavy, heavy"
-    )
-    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
-
-
-def test_the_registry_imports_torchvision_only_when_it_needs_it() -> None:
-    code = (
-        "import sys; from greg_cert.models import build_model\n"
+        "heavy = {'torch', 'torchvision', 'numpy'} & set(sys.modules); assert not heavy, heavy\n"
+        "from greg_cert.models import build_model\n"
         "build_model('mlp', num_classes=2, in_channels=1, image_size=8, mean=[0.5], std=[0.5])\n"
         "assert 'torchvision' not in sys.modules"
     )

@@ -100,6 +100,9 @@ def test_typed_paths_start_from_the_current_folder(
         config = load_config(CONFIG, [text])
         assert config.train.init is not None
         assert config.train.init.weights == tmp_path / "w.safetensors"
+    config = load_config(CONFIG, ["data.ood=[{source: folder, path: a}, {source: uniform, n: 3}]"])
+    assert [s.source for s in config.data.ood] == ["folder", "uniform"]
+    assert config.data.ood[0].path == tmp_path / "a"  # type: ignore[union-attr]
 
 
 def test_values_are_checked_by_the_schema() -> None:
@@ -108,15 +111,6 @@ def test_values_are_checked_by_the_schema() -> None:
         load_config(CONFIG, ["train.epochs=-1"])
     with pytest.raises(ConfigError, match=r"verify\.tpr"):
         load_config(CONFIG, ["verify.tpr=2"])
-
-
-def test_paths_inside_of_a_typed_list_start_from_the_current_folder_too(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    config = load_config(CONFIG, ["data.ood=[{source: folder, path: a}, {source: uniform, n: 3}]"])
-    assert [s.source for s in config.data.ood] == ["folder", "uniform"]
-    assert config.data.ood[0].path == tmp_path / "a"  # type: ignore[union-attr]
 
 
 def test_the_position_after_the_last_adds_one() -> None:

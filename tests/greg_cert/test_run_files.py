@@ -92,10 +92,7 @@ def test_a_whole_run_is_read_without_a_word(run: RunFolder) -> None:
     ("old", "new"),
     [
         ("method: greg+", "method: greg"),
-        ("seed: 0", "seed: 1"),
         ("lr: 0.1", "lr: 0.10000000000000002"),
-        ("score: energy", "score: max_logit"),
-        ("name: mlp", "name: cnn_small"),
         ("seed: 0", "seed: 2020-01-01"),
         ("seed: 0", "seed: 2020-99-99"),
         ("  - method: greg+", None),  # half of it, which is valid
@@ -121,7 +118,6 @@ def test_another_layout_of_the_same_configuration_is_the_same(run: RunFolder) ->
 @pytest.mark.parametrize(
     "change",
     [
-        lambda m: m.update(seed=7),
         lambda m: m["data"].update(test="y"),
         lambda m: m["model"].update(std=[0.5]),
         lambda m: m["digests"].pop("config.yaml"),

@@ -197,7 +197,7 @@ def test_another_layer_of_the_body_is_not_taken_for_the_head(tmp_path: Path) -> 
     ("prefix", "entry"),
     [
         *((p, "") for p in ("module.", "_orig_mod.", "backbone.", "module._orig_mod.model.")),
-        *((p, e) for p in ("model.", "net.") for e in ("state_dict", "model", "ema", "params")),
+        *(("model.", "state_dict"), ("net.", "model"), ("model.", "ema"), ("net.", "params")),
     ],
 )
 def test_prefixes_and_nesting_come_off(
@@ -385,7 +385,7 @@ def test_only_ordinary_tensors_are_taken(
     refused(ours("wrn16_2"), save(state, tmp_path / "w.pt"), rf"head\.bias \(.*{why}")
 
 
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
 def test_other_precisions_are_converted(
     dtype: torch.dtype, state: dict[str, Tensor], tmp_path: Path
 ) -> None:
@@ -450,19 +450,17 @@ def test_a_torchscript_program_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("suffix", [".safetensors", ".pt", ".legacy.pt"])
-@pytest.mark.parametrize("share", [0.0, 0.0001, 0.01, 0.5, 0.999, 0.99999])
-def test_a_truncated_file_is_refused(
-    suffix: str, share: float, state: dict[str, Tensor], tmp_path: Path
-) -> None:
+def test_a_truncated_file_is_refused(suffix: str, state: dict[str, Tensor], tmp_path: Path) -> None:
     path = tmp_path / f"w{suffix}"
     if "legacy" in suffix:
         torch.save(state, path, _use_new_zipfile_serialization=False)
     else:
         save(state, path)
-    load_foreign(ours("wrn16_2"), path)
-    whole = path.read_bytes()
-    path.write_bytes(whole[: int(len(whole) * share)])
-    refused(ours("wrn16_2"), path, r"^weights: expected a (whole|readable)")
+    model, whole = ours("wrn16_2"), path.read_bytes()
+    load_foreign(model, path)
+    for share in (0.0, 0.0001, 0.01, 0.5, 0.999, 0.99999):
+        path.write_bytes(whole[: int(len(whole) * share)])
+        refused(model, path, r"^weights: expected a (whole|readable)")
 
 
 def test_what_is_no_checkpoint_is_refused(tmp_path: Path) -> None:

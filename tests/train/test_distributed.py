@@ -34,7 +34,7 @@ fit(config, load_data(config.data), Path(sys.argv[2]))
 
 def experiment(devices: int, **changes: Any) -> ExperimentConfig:
     stages = [
-        {"method": "ce", "epochs": 6, "lr": 0.1, "batch_size": 20, "augment": "shift"},
+        {"method": "ce", "epochs": 4, "lr": 0.1, "batch_size": 20, "augment": "shift"},
         {
             **{"method": "energy", "epochs": 1, "lr": 0.02, "batch_size": 20},
             **{"augment": "shift_flip", "lambda_lipschitz": 0.02, "clip_grad": 4.0},

@@ -34,11 +34,23 @@ def marred(value: float, dtype: torch.dtype, shape: tuple[int, ...] = (40, 6)) -
 
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize(("value", "dtype", "shown"), BAD)
-def test_kmeans_names_the_value(backend: str, value: float, dtype: torch.dtype, shown: str) -> None:
-    with pytest.raises(UsageError) as error:
-        kmeans(marred(value, dtype), 4, backend=backend)
-    assert str(error.value).startswith("points: expected finite values")
-    assert str(error.value).endswith(f"but got {shown} in row 7 of 40")
+def test_the_value_is_named(backend: str, value: float, dtype: torch.dtype, shown: str) -> None:
+    bad, where = marred(value, dtype), f"but got {shown} in row 7 of 40"
+    with pytest.raises(UsageError, match=r"^points: expected finite values") as error:
+        kmeans(bad, 4, backend=backend)
+    assert str(error.value).endswith(where)
+    features, scores = torch.randn(40, 6, generator=rng()), torch.randn(40, generator=rng())
+    bad_scores = marred(value, dtype, (40,))
+    calls: list[tuple[str, Any]] = [
+        ("features", lambda: two_ended_sample(bad, scores, 4, backend=backend)),
+        ("scores", lambda: two_ended_sample(features, bad_scores, 4, backend=backend)),
+        ("features", lambda: dos_sample(bad, scores, 4, backend=backend)),
+        ("scores", lambda: greedy_sample(bad_scores, 3)),
+    ]
+    for name, call in calls:
+        with pytest.raises(UsageError, match=f"^{name}: ") as error:
+            call()
+        assert str(error.value).endswith(where)
 
 
 def test_faiss_is_never_given_such_points() -> None:
@@ -60,21 +72,6 @@ def test_units_do_not_matter_to_any_engine(backend: str, scale: float) -> None:
     assert got.isfinite().all()
     if torch.equal(named, assigned):
         torch.testing.assert_close(got / scale, centres, rtol=1e-4, atol=1e-5)
-
-
-@pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize(("value", "dtype", "shown"), BAD)
-def test_sampling_names_features_or_scores(
-    backend: str, value: float, dtype: torch.dtype, shown: str
-) -> None:
-    features, scores = torch.randn(40, 6, generator=rng()), torch.randn(40, generator=rng())
-    for sample in (two_ended_sample, dos_sample):
-        with pytest.raises(UsageError, match=r"^features: .* in row 7 of 40"):
-            sample(marred(value, dtype), scores, 4, backend=backend)
-        with pytest.raises(UsageError, match=r"^scores: .* in row 7 of 40"):
-            sample(features, marred(value, dtype, (40,)), 4, backend=backend)
-    with pytest.raises(UsageError, match=r"^scores: .* in row 7 of 40"):
-        greedy_sample(marred(value, dtype, (40,)), 3)
 
 
 @pytest.mark.parametrize("scale", [1e-30, 1e20, 3e38])

@@ -44,7 +44,8 @@ def test_it_is_the_constant_that_is_proven_from_below(name: str, norm: float) ->
     model = model.double()
     for score in SCORES if name == "mlp" else ["energy"]:
         proven = global_lipschitz_bound(model, shape, norm=norm, score=score)
-        found = settled(model, shape, norm=norm, score=score).item()
+        calls = 1 if norm == math.inf else 6  # that norm is a sum, not a power method
+        found = settled(model, shape, calls=calls, norm=norm, score=score).item()
         assert found <= proven * (1 + 1e-9)
         # A pool of a tree of maxima is bounded whole here, and no looser.
         assert found >= proven * (1 - (1e-9 if norm == math.inf else 0.005))
@@ -53,7 +54,7 @@ def test_it_is_the_constant_that_is_proven_from_below(name: str, norm: float) ->
 @pytest.mark.parametrize("name", MODEL_NAMES)
 def test_every_model_of_the_registry_has_one(name: str) -> None:
     torch.manual_seed(0)
-    size = 64 if name == "densenet121" else 32 if name != "mlp" else 8
+    size = 40 if name == "densenet121" else 8
     model = build_model(name, num_classes=4, in_channels=1, image_size=size, mean=[0.4], std=[0.3])
     penalty = lipschitz_penalty(model, (1, size, size))
     value = penalty()
@@ -256,15 +257,6 @@ def test_the_model_is_left_as_it_was() -> None:
     assert not set(penalty.parameters())
 
 
-def test_its_state_goes_through_a_checkpoint() -> None:
-    model = small_block()
-    one = lipschitz_penalty(model, IMAGE, seed=1)
-    one()
-    other = lipschitz_penalty(model, IMAGE, seed=2)
-    other.load_state_dict(one.state_dict())
-    assert [one().item() for _ in range(3)] == [other().item() for _ in range(3)]
-
-
 def test_a_product_beyond_float32_is_still_a_number() -> None:
     layers = [m for _ in range(30) for m in (nn.Linear(4, 4), nn.ReLU())]
     model = nn.Sequential(*layers, nn.Linear(4, 2))
@@ -323,8 +315,7 @@ def splits() -> DataSplits:
     return load_data(experiment().data)
 
 
-@pytest.mark.parametrize("norm", ["2", "inf"])
-@pytest.mark.parametrize("method", ["ce", "dos", "oe+grad"])
+@pytest.mark.parametrize(("method", "norm"), [("ce", "2"), ("dos", "inf"), ("oe+grad", "2")])
 def test_it_goes_with_methods_scores_and_norms(
     method: str, norm: str, splits: DataSplits, tmp_path: Path
 ) -> None:

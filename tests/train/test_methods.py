@@ -51,7 +51,7 @@ def splits() -> DataSplits:
 def test_each_method_trains_and_tells_outliers_apart(
     method: str, splits: DataSplits, tmp_path: Path
 ) -> None:
-    config = experiment({"method": method, "epochs": 4, "lr": 0.05})
+    config = experiment({"method": method, "epochs": 2, "lr": 0.05}, epochs=5)
     run = fit(config, splits, tmp_path / "run")
     seen = rows_of(run.path, method)
     assert all(row["score_loss"] >= 0 for row in seen)
@@ -85,35 +85,33 @@ def test_presets_are_written_out_and_can_be_overridden() -> None:
         ({"method": "greg", "share_ends": True}, "two_ended"),
         ({"method": "greg+", "clusters": 7}, "divide"),
         ({"method": "greg+", "candidates": 1, "aux_ratio": 2}, "candidates"),
-        ({"method": "greg", "m_in": 1.0, "m_out": 0.0}, "m_in < m_out"),
+        ({"method": "greg", "m_in": 1.0, "m_out": 0.0}, r"m_in < m_out.*1\.0 and 0\.0"),
         ({"method": "nonsense"}, "method"),
         ({"method": "energy", "outlier_loss": "none"}, "neither"),
         ({"method": "ce", "pool": 5}, "pool"),
+        ({"method": "greg", "train": {"compile": True}}, "compile"),
+        (
+            *(
+                {
+                    "method": "greg",
+                    "estimator": "finite-difference",
+                    "train": {"precision": "bf16"},
+                },
+            ),
+            "bf16",
+        ),
     ],
 )
 def test_contradictions_are_refused(stage: dict[str, Any], message: str) -> None:
+    stage = dict(stage)
     with pytest.raises(ConfigError, match=message):
-        experiment(stage)
-
-
-@pytest.mark.parametrize(
-    ("train", "stage", "message"),
-    [
-        ({"compile": True}, {"method": "greg"}, "compile"),
-        ({"precision": "bf16"}, {"method": "greg", "estimator": "finite-difference"}, "bf16"),
-    ],
-)
-def test_engine_options_that_contradict_the_estimator_are_refused(
-    train: dict[str, Any], stage: dict[str, Any], message: str
-) -> None:
-    with pytest.raises(ConfigError, match=message):
-        experiment(stage, **train)
+        experiment(stage, **stage.pop("train", {}))
 
 
 def test_absent_class_and_margins_do_not_mix() -> None:
     raw = experiment({"method": "dos"}).model_dump(mode="json")
     raw["train"]["stages"].append({"method": "energy", "epochs": 1, "lr": 0.1})
-    with pytest.raises(ConfigError, match="absent_class in all stages"):
+    with pytest.raises(ConfigError, match=r"absent class in all stages .*absent_class, margin"):
         parse_config(raw)
     raw["train"]["stages"][-1] = {"method": "ce", "epochs": 1, "lr": 0.1}
     with pytest.raises(ConfigError, match="last stage"):
@@ -154,17 +152,10 @@ def test_a_pool_gives_every_step_as_many_as_without_one(
         assert all(n == each if pool else each / 2 < n <= each for n in seen[-steps:])
 
 
-def test_a_pool_larger_than_the_auxiliary_set_is_refused(
-    splits: DataSplits, tmp_path: Path
-) -> None:
-    with pytest.raises(ConfigError, match="pool = 501"):
-        fit(experiment({"method": "energy", "pool": 501}), splits, tmp_path / "run")
-
-
 def test_mixed_precision_trains_to_nearly_the_same(splits: DataSplits, tmp_path: Path) -> None:
     seen = {}
     for precision in ("32", "bf16"):
-        config = experiment({"method": "greg+", "epochs": 1}, precision=precision)
+        config = experiment({"method": "greg+", "epochs": 1}, epochs=2, precision=precision)
         run = fit(config, splits, tmp_path / precision)
         seen[precision] = rows_of(run.path, "greg+")
         weights = run.load_model().state_dict().values()
@@ -177,21 +168,31 @@ def test_mixed_precision_trains_to_nearly_the_same(splits: DataSplits, tmp_path:
 
 @pytest.mark.filterwarnings("default")  # those of the compiler itself
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
-def test_compiled_a_run_is_nearly_the_same(splits: DataSplits, tmp_path: Path) -> None:
+def test_compiled_a_run_is_nearly_the_same(
+    splits: DataSplits, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from torch._inductor import config as inductor
+
+    monkeypatch.setattr(inductor, "compile_threads", 1)  # more are processes that import torch
     last = []
     for compiled in (False, True):
-        stage = {"method": "greg", "estimator": "finite-difference", "epochs": 1}
-        run = fit(experiment(stage, compile=compiled), splits, tmp_path / str(compiled))
+        stage = {"method": "greg", "estimator": "finite-difference", "epochs": 1, **MARGINS}
+        config = experiment(stage, compile=compiled)
+        alone = config.train.model_copy(update={"stages": config.train.stages[1:]})
+        config = config.model_copy(update={"train": alone})
+        run = fit(config, splits, tmp_path / str(compiled))
         last.append(rows_of(run.path, "greg")[-1])
     for key in ("loss", "grad_loss", "grad_norm_id", "score_aux"):
         assert last[1][key] == pytest.approx(last[0][key], rel=0.02), key
 
 
 def test_certificates_are_of_the_score_a_run_was_trained_for(
-    splits: DataSplits, tmp_path: Path
+    hasty: None, splits: DataSplits, tmp_path: Path
 ) -> None:
     run = fit(experiment({"method": "oe"}), splits, tmp_path / "run")
-    settings = run.config.verify.model_copy(update={"samples": 4, "method": "crown"})
+    settings = run.config.verify.model_copy(
+        update={"samples": 4, "method": "crown", "engine": "native"}
+    )
     (done,) = verify_runs([run], settings, tmp_path / "out").runs
     logits = logits_of(run.load_model(), splits.test.subset(done.frame["index"].tolist()))
     expected = max_softmax(logits)

@@ -3,6 +3,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -350,22 +351,15 @@ def test_selected_samples_alone_are_penalised(estimator: str) -> None:
 
 
 def test_the_second_pass_sees_selected_samples_alone() -> None:
-    counted, x = Counted(score_of(mlp())), points().requires_grad_()
-    scores = counted(x)
-    select = torch.tensor([False, True, False, False, True, False])
-    counted.calls.clear()
-    gradient_penalty(counted, x, scores=scores, select=select)
-    assert counted.calls == [2]
-
-
-def test_no_second_pass_when_nothing_is_selected() -> None:
     model, x = mlp(), points().requires_grad_()
     counted = Counted(score_of(model))
     scores = counted(x)
     counted.calls.clear()
+    select = torch.tensor([False, True, False, False, True, False])
+    gradient_penalty(counted, x, scores=scores, select=select)
     none = torch.zeros(6, dtype=torch.bool)
     norms = gradient_penalty(counted, x, scores=scores, select=none)
-    assert counted.calls == []
+    assert counted.calls == [2]
     assert norms.tolist() == [0.0] * 6
     assert torch.equal(
         gradient_penalty(counted, x, scores=scores, select=~none),
@@ -398,20 +392,19 @@ def test_float32_and_float64_have_steps_of_their_own() -> None:
 # errors
 
 
-def test_an_unknown_estimator_is_refused_with_the_choices() -> None:
-    message = "estimator in finite-difference, double-backward, but got 'magic'"
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (
+            {"estimator": "magic"},
+            "estimator in finite-difference, double-backward, but got 'magic'",
+        ),
+        ({"step": 0.0}, "expected step > 0, but got 0.0"),
+        ({"step": math.nan}, "expected step > 0, but got nan"),
+        ({"scores": points()[:, 0]}, "inputs that require grad"),
+        ({"scores": points()[:, 0], "estimator": ESTIMATORS[1]}, "inputs that require grad"),
+    ],
+)
+def test_what_does_not_fit_is_refused_by_name(options: dict[str, Any], message: str) -> None:
     with pytest.raises(UsageError, match=message):
-        gradient_penalty(score_of(mlp()), points(), estimator="magic")
-
-
-@pytest.mark.parametrize("step", [0.0, -1e-3, math.nan])
-def test_a_step_that_is_not_positive_is_refused(step: float) -> None:
-    with pytest.raises(UsageError, match=f"expected step > 0, but got {step}"):
-        gradient_penalty(score_of(mlp()), points(), step=step)
-
-
-@pytest.mark.parametrize("estimator", ESTIMATORS)
-def test_scores_beside_inputs_without_grad_are_refused(estimator: str) -> None:
-    model, x = mlp(), points()
-    with pytest.raises(UsageError, match="inputs that require grad"):
-        gradient_penalty(score_of(model), x, scores=score_of(model)(x), estimator=estimator)
+        gradient_penalty(score_of(mlp()), points(), **options)

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from clusters import rng
 from scipy import integrate, stats
 from sklearn.gaussian_process import GaussianProcessRegressor
 from sklearn.gaussian_process.kernels import DotProduct
@@ -14,10 +15,6 @@ from torch import Tensor
 
 from greg_cert.errors import UsageError
 from greg_cert.train.outliers.posterior import LinearPosterior, boundary_scores, posterior_sample
-
-
-def rng(seed: int = 0) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
 
 
 def observations(n: int = 40, dim: int = 5, seed: int = 0) -> tuple[Tensor, Tensor]:

@@ -31,7 +31,7 @@ def experiment(model: str = "mlp", **stage: Any) -> ExperimentConfig:
             "log_every": 1,
             "checkpoint_every": 3,
             "stages": [
-                {"method": "ce", "epochs": 6, "lr": 0.1, "batch_size": 20},
+                {"method": "ce", "epochs": 4, "lr": 0.1, "batch_size": 20},
                 {"method": "greg+", "epochs": 2, "lr": 0.01, "batch_size": 20, **stage},
             ],
         },
@@ -58,23 +58,18 @@ def test_stopped_in_mid_epoch_a_run_goes_on_from_its_last_checkpoint(
 ) -> None:
     config = experiment(**changes, augment="shift")
     whole = fit(config, splits, tmp_path / "whole")
-    folder, at = tmp_path / "stopped", 6 * (len(splits.train) // 20) + 8  # in the second stage
+    folder, at = tmp_path / "stopped", 4 * (len(splits.train) // 20) + 8  # in the second stage
     with pytest.raises(Stopped):
         fit(config, splits, folder, observer=Stopper(at))
+    cut = torch.load(RunFolder(folder).checkpoint_file, weights_only=True)
+    assert cut["step"] == at - at % 3  # at most a few steps old
+    assert cut["batch"] > 0
     watcher = Stopper()
     resumed = fit(config, splits, folder, resume=True, observer=watcher)
     saved = torch.load(resumed.checkpoint_file, weights_only=True)["step"]
     assert watcher.done == watcher.steps == saved
     assert same_weights(whole, resumed)
     assert rows_of(whole.path)[-1] == rows_of(resumed.path)[-1]
-
-
-def test_the_last_checkpoint_is_at_most_a_few_steps_old(splits: DataSplits, tmp_path: Path) -> None:
-    with pytest.raises(Stopped):
-        fit(experiment(), splits, tmp_path / "run", observer=Stopper(23))
-    saved = torch.load(RunFolder(tmp_path / "run").checkpoint_file, weights_only=True)
-    assert saved["step"] == 21
-    assert saved["batch"] > 0
 
 
 @pytest.mark.parametrize(

@@ -26,13 +26,6 @@ def test_a_crop_at_full_resolution_is_the_window_itself() -> None:
         assert torch.equal(crop, source[:, i : i + 8, j : j + 8].double())
 
 
-def test_a_large_crop_is_the_mean_over_boxes() -> None:
-    source = picture(40, 40, 3)
-    crop = area_crops(source, torch.tensor([3]), torch.tensor([5]), torch.tensor([32]), 8)
-    expected = adaptive_avg_pool2d(source[:, 3:35, 5:37].double(), 8)
-    torch.testing.assert_close(crop[0], expected)
-
-
 @pytest.mark.parametrize("side", [5, 7, 12, 13])
 def test_boxes_of_part_pixels_are_weighed_by_their_area(side: int) -> None:
     size = 6

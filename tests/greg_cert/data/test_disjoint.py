@@ -27,7 +27,6 @@ def check(**parts: Any) -> None:
             "skimage/astronaut.png",
         ),
         ({"ood": [{"source": "digits"}]}, ("data.ood[0]", "data.id"), "sklearn/digits"),
-        ({"aux": {"source": "digits"}}, ("data.aux", "data.id"), "sklearn/digits"),
         (
             {"aux": array("a.npz"), "ood": [{"source": "text"}, array("./b/../a.npz", images="x")]},
             ("data.ood[1]", "data.aux"),

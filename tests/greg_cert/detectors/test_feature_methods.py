@@ -123,13 +123,6 @@ def test_dice_keeps_the_weights_above_the_quantile(p: float) -> None:
     torch.testing.assert_close(dice(HEAD, TRAIN, p=p).score(TEST), expected)
 
 
-def test_dice_by_hand() -> None:
-    head = Head(rows([1.0, 2.0], [3.0, -4.0]), rows([0.5, 0.0])[0])
-    train = rows([1.0, 2.0], [3.0, 0.0])  # means 2 and 1: contributions 2, 2, 6, −4
-    score = dice(head, train, p=0.7).score  # quantile 2.4: only the 3 stays
-    torch.testing.assert_close(score(rows([5.0, 7.0])), energy(rows([0.5, 15.0])))
-
-
 @pytest.mark.parametrize("temperature", [1.0, 3.0])
 def test_gradnorm_is_the_gradient_of_the_heads_weight(temperature: float) -> None:
     gap = torch.softmax(HEAD.logits(TEST) / temperature, 1) - 1 / K
@@ -195,16 +188,6 @@ def test_mds_and_rmds_are_numpys() -> None:
         assert float(relative) == pytest.approx(min(distances) - background, rel=1e-9, abs=1e-8)
 
 
-def test_mahalanobis_agrees_with_pytorch_ood_up_to_its_factor() -> None:
-    train, test = TRAIN.float(), TEST.float()
-    theirs = ood.Mahalanobis(None).fit_features(train, LABELS).predict_features(test)
-    ours = mds(HEAD, TRAIN, LABELS).score(TEST)
-    torch.testing.assert_close(ours / len(TRAIN) / 2, theirs.double(), rtol=1e-3, atol=1e-6)
-    relative = ood.RMD(None).fit_features(train, LABELS).predict_features(test).double()
-    ours = rmds(HEAD, TRAIN, LABELS).score(TEST) / len(TRAIN)
-    torch.testing.assert_close(ours, relative, rtol=1e-3, atol=1e-4)
-
-
 def test_mahalanobis_ignores_constant_features_and_absent_classes() -> None:
     turn = torch.linalg.qr(normal(9, D + 5, D + 5)).Q  # so that rounding fills the dead directions
 
@@ -223,7 +206,7 @@ def test_mahalanobis_ignores_constant_features_and_absent_classes() -> None:
         assert few.isfinite().all()
 
 
-def test_vim_is_numpys_and_pytorch_oods() -> None:
+def test_vim_is_numpys() -> None:
     w, b = HEAD.weight.numpy(), HEAD.bias.numpy()
     origin = -np.linalg.pinv(w) @ b
     x = TRAIN.numpy() - origin
@@ -238,10 +221,6 @@ def test_vim_is_numpys_and_pytorch_oods() -> None:
         found = vim(HEAD, TRAIN, dim=dim)
         assert found.options == {"dim": dim}
         np.testing.assert_allclose(found.score(TEST).numpy(), expected, rtol=1e-9)
-        theirs = ood.ViM(None, d=dim, w=HEAD.weight, b=HEAD.bias).fit_features(TRAIN, LABELS)
-        torch.testing.assert_close(
-            found.score(TEST), theirs.predict_features(TEST).double(), rtol=1e-2, atol=1e-2
-        )
 
 
 def test_vims_dimension_is_half_the_rank() -> None:

@@ -68,7 +68,6 @@ def test_confident_samples_do_not_tie() -> None:
     logits[:, 0] = torch.tensor([40.0, 25.0, 20.0])
     for method in (entropy(), gen(gamma=0.1, top=100)):
         assert (method.score(logits).diff() > 0).all()
-    assert len(GEN.score(logits).unique()) == 1  # why the kernel is our own
 
 
 def test_klm_is_the_divergence_by_hand_and_finite_at_the_extremes() -> None:
@@ -116,8 +115,6 @@ def test_openmax_is_pytorch_oods_where_the_batch_has_every_class() -> None:
     theirs = OpenMax(None, tailsize=20, alpha=3).fit_logits(train[correct], labels[correct])
     score = openmax(train, labels, tail=20, alpha=3).score
     torch.testing.assert_close(torch.sigmoid(score(x)), theirs.predict_logits(x))
-    alone = torch.cat([theirs.predict_logits(row[None]) for row in x])
-    assert (alone - theirs.predict_logits(x)).abs().max() > 0.1  # why the kernel is our own
 
 
 def test_openmax_with_classes_of_no_or_one_sample() -> None:

@@ -70,7 +70,7 @@ def test_a_flipped_bit_in_saved_scores_is_refused_or_changes_nothing(tmp_path: P
     content = path.read_bytes()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        for damaged in flips.flipped(content, 25):
+        for damaged in flips.flipped(content, 12):
             path.write_bytes(damaged)
             assert repr(store.read("energy", IDENTITY)) in (repr(whole), "{}")
 
@@ -171,7 +171,7 @@ def test_a_flipped_bit_in_a_decision_changes_nothing(run: RunFolder) -> None:
     content = file.read_bytes()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        for damaged in flips.flipped(content, 25):
+        for damaged in flips.flipped(content, 12):
             file.write_bytes(damaged)
             assert decision_of(run, 0.95) == whole
 

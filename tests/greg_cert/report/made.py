@@ -256,13 +256,13 @@ def write(folder: Path, frames, summary=None, **options) -> Path:
     return folder
 
 
-def realistic(n=500, names=("energy", "greg+"), seed=0, found=1.0, scale=1.0):
+def realistic(n=500, names=("energy", "greg+"), seed=0, found=1.0):
     """Frames such as digits gave: radii near 0.19, larger for each later run, a few rejected."""
     rng = np.random.default_rng(seed)
     ease = rng.gamma(6.0, 1 / 6.0, n)
     frames = []
     for k, name in enumerate(names):
-        certified = scale * 0.19 * (1 + 0.37 * k) * ease * rng.gamma(40.0, 1 / 40.0, n)
+        certified = 0.19 * (1 + 0.37 * k) * ease * rng.gamma(40.0, 1 / 40.0, n)
         attack = certified * (1 + rng.gamma(8.0, 0.1, n))
         attack[rng.random(n) > found] = np.inf
         undecided = rng.choice(n, max(n // 100, 1), replace=False)

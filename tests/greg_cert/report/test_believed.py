@@ -1,6 +1,7 @@
 """Files of a verification are believed only as they were written, and where their numbers agree."""
 
 import json
+import shutil
 import warnings
 from functools import partial
 
@@ -22,21 +23,27 @@ TABLES = ("certificates", "ood_certificates", "ood_scores", "scores")
 NAN, INF = float("nan"), float("inf")
 
 
-@pytest.fixture
-def folder(made, tmp_path):
+@pytest.fixture(scope="module")
+def written(made, tmp_path_factory):
     """Two runs with every file and field that the verifier writes."""
     frames = [made.with_methods(f) for f in made.realistic(30)]
     summary = made.summary_of(frames, baseline="energy") | {
         **{"methods": ["branch"], "samples": 30, "wanted": 30, "ood_wanted": {"mnist": 4}},
         "audit": {"attacks": 50, "certificates": 50, "violations": 0, "steps": 9, "restarts": 2},
     }
-    folder = made.write(tmp_path / "v", frames, summary)
+    folder = made.write(tmp_path_factory.mktemp("written") / "v", frames, summary)
     radii = [0.1, 0.2, 9, 0.3], [1.0] * 4, [2]
     ood = [made.ood_of(f["run"].iloc[0], "mnist", *radii) for f in frames]
     made.write_ood(folder, [made.with_methods(o) for o in ood], [made.scores_of(o) for o in ood])
     all_scores = partial(made.all_scores_of, sets=("mnist",), n=140)
     scores = [all_scores(f, ood=rows) for f, rows in zip(frames, ood, strict=True)]
     return made.write_test_scores(folder, scores)
+
+
+@pytest.fixture
+def folder(written, tmp_path):
+    """A copy to change."""
+    return shutil.copytree(written, tmp_path / "v")
 
 
 def everything(folder):
@@ -56,7 +63,7 @@ def test_a_flipped_bit_is_refused_or_changes_nothing(folder, name):
     whole = everything(folder)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UncheckedFileWarning)  # the flip is in the word "digest"
-        for found in flips.believed(folder / name, lambda: everything(folder), 25):
+        for found in flips.believed(folder / name, lambda: everything(folder), 12):
             same(found, whole)
 
 
@@ -74,38 +81,40 @@ def test_a_flipped_bit_in_the_pictures_is_refused_or_changes_nothing(tmp_path):
         ],
     )
     whole = read_pictures(path)
-    for found in flips.believed(path, lambda: read_pictures(path), 200):
+    for found in flips.believed(path, lambda: read_pictures(path), 60):
         for one, other in zip(found, whole, strict=True):
             np.testing.assert_equal(vars(one), vars(other))
 
 
-@pytest.mark.parametrize(
-    ("field", "value"),
-    [
-        *(("id_accuracy", 2.0), ("fpr95", 7.0), ("auroc", -1.0), ("threshold", NAN)),
-        *(("threshold", INF), ("test_tpr", 1.5), ("aupr_in", 95.0), ("seconds", -1.0)),
-        *(("fpr95_ood_recall", -0.1), ("ood__mnist__auroc", 9), ("certified_radius__mean", -1.0)),
-        *(("gradient_radius__above_attack", 2.0), ("status__certified", -1)),
-    ],
-)
-def test_numbers_of_a_run_out_of_range_are_refused_by_field_and_value(folder, made, field, value):
-    path = f"runs__energy__{field}"
-    made.put(folder, **{path: value})
-    made.refused(folder, f"summary.json: field {path.replace('__', '.')}", "expected", "but got")
+RUN = "runs__energy__"
 
 
 @pytest.mark.parametrize(
     ("path", "value", "field"),
     [
-        ("runs__energy__robust", {"0.1": {"gauc": 3.0}}, "robust.0.1.gauc"),
-        ("runs__energy__status__lost", 0, "runs.energy.status"),
-        *(("max_radius", -1.0, "max_radius"), ("samples", -30, "samples")),
+        *(
+            (RUN + "id_accuracy", 2.0, None),
+            (RUN + "fpr95", 7.0, None),
+            (RUN + "auroc", -1.0, None),
+        ),
+        *((RUN + "threshold", NAN, None), (RUN + "threshold", INF, None)),
+        *((RUN + "test_tpr", 1.5, None), (RUN + "aupr_in", 95.0, None)),
+        *((RUN + "seconds", -1.0, None), (RUN + "fpr95_ood_recall", -0.1, None)),
+        *((RUN + "ood__mnist__auroc", 9, None), (RUN + "certified_radius__mean", -1.0, None)),
+        *(
+            (RUN + "gradient_radius__above_attack", 2.0, None),
+            (RUN + "status__certified", -1, None),
+        ),
+        (RUN + "robust", {"0.1": {"gauc": 3.0}}, "robust.0.1.gauc"),
+        (RUN + "status__lost", 0, "runs.energy.status"),
+        *(("max_radius", -1.0, None), ("samples", -30, None)),
         *(("audit__attacks", 60, "audit"), ("audit__violations", 51, "audit")),
     ],
 )
 def test_numbers_out_of_range_are_refused_by_field_and_value(folder, made, path, value, field):
     made.put(folder, **{path: value})
-    made.refused(folder, "summary.json: field", field, "expected", "but got")
+    words = field or f"field {path.replace('__', '.')}"
+    made.refused(folder, "summary.json: field", words, "expected", "but got")
 
 
 @pytest.mark.parametrize(
@@ -117,12 +126,10 @@ def test_numbers_out_of_range_are_refused_by_field_and_value(folder, made, path,
         (lambda r: r["certified_radius"].update(mean=0.5), "certified_radius.mean"),
         (lambda r: r["certified_radius"].update(median=None), "certified_radius.median"),
         (lambda r: r["attack_radius"].update(median=0.01), "attack_radius.median"),
-        (lambda r: r["gradient_radius"].update(median=0.01), "gradient_radius.median"),
         (lambda r: r["lipschitz_radius"].update(median=0.01), "lipschitz_radius.median"),
         (lambda r: r.update(violations=1), "violations"),
         (lambda r: r.update(auroc=0.5), "auroc: expected"),
         (lambda r: r["ood"]["mnist"].update(auroc=0.5), "ood.mnist.auroc"),
-        (lambda r: r["ood"]["mnist"].update(fpr95=0.5), "ood.mnist.fpr95"),
         (lambda r: r.update(test_tpr=0.5), "test_tpr"),
         (lambda r: r["ood_side"]["mnist"]["certified_radius"].update(mean=1.0), "ood_side.mnist"),
         (lambda r: r["ood_side"]["mnist"]["attack_radius"].update(found=9), "attack_radius.found"),
@@ -140,9 +147,7 @@ def test_numbers_that_the_rows_do_not_give_are_refused(folder, made, change, fie
     ("change", "field"),
     [
         ({"samples": 29}, "field samples: expected the 30"),
-        ({"wanted": 31}, "field wanted: expected 30"),
         ({"wanted": 29, "complete": False}, "field wanted: expected 30"),
-        ({"ood_wanted": {"mnist": 5}}, "field ood_wanted.mnist: expected 4"),
         ({"ood_wanted": {}}, "field ood_wanted.mnist: expected 4, as rows, but got 0"),
     ],
 )
@@ -197,29 +202,23 @@ def test_rows_that_contradict_themselves_are_refused(folder, made, status, value
 
 
 @pytest.mark.parametrize(
-    ("status", "values", "words"),
+    ("name", "row", "values", "words"),
     [
-        ("certified", {"score": -14.0}, "status: expected rejected for a score beyond"),
-        ("certified", {"radius_certified": 2.5, "radius_branch": 2.5}, "at most max_radius 2"),
-        ("rejected", {"radius_gradient": 0.1}, "radius_gradient: expected 0"),
+        ("ood_certificates", "certified", {"score": -14.0}, "expected rejected for a score beyond"),
+        (
+            *("ood_certificates", "certified", {"radius_certified": 2.5, "radius_branch": 2.5}),
+            "at most max_radius 2",
+        ),
+        ("ood_certificates", "rejected", {"radius_gradient": 0.1}, "radius_gradient: expected 0"),
+        ("scores", 3, {"score": 5.0}, "test_tpr"),
+        ("scores", 200, {"score": -20.0}, "ood.mnist.auroc"),
+        ("ood_scores", 2, {"score": 5.0}, "column score: expected"),
     ],
 )
-def test_rows_of_the_ood_side_too(folder, made, status, values, words):
-    row = first(pd.read_parquet(folder / "ood_certificates.parquet"), status)
-    made.edit(folder, "ood_certificates.parquet", at(row, **values))
-    made.refused(folder, "ood_certificates.parquet: column", words)
-
-
-@pytest.mark.parametrize(
-    ("name", "row", "words"),
-    [
-        ("scores.parquet", 3, "test_tpr"),
-        ("scores.parquet", 200, "ood.mnist.auroc"),
-        ("ood_scores.parquet", 2, "column score: expected"),
-    ],
-)
-def test_scores_that_the_summary_or_the_rows_do_not_have(folder, made, name, row, words):
-    made.edit(folder, name, at(row, score=-20.0 if row == 200 else 5.0))
+def test_rows_of_the_other_tables_too(folder, made, name, row, values, words):
+    file = f"{name}.parquet"
+    row = first(pd.read_parquet(folder / file), row) if isinstance(row, str) else row
+    made.edit(folder, file, at(row, **values))
     made.refused(folder, words)
 
 

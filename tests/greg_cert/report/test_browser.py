@@ -98,8 +98,7 @@ def usual(made: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return page
 
 
-@pytest.mark.parametrize("width", [1280, 390])
-@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize(("width", "scheme"), [(1280, "light"), (390, "dark")])
 def test_it_fits_asks_for_nothing_and_complains_of_nothing(
     usual: Path, browser: Browser, width: int, scheme: str
 ) -> None:

@@ -192,15 +192,6 @@ def test_the_same_name_with_other_rows_is_another_run(verified, made, frames, tm
     )
 
 
-def test_seeds_of_one_method_are_named_by_the_seed(verified, made, tmp_path):
-    folders = [
-        verified(f"s{k}", made.realistic(20, names=("greg+",), seed=k), seed=k) for k in (1, 2, 3)
-    ]
-    done = merge_verifications(folders, tmp_path / "out")
-    assert done.runs == ("greg+ (seed 1)", "greg+ (seed 2)", "greg+ (seed 3)")
-    assert done.baseline is None
-
-
 def test_names():
     def named(*runs):
         return [Named(Path(results), *run, *map(Path, own)) for results, *run, own in runs]

@@ -25,7 +25,7 @@ BOTH = VerifyConfig.model_validate(
     {
         **SETTINGS.model_dump(),
         **{"side": "both", "auc_radii": (0.05, 0.2), "method": "crown-ibp", "cuts": 0},
-        **{"samples": 4, "ood_samples": 2},
+        **{"samples": 3, "ood_samples": 1},
     }
 )
 RUNNER = CliRunner()

@@ -126,6 +126,14 @@ def test_what_a_column_cannot_hold_is_refused(made, tmp_path, column, values):
         load_results(made.write(tmp_path / "x", [frame]))
 
 
+def test_abstention_is_no_radius_and_a_decision_has_one(made, tmp_path):
+    for decision, radius in (("abstained", 0.1), ("accepted", NAN), ("accepted", np.inf)):
+        frame = five(made).assign(smoothing_decision="accepted", radius_smoothing=0.2)
+        frame.loc[2, ["smoothing_decision", "radius_smoothing"]] = [decision, radius]
+        with pytest.raises(RunError, match=r"radius_smoothing.*row 2"):
+            load_results(made.write(tmp_path / "y", [frame]))
+
+
 def by_best(frame):
     """Rows as the method best leaves them."""
     right = frame["status"] != "rejected"
@@ -172,29 +180,13 @@ def test_columns_of_best_fit_the_row(made, tmp_path, column, row, value, said):
         load_results(made.write(tmp_path / "x", [frame], methods=["best"]))
 
 
-@pytest.mark.parametrize(
-    ("decision", "radius"), [("abstained", 0.1), ("accepted", NAN), ("accepted", np.inf)]
-)
-def test_abstention_is_no_radius_and_a_decision_has_one(made, tmp_path, decision, radius):
-    frame = five(made).assign(smoothing_decision="accepted", radius_smoothing=0.2)
-    frame.loc[2, ["smoothing_decision", "radius_smoothing"]] = [decision, radius]
-    with pytest.raises(RunError, match=r"radius_smoothing.*row 2"):
-        load_results(made.write(tmp_path / "x", [frame]))
-
-
 def test_a_method_may_be_asked_for_one_run_alone(made, tmp_path):
     one = made.with_methods(five(made), ("crown",))
-    two = five(made).assign(run="b", radius_crown=NAN)
+    two = five(made).assign(run="b", radius_crown=NAN, radius_lipschitz=NAN)
     (runs,) = sheets(made.write(tmp_path / "x", [one, two]))
-    at = next(k for k, head in enumerate(runs.heads) if head.title.startswith("CROWN"))
-    assert [line.cells[at] for line in runs.lines] == ["0.080", "\u2013"]
-
-
-def test_lipschitz_that_was_not_asked_is_a_dash(made, tmp_path):
-    frame = five(made).assign(radius_lipschitz=NAN)
-    (runs,) = sheets(made.write(tmp_path / "x", [frame]))
-    at = next(k for k, head in enumerate(runs.heads) if head.title.startswith("Lipschitz"))
-    assert runs.lines[0].cells[at] == "\u2013"
+    for title, cells in (("CROWN", ["0.080", "\u2013"]), ("Lipschitz", ["0.050", "\u2013"])):
+        at = next(k for k, head in enumerate(runs.heads) if head.title.startswith(title))
+        assert [line.cells[at] for line in runs.lines] == cells
 
 
 def test_latex_with_every_column_is_whole(made, tmp_path):

@@ -23,12 +23,6 @@ def scores(**columns):
     return pd.DataFrame(rows | columns)
 
 
-def test_scores_are_read_by_part(folder):
-    found = load_results(folder).scores_of("a")
-    assert list(found) == ["test", "ood/mnist", "ood/svhn"]
-    assert [len(values) for values in found.values()] == [300, 300, 300]
-
-
 def test_a_folder_without_scores_has_none_and_no_figure(small):
     results = load_results(small)
     assert results.test_scores is None
@@ -103,10 +97,7 @@ def test_no_sample_is_lost_from_the_bins():
     np.testing.assert_allclose(bin_shares(one, bin_edges({"ID test": one}, 2.0, 4)).sum(), 1.0)
 
 
-@pytest.mark.parametrize(
-    ("count", "sets", "width"),
-    [(1, 0, 3.25), (2, 3, 3.25), (3, 2, 6.75), (4, 6, 3.25), (5, 1, 6.75)],
-)
+@pytest.mark.parametrize(("count", "sets", "width"), [(1, 0, 3.25), (3, 2, 6.75), (4, 6, 3.25)])
 def test_figure_shows_the_shares_and_all_type_lies_inside(made, tmp_path, count, sets, width):
     names = [f"run number {k} $x_1$" for k in range(count)]
     frames = made.realistic(20, names=names)

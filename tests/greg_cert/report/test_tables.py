@@ -51,14 +51,6 @@ def test_latex_is_booktabs_with_matching_columns(parts):
     assert re.search(r"signed-rank \$p = 0\.\d+\$", text)
 
 
-def test_latex_escapes_names(made, tmp_path):
-    frames = [made.frame_of("[a]_b & 5% $x$ {#} ~^\\", [0.1], [0.2])]
-    results = load_results(made.write(tmp_path / "x", frames))
-    text = latex_table(results, [])
-    assert r"{[}a{]}\_" in text
-    assert r"\& 5\% \$x\$ \{\#\} \textasciitilde{}\textasciicircum{}\textbackslash{}" in text
-
-
 def test_escapes():
     assert escape_tex("a_b & 5% \u21132 \u2113∞ < \u2264") == (
         r"a\_b \& 5\% $\ell_2$ $\ell_\infty$ \textless{} $\le$"

@@ -85,19 +85,18 @@ def test_damage_elsewhere_is_an_error_that_names_the_line(put, line, words):
         assert word in message
 
 
-def test_bytes_that_are_no_text(put):
-    with pytest.raises(RunError, match="line 1"):
-        read_training_log(put(b"\xff\xfe{}\n"))
-
-
-def test_a_whole_last_line_with_wrong_values_is_no_truncation(put):
-    with pytest.raises(RunError, match="line 2"):
-        read_training_log(put(text_of(row(5)) + json.dumps(row(5))))
-
-
-@pytest.mark.parametrize("content", ["", '{"step": 1'])
-def test_no_row(put, content):
-    with pytest.raises(RunError, match="row"):
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b"\xff\xfe{}\n", "line 1"),
+        # A whole last line with wrong values is no truncation.
+        (text_of(row(5)) + json.dumps(row(5)), "line 2"),
+        ("", "row"),
+        ('{"step": 1', "row"),
+    ],
+)
+def test_no_text_no_truncation_and_no_row(put, content, said):
+    with pytest.raises(RunError, match=said):
         read_training_log(put(content))
 
 
