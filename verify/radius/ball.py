@@ -7,8 +7,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from greg_cert.verify.bounds.engine import Engine, Relaxation
-from greg_cert.verify.bounds.native_engine import NativeEngine
+from greg_cert.verify.bounds.engine import Engine, RegionEngine, Relaxation
 from greg_cert.verify.bounds.native_relaxation import NativeRelaxation
 from greg_cert.verify.bounds.region import Region
 from greg_cert.verify.graph.ops import Graph
@@ -52,7 +51,7 @@ class BallBounds:
         with torch.no_grad():
             if (
                 (effort.cuts or effort.splits)
-                and isinstance(self._engine, NativeEngine)
+                and isinstance(self._engine, RegionEngine)
                 and can_cut(goal)
             ):
                 reach, p = self._by_parts(
@@ -66,7 +65,7 @@ class BallBounds:
         return torch.where(always, torch.inf, reach.double()), p.double()
 
     def _by_parts(
-        self, engine: NativeEngine, region: Region, goal: Goal, p: Tensor, effort: Effort
+        self, engine: RegionEngine, region: Region, goal: Goal, p: Tensor, effort: Effort
     ) -> tuple[Tensor, Tensor]:
         """Reach where the ball is cut down, and split, to where violations may still lie."""
         reach, p = prove_by_parts(engine, self._method, region, goal, p, effort)

@@ -22,7 +22,8 @@ from greg_cert.verify.bounds.crown import (
     backward_rows,
     relax_activation,
 )
-from greg_cert.verify.bounds.native_engine import NativeEngine, sign_unknown
+from greg_cert.verify.bounds.engine import RegionEngine
+from greg_cert.verify.bounds.native_engine import sign_unknown
 from greg_cert.verify.bounds.native_relaxation import NativeRelaxation
 from greg_cert.verify.bounds.region import Cut, OutputConstraint, Region, tighter_cut
 from greg_cert.verify.graph.ops import Activation, Graph
@@ -97,7 +98,7 @@ class Domains:
 
 
 def prove_by_parts(
-    engine: NativeEngine,
+    engine: RegionEngine,
     method: str,
     region: Region,
     goal: Goal,
@@ -108,7 +109,7 @@ def prove_by_parts(
 
     Args:
         engine: relaxes the parts.
-        method: of `NativeEngine.relax_region`.
+        method: of `RegionEngine.relax_region`.
         region: whole balls.
         goal: one that a single row decides.
         weights: (B, 1, K) p to begin with.
@@ -153,7 +154,7 @@ def note(nearest: Tensor, domains: Domains) -> None:
     nearest.scatter_reduce_(0, domains.owner, domains.distance, "amin")
 
 
-def relaxed(domains: Domains, engine: NativeEngine, method: str, steps: int | None) -> Domains:
+def relaxed(domains: Domains, engine: RegionEngine, method: str, steps: int | None) -> Domains:
     """The domains with tighter bounds, and cut down by what these prove.
 
     The weights improve by `steps` of mirror ascent; None leaves them as they are.

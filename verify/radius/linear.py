@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from greg_cert.verify.bounds.native_engine import NativeEngine
+from greg_cert.verify.bounds.engine import RegionEngine
 from greg_cert.verify.graph.ops import Graph
 from greg_cert.verify.radius.ball import BallBounds
 from greg_cert.verify.radius.branch import Effort
@@ -71,7 +71,7 @@ class LinearRadius:
         self, engines: Engines, relaxation: str, norm: float, max_radius: float, ladder: Ladder
     ) -> None:
         self._max_radius, self._ladder = max_radius, ladder
-        if not isinstance(engines.prover, NativeEngine):
+        if not isinstance(engines.prover, RegionEngine):
             self._ladder = replace(ladder, cuts=0, splits=0)
         graph, draft = engines.graph, engines.draft
         self._prover = BallBounds(graph, engines.prover, norm, relaxation)
