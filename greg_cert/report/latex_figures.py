@@ -10,7 +10,7 @@ from greg_cert.report import wording
 from greg_cert.report.figures.registry import FigureSpec
 from greg_cert.report.figures.style import FigureStyle
 from greg_cert.report.tables.forms import escape_tex
-from greg_cert.report.tables.notes import notes_of, warning
+from greg_cert.report.tables.notes import beside_every_table
 
 FOLDER = r"\gregcertfigures"
 _HEAD = rf"""% Needs \usepackage{{graphicx}}. The pictures lie in the folder {FOLDER},
@@ -20,24 +20,15 @@ _HEAD = rf"""% Needs \usepackage{{graphicx}}. The pictures lie in the folder {FO
 
 
 def latex_figures(results: Results, specs: Sequence[FigureSpec], style: FigureStyle) -> str:
-    """A float a figure, at the width that it was drawn for.
-
-    Args:
-        results: the verification.
-        specs: the figures that were drawn.
-        style: their settings; a figure for the whole width of two columns is a `figure*`.
-    """
+    """A float a figure, at the width that it was drawn for; `figure*` where that is two columns."""
     return _HEAD + "".join("\n" + _float(results, spec, style) for spec in specs)
 
 
 def full_caption(results: Results, spec: FigureSpec) -> str:
     """The caption with all that a reader needs who sees nothing else of the report, plain text."""
-    alarm = warning(results)
-    parts = [f"{spec.title}.", spec.caption(results.summary)]
-    if spec.of_samples:
-        parts.append(_setting(results))
-    parts += [*([alarm] if alarm else []), *notes_of(results)]
-    return " ".join(parts)
+    setting = [_setting(results)] if spec.of_samples else []
+    title, caption = f"{spec.title}.", spec.caption(results.summary)
+    return " ".join([title, caption, *setting, *beside_every_table(results)])
 
 
 def _setting(results: Results) -> str:

@@ -7,7 +7,6 @@ import json
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from greg_cert.certificates.results import Results
 from greg_cert.runs.manifest import MANIFEST_FILE
@@ -17,16 +16,12 @@ def match_runs(results: Results, folders: Sequence[Path]) -> dict[str, Path]:
     """The run folders that a verification read, by its names for them.
 
     A folder is taken for a run where its `manifest.json` is the one that the verification recorded:
-    one trained anew since, or another of the same name, is not.
-
-    Args:
-        results: the verification.
-        folders: where to look; what is no run folder is passed over.
-
-    Returns:
-        The folders found, in the order of the verification's runs.
+    one trained anew since, or another of the same name, is not. What is no run folder is passed
+    over.
     """
-    recorded = _recorded_manifests(results)
+    runs = results.summary.provenance.runs
+    manifests = runs.items() if isinstance(runs, dict) else ()
+    recorded = {name: manifest for name, manifest in manifests if isinstance(manifest, dict)}
     found: dict[str, Path] = {}
     for folder in folders if recorded else ():
         try:
@@ -49,8 +44,3 @@ def likely_folders(results: Results) -> list[Path]:
     with contextlib.suppress(ValueError):
         folders += map(Path, shlex.split(results.summary.provenance.command or ""))
     return folders
-
-
-def _recorded_manifests(results: Results) -> dict[str, Any]:
-    runs = results.summary.provenance.runs
-    return {k: v for k, v in runs.items() if isinstance(v, dict)} if isinstance(runs, dict) else {}

@@ -96,9 +96,6 @@ def write_report(
             out.
         svg: write each figure as SVG too.
 
-    Returns:
-        The paths written.
-
     Raises:
         RunError: the folder lacks something, or is damaged; or one of `runs` is no run of this
             verification, or its log is damaged.
@@ -139,18 +136,9 @@ def write_figures(
     runs: Sequence[Path] | None = None,
     svg: bool = False,
 ) -> dict[str, FigureFiles]:
-    """Some figures of a verification alone; page, tables and `figures.tex` are left as they are.
+    """The figures named by `only`, all where empty; page and tables are left as they are.
 
-    Args:
-        folder: as for `write_report`.
-        out: as for `write_report`.
-        only: names of figures; all where empty.
-        style: as for `write_report`.
-        runs: as for `write_report`.
-        svg: as for `write_report`.
-
-    Returns:
-        The paths written by figure.
+    The other arguments are those of `write_report`. Returns the paths written, by figure.
 
     Raises:
         UsageError: for a name that no figure has, or one that there are no data for.

@@ -27,15 +27,9 @@ Curve = Callable[[np.ndarray], np.ndarray]
 
 @dataclass(frozen=True)
 class _Band:
-    """One run's curves.
+    """One run's curves: shares (m,) at radii (m,); those by proofs change just after the radii."""
 
-    Attributes:
-        radii: certified and attack radii, (n,) each, of every set of samples.
-        proof: shares (m,) by the proofs at radii (m,); changes just after certified radii.
-        attack: shares (m,) by the attacks at radii (m,).
-    """
-
-    radii: Sequence[tuple[np.ndarray, np.ndarray]]
+    radii: Sequence[tuple[np.ndarray, np.ndarray]]  # certified, attack; a pair a set of samples
     proof: Curve
     attack: Curve
 
@@ -53,8 +47,7 @@ def draw_ood_fpr(results: Results, style: FigureStyle) -> Figure:
     bands = {run: band for run in results.runs if (band := _of_ood_sets(results, run)).radii}
     figure = _draw(results, bands, style, mark_zero=True)
     several = max(len(band.radii) for band in bands.values()) > 1
-    label = "FPR, mean over OOD sets" if several else "false-positive rate"
-    figure.axes[0].set_ylabel(label)
+    figure.axes[0].set_ylabel("FPR, mean over OOD sets" if several else "false-positive rate")
     return figure
 
 
@@ -69,11 +62,10 @@ def _of_samples(results: Results, run: str) -> _Band:
 
 
 def _of_ood_sets(results: Results, run: str) -> _Band:
-    frames = [results.ood_of(run, dataset) for dataset in results.ood_sets(run)]
     radii = [
         (f["radius_certified"].to_numpy(dtype=float), f["radius_attack"].to_numpy(dtype=float))
-        for f in frames
-        if f is not None
+        for dataset in results.ood_sets(run)
+        if (f := results.ood_of(run, dataset)) is not None
     ]
     return _Band(
         radii,
@@ -85,10 +77,7 @@ def _of_ood_sets(results: Results, run: str) -> _Band:
 def _draw(
     results: Results, bands: Mapping[str, _Band], style: FigureStyle, *, mark_zero: bool
 ) -> Figure:
-    """Proof (solid) and attack (dashed) of each run, and the band between them.
-
-    With `mark_zero` a share of 0 has markers too.
-    """
+    """Proof (solid), attack (dashed), the band between; `mark_zero`: a share of 0 has markers."""
     styles = run_styles(results.runs, name_limit(style, results.runs), style.palette)
     entries = [
         (Line2D([], [], color=s.colour, marker=s.marker, markersize=4), s.name)
@@ -108,7 +97,8 @@ def _draw(
         if run not in bands:
             continue
         band = bands[run]
-        x = _corners(*(radii for pair in band.radii for radii in pair), end=end)
+        corners = np.concatenate([radii for pair in band.radii for radii in pair])
+        x = np.unique([0.0, *corners[corners < end], end])
         # The value just after each corner, which a "post" step carries to the next one.
         solid, dash = band.proof(np.nextafter(x, np.inf)), band.attack(x)
         low, high = np.minimum(solid, dash), np.maximum(solid, dash)
@@ -125,19 +115,11 @@ def _draw(
     return figure
 
 
-def _corners(*columns: np.ndarray, end: float) -> np.ndarray:
-    """Where step curves of these radii change, with 0 and `end`, ascending, shape (m,)."""
-    finite = np.concatenate([c[np.isfinite(c) & (c < end)] for c in columns])
-    return np.unique(np.concatenate([[0.0], finite, [end]]))
-
-
 def reach(certified: np.ndarray, attack: np.ndarray, max_radius: float | None) -> float:
     """Right end of a radius axis that shows every certificate and all but stray attacks."""
     found = attack[np.isfinite(attack)]
-    ends = [float(certified.max(initial=0.0))]
-    if len(found):
-        ends.append(float(np.quantile(found, 0.99)))
-    end = 1.05 * max(ends)
+    proven = float(certified.max(initial=0.0))
+    end = 1.05 * max(proven, float(np.quantile(found, 0.99)) if len(found) else 0.0)
     if end <= 0:
         return max_radius or 1.0
-    return end if max_radius is None else min(end, max(max_radius, ends[0]))
+    return end if max_radius is None else min(end, max(max_radius, proven))

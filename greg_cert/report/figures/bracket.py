@@ -43,26 +43,20 @@ def draw_bracket(results: Results, style: FigureStyle) -> Figure:
         panel.set_xlim(-0.01 * right, right)
         panel.set_ylim(0, top)
     if len(figure.axes) == 1:
-        figure.axes[0].text(
-            *(0.97, 0.04),
-            "contradicted: attack < certified",
-            transform=figure.axes[0].transAxes,
-            ha="right",
-            fontsize=style.small,
-            color="0.25",
+        (panel,) = figure.axes
+        words, small = "contradicted: attack < certified", style.small
+        panel.text(
+            0.97, 0.04, words, transform=panel.transAxes, ha="right", fontsize=small, color="0.25"
         )
     unit = f"{norm_tex(results.summary.norm)} radius"
-    label_axes(
-        *(figure, style),
-        f"certified {unit}, proof (raw pixels in [0,1])",
-        f"attack {unit}, upper bound",
-    )
+    proof, bound = f"certified {unit}, proof (raw pixels in [0,1])", f"attack {unit}, upper bound"
+    label_axes(figure, style, proof, bound)
     return figure
 
 
 def _claimed(rows: pd.DataFrame) -> np.ndarray:
     """The radius (n,) that was proven for each row, or was thought to be."""
     proven = rows["radius_certified"].to_numpy(dtype=float)
-    if "radius_refuted" not in rows:  # results of an earlier version
-        return proven
-    return np.asarray(np.fmax(proven, rows["radius_refuted"].to_numpy(dtype=float)))
+    # Results of an earlier version have no refuted radii.
+    refuted = rows.get("radius_refuted", rows["radius_certified"]).to_numpy(dtype=float)
+    return np.asarray(np.fmax(proven, refuted))

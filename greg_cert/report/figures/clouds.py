@@ -20,10 +20,7 @@ def cloud_axes(
 ) -> tuple[Figure, dict[str, Axes], dict[str, RunStyle]]:
     """A figure, the axes of each run, the same ones for all where they are few, and its looks.
 
-    Args:
-        notes: by run, what is said beside its name.
-        style: the settings.
-        aspect: height of the axes over their width.
+    `notes` is what is said beside each run's name; `aspect` is height over width of the axes.
     """
     runs = list(notes)
     if len(runs) <= TOGETHER:

@@ -22,12 +22,6 @@ def _note(results: Results, run: str, radii: np.ndarray) -> str:
     return note + (f", {unproven} unproven" if unproven else "")
 
 
-def histogram_edges(radii: list[np.ndarray], bins: int) -> np.ndarray:
-    """Edges of `bins` equal bins from 0 to the largest radius of any run, shape (bins + 1,)."""
-    largest = max((float(r.max(initial=0.0)) for r in radii), default=0.0)
-    return np.linspace(0.0, largest if largest > 0 else 1.0, bins + 1)
-
-
 def draw_histogram(results: Results, style: FigureStyle) -> Figure:
     """Certified radii above 0, one outline a run; samples without one are counted in the legend."""
     radii = {run: results.column(run, "radius_certified") for run in results.runs}
@@ -36,30 +30,20 @@ def draw_histogram(results: Results, style: FigureStyle) -> Figure:
         results.runs, name_limit(style, results.runs, list(notes.values())), style.palette
     )
     fill = 0.22 if len(styles) <= FILL_UP_TO else 0.0
-    entries = [
-        (
-            bars_key(look, fill),
-            look.name + notes[run],
-        )
-        for run, look in styles.items()
-    ]
+    entries = [(bars_key(look, fill), look.name + notes[run]) for run, look in styles.items()]
     figure, axes = new_axes(style, entries)
     positive = {run: r[r > 0] for run, r in radii.items()}
-    edges = histogram_edges(list(positive.values()), style.bins)
+    largest = float(np.concatenate([*positive.values()]).max(initial=0.0))
+    edges = np.linspace(0.0, largest or 1.0, style.bins + 1)
     for run, look in styles.items():
         heights, _ = np.histogram(positive[run], edges)
         draw_bars(axes, heights, edges, look, fill, linewidth=1.3)
         if len(positive[run]):
             middle = float(np.median(radii[run]))
             axes.axvline(middle, color=look.colour, linestyle=look.line, linewidth=0.9)
-    if not any(len(r) for r in positive.values()):
-        axes.text(
-            *(0.5, 0.5),
-            "no radius above 0",
-            transform=axes.transAxes,
-            ha="center",
-            va="center",
-        )
+    if not largest:
+        words = "no radius above 0"
+        axes.text(0.5, 0.5, words, transform=axes.transAxes, ha="center", va="center")
     axes.set_xlim(0, edges[-1])
     axes.set_ylim(0, max(1.0, axes.get_ylim()[1]))
     axes.yaxis.set_major_locator(MaxNLocator("auto", integer=True))

@@ -32,10 +32,7 @@ def name_limit(
     *,
     room: float | None = None,
 ) -> int:
-    """How many characters of a run's name fit one line beside the longest note.
-
-    The line is `room` inches wide; by default as the legend is.
-    """
+    """How many characters of a run's name fit one line, `room` inches wide, beside any note."""
     least = 0.5 * style.small / 72
     letter = max([least, *(width_of(one_line(run), style) / max(len(run), 1) for run in runs)])
     room = style.width - 0.6 if room is None else room
@@ -52,12 +49,9 @@ def legend_columns(labels: Sequence[str], width: float, style: FigureStyle) -> i
 def new_axes(
     style: FigureStyle, entries: Sequence[tuple[Any, str]], *, aspect: float = 0.66
 ) -> tuple[Figure, Axes]:
-    """An empty figure whose legend lies above the axes, so that it can hide no data.
+    """An empty figure whose legend, of handles and labels, lies above the axes and hides no data.
 
-    Args:
-        style: the settings.
-        entries: the legend's handles and labels, in order.
-        aspect: height of the part below the legend over the width, at one column's width.
+    `aspect` is height over width of the part below the legend, at one column's width.
     """
     columns = legend_columns([label for _, label in entries], style.width, style)
     lines = -(-len(entries) // columns)
@@ -92,14 +86,10 @@ def new_panels(
     shared: bool = True,
     across: int | None = None,
 ) -> tuple[Figure, list[Axes]]:
-    """Small multiples: a panel a title, two in a row, or up to four on a wide figure.
+    """Small multiples: a panel a title, `across` in a row; by default two, up to four where wide.
 
-    Args:
-        style: the settings.
-        titles: what stands above each panel, with line breaks.
-        aspect: height of a panel over its width.
-        shared: whether all have the axes of the first one; only outer ones have numbers then.
-        across: panels in a row; by default as above.
+    `aspect` is height over width of a panel. Where `shared`, all have the axes of the first one,
+    and only outer ones have numbers.
     """
     across = _across(style, len(titles)) if across is None else across
     rows = -(-len(titles) // across)

@@ -27,21 +27,13 @@ from greg_cert.runs.training_log import TrainingLog
 
 @dataclass(frozen=True)
 class FigureSpec:
-    """One figure of the report.
+    """One figure of the report."""
 
-    Attributes:
-        name: stem of its files.
-        title: its title on the page.
-        draw: the function that draws it.
-        text: its caption, with places for `norm`, `ball`, `wrong`, `searched` and `tpr`.
-        of_samples: whether it is about the samples that were verified.
-    """
-
-    name: str
+    name: str  # stem of its files
     title: str
     draw: Callable[[Results, FigureStyle], Figure]
-    text: str
-    of_samples: bool = True
+    text: str  # its caption, with places for `norm`, `ball`, `wrong`, `searched` and `tpr`
+    of_samples: bool = True  # whether it is about the samples that were verified
 
     def caption(self, summary: Summary) -> str:
         """The caption for these results, saying what is proof, upper bound and estimate."""

@@ -33,10 +33,7 @@ TAIL = 0.002  # share of the samples at either end that the outermost bins gathe
 
 
 def groups_of(scores: Mapping[str, np.ndarray]) -> dict[str, list[np.ndarray]]:
-    """The populations that are drawn, each with the scores of its sets, from scores by part.
-
-    They are ID, and each OOD set or all of them as one.
-    """
+    """ID, and each OOD set or all as one: the scores of their sets, from scores by part."""
     sets = {part.removeprefix(OOD): values for part, values in scores.items() if part != TEST}
     groups = {"ID test": [scores[TEST]]}
     if len(sets) > MOST_SETS:
@@ -60,10 +57,7 @@ def bin_edges(groups: Mapping[str, list[np.ndarray]], threshold: float, bins: in
 
 
 def bin_shares(sets: list[np.ndarray], edges: np.ndarray) -> np.ndarray:
-    """Share of the samples in each bin, mean over the sets; what lies beyond is in the outermost.
-
-    The shares add up to 1.
-    """
+    """Share of samples in each bin, mean over the sets; the outermost hold what lies beyond."""
     inside = [np.clip(values, edges[0], edges[-1]) for values in sets]
     shares = [np.histogram(values, edges)[0] / len(values) for values in inside]
     return np.asarray(np.mean(shares, axis=0))
@@ -111,7 +105,6 @@ def draw_scores(results: Results, style: FigureStyle) -> Figure:
 
 
 def _across(style: FigureStyle, count: int) -> int:
-    """Panels in a row."""
     if style.width < 4.5:
         return 1 if count <= 2 else 2
     return min(count, 3 if count in (3, 5, 6) and style.width > 6 else 2)
@@ -121,12 +114,10 @@ def _labels(
     groups: Mapping[str, list[np.ndarray]], looks: Mapping[str, RunStyle], threshold: float
 ) -> list[tuple[Patch, str]]:
     """The entries of a panel's legend."""
+    shares = {name: accepted_share(sets, threshold) for name, sets in groups.items()}
     return [
-        (
-            bars_key(looks[name], fill),
-            f"{looks[name].name}: {100 * accepted_share(sets, threshold):.1f} %",
-        )
-        for (name, sets), fill in zip(groups.items(), _fills(groups), strict=True)
+        (bars_key(looks[name], fill), f"{looks[name].name}: {100 * share:.1f} %")
+        for (name, share), fill in zip(shares.items(), _fills(groups), strict=True)
     ]
 
 

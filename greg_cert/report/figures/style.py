@@ -54,7 +54,7 @@ class FigureStyle:
     def __post_init__(self) -> None:
         for name, value, least in (
             ("width", self.width, 2.0),
-            ("height", self.height if self.height is not None else 1.5, 1.5),
+            ("height", 1.5 if self.height is None else self.height, 1.5),
             ("font_size", self.font_size, SMALLEST_TYPE + 0.5),
             ("dpi", self.dpi, 50),
             ("bins", self.bins, 1),

@@ -35,21 +35,11 @@ def draw_tradeoff(
     """A panel for each measure that there is; in each a line of proofs and one of attacks.
 
     Points are joined in the order of the values, and bars are standard deviations over seeds. A
-    value without a measure or a finite radius has no point.
-
-    Args:
-        setting: what the legend calls it.
-        values: in order.
-        norm: of the radii.
-        tpr: share of the calibration split that is accepted.
-        style: the settings.
+    value without a measure or a finite radius has no point. The threshold accepts `tpr` of the
+    calibration split.
     """
-    words = {
-        "accuracy": "accuracy",
-        "auroc": "AUROC",
-        "fpr": fpr_name(tpr),
-        "calibration_error": "ECE",
-    }
+    words = {"accuracy": "accuracy", "auroc": "AUROC", "fpr": fpr_name(tpr)}
+    words["calibration_error"] = "ECE"
     shown = [k for k in words if any(_point(v, "radius_certified", k) for v in values)]
     shown = shown or ["accuracy"]
     figure, panels = new_panels(
@@ -109,8 +99,7 @@ def _draw_line(
 
 def _set_limits(axes: Axes) -> None:
     """From radius 0; room above and below for labels."""
-    low, high = axes.dataLim.y0, axes.dataLim.y1
-    right = axes.dataLim.x1
+    low, high, right = axes.dataLim.y0, axes.dataLim.y1, axes.dataLim.x1
     if not (math.isfinite(low) and math.isfinite(right)):
         return  # nothing is drawn
     short = max(0.0, LEAST_SPAN - (high - low)) / 2

@@ -32,12 +32,7 @@ SLOPE_TERMS = tuple(_PANELS)
 
 
 def running_median(values: np.ndarray, window: int) -> np.ndarray:
-    """Median of the values around each place, NaN left out, shape (n,).
-
-    Args:
-        values: shape (n,).
-        window: how many places, the one itself in the middle; fewer at the ends.
-    """
+    """Median of the `window` values (n,) around each place, NaN left out; fewer at the ends."""
     odd = max(1, window) | 1
     smooth = pd.Series(values).rolling(odd, center=True, min_periods=1).median()
     return smooth.to_numpy(dtype=np.float64)
@@ -50,12 +45,8 @@ def draw_training(
 
     Lines are running medians within each stage, over a twentieth of the longest log's rows, 5 at
     least. Vertical lines show where a stage begins; its methods stand above. A logarithmic axis
-    begins at the lowest hundredth of the values.
-
-    Args:
-        logs: rows of training by run, some of which measured one of `SLOPE_TERMS`.
-        runs: all runs of a report, of which `logs` may have only some, so that colours agree.
-        style: the settings.
+    begins at the lowest hundredth of the values. `runs` are all of a report, of which `logs` may
+    have only some, so that colours agree.
     """
     terms = [t for t in SLOPE_TERMS if any(log.measured(t) for log in logs.values())]
     styles = run_styles(runs, name_limit(style, runs), style.palette)
@@ -151,10 +142,6 @@ def _mark_stages(
         place = at / end * room
         wide = width_of(label, style)
         if taken < place and place + wide <= room + 0.1:
-            axes.text(
-                *(at, 1.02, label),
-                transform=axes.get_xaxis_transform(),
-                fontsize=style.small,
-                color="0.25",
-            )
+            across = axes.get_xaxis_transform()
+            axes.text(at, 1.02, label, transform=across, fontsize=style.small, color="0.25")
             taken = place + wide + 0.05

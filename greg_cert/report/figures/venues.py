@@ -18,19 +18,12 @@ _CM = 2.54
 
 @dataclass(frozen=True)
 class Venue:
-    """One layout.
+    """One layout."""
 
-    Attributes:
-        text: width of the text in inches.
-        gap: between two columns, in inches; None where the page has one column.
-        font: family of the figures, near that of the text.
-        font_size: size of labels in points, that of the captions or a little smaller.
-    """
-
-    text: float
-    gap: float | None = None
-    font: str = SERIF
-    font_size: float = 8.0
+    text: float  # width in inches
+    gap: float | None = None  # between two columns, in inches; None where the page has one
+    font: str = SERIF  # near that of the text
+    font_size: float = 8.0  # points; that of the captions or a little smaller
 
     @property
     def column(self) -> float:
@@ -85,17 +78,10 @@ def venue_style(
     bins: int = 30,
     palette: str = "colour",
 ) -> FigureStyle:
-    """The style of figures for one venue; what is given beside it overrides it.
+    """The style of figures for one venue; fields of `FigureStyle` given beside it override it.
 
-    Args:
-        name: one of `VENUES`, in any case; None for one column of 3.25 inches.
-        columns: how many columns a figure spans, 1 by default.
-        width: width of the figures in inches.
-        font_size: size of labels in points.
-        font: family that matplotlib knows.
-        dpi: as in `FigureStyle`.
-        bins: as in `FigureStyle`.
-        palette: as in `FigureStyle`.
+    `name` is one of `VENUES`, in any case, or None for one column of 3.25 inches; `columns` is how
+    many columns a figure spans, 1 by default.
 
     Raises:
         UsageError: for a venue that is not known, or more columns than its page has.

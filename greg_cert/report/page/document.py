@@ -31,15 +31,7 @@ def html_page(
     *,
     title: str,
 ) -> str:
-    """The whole page.
-
-    Args:
-        results: the checked results.
-        comparisons: the runs against the baseline.
-        figures: each with its PNG bytes.
-        pictures: sample images, shown in the lists of most and least robust samples.
-        title: the page's title.
-    """
+    """The whole page; `figures` come with their PNG bytes, `pictures` show the listed samples."""
     summary = results.summary
     return _PAGES.get_template("page.html.jinja").render(
         title=title,
@@ -69,11 +61,10 @@ def _meanings(results: Results) -> dict[str, str]:
     )
     if warning(results) is not None:
         proof = "an attack contradicts some of these here, so none of them is to be relied on."
-    sure = confidence_words(results.summary)
     return {
         PROOF: proof,
         PROBABILISTIC: "the same, but of another, smoothed detector, and with "
-        f"{sure} for each sample.",
+        f"{confidence_words(results.summary)} for each sample.",
         UPPER: "an attack succeeded at that distance, so the true radius is no larger; a "
         "better attack may come closer.",
         LOWER: "attacks achieved that much, so the true rate is no smaller.",

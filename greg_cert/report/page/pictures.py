@@ -26,19 +26,11 @@ LONGEST = 192
 
 @dataclass(frozen=True)
 class Shown:
-    """What is shown of one sample.
+    """What is shown of one sample; score and class, where known, are the adversarial image's."""
 
-    Attributes:
-        clean: floats in [0, 1], (H, W) or (H, W, 3).
-        attacked: the adversarial image, which may leave [0, 1]; None where there is none.
-        searched: whether an attack is known to have been looked for.
-        score: score of the adversarial image, where it is known.
-        predicted: class of the adversarial image, where it is known.
-    """
-
-    clean: np.ndarray
-    attacked: np.ndarray | None = None
-    searched: bool = False
+    clean: np.ndarray  # floats in [0, 1], (H, W) or (H, W, 3)
+    attacked: np.ndarray | None = None  # the adversarial image, which may leave [0, 1]
+    searched: bool = False  # whether an attack is known to have been looked for
     score: float | None = None
     predicted: int | None = None
 
@@ -65,15 +57,9 @@ def given_pictures(images: Pictures) -> dict[Key, Shown]:
 
 
 def _checked(array: np.ndarray, where: str) -> np.ndarray:
-    """The image as it came, less an axis of one channel.
+    """The image as it came, less an axis of one channel; `where` names it in an error message.
 
-    Args:
-        array: floats in [0, 1], shape (H, W), (H, W, 1) or (H, W, 3). An adversarial image may
-            leave [0, 1], because the ball is not clipped.
-        where: the image's name for an error message.
-
-    Raises:
-        DataError: the array has another shape, is not float, or is not finite.
+    An adversarial image may leave [0, 1], because the ball is not clipped.
     """
     array = np.asarray(array)
     if array.ndim == 3 and array.shape[2] == 1:

@@ -42,20 +42,12 @@ class Part:
 
 @dataclass(frozen=True)
 class Lists:
-    """Both parts of one run, on the ID samples or on one OOD set.
-
-    Attributes:
-        run: its name.
-        dataset: the OOD set; empty for the ID samples.
-        left_out: how many samples have nothing to be listed for.
-        pictured: whether any of the samples has a picture; cards are shown then.
-        parts: the most robust samples, and the least.
-    """
+    """Both parts of one run, on the ID samples or on one OOD set."""
 
     run: str
-    dataset: str
-    left_out: str
-    pictured: bool
+    dataset: str  # the OOD set; empty for the ID samples
+    left_out: str  # how many samples have nothing to be listed for
+    pictured: bool  # whether any of the samples has a picture; cards are shown then
     parts: list[Part]
 
 

@@ -54,8 +54,7 @@ class RadiusColumns:
 
     def attack(self) -> Column[SideRow]:
         """Median of the attack radii."""
-        title = "Attack {} radius, median"
-        return self.column(UPPER, title, "attack", lambda r: r.attack_median)
+        return self.column(UPPER, "Attack {} radius, median", "attack", lambda r: r.attack_median)
 
     def methods(self, status: str, rows: Sequence[SideRow]) -> list[Column[SideRow]]:
         """Medians of the optional methods of one status; a dash where a record lacks one."""
@@ -80,9 +79,8 @@ def radius_words(summary: Summary) -> str:
 def method_words(rows: Sequence[SideRow]) -> str:
     """What the optional radii are, for the end of a caption; empty where there are none."""
     here = [m for m in OPTIONAL_METHODS if any(m.column in row.methods for row in rows)]
-    proofs = ", ".join(m.title for m in here if m.status == PROOF)
     words = ""
-    if proofs:
+    if proofs := ", ".join(m.title for m in here if m.status == PROOF):
         words += (
             f" {proofs}: radii proven by that method alone; certified is the largest proof of "
             "those asked for."

@@ -33,19 +33,15 @@ class Comparison:
     """Radii of `run` against those of `baseline`, over all paired samples.
 
     Attributes:
-        run: name of the run.
-        baseline: name of the run it is compared with.
         samples: number of pairs.
         ratio: ratio of the medians; None where the baseline's median is 0.
-        low: lower end of the 95 % paired bootstrap (percentile) interval of the ratio, or None.
-        high: upper end, or None; both are None where some resampled baseline median is 0.
+        low: lower end of the 95 % paired bootstrap (percentile) interval of the ratio; with the
+            upper end `high` None where some resampled baseline median is 0.
         p: two-sided Wilcoxon signed-rank p-value; None where no pair differs.
         difference: median of the paired differences, run less baseline, in raw pixels.
-        difference_low: lower end of its interval, or None where there is one pair.
-        difference_high: upper end of it.
+        difference_low: lower end of its interval; None, as `difference_high`, for one pair.
         holm: `p` corrected by Holm's method for the tests of its family.
         family: how many tests there are.
-        quantity: which radii, in words.
         dataset: the OOD set that they are about; None for the samples of the first table.
     """
 
@@ -100,8 +96,7 @@ def holm(p_values: Sequence[float | None]) -> list[float | None]:
     corrected: list[float | None] = [None] * len(p_values)
     least = 0.0
     for k, i in enumerate(order):
-        p = p_values[i]
-        if p is not None:
+        if (p := p_values[i]) is not None:
             least = max(least, min(1.0, (len(p_values) - k) * p))
             corrected[i] = least
     return corrected
@@ -112,8 +107,7 @@ def compare(results: Results, *, seed: int = 0, resamples: int = RESAMPLES) -> l
 
     The certified radii come first, then those of single methods, then those of each OOD set.
     """
-    baseline = results.summary.baseline
-    if baseline is None:
+    if (baseline := results.summary.baseline) is None:
         return []
     others = [run for run in results.runs if run != baseline]
     reference, column = results.of(baseline), "radius_certified"
@@ -127,8 +121,7 @@ def compare(results: Results, *, seed: int = 0, resamples: int = RESAMPLES) -> l
         for run in others
         for m in OPTIONAL_METHODS
         if m.status == PROOF
-        and holds(results.of(run), m.column)
-        and holds(reference, m.column)
+        and all(holds(rows, m.column) for rows in (results.of(run), reference))
         # The only method holds for is the certified radius itself.
         and not _same(results, m.column)
     ]
@@ -246,11 +239,9 @@ def comparison_line(comparison: Comparison) -> str:
 
 def difference_words(comparison: Comparison) -> str:
     """The median paired difference with its interval."""
-    c = comparison
-    words = f"median paired difference {c.difference:.3g}"
-    if c.difference_low is None or c.difference_high is None:
-        return words
-    return f"{words} ({c.difference_low:.3g} to {c.difference_high:.3g})"
+    low, high = comparison.difference_low, comparison.difference_high
+    ends = "" if low is None or high is None else f" ({low:.3g} to {high:.3g})"
+    return f"median paired difference {comparison.difference:.3g}{ends}"
 
 
 def rank_words(comparison: Comparison) -> str:

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import itertools
 import re
-from itertools import groupby
+from itertools import groupby, pairwise
 
 from rich.console import Group, RenderableType
 from rich.table import Table
@@ -12,7 +11,7 @@ from rich.text import Text
 
 from greg_cert.certificates.results import Results
 from greg_cert.report.tables.comparison import Comparison, compare
-from greg_cert.report.tables.notes import notes_of, warning
+from greg_cert.report.tables.notes import beside_every_table
 from greg_cert.report.tables.ood_sheets import ood_sheets
 from greg_cert.report.tables.runs_sheet import runs_sheet
 from greg_cert.report.tables.sheets import COUNT, MEASURED, Line, Sheet
@@ -78,33 +77,23 @@ def escape_markdown(text: str) -> str:
 def all_sheets(results: Results, comparisons: list[Comparison]) -> list[Sheet]:
     """Every table of the report: the runs, the OOD side and the smoothed detector where asked."""
     smoothed = smoothing_sheet(results)
-    return [
-        runs_sheet(results, comparisons),
-        *ood_sheets(results, comparisons),
-        *([smoothed] if smoothed is not None else []),
-    ]
-
-
-def _before(results: Results) -> list[str]:
-    """What must stand beside every table, wherever it is taken."""
-    alarm = warning(results)
-    return [*([alarm] if alarm else []), *notes_of(results)]
+    tables = [runs_sheet(results, comparisons), *ood_sheets(results, comparisons)]
+    return tables if smoothed is None else [*tables, smoothed]
 
 
 def markdown_table(
     results: Results, comparisons: list[Comparison], *, title: str = "Results"
 ) -> str:
     """The tables in Markdown: notes, then caption, rows and remarks of each."""
-    blocks = [f"> {escape_markdown(note)}" for note in _before(results)]
-    for number, sheet in enumerate(all_sheets(results, comparisons)):
-        blocks.append(markdown_sheet(sheet, title if number == 0 else sheet.title))
+    blocks = [f"> {escape_markdown(note)}" for note in beside_every_table(results)]
+    first, *others = all_sheets(results, comparisons)
+    blocks += [markdown_sheet(first, title), *(markdown_sheet(s, s.title) for s in others)]
     return "\n\n".join(blocks) + "\n"
 
 
 def markdown_sheet(sheet: Sheet, heading: str) -> str:
     """One table in Markdown: caption under a heading, rows, remarks."""
-    names = " | ".join(one_line(stub).capitalize() for stub in sheet.stubs)
-    names = names.replace("Ood", "OOD")
+    names = " | ".join(one_line(stub).capitalize() for stub in sheet.stubs).replace("Ood", "OOD")
     lines = [
         f"| {names} | " + " | ".join(head.heading for head in sheet.heads) + " |",
         "|" + " :-- |" * len(sheet.stubs) + " --: |" * len(sheet.heads),
@@ -120,7 +109,7 @@ def markdown_sheet(sheet: Sheet, heading: str) -> str:
 
 def latex_table(results: Results, comparisons: list[Comparison]) -> str:
     """The tables as LaTeX floats that need no package but booktabs."""
-    notes = " ".join(_before(results))
+    notes = " ".join(beside_every_table(results))
     first, *others = all_sheets(results, comparisons)
     floats = [latex_sheet(first, first.caption, notes)]
     floats += [latex_sheet(sheet, f"{sheet.title}. {sheet.caption}", notes) for sheet in others]
@@ -193,7 +182,7 @@ def summary_table(results: Results, *, seed: int = 0) -> RenderableType:
             tables.append(Text(f"{sheet.title}: {len(found)} tables, in the report"))
         else:
             tables += found
-    notes = _before(results)
+    notes = beside_every_table(results)
     if len(tables) == 1 and not notes:
         return tables[0]
     return Group(*(Text(note, style="bold") for note in notes), *tables)
@@ -234,4 +223,4 @@ def _dealt(lines: list[Line]) -> list[list[Line]]:
     """The rows in parts of nearly the same size, of at most `_MOST_SIDE_BY_SIDE`."""
     parts = -(-len(lines) // _MOST_SIDE_BY_SIDE)
     ends = [len(lines) * k // parts for k in range(parts + 1)]
-    return [lines[start:end] for start, end in itertools.pairwise(ends)]
+    return [lines[start:end] for start, end in pairwise(ends)]

@@ -9,6 +9,12 @@ from greg_cert.report import wording
 from greg_cert.report.tables.ood_rows import contradicted
 
 
+def beside_every_table(results: Results) -> list[str]:
+    """The warning, if there is one, and the notes: what must stand beside numbers anywhere."""
+    alarm = warning(results)
+    return [*([alarm] if alarm else []), *notes_of(results)]
+
+
 def notes_of(results: Results) -> list[str]:
     """What is unfinished or not the usual case; empty for a finished verification of the energy."""
     notes = []
@@ -54,22 +60,17 @@ def left_out_words(left_out: Mapping[str, Mapping[str, int]]) -> str:
 
 def warning(results: Results) -> str | None:
     """The sentence that takes the proofs back, where an attack contradicts any of them."""
-    broken = contradictions(results)
-    if not broken:
-        return None
-    return (
-        f"Warning: attacks contradict proofs ({'; '.join(broken)}), so the proofs in this report "
-        "must not be relied on."
-    )
+    broken = "; ".join(contradictions(results))
+    taken_back = "so the proofs in this report must not be relied on."
+    return f"Warning: attacks contradict proofs ({broken}), {taken_back}" if broken else None
 
 
 def contradictions(results: Results) -> list[str]:
     """Where attacks contradict proofs, each with its count; empty where all held."""
     names = wording.quoted_names(results.runs)
     found = []
-    for run in results.runs:
+    for run, name in names.items():
         rows = results.of(run)
-        name = names[run]
         if count := int(rows["violation"].sum()):
             found.append(f"{name}: {count} of {len(rows)}")
         for dataset in results.ood_sets(run):
@@ -79,29 +80,21 @@ def contradictions(results: Results) -> list[str]:
                 found.append(f"{where}: {count} of {len(ood)}")
             if scores is not None and (count := contradicted(scores)):
                 found.append(f"{where}: {count} of {len(scores)} score bounds")
-        audit = results.summary.runs[run].audit
-        if audit is not None and audit.violations:
+        if (audit := results.summary.runs[run].audit) is not None and audit.violations:
             found.append(f"audit of {name}: {audit.violations}")
-    audit = results.summary.audit
-    if audit is not None and audit.violations:
+    if (audit := results.summary.audit) is not None and audit.violations:
         found.append(f"audit: {audit.violations}")
     return found
 
 
 def _unfinished(results: Results) -> str:
-    runs = results.summary.runs
-    names = wording.quoted_names(results.runs)
-    counts = {run.samples for run in runs.values()}
-    done = (
-        str(counts.pop())
-        if len(counts) == 1
-        else ", ".join(f"{names[name]} {run.samples}" for name, run in runs.items())
-    )
-    wanted = results.summary.wanted
-    of = "an unknown number of" if wanted is None else str(wanted)
+    summary, names = results.summary, wording.quoted_names(results.runs)
+    counts = [run.samples for run in summary.runs.values()]
+    done = ", ".join(f"{name} {n}" for name, n in zip(names.values(), counts, strict=True))
+    done = str(counts[0]) if len({*counts}) == 1 else done
+    of = "an unknown number of" if summary.wanted is None else str(summary.wanted)
+    part = ", a random part of them" if summary.order == "random" else ""
     return (
-        f"Unfinished: {done} of {of} samples are verified so far"
-        f"{', a random part of them' if results.summary.order == 'random' else ''}; "
-        f"the {results.samples} that every "
-        "run has are shown, and any number may still change."
+        f"Unfinished: {done} of {of} samples are verified so far{part}; the {results.samples} that "
+        "every run has are shown, and any number may still change."
     )

@@ -35,30 +35,20 @@ class OodRow(SideRow):
 
 @dataclass(frozen=True)
 class BallRow:
-    """One run on one OOD set within one radius; None where a file does not say.
-
-    Attributes:
-        acceptance: lower bound of the share of ID samples accepted under perturbation.
-        certified_fpr: upper bound of the false-positive rate.
-        attacked_fpr: lower bound of it.
-        auroc: of the clean scores.
-        adversarial: upper bound of the AUROC under perturbation.
-        guaranteed: lower bound of it.
-        violations: samples whose bound lies above a score found in the ball.
-    """
+    """One run on one OOD set within one radius; None where a file does not say."""
 
     run: str
     dataset: str
     radius: float
     samples: int | None
     scored: int | None
-    acceptance: float
-    certified_fpr: float | None
-    attacked_fpr: float | None
-    auroc: float | None
-    adversarial: float | None
-    guaranteed: float | None
-    violations: int
+    acceptance: float  # lower bound of the share of ID samples accepted under perturbation
+    certified_fpr: float | None  # upper bound of the false-positive rate
+    attacked_fpr: float | None  # lower bound of it
+    auroc: float | None  # of the clean scores
+    adversarial: float | None  # upper bound of the AUROC under perturbation
+    guaranteed: float | None  # lower bound of it
+    violations: int  # samples whose bound lies above a score found in the ball
 
 
 def ood_rows(results: Results) -> list[OodRow]:
@@ -73,13 +63,9 @@ def ood_rows(results: Results) -> list[OodRow]:
 
 def ball_rows(results: Results) -> list[BallRow]:
     """One record for each run, OOD set and fixed radius."""
+    sets = [(run, dataset) for run in results.runs for dataset in results.ood_sets(run)]
     radii = fixed_radii(results)
-    return [
-        _ball_row(results, run, dataset, radius)
-        for run in results.runs
-        for dataset in results.ood_sets(run)
-        for radius in radii
-    ]
+    return [_ball_row(results, run, dataset, radius) for run, dataset in sets for radius in radii]
 
 
 def fixed_radii(results: Results) -> list[float]:

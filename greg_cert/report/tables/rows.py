@@ -25,28 +25,19 @@ FIT_LEVEL = 0.05
 class SideRow:
     """One run on its ID samples or on one OOD set; radii in raw pixels.
 
-    Attributes:
-        run: its name.
-        samples: how many there are.
-        certified: how many have a proof.
-        wrong: how many are on the wrong side before any perturbation.
-        certified_median: of the certified radii.
-        certified_mean: of the certified radii.
-        attack_median: of the attack radii.
-        methods: median radius of each optional method over all samples that have one, by column.
-            Proofs have one for every sample; the CLEVER estimate may lack some.
-        violations: how many certificates an attack contradicts.
+    `methods` is the median radius of each optional method over all samples that have one, by
+    column. Proofs have one for every sample; the CLEVER estimate may lack some.
     """
 
     run: str
     samples: int
-    certified: int
-    wrong: int
+    certified: int  # how many have a proof
+    wrong: int  # how many are on the wrong side before any perturbation
     certified_median: float
     certified_mean: float
     attack_median: float
     methods: dict[str, float]
-    violations: int
+    violations: int  # how many certificates an attack contradicts
 
     @property
     def radii(self) -> tuple[float, ...]:
@@ -88,18 +79,10 @@ class Row(SideRow):
 
 
 def share(certified: np.ndarray, attack: np.ndarray, kept: np.ndarray) -> float | None:
-    """Median over samples of radius_certified / radius_attack, where an attack was found.
+    """Median over samples (n,) of radius_certified / radius_attack; None where none has a ratio.
 
-    The true radius lies between the two, so 1 would mean that the proof leaves no gap. Samples
-    rejected before any perturbation, and those without an attack, have no ratio and are left out.
-
-    Args:
-        certified: proven radii, shape (n,).
-        attack: radii of the attacks, infinite where none was found, shape (n,).
-        kept: whether the clean sample is on the right side, shape (n,).
-
-    Returns:
-        The median, or None where no sample has a ratio.
+    The true radius lies between the two, so 1 would mean that the proof leaves no gap. Samples on
+    the wrong side clean (`kept` False), and those without an attack (infinite), have no ratio.
     """
     usable = kept & np.isfinite(attack) & (attack > 0)
     return float(np.median(certified[usable] / attack[usable])) if usable.any() else None

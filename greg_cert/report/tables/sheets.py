@@ -15,12 +15,9 @@ R = TypeVar("R", contravariant=True)
 
 @dataclass(frozen=True)
 class Head:
-    """What stands above a column.
+    """What stands above a column: what its numbers are, and its title with the unit.
 
-    Attributes:
-        status: what its numbers are.
-        title: the column's full title, unit included.
-        short: the title under a group heading that says `status` and, for what is measured, "%".
+    `short` stands under a group heading that says `status` and, for what is measured, "%".
     """
 
     status: str
@@ -52,25 +49,15 @@ class Line:
 
 @dataclass(frozen=True)
 class Sheet:
-    """One table.
+    """One table."""
 
-    Attributes:
-        key: a short name, for the label in LaTeX.
-        title: its heading.
-        stubs: titles of the columns that name a row.
-        heads: headings of the other columns.
-        lines: the rows.
-        caption: what it shows, in which unit and convention, as plain text.
-        remarks: lines of text below it.
-    """
-
-    key: str
+    key: str  # for the label in LaTeX
     title: str
-    stubs: tuple[str, ...]
-    heads: tuple[Head, ...]
+    stubs: tuple[str, ...]  # titles of the columns that name a row
+    heads: tuple[Head, ...]  # of the other columns
     lines: tuple[Line, ...]
-    caption: str
-    remarks: tuple[str, ...] = ()
+    caption: str  # what it shows, in which unit and convention
+    remarks: tuple[str, ...] = ()  # lines of text below it
 
     @property
     def groups(self) -> list[tuple[str, int]]:

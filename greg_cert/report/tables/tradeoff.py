@@ -17,12 +17,7 @@ def tradeoff_sheet(
 ) -> Sheet:
     """A row a value; means and deviations where there are several seeds.
 
-    Args:
-        setting: what tables call it.
-        values: in order.
-        norm: of the radii.
-        tpr: share of the calibration split that is accepted.
-        max_radius: radii are capped here.
+    The threshold accepts `tpr` of the calibration split; radii are capped at `max_radius`.
     """
     medians = [v.mean[f"radius_{k}"] for v in values for k in ("certified", "attack", "lipschitz")]
     digits = wording.radius_digits([m for m in medians if m is not None])
@@ -87,12 +82,9 @@ def tradeoff_sheet(
 def tradeoff_csv(setting: str, runs: Sequence[TunedRun]) -> str:
     """A row a run, with all its numbers; an empty cell where there is none."""
     rows = [
-        {
-            setting: r.value,
-            "seed": r.seed,
-            **{n: r.numbers.get(n) for n in NUMBERS},
-            "error": r.error,
-        }
+        {setting: r.value, "seed": r.seed}
+        | {name: r.numbers.get(name) for name in NUMBERS}
+        | {"error": r.error}
         for r in runs
     ]
     return pd.DataFrame(rows).to_csv(index=False, lineterminator="\n")
@@ -105,9 +97,9 @@ def _cell(
         mean, deviation = value.mean[name], value.std[name]
         if mean is None:
             return wording.MISSING
-        return (
-            shown(mean) if deviation is None or not std else f"{shown(mean)} ± {shown(deviation)}"
-        )
+        if deviation is None or not std:
+            return shown(mean)
+        return f"{shown(mean)} ± {shown(deviation)}"
 
     return cell
 
