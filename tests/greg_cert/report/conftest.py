@@ -1,5 +1,4 @@
 import importlib.util
-import sys
 from pathlib import Path
 
 import pytest
@@ -7,20 +6,13 @@ import pytest
 from greg_cert.report.figures.registry import FIGURES
 
 
-def _load():
-    # `--import-mode=importlib` puts no test folder on the path.
-    name = "report_made"
-    if name not in sys.modules:
-        spec = importlib.util.spec_from_file_location(name, Path(__file__).with_name("made.py"))
-        sys.modules[name] = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(sys.modules[name])
-    return sys.modules[name]
-
-
 @pytest.fixture(scope="session")
 def made():
-    """The functions of made.py."""
-    return _load()
+    """The functions of made.py; `--import-mode=importlib` puts no test folder on the path."""
+    spec = importlib.util.spec_from_file_location("made", Path(__file__).with_name("made.py"))
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 @pytest.fixture

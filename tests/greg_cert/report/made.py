@@ -1,7 +1,7 @@
 """Verification folders made up for the tests, with numbers that a test can compute by itself."""
 
 import json
-from functools import reduce
+from functools import partial, reduce
 from pathlib import Path
 
 import numpy as np
@@ -14,8 +14,9 @@ from greg_cert.digests import sealed
 from greg_cert.errors import RunError
 from greg_cert.frames import frame_bytes
 from greg_cert.metrics import detection_metrics
-from greg_cert.report import load_results, summary_table
+from greg_cert.report import FigureStyle, load_results, summary_table
 from greg_cert.report.figures.registry import figure_specs
+from greg_cert.report.figures.render import drawn
 from greg_cert.report.figures.style import SMALLEST_TYPE
 from greg_cert.report.page.document import html_page
 from greg_cert.report.page.pictures import given_pictures, kept_pictures, png_of
@@ -23,15 +24,13 @@ from greg_cert.report.tables.comparison import compare
 from greg_cert.report.tables.forms import latex_table, markdown_table
 
 
-def frame_of(run, certified, attack, rejected=(), *, lipschitz=None, gradient=None):
+def frame_of(run, certified, attack, rejected=()):
     """One run's rows; `rejected` lists the positions whose radii become 0."""
     certified = np.array(certified, dtype=float)
     attack = np.array(attack, dtype=float)
     n = len(certified)
     wrong = np.isin(np.arange(n), list(rejected))
     certified[wrong], attack[wrong] = 0.0, 0.0
-    lipschitz = 0.5 * certified if lipschitz is None else np.array(lipschitz, dtype=float)
-    gradient = 2.0 * certified if gradient is None else np.array(gradient, dtype=float)
     status = np.where(wrong, "rejected", np.where(certified > 0, "certified", "undecided"))
     with np.errstate(divide="ignore"):
         norm = np.where(certified > 0, 2.0 / np.maximum(certified, 1e-9), 30.0)
@@ -48,8 +47,8 @@ def frame_of(run, certified, attack, rejected=(), *, lipschitz=None, gradient=No
             "threshold": -13.7,
             "gradient_norm": norm,
             "lipschitz": 2 * norm,
-            "radius_gradient": np.where(wrong, 0.0, gradient),
-            "radius_lipschitz": np.where(wrong, 0.0, lipschitz),
+            "radius_gradient": 2.0 * certified,
+            "radius_lipschitz": 0.5 * certified,
             "radius_certified": certified,
             "radius_attack": attack,
             "violation": certified > attack,
@@ -111,16 +110,12 @@ def ood_of(run, dataset, certified, attack, accepted=()):
     return frame.drop(columns=["label", "correct"])
 
 
-def scores_of(ood, radii=(0.05, 0.1, 0.2), slope=20.0):
-    """Score bounds and attacked scores at some radii that fit such frames."""
-    parts = []
-    for radius in radii:
-        part = ood[["run", "dataset", "index", "score"]].copy()
-        part.insert(3, "radius", float(radius))
-        part["score_bound"] = part["score"] - slope * radius
-        part["score_attack"] = part["score"] - 0.5 * slope * radius
-        parts.append(part)
-    return pd.concat(parts, ignore_index=True)
+def scores_of(ood):
+    """Score bounds and attacked scores at three radii that fit such frames."""
+    known = ood[["run", "dataset", "index", "score"]]
+    rows = pd.concat([known.assign(radius=r) for r in (0.05, 0.1, 0.2)], ignore_index=True)
+    bound, attack = (rows["score"] - slope * rows["radius"] for slope in (20, 10))
+    return rows.assign(score_bound=bound, score_attack=attack)
 
 
 def write_ood(folder: Path, frames, scores=None) -> Path:
@@ -138,12 +133,12 @@ def write_ood(folder: Path, frames, scores=None) -> Path:
     return folder
 
 
-def all_scores_of(frame, sets=("mnist", "svhn"), n=300, seed=0, ood=None):
+def all_scores_of(frame, sets=("mnist", "svhn"), n=300, ood=None):
     """Scores of a whole test split and of OOD sets that fit a frame; gamma accepts most of ID.
 
     Those of the first OOD set fit its frame too, where there is one.
     """
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(0)
     threshold = float(frame["threshold"].iloc[0])
     known = frame.set_index("index")["score"]
     index = np.arange(max(n, int(known.index.max()) + 1))
@@ -204,6 +199,16 @@ def edit(folder: Path, name: str, change) -> None:
         write_summary(folder, content)
 
 
+def at(row, **values):
+    """A change of one row of a table, for `edit`."""
+    return lambda frame: frame.assign(
+        **{
+            name: [value if k == row else old for k, old in enumerate(frame[name])]
+            for name, value in values.items()
+        }
+    )
+
+
 def put(folder: Path, **fields) -> None:
     """Overwrites fields of `summary.json`; `a__b` is the field b of a."""
 
@@ -224,18 +229,12 @@ def refused(folder, *words):
         assert word in str(error.value), str(error.value)
 
 
-def with_methods(frame, names=("crown", "crown_ibp", "alpha_crown", "branch", "clever"), seed=0):
+def with_methods(frame, names=("crown", "crown_ibp", "alpha_crown", "branch", "clever")):
     """A frame with the optional radii; the branched proof is the certified radius."""
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(0)
     certified, kept = frame["radius_certified"], frame["status"] != "rejected"
-    values = {
-        "radius_crown": 0.8 * certified,
-        "radius_crown_ibp": 0.4 * certified,
-        "radius_alpha_crown": 0.9 * certified,
-        "radius_branch": certified,
-        "radius_clever": np.where(kept, 1.8 * certified, 0.0),
-    }
-    frame = frame.assign(**{f"radius_{name}": values[f"radius_{name}"] for name in names})
+    share = {"crown": 0.8, "crown_ibp": 0.4, "alpha_crown": 0.9, "branch": 1.0, "clever": 1.8}
+    frame = frame.assign(**{f"radius_{name}": share[name] * certified for name in names})
     if "clever" in names:
         frame["clever_fit_pvalue"] = np.where(kept, rng.random(len(frame)), np.nan)
     return frame
@@ -298,9 +297,19 @@ def forms_of(folder):
     return {form: " ".join(text.split()) for form, text in forms.items()}
 
 
-def assert_readable(figure, texts):
-    """All of these texts lie inside the figure, in type that can be read."""
-    for text in texts:
+def figure_of(spec, results, **style):
+    """One figure drawn, for a `with` block."""
+    return drawn(partial(spec.draw, results), FigureStyle(**style))
+
+
+def assert_readable(figure):
+    """All texts of a figure lie inside it, in type that can be read."""
+    figure.draw_without_rendering()
+    legends = [*figure.legends, *filter(None, (axes.get_legend() for axes in figure.axes))]
+    texts = [text for legend in legends for text in (legend.get_title(), *legend.get_texts())]
+    for axes in figure.axes:
+        texts += [axes.xaxis.label, axes.yaxis.label, axes.title, *axes.texts]
+    for text in (*texts, *figure.texts):
         if text.get_text():
             box = text.get_window_extent()
             assert min(box.x0, box.y0) >= -1, text

@@ -11,11 +11,7 @@ import pandas as pd
 import pytest
 
 from greg_cert.certificates.format import PICTURES
-from greg_cert.certificates.picture_file import (
-    SamplePicture,
-    read_pictures,
-    write_pictures,
-)
+from greg_cert.certificates.picture_file import SamplePicture, read_pictures, write_pictures
 from greg_cert.errors import UncheckedFileWarning
 from greg_cert.report import load_results
 
@@ -87,24 +83,17 @@ def test_a_flipped_bit_in_the_pictures_is_refused_or_changes_nothing(tmp_path):
 
 
 RUN = "runs__energy__"
+OF_A_RUN = {"id_accuracy": 2.0, "fpr95": 7.0, "auroc": -1.0, "threshold": NAN, "test_tpr": 1.5}
+OF_A_RUN |= {"aupr_in": 95.0, "seconds": -1.0, "fpr95_ood_recall": -0.1, "ood__mnist__auroc": 9}
+OF_A_RUN |= {"certified_radius__mean": -1.0, "gradient_radius__above_attack": 2.0}
+OF_A_RUN |= {"status__certified": -1}
 
 
 @pytest.mark.parametrize(
     ("path", "value", "field"),
     [
-        *(
-            (RUN + "id_accuracy", 2.0, None),
-            (RUN + "fpr95", 7.0, None),
-            (RUN + "auroc", -1.0, None),
-        ),
-        *((RUN + "threshold", NAN, None), (RUN + "threshold", INF, None)),
-        *((RUN + "test_tpr", 1.5, None), (RUN + "aupr_in", 95.0, None)),
-        *((RUN + "seconds", -1.0, None), (RUN + "fpr95_ood_recall", -0.1, None)),
-        *((RUN + "ood__mnist__auroc", 9, None), (RUN + "certified_radius__mean", -1.0, None)),
-        *(
-            (RUN + "gradient_radius__above_attack", 2.0, None),
-            (RUN + "status__certified", -1, None),
-        ),
+        *((RUN + name, value, None) for name, value in OF_A_RUN.items()),
+        (RUN + "threshold", INF, None),
         (RUN + "robust", {"0.1": {"gauc": 3.0}}, "robust.0.1.gauc"),
         (RUN + "status__lost", 0, "runs.energy.status"),
         *(("max_radius", -1.0, None), ("samples", -30, None)),
@@ -156,16 +145,6 @@ def test_counts_of_what_was_wanted_are_those_of_the_rows(folder, made, change, f
     made.refused(folder, field)
 
 
-def at(row, **values):
-    """Changes one row of a table."""
-    return lambda frame: frame.assign(
-        **{
-            name: [value if k == row else old for k, old in enumerate(frame[name])]
-            for name, value in values.items()
-        }
-    )
-
-
 def first(frame, status):
     return int(np.flatnonzero(frame["status"] == status)[0])
 
@@ -197,7 +176,7 @@ def first(frame, status):
 )
 def test_rows_that_contradict_themselves_are_refused(folder, made, status, values, words):
     row = first(pd.read_parquet(folder / "certificates.parquet"), status)
-    made.edit(folder, "certificates.parquet", at(row, **values))
+    made.edit(folder, "certificates.parquet", made.at(row, **values))
     made.refused(folder, f"certificates.parquet: column {words}", "but got")
 
 
@@ -218,7 +197,7 @@ def test_rows_that_contradict_themselves_are_refused(folder, made, status, value
 def test_rows_of_the_other_tables_too(folder, made, name, row, values, words):
     file = f"{name}.parquet"
     row = first(pd.read_parquet(folder / file), row) if isinstance(row, str) else row
-    made.edit(folder, file, at(row, **values))
+    made.edit(folder, file, made.at(row, **values))
     made.refused(folder, words)
 
 

@@ -166,14 +166,8 @@ def test_what_made_the_numbers_is_on_the_page(usual: Path, browser: Browser) -> 
         "greg-cert train configs/a.yaml --set seed=6",
         "seed = 5, data.seed = 11, data.ood.0.seed = 12",
         *("0123abcd", "feedc0de0123", "cuda, 4 processes", "2025-01-01", "torch 2.14.9"),
-        *(
-            "1169 images",
-            "ab" * 32,
-            "cd" * 32,
-            "ef" * 32,
-            "method greg+, m_in -16.25",
-            "max_radius: 2.0",
-        ),
+        *("1169 images", *(two * 32 for two in ("ab", "cd", "ef")), "max_radius: 2.0"),
+        "method greg+, m_in -16.25",
         *("kind 3 (3)", "rejected, predicted kind 7 (7)", "No attack found within 2,"),
         *("Clipped for display: ", "change \u00d7"),
     ):

@@ -93,8 +93,4 @@ def test_a_threshold_outside_the_map_draws_no_boundary(toy):
 @pytest.mark.parametrize("width", [5.0, 6.75])
 def test_type_lies_inside_and_can_be_read(made, toy, width):
     with figure(toy, FigureStyle(width=width, dpi=80)) as drawing:
-        drawing.draw_without_rendering()
-        texts = [t for legend in drawing.legends for t in legend.get_texts()]
-        for axes in drawing.axes:
-            texts += [axes.xaxis.label, axes.yaxis.label, axes.title, *axes.texts]
-        made.assert_readable(drawing, texts)
+        made.assert_readable(drawing)

@@ -15,12 +15,12 @@ from greg_cert.runs.training_log import TrainingLog, read_training_log
 STYLE = FigureStyle(dpi=60)
 
 
-def log_of(stages, values, *, every=10):
+def log_of(stages, values):
     """A log with so many rows of each stage."""
     names = [name for name, count in stages for _ in range(count)]
     starts = np.cumsum([0, *(count for _, count in stages[:-1])])
     values = {k: np.broadcast_to(np.array(v, dtype=float), len(names)) for k, v in values.items()}
-    steps = 1 + every * np.arange(len(names))
+    steps = 1 + 10 * np.arange(len(names))
     return TrainingLog("x", steps, tuple(names), tuple(map(int, starts)), values)
 
 
@@ -78,24 +78,15 @@ def test_panels_hold_points_lines_and_stages():
         assert first.get_ylim() == drawing.axes[1].get_ylim()
 
 
-def test_a_wide_range_asks_for_a_logarithmic_axis():
-    values = {"grad_norm_id": np.geomspace(0.01, 30, 40), "lipschitz_estimate": 1.0}
-    with figure({"a": log_of([("ce", 40)], values)}) as drawing:
-        assert [a.get_yscale() for a in drawing.axes] == ["log", "linear"]
-
-
 @pytest.mark.parametrize("width", [3.25, DOUBLE_COLUMN])
 def test_type_lies_inside_and_can_be_read(made, width):
     many = [(f"stage-{k} $x$", 3) for k in range(12)]
     values = {"grad_norm_id": 2.0, "grad_norm_aux": np.nan, "lipschitz_estimate": 2e4}
     logs = {"$a_" + "long " * 9: log_of(many, values), "模型": log_of([("ce", 1)], values)}
     logs["b"] = log_of([("ce", 5)], {"grad_norm_id": np.inf, "grad_norm_aux": -1.0})
-    style = FigureStyle(width=width, dpi=60)
-    with figure(logs, style) as drawing:
-        drawing.draw_without_rendering()
+    with figure(logs, FigureStyle(width=width, dpi=60)) as drawing:
+        made.assert_readable(drawing)
         for axes in drawing.axes:
-            texts = (axes.xaxis.label, axes.yaxis.label, axes.title, *axes.texts)
-            made.assert_readable(drawing, texts)
             made.assert_apart(axes.texts)
         first = drawing.axes[0]
         assert drawing.legends[0].get_window_extent().y0 >= first.title.get_window_extent().y1 - 1

@@ -8,32 +8,23 @@ from PIL import Image
 from greg_cert.errors import UsageError
 from greg_cert.report import DOUBLE_COLUMN, FigureStyle, load_results
 from greg_cert.report.figures.registry import FIGURES
-from greg_cert.report.figures.render import drawn, render
+from greg_cert.report.figures.render import render
 
 LONG = "a-very-long-run-name_with/many parts 2024-12-01 lambda=0.1 seed"
 SPECS = {spec.name: spec for spec in FIGURES}
 INF = float("inf")
 
 
-@pytest.fixture
-def inspect(made):
-    def draw_all(results):
-        """Draws every figure once; all its type must lie inside the figure and be readable."""
-        style = FigureStyle(dpi=60)
-        for spec in FIGURES:
-            with drawn(partial(spec.draw, results), style) as figure:
-                figure.draw_without_rendering()
-                texts = [*figure.texts]
-                for axes in figure.axes:
-                    texts += [axes.xaxis.label, axes.yaxis.label, axes.title, *axes.texts]
-                for legend in figure.legends:
-                    texts += legend.get_texts()
-                    assert legend.get_window_extent().y0 >= figure.axes[0].bbox.y1 - 1
-                made.assert_readable(figure, texts)
-                if len(figure.axes) > 1:
-                    made.assert_apart([axes.title for axes in figure.axes])
-
-    return draw_all
+def inspect(made, folder):
+    """Draws every figure once; all its type must lie inside the figure and be readable."""
+    results = load_results(folder)
+    for spec in FIGURES:
+        with made.figure_of(spec, results, dpi=60) as figure:
+            made.assert_readable(figure)
+            for legend in figure.legends:
+                assert legend.get_window_extent().y0 >= figure.axes[0].bbox.y1 - 1
+            if len(figure.axes) > 1:
+                made.assert_apart([axes.title for axes in figure.axes])
 
 
 @pytest.mark.parametrize(
@@ -45,42 +36,37 @@ def inspect(made):
         (("模型", "m\u0001\n%", "W" * 60), 1.0, 1),
     ],
 )
-def test_any_runs_norms_and_attacks(made, tmp_path, inspect, names, found, norm):
+def test_any_runs_norms_and_attacks(made, tmp_path, names, found, norm):
     frames = made.realistic(40, names=names, found=found)
-    folder = made.write(tmp_path / "v", frames, norm=norm, baseline=names[0])
-    inspect(load_results(folder))
+    inspect(made, made.write(tmp_path / "v", frames, norm=norm, baseline=names[0]))
 
 
 @pytest.mark.parametrize(
     ("attack", "rejected", "minimal"), [(0.0, (), False), (INF, range(5), True)]
 )
-def test_all_radii_zero(made, tmp_path, inspect, attack, rejected, minimal):
+def test_all_radii_zero(made, tmp_path, attack, rejected, minimal):
     frames = [made.frame_of(name, [0] * 5, [attack] * 5, rejected) for name in ("a", "b")]
-    inspect(load_results(made.write(tmp_path / "v", frames, minimal=minimal)))
+    inspect(made, made.write(tmp_path / "v", frames, minimal=minimal))
 
 
-def test_gradient_norms_that_are_missing_are_left_out(made, tmp_path, inspect):
+def test_gradient_norms_that_are_missing_are_left_out(made, tmp_path):
     frame = made.realistic(20)[0]
     frame.loc[:3, "gradient_norm"] = np.nan
     frame.loc[4:6, "gradient_norm"] = 0.0
     frame.loc[frame["status"] != "rejected", "radius_gradient"] = np.inf
-    inspect(load_results(made.write(tmp_path / "v", [frame])))
+    inspect(made, made.write(tmp_path / "v", [frame]))
 
 
-def test_histogram_leaves_out_zeros_and_counts_them(small):
-    with drawn(
-        partial(SPECS["radius_histogram"].draw, load_results(small)), FigureStyle()
-    ) as figure:
+def test_histogram_leaves_out_zeros_and_counts_them(made, small):
+    with made.figure_of(SPECS["radius_histogram"], load_results(small)) as figure:
         legend = [text.get_text() for text in figure.legends[0].get_texts()]
         assert legend == ["a: 1 rejected, 1 unproven", "b: 1 rejected"]
         outlines = [p for p in figure.axes[0].patches if p.get_linewidth() > 0]
         assert [p.get_data().values.sum() for p in outlines] == [3, 4]
 
 
-def test_curves_are_drawn_at_values_computed_by_hand(small):
-    with drawn(
-        partial(SPECS["certified_fraction"].draw, load_results(small)), FigureStyle()
-    ) as figure:
+def test_curves_are_drawn_at_values_computed_by_hand(made, small):
+    with made.figure_of(SPECS["certified_fraction"], load_results(small)) as figure:
         lines = [x for x in figure.axes[0].lines if x.get_drawstyle() == "steps-post"]
         attack, certified = lines[0], lines[1]
         assert (attack.get_linestyle(), certified.get_linestyle()) == ("--", "-")
@@ -98,13 +84,11 @@ def test_wide_figures_of_a_given_height(small):
     assert figure.pdf.startswith(b"%PDF")
 
 
-@pytest.mark.parametrize(
-    "wrong",
-    [
-        *({"width": 1}, {"font_size": 6}, {"dpi": 0}, {"bins": 0}, {"height": float("nan")}),
-        *({"palette": "rainbow"}, {"font": "No Such Family"}),
-    ],
-)
-def test_wrong_styles_are_refused(wrong):
-    with pytest.raises(UsageError, match=f"figure {next(iter(wrong))}"):
-        FigureStyle(**wrong)
+WRONG = {"width": 1, "font_size": 6, "dpi": 0, "bins": 0, "height": float("nan")}
+WRONG |= {"palette": "rainbow", "font": "No Such Family"}
+
+
+@pytest.mark.parametrize("field", WRONG)
+def test_wrong_styles_are_refused(field):
+    with pytest.raises(UsageError, match=f"figure {field}"):
+        FigureStyle(**{field: WRONG[field]})

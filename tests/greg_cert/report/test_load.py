@@ -136,17 +136,8 @@ def test_missing_columns(folder, made):
     ],
 )
 def test_wrong_values_in_a_column(folder, column, value, made):
-    def change(frame):
-        values = frame[column].astype(object)
-        values.iloc[3] = value
-        if isinstance(value, float):
-            values = values.astype(float)
-        elif isinstance(value, str) and column != "status":
-            values = values.astype(str)
-        elif isinstance(value, int):
-            values = values.astype(int)
-        return frame.assign(**{column: values})
-
+    one_type = not isinstance(value, str) or column == "status"
+    change = made.at(3, **{column: value}) if one_type else lambda f: f.assign(**{column: value})
     made.edit(folder, "certificates.parquet", change)
     made.refused(folder, "certificates.parquet", column)
 

@@ -53,15 +53,12 @@ def test_runs_are_ordered_and_each_part_keeps_its_record(verified, frames, tmp_p
     assert done.runs == ("greg", "energy", "greg+")
     assert (done.samples, done.left_out, done.same, done.violations) == (40, {}, {}, 0)
     assert load_results(out).summary.baseline == "greg"
-    provenance = provenance_of(out)
-    assert [part["runs"] for part in provenance["parts"]] == [
-        {name: name} for name in ("energy", "greg", "greg+")
-    ]
-    assert [part["command"] for part in provenance["parts"]] == [
-        f"greg-cert verify runs/part{k}" for k in range(3)
-    ]
+    provenance, names = provenance_of(out), ("energy", "greg", "greg+")
+    for k, (part, name) in enumerate(zip(provenance["parts"], names, strict=True)):
+        assert part["runs"] == {name: name}
+        assert part["command"] == f"greg-cert verify runs/part{k}"
     assert provenance["command"].endswith("&& greg-cert compare")
-    assert set(provenance["configs"]) == {"energy", "greg", "greg+"}
+    assert set(provenance["configs"]) == {*names}
     assert provenance["runs"]["greg+"]["made"] == "greg+"
 
 
@@ -167,29 +164,16 @@ def test_no_common_sample(verified, frames, tmp_path):
         merge_verifications([a, b], tmp_path / "out")
 
 
-def test_one_baseline_in_two_folders_is_kept_once(verified, frames, tmp_path):
-    a = verified("a", frames[:2], baseline="energy")
-    b = verified("b", [frames[0], frames[2]], baseline="energy")
-    done = merge_verifications([a, b], tmp_path / "out")
-    assert done.runs == ("energy", "greg", "greg+")
-    assert done.baseline == "energy"
-    assert done.same == {"energy": [str(b)]}
-
-
 def test_the_same_name_with_other_rows_is_another_run(verified, made, frames, tmp_path):
     other = made.realistic(40, names=("energy",), seed=9)
     a, b = verified("a", frames[:1]), verified("b", other)
     done = merge_verifications([a, b], tmp_path / "out", baseline="energy (verified in b)")
     assert done.runs == ("energy (verified in b)", "energy (verified in a)")
-    provenance = provenance_of(tmp_path / "out")
-    assert [part["runs"] for part in provenance["parts"]] == [
-        {"energy": "energy (verified in a)"},
-        {"energy": "energy (verified in b)"},
-    ]
-    np.testing.assert_allclose(
-        load_results(tmp_path / "out").column("energy (verified in b)", "radius_certified"),
-        other[0]["radius_certified"],
-    )
+    parts = provenance_of(tmp_path / "out")["parts"]
+    names = [{"energy": f"energy (verified in {k})"} for k in "ab"]
+    assert [part["runs"] for part in parts] == names
+    radii = load_results(tmp_path / "out").column("energy (verified in b)", "radius_certified")
+    np.testing.assert_allclose(radii, other[0]["radius_certified"])
 
 
 def test_names():
@@ -216,11 +200,8 @@ def test_names():
             *("x (verified in g)", "x (verified in y)")
         ]
     assert folder_labels([Path("r/a/v"), Path("r/b/v")]) == ["a", "b"]
-    assert folder_labels([Path("p/a/1"), Path("q/a/2"), Path("q/a/1")]) == [
-        "p/a/1",
-        "q/a/2",
-        "q/a/1",
-    ]
+    alike = ["p/a/1", "q/a/2", "q/a/1"]
+    assert folder_labels([*map(Path, alike)]) == alike
 
 
 @pytest.mark.parametrize("wanted", ["energy", "nobody"])
@@ -287,12 +268,8 @@ def test_runs_of_one_name_are_told_apart_by_their_own_folders(verified, made, fr
     done = merge_verifications([a, b], tmp_path / "out")
     assert done.runs == ("energy (energy)", "greg", "energy (energy2)")
     assert done.baseline == "energy (energy)"
-    provenance = provenance_of(tmp_path / "out")
-    assert provenance["folders"] == {
-        "energy (energy)": "/r/energy",
-        "greg": "/r/greg+",
-        "energy (energy2)": "/r/energy2",
-    }
+    folders = provenance_of(tmp_path / "out")["folders"]
+    assert folders == dict(zip(done.runs, ("/r/energy", "/r/greg+", "/r/energy2"), strict=True))
 
 
 def test_one_run_under_two_names_is_one_run(verified, made, frames, tmp_path):
@@ -305,11 +282,9 @@ def test_one_run_under_two_names_is_one_run(verified, made, frames, tmp_path):
     assert done.runs == ("energy", "greg", "greg+")
     assert done.same == {"energy": [str(b)]}
     assert done.baseline == "energy"
-    provenance = provenance_of(tmp_path / "out")
-    assert [part["runs"] for part in provenance["parts"]] == [
-        {"energy": "energy", "greg": "greg"},
-        {"energy0": "energy", "greg+": "greg+"},
-    ]
+    first, second = provenance_of(tmp_path / "out")["parts"]
+    assert first["runs"] == {"energy": "energy", "greg": "greg"}
+    assert second["runs"] == {"energy0": "energy", "greg+": "greg+"}
 
 
 def test_the_record_of_each_run_and_part_is_kept(verified, made, frames, tmp_path):

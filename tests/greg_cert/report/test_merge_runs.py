@@ -111,12 +111,6 @@ def test_the_command_reports(compared: Any, folders: dict[str, Path]) -> None:
     assert {"report.html", "table.tex", "figures.tex", "bracket.pdf", "ood_fpr.pdf"} <= names
 
 
-def test_what_the_user_can_mend_is_said(folders: dict[str, Path]) -> None:
-    done = RUNNER.invoke(app, ["compare", str(folders["slow"])])
-    assert isinstance(done.exception, UsageError)
-    assert "two verification folders or more" in str(done.exception)
-
-
 def test_figures_of_a_venue_alone(compared: Any, tmp_path: Path) -> None:
     _, out = compared
     options = ["--venue", "acm", "--columns", "2", "--palette", "grey", "--dpi", "60", "--svg"]

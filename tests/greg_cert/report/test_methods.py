@@ -63,10 +63,8 @@ def test_smoothing_counts_a_radius_only_where_the_decision_is_right(made, tmp_pa
     frame = made.with_smoothing(five(made), decisions, [0.1, 5.0, 0.3, 0.0, 0.2])
     folder = made.write(tmp_path / "x", [frame])
     ood = made.ood_of("a", "mnist", [0.1, 0.2, 0.3], [1.0] * 3)
-    made.write_ood(
-        folder,
-        [made.with_smoothing(ood, ["rejected", "accepted", "abstained"], [0.4, 7.0, 0.0])],
-    )
+    decisions = ["rejected", "accepted", "abstained"]
+    made.write_ood(folder, [made.with_smoothing(ood, decisions, [0.4, 7.0, 0.0])])
     inner, outer = smoothing_rows(load_results(folder))
     assert (inner.right, inner.wrong, inner.abstained) == (0.6, 0.2, 0.2)
     assert inner.median == pytest.approx(0.1)  # of 0.1, 0 (wrong), 0.3, 0 (abstained), 0.2
@@ -152,14 +150,10 @@ def test_what_stopped_the_search_is_counted_and_shown(made, tmp_path):
     assert sum(counts["stopped_by"].values()) == 5
     assert not {"radius_method", "stopped_by"} & set(id_side(five(made)))  # tables of before
     results = load_results(made.write(tmp_path / "x", [frame]))
-    lines = ladder_lines(
-        results.summary.model_copy(
-            update={"runs": {"a": results.summary.runs["a"].model_copy(update=counts)}}
-        )
-    )
-    assert lines == [
-        f"a: radii by branch {radii}, none {5 - radii}; stopped by budget 4, rejected 1."
-    ]
+    run = results.summary.runs["a"].model_copy(update=counts)
+    (line,) = ladder_lines(results.summary.model_copy(update={"runs": {"a": run}}))
+    radii_by = f"radii by branch {radii}, none {5 - radii}"
+    assert line == f"a: {radii_by}; stopped by budget 4, rejected 1."
     assert ladder_lines(results.summary) == []
 
 

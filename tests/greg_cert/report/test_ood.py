@@ -1,14 +1,11 @@
 """The OOD side of a report: its files, its numbers and its words."""
 
-from functools import partial
-
 import pandas as pd
 import pytest
 
 from greg_cert.errors import RunError
 from greg_cert.report import FigureStyle, load_results, write_report
 from greg_cert.report.figures.registry import FIGURES, OOD_FIGURE
-from greg_cert.report.figures.render import drawn
 from greg_cert.report.tables.notes import contradictions
 from greg_cert.report.tables.ood_rows import ball_rows, fixed_radii, ood_rows, round_radius
 from greg_cert.report.tables.statement import statement
@@ -92,7 +89,7 @@ def test_without_scores_the_radii_lie_near_the_median_proof(made, small):
 def test_nothing_proven_and_nothing_attacked_leaves_no_radius(made, small):
     results = load_results(made.write_ood(small, [made.ood_of("a", "x", [0.0] * 3, [INF] * 3)]))
     assert fixed_radii(results) == []
-    with drawn(partial(OOD_FIGURE.draw, results), FigureStyle()) as figure:
+    with made.figure_of(OOD_FIGURE, results) as figure:
         assert figure.axes[0].get_xlim()[1] > 0
 
 
@@ -144,8 +141,8 @@ def test_names_of_sets_cannot_inject_markup(made, small):
     assert line.startswith("&lt;script&gt;alert(1)&lt;/script&gt; &amp; \\| \\$x\\_1\\$ |")
 
 
-def test_curves_of_the_figure_by_hand(folder):
-    with drawn(partial(OOD_FIGURE.draw, load_results(folder)), FigureStyle()) as figure:
+def test_curves_of_the_figure_by_hand(made, folder):
+    with made.figure_of(OOD_FIGURE, load_results(folder)) as figure:
         low, high = [x for x in figure.axes[0].lines if x.get_drawstyle() == "steps-post"][:2]
         at = dict(zip(*high.get_data(), strict=True))
         # Just after each corner, mean of mnist (0.5, 0.75, 0.75) and svhn (0 until 0.5).
@@ -227,10 +224,8 @@ def test_an_unfinished_folder_shows_the_samples_all_runs_have(made, tmp_path):
     folder = made.write(tmp_path / "v", frames, baseline="energy", complete=False, wanted=50)
     results = load_results(folder)
     assert results.samples == 12
-    assert (
-        "\u201cenergy\u201d 20, \u201cgreg+\u201d 12 of 50 samples"
-        in made.forms_of(folder)["markdown"]
-    )
+    text = made.forms_of(folder)["markdown"]
+    assert "\u201cenergy\u201d 20, \u201cgreg+\u201d 12 of 50 samples" in text
     made.edit(folder, "summary.json", lambda s: s.update(complete=True, wanted=None))
     with pytest.raises(RunError, match="same samples"):
         load_results(folder)

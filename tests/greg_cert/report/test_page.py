@@ -11,12 +11,7 @@ from greg_cert.errors import DataError
 from greg_cert.report import load_results
 from greg_cert.report.figures.registry import FIGURES
 from greg_cert.report.latex_figures import full_caption
-from greg_cert.report.page.pictures import (
-    amplified,
-    kept_pictures,
-    outside,
-    png_of,
-)
+from greg_cert.report.page.pictures import amplified, kept_pictures, outside, png_of
 from greg_cert.report.tables.forms import markdown_table
 
 

@@ -1,5 +1,3 @@
-from functools import partial
-
 import numpy as np
 import pandas as pd
 import pytest
@@ -7,7 +5,6 @@ import pytest
 from greg_cert.errors import RunError, UsageError
 from greg_cert.report import FigureStyle, load_results, write_report
 from greg_cert.report.figures.registry import SCORE_FIGURE
-from greg_cert.report.figures.render import drawn
 from greg_cert.report.figures.scores import accepted_share, bin_edges, bin_shares, groups_of
 
 
@@ -27,11 +24,8 @@ def test_a_folder_without_scores_has_none_and_no_figure(small):
     results = load_results(small)
     assert results.test_scores is None
     assert results.scores_of("a") == {}
-    with (
-        pytest.raises(UsageError, match=r"scores\.parquet"),
-        drawn(partial(SCORE_FIGURE.draw, results), FigureStyle()),
-    ):
-        pass
+    with pytest.raises(UsageError, match=r"scores\.parquet"):
+        SCORE_FIGURE.draw(results, FigureStyle())
 
 
 @pytest.mark.parametrize(
@@ -105,8 +99,8 @@ def test_figure_shows_the_shares_and_all_type_lies_inside(made, tmp_path, count,
     datasets = [f"a-long-name-of-an-ood-set-{k}" for k in range(sets)]
     made.write_test_scores(folder, [made.all_scores_of(f, datasets) for f in frames])
     results = load_results(folder)
-    with drawn(partial(SCORE_FIGURE.draw, results), FigureStyle(dpi=60, width=width)) as figure:
-        figure.draw_without_rendering()
+    with made.figure_of(SCORE_FIGURE, results, dpi=60, width=width) as figure:
+        made.assert_readable(figure)
         assert len(figure.axes) == count
         for run, axes in zip(results.runs, figure.axes, strict=True):
             threshold = results.summary.runs[run].threshold
@@ -114,8 +108,6 @@ def test_figure_shows_the_shares_and_all_type_lies_inside(made, tmp_path, count,
             share = 100 * np.mean(results.scores_of(run)["test"] <= threshold)
             legend = axes.get_legend()
             assert legend.get_texts()[0].get_text() == f"ID test: {share:.1f} %"
-            texts = [*legend.get_texts(), legend.get_title(), *axes.texts, *figure.texts]
-            made.assert_readable(figure, texts)
             # Neither the line nor a bar runs through the name of the threshold.
             name = axes.texts[0].get_window_extent()
             assert legend.get_window_extent().y0 >= axes.bbox.y1 - 1

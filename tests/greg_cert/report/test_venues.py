@@ -7,7 +7,7 @@ from greg_cert.cli.report import VENUE_HELP
 from greg_cert.errors import UsageError
 from greg_cert.report import VENUES, FigureStyle, load_results, venue_style
 from greg_cert.report.figures.registry import FIGURES
-from greg_cert.report.figures.render import drawn, render
+from greg_cert.report.figures.render import render
 from greg_cert.report.figures.style import PALETTES, run_styles
 
 # Column and text width as authors' guides state them, in inches.
@@ -98,7 +98,7 @@ def test_runs_are_told_apart_without_colour(palette):
 def test_the_grey_palette_draws_no_colour(made, tmp_path):
     results = load_results(made.write(tmp_path / "v", made.realistic(30), baseline="energy"))
     for spec in FIGURES:
-        with drawn(partial(spec.draw, results), FigureStyle(dpi=60, palette="grey")) as figure:
+        with made.figure_of(spec, results, dpi=60, palette="grey") as figure:
             figure.canvas.draw()
             pixels = np.asarray(figure.canvas.buffer_rgba())[..., :3].astype(int)
         # Edges of letters are smoothed in grey too.
