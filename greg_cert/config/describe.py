@@ -33,30 +33,19 @@ _WORDS = {
 
 @dataclass(frozen=True)
 class Key:
-    """One key of a configuration.
+    """One key of a configuration."""
 
-    Attributes:
-        key: where it stands, as `train.stages[].epochs`.
-        values: what it takes, in words.
-        default: as YAML has it; "required" where there is none.
-        meaning: what it does.
-    """
-
-    key: str
-    values: str
-    default: str
+    key: str  # where it stands, as `train.stages[].epochs`
+    values: str  # what it takes, in words
+    default: str  # as YAML has it; "required" where there is none
     meaning: str
 
 
 def keys_of(record: type[BaseModel], section: str = "") -> list[Key]:
-    """Every key of a record and of the sections in it, in their order.
-
-    Args:
-        record: `ExperimentConfig` or another.
-        section: one part alone, as `train.stages`; all by default.
+    """Every key of a record and of the sections in it, in their order, or of one part alone.
 
     Raises:
-        ConfigError: where there is no such part.
+        ConfigError: where there is no such part as `section`.
     """
     found = _keys(record, "")
     if not section:

@@ -23,16 +23,10 @@ _PART = re.compile(r"\w+")
 
 
 class Override(NamedTuple):
-    """One setting.
+    """One setting."""
 
-    Attributes:
-        text: as it was typed.
-        path: keys and list positions that lead to it.
-        value: as YAML reads it.
-    """
-
-    text: str
-    path: tuple[str | int, ...]
+    text: str  # as it was typed
+    path: tuple[str | int, ...]  # keys and list positions that lead to it
     value: Any
 
 
@@ -62,13 +56,8 @@ def apply_overrides(
     """A copy of a configuration's plain values with the overrides in place.
 
     A setting of a stage, given as `train.FIELD`, is set in every stage. The position after the last
-    of a list adds one to it. Relative paths start from the current folder, since they were typed
-    there.
-
-    Args:
-        raw: what the YAML file holds.
-        overrides: as `parse_override` reads them; later ones win.
-        schema: the record that `raw` is to become.
+    of a list adds one to it; later overrides win. Relative paths start from the current folder,
+    since they were typed there. `schema` is the record that `raw` is to become.
 
     Raises:
         ConfigError: an unknown key, with the nearest known one, or a list position that there is

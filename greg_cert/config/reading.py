@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
 import yaml
 from pydantic import BaseModel, ValidationError
@@ -21,16 +21,10 @@ from greg_cert.section import Section
 _Config = TypeVar("_Config", bound=Section)
 
 
-class _Dumps(Protocol):
-    def model_dump(self, *, mode: str) -> dict[str, Any]: ...
-
-
 def load_config(path: Path, overrides: Sequence[str] = ()) -> ExperimentConfig:
-    """The experiment in a YAML file; its relative paths start from the file's folder.
+    """The experiment in a YAML file, with overrides such as `train.epochs=5` on top of it.
 
-    Args:
-        path: the file.
-        overrides: settings on top of it, as `train.epochs=5`.
+    Its relative paths start from the file's folder.
 
     Raises:
         ConfigError: for a missing or unreadable file, an unknown key, or a value out of range; one
@@ -63,9 +57,8 @@ def load_any(path: Path, overrides: Sequence[str] = ()) -> ExperimentConfig | Ow
         and isinstance(model, dict)
         and not model.keys().isdisjoint(("factory", "onnx", "weights"))
     )
-    if own:
-        return _parse(OwnModelConfig, apply_overrides(raw, overrides, OwnModelConfig), base)
-    return _parse(ExperimentConfig, apply_overrides(raw, overrides, ExperimentConfig), base)
+    kind: type[ExperimentConfig | OwnModelConfig] = OwnModelConfig if own else ExperimentConfig
+    return _parse(kind, apply_overrides(raw, overrides, kind), base)
 
 
 def read_mapping(path: Path) -> dict[str, Any]:
@@ -111,7 +104,7 @@ def _parse(kind: type[_Config], raw: dict[str, Any], base: Path | None) -> _Conf
     return config if base is None else kind.model_validate(_anchor(config, base))
 
 
-def dump_config(config: _Dumps) -> str:
+def dump_config(config: Section) -> str:
     """The resolved configuration as YAML; `parse_config` of it gives the same record."""
     return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
 

@@ -33,14 +33,10 @@ class Tuned:
 
 
 def load_tuned(path: Path, setting: str, values: Sequence[str], overrides: Sequence[str]) -> Tuned:
-    """The experiment in a YAML file at each value of a setting.
+    """The experiment in a YAML file at each value of a setting, with overrides in all of them.
 
-    Args:
-        path: the file.
-        setting: a stage's setting by its bare name, which is set in every stage that sets it
-            explicitly, in the last stage where none does; or a path such as `model.activation`.
-        values: as `--set` reads them.
-        overrides: settings of all of them.
+    The setting is one of a stage by its bare name, which is set in every stage that sets it
+    explicitly, in the last stage where none does; or a path such as `model.activation`.
 
     Raises:
         ConfigError: as `load_config`, and for a setting that training does not depend on.

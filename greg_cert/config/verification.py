@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Annotated, Literal, Self
 
 from pydantic import (
+    AfterValidator,
     Field,
     NonNegativeInt,
     PositiveFloat,
@@ -15,7 +16,6 @@ from pydantic import (
 
 from greg_cert.certificates.methods import L2_ONLY, METHODS, TABLE, chosen_methods
 from greg_cert.devices import check_device
-from greg_cert.errors import UsageError
 from greg_cert.section import NormName, Section
 
 _METHODS = (
@@ -79,7 +79,7 @@ class VerifyConfig(Section):
     """How likely, at most, what it says of one sample is false."""
     options: dict[str, bool | int | float | str] = Field(default_factory=dict)
     """Further options of `greg_cert.verify.certify` by name, those of methods among them."""
-    device: str = "auto"
+    device: Annotated[str, AfterValidator(check_device)] = "auto"
     """Where networks run: `auto` (a CUDA device where there is one), `cpu`, `cuda` or `cuda:N`."""
 
     @field_validator("method", mode="before")
@@ -90,10 +90,7 @@ class VerifyConfig(Section):
         names = [str(v).strip() for v in given] if isinstance(given, (list, tuple)) else []
         if not names or len(set(names)) < len(names) or not set(names) <= set(METHODS):
             raise ValueError(f"expected different names of {', '.join(METHODS)}")
-        try:
-            chosen_methods(names)
-        except UsageError as error:
-            raise ValueError(str(error)) from error
+        chosen_methods(names)
         return names[0] if len(names) == 1 else tuple(names)
 
     @field_validator("auc_radii", mode="before")
@@ -102,22 +99,10 @@ class VerifyConfig(Section):
         """Numbers, or text with commas between them."""
         return value.split(",") if isinstance(value, str) else value
 
-    @field_validator("device")
-    @classmethod
-    def _device(cls, value: str) -> str:
-        try:
-            return check_device(value)
-        except UsageError as error:
-            raise ValueError(str(error)) from error
-
     @model_validator(mode="after")
-    def _correct_is_about_labels(self) -> Self:
+    def _consistent(self) -> Self:
         if self.correct and self.side == "ood":
             raise ValueError("expected side id or both beside correct, but got ood")
-        return self
-
-    @model_validator(mode="after")
-    def _balls_are_round(self) -> Self:
         if "sdp-crown" in chosen_methods(self.method) and self.norm != "2":
             raise ValueError(L2_ONLY)
         return self

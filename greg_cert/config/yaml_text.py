@@ -25,9 +25,8 @@ def load_yaml(text: str) -> Any:
     Raises:
         yaml.YAMLError: it is not valid, or a key stands twice in one mapping.
     """
-    loader = None
+    loader = yaml.SafeLoader(text)
     try:
-        loader = yaml.SafeLoader(text)
         node = loader.get_single_node()
         if node is None:
             return None
@@ -38,8 +37,7 @@ def load_yaml(text: str) -> Any:
     except (ValueError, RecursionError) as error:  # a date such as 2020-99-99; a thousand brackets
         raise yaml.YAMLError(str(error)) from error
     finally:
-        if loader is not None:
-            loader.dispose()
+        loader.dispose()
 
 
 def _repeated(

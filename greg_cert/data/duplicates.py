@@ -30,9 +30,7 @@ _CHUNK = 4096
 class Content:
     """What the images of one set are known by, found once for all that it is compared with.
 
-    Attributes:
-        images: The set.
-        rows: (n,) positions whose pixels are looked at, in rising order.
+    The pixels at `rows`, (n,) in rising order, are looked at.
     """
 
     def __init__(self, images: Images) -> None:
@@ -92,12 +90,8 @@ def without_shared(
 ) -> Tensor:
     """Positions of the images that are not in the other set: all, or an error, or fewer.
 
-    Args:
-        images: Set whose images may be dropped, such as one to train on.
-        others: Set that it must not have an image of, such as one to test on.
-        fields: Paths of the fields that hold the two sets.
-        policy: "refuse" raises if any image is shared, "drop" leaves the shared ones out; "never"
-            is "refuse" where nothing can be set.
+    `fields` are the paths of both sets. The policy "refuse" raises if any image is shared, "drop"
+    leaves the shared ones out; "never" is "refuse" where nothing can be set.
 
     Raises:
         DataError: Images are shared and may not be dropped, or dropping them would leave none, or

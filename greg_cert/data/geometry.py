@@ -30,11 +30,9 @@ def centre_square(images: Tensor, crop: float = 1.0) -> Tensor:
 
 
 def to_channels(images: Tensor, channels: int) -> Tensor:
-    """Images in `channels` channels: RGB to grey by ITU-R 601 luma, grey to RGB by repetition.
+    """Floating-point images (N, 1 or 3, H, W) in 1 or 3 channels.
 
-    Args:
-        images: (N, 1 or 3, H, W), floating point.
-        channels: 1 or 3.
+    RGB becomes grey by ITU-R 601 luma, grey RGB by repetition.
     """
     if images.shape[1] == channels:
         return images
@@ -45,17 +43,11 @@ def to_channels(images: Tensor, channels: int) -> Tensor:
 
 
 def conform(images: Tensor, *, channels: int, size: int, crop: float = 1.0) -> Tensor:
-    """Images as (N, channels, size, size) in the dtype they came in.
+    """Images (N, 1 or 3, H, W) as (N, channels, size, size), uint8 or float32 in [0, 1] as before.
 
-    A centred square is kept, so that shapes are not distorted (the largest, with `crop` 1); it is
-    then resized bilinearly with antialiasing. uint8 images are computed in float32 and rounded once
-    at the end. Images that already fit come back with their very pixels.
-
-    Args:
-        images: (N, 1 or 3, H, W), uint8 or float32 in [0, 1].
-        channels: 1 or 3.
-        size: Height and width wanted.
-        crop: Share of the shorter side that the square keeps.
+    A centred square, of the share `crop` of the shorter side, is kept, so that shapes are not
+    distorted; it is then resized bilinearly with antialiasing. uint8 images are computed in float32
+    and rounded once at the end. Images that already fit come back with their very pixels.
     """
     images = centre_square(images, crop)
     if images.shape[1:] == (channels, size, size):

@@ -13,14 +13,9 @@ from greg_cert.data.reject import data_error
 def sound_labels(
     labels: NDArray[np.generic], count: int, chosen: NDArray[np.int64], *, place: str, field: str
 ) -> Tensor:
-    """The labels at the chosen positions as int64, once all are known to be sound.
+    """The labels of `count` images at the positions that `limit` chose, int64, if all are sound.
 
-    Args:
-        labels: As read from the source.
-        count: Number of images that they belong to.
-        chosen: Positions that `limit` left.
-        place: Path of the field that the labels came from.
-        field: Path of the source whose `limit` it is.
+    `place` is the path of the field that they came from, `field` that of the source.
 
     Raises:
         DataError: They are not integers, not one an image, negative, of a single class, leave out a
@@ -36,8 +31,7 @@ def sound_labels(
     if len(present) < 2:
         raise data_error(place, "at least two classes", f"only the label {int(present[0])}")
     if int(present[-1]) != len(present) - 1:
-        positions = np.arange(len(present))
-        gap = int(positions[present.astype(np.int64) != positions][0])
+        gap = int(np.argmax(present.astype(np.int64) != np.arange(len(present))))
         found = f"{len(present)} classes up to {int(present[-1])} and none labelled {gap}"
         raise data_error(place, "labels 0..K-1 without a gap", found)
     kept = labels[chosen].astype(np.int64)

@@ -25,12 +25,8 @@ def load_data(config: DataConfig, *, field: str = "data", tests: bool = True) ->
 
     Without `tests` there are no OOD test sets, and the test split is `Withheld`. Sets that are for
     tests alone are not even read then, unless `shared: drop` takes what they hold out of others; a
-    test split that is cut from `id` is, as its copies are found in training sets.
-
-    Args:
-        config: The `data` part of a configuration.
-        field: What errors call that part.
-        tests: Whether test data are handed out.
+    test split that is cut from `id` is, as its copies are found in training sets. `field` is what
+    errors call `config`.
 
     Raises:
         DataError: A source is missing, damaged, of the wrong shape or mislabelled, two sources that
@@ -45,8 +41,7 @@ def load_data(config: DataConfig, *, field: str = "data", tests: bool = True) ->
 
 def _load(config: DataConfig, field: str, tests: bool) -> DataSplits:
     read_tests = tests or config.shared == "drop"
-    asked = Request(f"{field}.id", "id", config.channels, config.image_size)
-    known = read_source(config.id, asked)
+    known = read_source(config.id, Request(f"{field}.id", "id", config.channels, config.image_size))
     shape = channels, size, _ = known.image_shape
     content, kept = Content(known), torch.arange(len(known))
     fractions = {"calibration": config.calibration}
@@ -61,12 +56,9 @@ def _load(config: DataConfig, field: str, tests: bool) -> DataSplits:
         fields = (f"{field}.id", name)
         kept = without_shared(content, tested, fields=fields, policy=config.shared)
     num_classes = _num_classes(known)
+    labels = _labels(known)[kept]
     parts = stratified_split(
-        _labels(known)[kept],
-        fractions,
-        num_classes=num_classes,
-        seed=config.seed,
-        field=f"{field}.id",
+        labels, fractions, num_classes=num_classes, seed=config.seed, field=f"{field}.id"
     )
     indices = {name: kept[part] for name, part in parts.items()}
     splits = _split_apart(content, indices, num_classes, config.shared, field=f"{field}.id")
@@ -154,10 +146,9 @@ def _normalisation(
     """Mean and standard deviation of each channel: the configured ones, or those of `train`."""
     if config.mean is None or config.std is None:
         return moments(train, field=f"{field}.id")
-    if len(config.mean) != channels or len(config.std) != channels:
-        name = "mean" if len(config.mean) != channels else "std"
-        found = len(config.mean if name == "mean" else config.std)
-        raise data_error(f"{field}.{name}", f"one value a channel, {channels}", found)
+    for name, values in (("mean", config.mean), ("std", config.std)):
+        if len(values) != channels:
+            raise data_error(f"{field}.{name}", f"one value a channel, {channels}", len(values))
     return config.mean, config.std
 
 
@@ -168,14 +159,13 @@ def moments(images: Images, *, field: str) -> tuple[tuple[float, ...], tuple[flo
     """
     if not isinstance(images, ImageSet):
         images = images.subset(torch.from_numpy(pick(len(images), MOMENTS_OF, 0)))
-    total = torch.zeros(images.image_shape[0], dtype=torch.float64)
-    squares = torch.zeros_like(total)
-    count = 0
+    channels, height, width = images.image_shape
+    total, squares = torch.zeros((2, channels), dtype=torch.float64)
+    count = len(images) * height * width
     for start in range(0, len(images), _CHUNK):
         block = images.pixels(slice(start, start + _CHUNK)).to(torch.float64)
         total += block.sum(dim=(0, 2, 3))
         squares += block.square().sum(dim=(0, 2, 3))
-        count += len(block) * block.shape[2] * block.shape[3]
     mean = total / count
     std = (squares / count - mean.square()).clamp(min=0).sqrt()
     if float(std.min()) < 1e-6:

@@ -10,11 +10,8 @@ _LONGEST_VALUE = 200
 def data_error(field: str, expected: str, value: object, *, hint: str = "") -> DataError:
     """A one-line `DataError` that names the field, what it needs, what it had, and what to do.
 
-    Args:
-        field: Path of the field in the configuration, such as ``data.ood[1].path``.
-        expected: What the field needs, to be read after the word "expected".
-        value: What was found. Text is shown as it stands; anything else by its `repr`.
-        hint: A further sentence that tells the user how to put it right.
+    `field` is its path, such as ``data.ood[1].path``; `expected` is read after the word "expected";
+    a `value` that is text is shown as it stands, any other by its `repr`; `hint` is a sentence.
     """
     shown = " ".join((value if isinstance(value, str) else repr(value)).split())
     if len(shown) > _LONGEST_VALUE:

@@ -22,12 +22,9 @@ _BLOCK = 1024
 
 
 def white_of(dtype: np.dtype[np.generic], scale: float | Literal["auto"], *, field: str) -> float:
-    """The stored value that stands for white, the 1 of [0, 1].
+    """The stored value that stands for white, the 1 of [0, 1], in images of this type.
 
-    Args:
-        dtype: Of the stored images.
-        scale: That value, or "auto": 255 for uint8, 1 for floating point.
-        field: Path of the field that holds the images.
+    It is `scale`, or for "auto" 255 for uint8 and 1 for floating point.
 
     Raises:
         DataError: The type holds no numbers, or "auto" cannot tell what its values mean.
@@ -52,11 +49,8 @@ def checked_pixels(
 ) -> Tensor:
     """Stored images as uint8 grey levels where those hold them exactly, else float32 in [0, 1].
 
-    Args:
-        images: (B, C, H, W), numbers.
-        rows: (B,) what errors number them by.
-        field: Path of the field that they came from.
-        white: Of `white_of`; by default what "auto" gives.
+    `images` are (B, C, H, W) numbers; errors number them by `rows`, (B,). `white` is that of
+    `white_of`, by default for "auto".
 
     Raises:
         DataError: A value is not finite or not in [0, white].
@@ -95,10 +89,7 @@ def _check_range(values: NDArray[Any], rows: Rows, white: float, field: str) -> 
 def tell_if_dark(images: Images, *, field: str, remedy: str) -> None:
     """Warn of images of which no pixel comes near white, as of masks of 0 and 1 in uint8.
 
-    Args:
-        images: Of those on disk, a few are looked at.
-        field: What the warning calls them.
-        remedy: A sentence that says what to do where they are not meant to be dark.
+    Of those on disk, a few are looked at. `remedy` is a sentence on what to do.
     """
     few = None if isinstance(images, ImageSet) else pick(len(images), _LOOKED_AT, 0).tolist()
     stored = images.stored(few)

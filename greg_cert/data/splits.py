@@ -27,22 +27,14 @@ def stratified_split(
     """Positions of each split: disjoint, together all of them, ascending, and fixed by the seed.
 
     Of a class with m images, each split in `fractions` gets m times its fraction, rounded, and
-    ``train`` gets the rest.
-
-    Args:
-        labels: (N,) int64, classes 0..K-1.
-        fractions: Fraction of each split other than ``train``.
-        num_classes: K.
-        seed: Seed of the shuffle within the classes.
-        field: Path of the field that holds the set.
+    ``train`` gets the rest. `labels` are (N,) int64, 0..K-1, K = `num_classes`.
 
     Raises:
         DataError: Some split would be without some class.
     """
     generator = np.random.default_rng(seed)
     classes = labels.numpy()
-    parts: dict[str, list[NDArray[np.intp]]] = {"train": []}
-    parts |= {name: [] for name in fractions}
+    parts: dict[str, list[NDArray[np.intp]]] = {name: [] for name in ("train", *fractions)}
     for label in range(num_classes):
         members = generator.permutation(np.flatnonzero(classes == label))
         sizes = {n: math.floor(len(members) * f + 0.5) for n, f in fractions.items()}

@@ -55,13 +55,10 @@ class Images(Protocol):
 
 @dataclass(frozen=True, eq=False)
 class ImageSet:
-    """Images in memory, of one size, with labels where they are known.
+    """Images in memory, of one size; `Images` tells the rest.
 
     Attributes:
-        name: What tables and errors call the set.
         images: (N, C, H, W); uint8 grey levels, or float32 in [0, 1].
-        labels: (N,) int64, or None.
-        classes: Name of each class, or None where the source has no names.
         files: Of what files they were decoded, where they were.
     """
 
@@ -100,11 +97,11 @@ class ImageSet:
         return self.images if indices is None else self.images[selector(indices)]
 
     def pixels(self, indices: Indices | None = None) -> Tensor:
-        """The images at `indices` (all when None) as float32 in [0, 1], (B, C, H, W)."""
+        """See `Images`."""
         return unit_range(self.stored(indices))
 
     def subset(self, indices: Indices) -> ImageSet:
-        """The set of the images and labels at `indices`, in that order."""
+        """See `Images`."""
         chosen = selector(indices)
         labels = None if self.labels is None else self.labels[chosen]
         files = self.files
@@ -135,7 +132,6 @@ class DataSplits:
         aux: Auxiliary outliers for training, or None.
         ood: Out-of-distribution test sets by name.
         num_classes: Number of classes, each present in all three splits.
-        channels: 1 or 3.
         image_size: Height and width in pixels.
         mean: Per-channel mean of the train split, or the configured one, in [0, 1] units.
         std: Per-channel standard deviation, as `mean`.

@@ -20,13 +20,7 @@ WITHHELD = "withheld"
 
 @dataclass(frozen=True)
 class Withheld:
-    """Stands for a test set where nothing may be chosen by it: whoever reads it is refused.
-
-    Attributes:
-        name: What tables and errors call the set.
-        classes: Name of each class, or None where the source has no names.
-        image_shape: Channels, height and width of each image.
-    """
+    """Stands for a test set where nothing may be chosen by it: whoever reads it is refused."""
 
     name: str
     classes: tuple[str, ...] | None
@@ -61,13 +55,7 @@ class Withheld:
 
 
 def hold_out(images: Images, share: float, *, most: int, seed: int) -> tuple[Images, Images]:
-    """A set without a random part of it, and that part.
-
-    Args:
-        images: The set.
-        share: Of the images that are put aside, in (0, 1); rounded.
-        most: How many at most.
-        seed: Of the draw.
+    """A set without a random share of it, in (0, 1), and that part, of at most `most` images.
 
     Raises:
         DataError: Either part would be empty.

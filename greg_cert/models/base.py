@@ -14,13 +14,7 @@ _HALVED_TWICE = 4  # smallest side that leaves a pixel after two halvings that r
 
 
 class Body(NamedTuple):
-    """A network from normalised images to features, and what a `Classifier` must know of it.
-
-    Attributes:
-        module: Normalised images (B, C, H, W) to features (B, D).
-        num_features: D.
-        aliases: As in `greg_cert.models.aliases`.
-    """
+    """What the arguments `body`, `num_features` and `aliases` of a `Classifier` are made of."""
 
     module: nn.Module
     num_features: int

@@ -58,8 +58,7 @@ def densenet_body(
     Raises:
         UsageError: for a depth or an image size out of range.
 
-    Source:
-        Huang et al., "Densely Connected Convolutional Networks", CVPR 2017, table 2, DenseNet-BC.
+    Source: Huang et al., "Densely Connected Convolutional Networks", CVPR 2017, table 2.
     """
     if depth < 10 or (depth - 4) % 6:
         raise UsageError(f"depth: expected DenseNet-BC of 6n + 4 with n >= 1, but got {depth}")

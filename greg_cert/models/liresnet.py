@@ -31,11 +31,7 @@ class LinearResidual(nn.Module):
 
 
 def liresnet_body(
-    in_channels: int,
-    image_size: int,
-    width: int = 16,
-    depth: int = 2,
-    activation: str = "maxmin",
+    in_channels: int, image_size: int, width: int = 16, depth: int = 2, activation: str = "maxmin"
 ) -> Body:
     """Stem, two stages of `depth` linear residual blocks, and a neck; without BatchNorm.
 

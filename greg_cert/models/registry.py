@@ -48,11 +48,8 @@ def build_model(
     activation = default_activation(name) if activation is None else activation
     if (expected := expected_activation(name, activation)) is not None:
         raise UsageError(f"model.activation: {expected}, but got {activation!r} for {name}")
-    for field, value in (
-        ("num_classes", num_classes),
-        ("in_channels", in_channels),
-        ("image_size", image_size),
-    ):
+    sizes = {"num_classes": num_classes, "in_channels": in_channels, "image_size": image_size}
+    for field, value in sizes.items():
         if not isinstance(value, int) or isinstance(value, bool) or value < 1:
             raise UsageError(f"expected {field} to be an integer >= 1, but got {value!r}")
     if len(mean) != in_channels or len(std) != in_channels:

@@ -41,8 +41,7 @@ def resnet18_body(in_channels: int, image_size: int = 32, *, width: int = 64) ->
     The aliases are the names of torchvision, whose projection is `downsample`, and of the CIFAR
     code bases, where it is `shortcut`. Images may be of any size.
 
-    Source:
-        He et al., "Deep Residual Learning for Image Recognition", CVPR 2016.
+    Source: He et al., "Deep Residual Learning for Image Recognition", CVPR 2016.
     """
     layers: list[nn.Module] = [
         nn.Conv2d(in_channels, width, 3, padding=1, bias=False),

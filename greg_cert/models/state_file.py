@@ -34,15 +34,10 @@ _DEPTH = 3  # {"ema": {"model": {"state_dict": …}}}
 
 
 class State(NamedTuple):
-    """What a checkpoint file holds.
+    """What a checkpoint file holds."""
 
-    Attributes:
-        values: Name to tensor; a value that is no tensor is kept, to be judged by the reader.
-        entry: Where in the file they stood, such as `state_dict`; empty for the top.
-    """
-
-    values: Mapping[str, Any]
-    entry: str
+    values: Mapping[str, Any]  # tensors; what is none is kept, to be judged by the reader
+    entry: str  # where in the file they stood, such as `state_dict`; empty for the top
 
 
 def read_state(path: Path, entry: str | None = None) -> State:

@@ -33,7 +33,7 @@ def torchvision_body(name: str, in_channels: int, image_size: int) -> Body:
 
     Source: torchvision, https://docs.pytorch.org/vision/stable/models.html, where each is cited.
     """
-    check_classifier(name)
+    _check_classifier(name)
     full = f"{TORCHVISION_PREFIX}{name}"
     model = _construct(name, image_size)
     place, last = [(path, m) for path, m in model.named_modules() if not list(m.children())][-1]
@@ -49,13 +49,7 @@ def torchvision_body(name: str, in_channels: int, image_size: int) -> Body:
     return Body(model, last.in_features, _aliases(model, place))
 
 
-def check_classifier(name: str) -> None:
-    """Nothing, where torchvision has an image classifier of this name, such as `resnet50`.
-
-    Raises:
-        UsageError: for an unknown name, with the nearest known one, or for a network of another
-            kind, with that kind.
-    """
+def _check_classifier(name: str) -> None:
     classifiers = models.list_models(module=models)
     if name in classifiers:
         return

@@ -51,8 +51,7 @@ def wide_resnet_body(
     Raises:
         UsageError: for another depth.
 
-    Source:
-        Zagoruyko and Komodakis, "Wide Residual Networks", BMVC 2016, table 1.
+    Source: Zagoruyko and Komodakis, "Wide Residual Networks", BMVC 2016, table 1.
     """
     if depth < 10 or (depth - 4) % 6:
         raise UsageError(f"depth: expected WRN of 6n + 4 with n >= 1, but got {depth}")

@@ -134,6 +134,9 @@ def test_what_cannot_be_made_is_refused_by_name(
         ({"name": "mpl", "weights": "w.pt"}, "mlp"),
         ({"factory": "os.system"}, "factory"),
         ({"factory": "a:b", "wieghts": "w.pt"}, "weights"),
+        ({"onnx": "net.onnx", "factory": "a:b"}, "onnx"),
+        ({"onnx": "net.onnx", "weights": "w.pt"}, "weights"),
+        ({"onnx": "net.onnx", "arguments": {"a": 1}}, "arguments"),
     ],
 )
 def test_descriptions_are_checked(folder: Path, model: dict[str, Any], said: str) -> None:

@@ -29,16 +29,10 @@ _OPEN_AT_ONCE = 2
 
 @dataclass(frozen=True, eq=False)
 class ArchiveFiles(Files):
-    """The image files of one archive, which is their `root`.
+    """The image files of one archive, which is their `root`."""
 
-    Attributes:
-        sizes: Bytes of each, unpacked.
-        part: The first bytes of one, by its number and how many at most.
-        on_disk: See `Files`.
-    """
-
-    sizes: list[int]
-    part: Callable[[int, int], bytes]
+    sizes: list[int]  # bytes of each, unpacked
+    part: Callable[[int, int], bytes]  # the first of one, by its number and how many at most
     on_disk: bool = True
 
     def size(self, row: int) -> int:

@@ -10,24 +10,14 @@ from greg_cert.data.reject import data_error
 
 @dataclass(frozen=True)
 class ClassChoice:
-    """A choice of classes by name.
-
-    Attributes:
-        names: The classes listed, in their order.
-        listed: True keeps only these, False all others.
-        field: Path of the field that lists them.
-    """
+    """A choice of classes by name."""
 
     names: tuple[str, ...]
-    listed: bool
-    field: str
+    listed: bool  # whether only these are kept, or all others
+    field: str  # path of the one that lists them
 
     def of(self, present: list[str], *, where: str) -> list[str]:
         """The chosen ones of the classes present: in the listed order, or in the present one.
-
-        Args:
-            present: Names of all class folders.
-            where: What errors call the place that holds them.
 
         Raises:
             DataError: A listed class is not there, or none is left.

@@ -57,12 +57,7 @@ def decode_bytes(content: bytes, title: str, *, field: str) -> Tensor:
     channel, which converting would cut off; pixels that are transparent, whose colour depends on
     what lies behind; and several frames (of an MPO, which phones write, the first is the picture).
     So are images of more pixels than Pillow thinks harmless, of which a small file can declare any
-    number.
-
-    Args:
-        content: The file's bytes.
-        title: What errors call the file.
-        field: Path of the field that it came from.
+    number. `title` is what errors call the file.
 
     Raises:
         DataError: It is truncated, damaged, no image, too large, or refused as above.

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from greg_cert.data.files.decode import unreadable
-from greg_cert.data.files.threads import spread
+from greg_cert.data.files.threads import fill
 
 Rows = NDArray[np.int64]
 
@@ -20,15 +20,10 @@ _SHORT = 6 << 10
 
 @dataclass(frozen=True, eq=False)
 class Files:
-    """Encoded images below one folder; reading is safe from several threads.
-
-    Attributes:
-        root: The folder.
-        names: Their paths from there, with slashes, which are the same wherever it lies.
-    """
+    """Encoded images below one folder, `root`; reading is safe from several threads."""
 
     root: str
-    names: list[str]
+    names: list[str]  # paths from there, with slashes, which are the same wherever it lies
 
     def __len__(self) -> int:
         return len(self.names)
@@ -103,10 +98,5 @@ def content_hash(content: bytes) -> bytes:
 def file_sizes(files: Files, rows: Rows) -> Rows:
     """Bytes in each of the files, (N,) int64, asked for in several threads."""
     sizes = np.empty(len(rows), dtype=np.int64)
-
-    def fill(part: range) -> None:
-        for at in part:
-            sizes[at] = files.size(int(rows[at]))
-
-    spread(fill, len(rows))
+    fill(sizes, lambda at: files.size(int(rows[at])))
     return sizes

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -18,7 +20,7 @@ from greg_cert.data.files.encoded import (
 )
 from greg_cert.data.files.listing import Listing
 from greg_cert.data.files.on_disk import FileImages, needs_shape, stays_on_disk
-from greg_cert.data.files.threads import spread
+from greg_cert.data.files.threads import fill
 from greg_cert.data.geometry import centre_side, conform
 from greg_cert.data.labels import sound_labels
 from greg_cert.data.reject import data_error
@@ -34,14 +36,8 @@ def load_files(
 ) -> ImageSet | FileImages:
     """The set of the listed images; only the files that `limit` keeps are ever opened.
 
-    Args:
-        listing: Files and labels.
-        source: Its `limit` and `seed` are followed.
-        request: `channels` None takes 3 if any image is in colour, `size` None takes the images'
-            own, which must then be the same for all.
-        place: Path of the field that says where the files are.
-        crop: Share of the shorter side that is kept.
-        keep: Where the images stay.
+    Where they are not asked for, `channels` are 3 if any image is in colour, and `size` is that of
+    the images, the same for all. `place` is the path of the field that says where the files are.
 
     Raises:
         DataError: Labels are unsound, a file is no sound image, sizes differ where none is
@@ -92,7 +88,8 @@ def _decode_all(
     hashes, begins = np.empty((2, len(rows), 16), np.uint8)
     keys = FileKeys(np.empty(len(rows), np.int64), hashes, begins)
 
-    def read(at: int) -> Tensor:
+    def read(start: int, offset: int) -> Tensor:
+        at = start + offset
         image, content = _decode(files, int(rows[at]), field)
         if size is None and image.shape[1:] != (height, width):
             raise data_error(
@@ -108,12 +105,7 @@ def _decode_all(
 
     for start in range(0, len(rows), _CHUNK):
         found: list[Tensor] = [images[0]] * min(_CHUNK, len(rows) - start)
-
-        def fill(part: range, start: int = start, found: list[Tensor] = found) -> None:
-            for at in part:
-                found[at] = read(start + at)
-
-        spread(fill, len(found), threads=threads)
+        fill(found, partial(read, start), threads=threads)
         if max(len(image) for image in found) > images.shape[1]:  # the first in colour
             images = images.expand(-1, 3, -1, -1).contiguous()
         for at, image in enumerate(found, start):

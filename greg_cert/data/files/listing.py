@@ -22,8 +22,7 @@ class Listing:
     """What a source holds, before any of it is read.
 
     Attributes:
-        files: All files that may be read.
-        rows: (N,) numbers of the source's own files among them.
+        rows: (N,) numbers of the source's own files among all that may be read.
         labels: (N,) number of the class of each.
         classes: Names of the classes, in the order of their labels; none for a flat folder.
     """
@@ -45,13 +44,8 @@ def list_images(
 ) -> Listing:
     """The files of a set, in the order of its classes and, within a class, by name.
 
-    Args:
-        path: A folder or an archive.
-        inside: Folder inside the archive that holds the set.
-        choice: The classes wanted of it.
-        archived: Whether it is an archive.
-        field: Path of the field that names it.
-        labelled: Whether it needs classes; otherwise a flat folder will do.
+    `path` is a folder or, where `archived`, an archive that has the set in its folder `inside`; a
+    set that needs no labels may be a flat folder.
 
     Raises:
         DataError: It is missing, empty or mixed up, or has not the classes it should.

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from greg_cert.data.files.decode import decode_bytes
 from greg_cert.data.files.encoded import BEGIN, Files, Rows, content_hash, worth_threads
-from greg_cert.data.files.threads import spread
+from greg_cert.data.files.threads import fill
 from greg_cert.data.geometry import conform
 from greg_cert.data.reject import data_error
 from greg_cert.data.scale import checked_pixels
@@ -50,15 +50,12 @@ class FileImages(_OnDisk):
     """Images that stay encoded in their files; `Images` tells what can be asked of them.
 
     Attributes:
-        name: What tables and errors call the set.
         field: Path of the field it came from, for errors on reading.
         files: All files that it may read.
         rows: (N,) its own among them.
         sizes: (N,) bytes of each of its files when it was listed.
-        image_shape: Channels, height and width that images are brought to.
+        image_shape: What images are brought to.
         crop: Share of the shorter side that is kept.
-        labels: (N,) int64, or None.
-        classes: Name of each class, or None.
     """
 
     name: str
@@ -79,12 +76,7 @@ class FileImages(_OnDisk):
         """
         rows = self.rows[self._at(indices)]
         images = torch.empty((len(rows), *self.image_shape), dtype=torch.uint8)
-
-        def fill(part: range) -> None:
-            for at in part:
-                images[at] = self._decoded(int(rows[at]))
-
-        spread(fill, len(rows), threads=worth_threads(self.sizes))
+        fill(images, lambda at: self._decoded(int(rows[at])), threads=worth_threads(self.sizes))
         return images
 
     def _decoded(self, row: int) -> Tensor:
@@ -103,12 +95,11 @@ class FileImages(_OnDisk):
         """The content hashes of the files at these positions of the set, or of their beginnings."""
         found, most = [b""] * len(rows), BEGIN if begin else -1
 
-        def fill(part: range) -> None:
-            for at in part:
-                row = int(self.rows[rows[at]])
-                found[at] = content_hash(self.files.content(row, field=self.field, most=most))
+        def digest(at: int) -> bytes:
+            row = int(self.rows[rows[at]])
+            return content_hash(self.files.content(row, field=self.field, most=most))
 
-        spread(fill, len(rows))
+        fill(found, digest)
         return found
 
     def fingerprint(self) -> str:
@@ -132,13 +123,10 @@ class ArrayImages(_OnDisk):
     """Images that stay in an uncompressed array file; `Images` tells what can be asked of them.
 
     Attributes:
-        name: What tables and errors call the set.
         field: Path of the field it came from, for errors on reading.
         array: (M, 1 or 3, H, W) memory-mapped numbers.
         rows: (N,) which of its images.
-        image_shape: Channels, height and width that images are brought to.
-        labels: (N,) int64, or None.
-        classes: Name of each class, or None.
+        image_shape: What images are brought to.
         white: The value in the array that stands for white; by default that of its type.
     """
 

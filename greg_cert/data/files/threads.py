@@ -8,7 +8,7 @@ from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import lru_cache
 from threading import Barrier, Lock
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 
@@ -68,21 +68,22 @@ def _prefetch(
         pool.shutdown(wait=True, cancel_futures=True)
 
 
-def spread(work: Callable[[range], None], count: int, *, threads: bool = True) -> None:
-    """`work` on all of 0..count-1, in consecutive ranges shared among the decoding threads.
+def fill(out: Any, make: Callable[[int], Any], *, threads: bool = True) -> None:
+    """`out[i] = make(i)` for every i, in consecutive ranges shared among the decoding threads.
 
-    Args:
-        work: Called with each range, in any order and several at a time.
-        count: How many there are.
-        threads: False does all in the caller's thread, which is faster where each one is so short
-            that the interpreter, which runs one thread at a time, is what takes the time.
+    Without `threads` all is done in the caller's, which is faster where each one is so short that
+    the interpreter, which runs one thread at a time, is what takes the time.
 
     Raises:
-        Exception: What `work` raised, the lowest range's first; ranges not yet begun are dropped.
+        Exception: What `make` raised, the lowest range's first; ranges not yet begun are dropped.
     """
-    if count == 0:
-        return
-    if not threads or count == 1 or workers() == 1:
+
+    def work(part: range) -> None:
+        for at in part:
+            out[at] = make(at)
+
+    count = len(out)
+    if not threads or count <= 1 or workers() == 1:
         work(range(count))
         return
     size = max(1, -(-count // (4 * workers())))

@@ -136,11 +136,10 @@ class ArraySource(DataSource):
 
 def _channels_first(images: _Array, layout: str, *, field: str) -> _Array:
     """A view of the images as (N, C, H, W)."""
-    shape = images.shape
-    field_shape = f"{field}.images"
+    shape, place = images.shape, f"{field}.images"
     if images.ndim not in (3, 4) or 0 in shape:
         expected = "an array (N, H, W), (N, H, W, C) or (N, C, H, W), none of them 0"
-        raise data_error(field_shape, expected, f"shape {shape}")
+        raise data_error(place, expected, f"shape {shape}")
     if layout == "auto" and images.ndim == 3:
         layout = "nhw"
     elif layout == "auto":
@@ -156,5 +155,5 @@ def _channels_first(images: _Array, layout: str, *, field: str) -> _Array:
         return images[:, None]
     images = images.transpose(0, 3, 1, 2) if layout == "nhwc" else images
     if images.shape[1] not in (1, 3):
-        raise data_error(field_shape, f"1 or 3 channels in layout {layout}", f"shape {shape}")
+        raise data_error(place, f"1 or 3 channels in layout {layout}", f"shape {shape}")
     return images

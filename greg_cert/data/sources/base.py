@@ -30,15 +30,11 @@ DRAWN = {"aux": 10_000, "ood": 500}  # how many images are drawn where `n` is no
 class Request:
     """What a source is asked for.
 
-    Attributes:
-        field: Path of the source in the configuration, for errors.
-        role: In-distribution, with labels; auxiliary outliers; or an OOD test set.
-        channels: 1 or 3; None, of an ID set alone, for the source's own.
-        size: Height and width; None, of an ID set alone, for the source's own.
+    Channels and size, height and width, are None for the source's own, of an ID set alone.
     """
 
-    field: str
-    role: Literal["id", "aux", "ood"]
+    field: str  # path of the source in the configuration, for errors
+    role: Literal["id", "aux", "ood"]  # in-distribution, with labels; auxiliary; OOD test set
     channels: int | None = None
     size: int | None = None
 

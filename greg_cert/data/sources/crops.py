@@ -24,12 +24,8 @@ _MIN_CONTRAST = 0.02  # least deviation over a crop's pixels, in [0, 1], in its 
 def area_crops(picture: Tensor, top: Tensor, left: Tensor, side: Tensor, size: int) -> Tensor:
     """Square windows of one picture, averaged over boxes to size×size: (B, C, size, size) float64.
 
-    Args:
-        picture: (C, H, W); any numeric dtype.
-        top: (B,) first row of each window.
-        left: (B,) first column of each window.
-        side: (B,) rows and columns of each window, which lies inside the picture.
-        size: Height and width of the result.
+    The picture is (C, H, W), of any numeric dtype; its windows lie inside it, with their first row
+    and column at (B,) `top` and `left`, and of (B,) `side` rows and columns.
     """
     channels, height, width = picture.shape
     sums = pad(picture.to(torch.float64).cumsum(1).cumsum(2), (1, 0, 1, 0))  # (C, H+1, W+1)
@@ -65,14 +61,8 @@ def random_crops(
 
     Each crop comes from a picture chosen uniformly, has a side drawn log-uniformly from `size` (or
     the picture's short side, if that is less) to the short side, lies anywhere, and is flipped in
-    each direction with probability one half. Nearly constant crops are drawn anew.
-
-    Args:
-        pictures: uint8 (1 or 3, H, W) each.
-        n: Number of crops.
-        size: Height and width of a crop once averaged.
-        channels: 1 or 3.
-        seed: Seed of all draws.
+    each direction with probability one half. Nearly constant crops are drawn anew. Pictures are
+    uint8 (1 or 3, H, W) each.
 
     Raises:
         ValueError: The pictures are so flat that n crops could not be found.

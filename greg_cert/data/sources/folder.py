@@ -106,8 +106,7 @@ class FolderSource(DataSource):
     def chosen_classes(self, *, field: str) -> ClassChoice:
         """See `DataSource`."""
         for name in _LISTS:
-            given = getattr(self, name)
-            if given is not None:
+            if (given := getattr(self, name)) is not None:
                 at = f"{field}.{name}"
                 names = _listed_in(given, field=at) if isinstance(given, Path) else given
                 return ClassChoice(names, not name.startswith("exclude"), at)
@@ -136,8 +135,7 @@ class FolderSource(DataSource):
             labelled=request.labelled,
         )
         images = load_files(listing, self, request, place=place, crop=self.crop, keep=self.keep)
-        remedy = "Are these labels or masks, saved as pictures?"
-        tell_if_dark(images, field=place, remedy=remedy)
+        tell_if_dark(images, field=place, remedy="Are these labels or masks, saved as pictures?")
         return images
 
 

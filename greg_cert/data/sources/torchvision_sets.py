@@ -32,7 +32,6 @@ class _Known:
         page: Where to get them by hand.
         photographs: Path and label of each image file, where it is no array of images.
         splits: What torchvision calls our `train` and `test`; None where it takes `train=`.
-        more: Further arguments.
         classes: How many there are, where torchvision has no names for them.
     """
 

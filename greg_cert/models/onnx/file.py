@@ -23,13 +23,8 @@ class OnnxFile:
     """What an ONNX file holds.
 
     Attributes:
-        path: The file.
         sha256: Its fingerprint, without that of external data.
-        opset: Version of its operations.
-        producer: What wrote it.
         module: Images (B, C, H, W), as the file takes them, to logits (B, K), in evaluation mode.
-        image_shape: (C, H, W).
-        num_classes: K.
     """
 
     path: Path
@@ -88,15 +83,9 @@ def read_onnx(path: Path) -> OnnxFile:
     module = translate(proto, name, image_shape, opset, fixed_batch=batch == 1)
     theirs = _reference(proto, name, image_shape, batch or 2, path)
     num_classes = _check(module, theirs, path)
-    return OnnxFile(
-        path=path,
-        sha256=hashlib.sha256(content).hexdigest(),
-        opset=opset,
-        producer=f"{proto.producer_name} {proto.producer_version}".strip(),
-        module=module,
-        image_shape=image_shape,
-        num_classes=num_classes,
-    )
+    sha256 = hashlib.sha256(content).hexdigest()
+    producer = f"{proto.producer_name} {proto.producer_version}".strip()
+    return OnnxFile(path, sha256, opset, producer, module, image_shape, num_classes)
 
 
 def _opset(proto: Any, path: Path, newest: int) -> int:

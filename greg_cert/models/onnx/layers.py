@@ -46,12 +46,7 @@ def _symmetric(s: Step, weight: Tensor, pads: Pads, dilation: Pair = (1, 1)) -> 
 
 
 def _conv_layer(
-    weight: Tensor,
-    bias: Tensor | None,
-    stride: Pair,
-    padding: Pair,
-    dilation: Pair,
-    groups: int,
+    weight: Tensor, bias: Tensor | None, stride: Pair, padding: Pair, dilation: Pair, groups: int
 ) -> nn.Conv2d:
     out, inside, *kernel = weight.shape
     layer = nn.Conv2d(
@@ -238,10 +233,8 @@ def _flatten(s: Step) -> Traced:
 
 
 def _squeeze(s: Step) -> Traced:
-    axes = s.numbers(1, "axes")
+    axes = s.numbers(1, "axes") or [i for i, n in enumerate(s.shape(), 1) if n == 1]
     rank = len(s.shape()) + 1
-    if not axes:
-        axes = [i for i, n in enumerate(s.shape(), 1) if n == 1]
     gone = {a % rank for a in axes}
     return s.reshaped([[n for i, n in enumerate(shape) if i not in gone] for shape in s.shapes()])
 

@@ -32,17 +32,11 @@ class Known:
 
 @dataclass(frozen=True)
 class Traced:
-    """What is computed from the image: its place in the torch graph, and its value at each probe.
-
-    Attributes:
-        node: place in the graph.
-        values: (probe, …) each.
-        sigmoid_of: the node whose sigmoid this is, where it is one.
-    """
+    """What is computed from the image: its place in the graph, and its value at each probe."""
 
     node: fx.Node
     values: tuple[Tensor, ...]
-    sigmoid_of: fx.Node | None = None
+    sigmoid_of: fx.Node | None = None  # the node whose sigmoid this is, where it is one
 
 
 @dataclass

@@ -4,24 +4,21 @@ import zipfile
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
+from picture_files import picture, read
 from PIL import Image
 
 from greg_cert.data.files import archives
 from greg_cert.data.files.archives import close_archives
-from greg_cert.data.sources.base import Request
-from greg_cert.data.sources.folder import FolderSource
 from greg_cert.errors import DataError
 
-RNG = np.random.default_rng(0)
 KINDS = [".tar", ".tar.gz", ".tar.xz", ".tar.bz2", ".zip"]
 
 
 def png() -> bytes:
     out = io.BytesIO()
-    Image.fromarray(RNG.integers(0, 256, (6, 6, 3), dtype=np.uint8)).save(out, "PNG")
+    Image.fromarray(picture(6, 6, 3)).save(out, "PNG")
     return out.getvalue()
 
 
@@ -61,12 +58,6 @@ def unpack(root: Path) -> Path:
     return root
 
 
-def read(path: Path, *, labelled: bool = True, size: int | None = None, **options: Any) -> Any:
-    source = FolderSource.model_validate({"path": path, **options})
-    channels = None if size is None else 3
-    return source.load(Request("data.id", "id" if labelled else "ood", channels, size))
-
-
 @pytest.mark.parametrize("kind", KINDS)
 def test_an_archive_reads_as_the_folder_it_was_made_from(tmp_path: Path, kind: str) -> None:
     folder = read(unpack(tmp_path) / "set" / "train")
@@ -84,14 +75,14 @@ def test_an_archive_reads_as_the_folder_it_was_made_from(tmp_path: Path, kind: s
 @pytest.mark.parametrize("kind", KINDS)
 def test_what_can_be_read_singly_may_stay_on_disk(tmp_path: Path, kind: str) -> None:
     path = write(tmp_path / f"a{kind}", CONTENT)
-    options: dict[str, Any] = {"inside": "set/test", "keep": "disk"}
+    options: dict[str, Any] = {"inside": "set/test", "keep": "disk", "channels": 3, "size": 6}
     if kind in (".tar", ".zip"):
-        images = read(path, size=6, **options)
+        images = read(path, **options)
         close_archives()
         assert torch.equal(images.stored(), read(path, inside="set/test").images)
     else:
         with pytest.raises(DataError, match=r"^data\.id\.keep: expected .*uncompressed \.tar"):
-            read(path, size=6, **options)
+            read(path, **options)
 
 
 def test_one_archive_is_read_once_until_it_changes(

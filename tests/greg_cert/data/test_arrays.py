@@ -15,6 +15,7 @@ FIELD = "data.ood[1]"
 RNG = np.random.default_rng(0)
 NCHW = RNG.integers(0, 256, (6, 3, 5, 7), dtype=np.uint8)
 LABELS = np.array([0, 1, 2, 2, 1, 0])
+PICKLED = np.array([NCHW, None], dtype=object)
 
 
 def read(path: Path, *, labelled: bool = False, **options: Any) -> Any:
@@ -94,13 +95,11 @@ def test_unfit_images(tmp_path: Path, images: Any, field: str, said: str) -> Non
     assert said in str(error.value)
 
 
-@pytest.mark.parametrize(
-    ("layout", "shape"), [("nhw", (4, 1, 5, 5)), ("nchw", (4, 5, 5)), ("nhwc", (4, 3, 5, 5))]
-)
-def test_a_layout_that_does_not_fit(tmp_path: Path, layout: str, shape: tuple[int, ...]) -> None:
-    np.save(tmp_path / "a.npy", np.zeros(shape, np.uint8))
-    with pytest.raises(DataError, match=r"^data\.ood\[1\]\.(layout|images): .*shape|'n"):
-        read(tmp_path / "a.npy", layout=layout)
+def test_a_layout_that_does_not_fit(tmp_path: Path) -> None:
+    for layout, shape in (("nhw", (4, 1, 5, 5)), ("nchw", (4, 5, 5)), ("nhwc", (4, 3, 5, 5))):
+        np.save(tmp_path / "a.npy", np.zeros(shape, np.uint8))
+        with pytest.raises(DataError, match=r"^data\.ood\[1\]\.(layout|images): .*shape|'n"):
+            read(tmp_path / "a.npy", layout=layout)
 
 
 @pytest.mark.parametrize(
@@ -134,9 +133,9 @@ def test_a_missing_key_is_named_beside_those_there_are(
         read(tmp_path / "a.npz", labelled=True, **options)
 
 
-def pickled() -> bytes:
+def npy(array: Any = NCHW) -> bytes:
     file = io.BytesIO()
-    np.save(file, np.array([NCHW, None], dtype=object), allow_pickle=True)
+    np.save(file, array, allow_pickle=True)
     return file.getvalue()
 
 
@@ -153,7 +152,7 @@ def zipped(*, cut: int = 0, garble: bool = False) -> bytes:
 def pickled_in_zip() -> bytes:
     file = io.BytesIO()
     with zipfile.ZipFile(file, "w") as archive:
-        archive.writestr("images.npy", pickled())
+        archive.writestr("images.npy", npy(PICKLED))
     return file.getvalue()
 
 
@@ -162,12 +161,6 @@ def twice() -> bytes:
     file = io.BytesIO(zipped())
     with zipfile.ZipFile(file, "a") as archive, pytest.warns(UserWarning, match="Duplicate name"):
         archive.writestr("images.npy", npy())
-    return file.getvalue()
-
-
-def npy() -> bytes:
-    file = io.BytesIO()
-    np.save(file, NCHW)
     return file.getvalue()
 
 
@@ -181,7 +174,7 @@ def npy() -> bytes:
         ("text.npz", b"hello"),
         ("twice.npz", twice()),
         ("objects.npz", pickled_in_zip()),
-        ("objects.npy", pickled()),
+        ("objects.npy", npy(PICKLED)),
         ("truncated.npy", npy()[:-1]),
         ("header.npy", npy()[:20]),
         ("empty.npy", b""),

@@ -10,16 +10,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from picture_files import picture, read
 from PIL import Image, ImageOps
 
 from greg_cert.cli.predict import read_image
 from greg_cert.data.files.decode import decode_bytes
-from greg_cert.data.sources.base import Request
-from greg_cert.data.sources.folder import FolderSource
 from greg_cert.errors import DataError
 
-RNG = np.random.default_rng(0)
-PIXELS = RNG.integers(0, 256, (6, 9, 3), dtype=np.uint8)
+PIXELS = picture(6, 9, 3)
 ORIENTATION = 0x0112
 
 
@@ -68,9 +66,8 @@ def test_every_way_to_an_image_turns_it(tmp_path: Path) -> None:
     with tarfile.open(tmp_path / "set.tar", "w") as archive:
         archive.add(tmp_path / "set", "set")
     for path, more in (("set", {}), ("set.tar", {}), ("set", {"keep": "disk"})):
-        source = FolderSource.model_validate({"path": tmp_path / path, **more})
         size = 4 if more else None
-        found = source.load(Request("f", "ood", 3, size)).stored()
+        found = read(tmp_path / path, labelled=False, channels=3, size=size, **more).stored()
         assert (found[0].float() - found[1].float()).abs().max() < 60  # JPEG is lossy
         assert (found[0].float() - found[1].rot90(dims=(1, 2)).float()).abs().max() > 60
     one, other = (read_image(tmp_path / "set" / f"{i}.jpg", 3, 6) for i in range(2))

@@ -19,45 +19,39 @@ def check(**parts: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    ("parts", "fields", "said"),
+    ("parts", "said"),
     [
         (
             {"aux": {"source": "photographs"}, "ood": [{"source": "photographs", "seed": 1}]},
-            ("data.ood[0]", "data.aux"),
-            "skimage/astronaut.png",
+            r"ood\[0\]: .* with data\.aux, .*skimage/astronaut\.png",
         ),
-        ({"ood": [{"source": "digits"}]}, ("data.ood[0]", "data.id"), "sklearn/digits"),
+        ({"ood": [{"source": "digits"}]}, r"ood\[0\]: .* with data\.id, .*sklearn/digits"),
         (
             {"aux": array("a.npz"), "ood": [{"source": "text"}, array("./b/../a.npz", images="x")]},
-            ("data.ood[1]", "data.aux"),
-            "a.npz",
+            r"ood\[1\]: .* with data\.aux, .*a\.npz",
         ),
-        ({"id_test": array("t.npz"), "aux": array("t.npz")}, ("data.aux", "data.id_test"), "t.npz"),
+        (
+            {"id_test": array("t.npz"), "aux": array("t.npz")},
+            r"aux: .* with data\.id_test, .*t\.npz",
+        ),
         (
             {"aux": {"source": "folder", "path": "d/tiny"}, "ood": [array("d/tiny/ood/x.npy")]},
-            ("data.ood[0]", "data.aux"),
-            "lies inside",
+            r"ood\[0\]: .* with data\.aux, .*lies inside",
         ),
         (
             {"aux": array("d/tiny/x.npy"), "ood": [{"source": "folder", "path": "d"}]},
-            ("data.ood[0]", "data.aux"),
-            "lies inside",
+            r"ood\[0\]: .* with data\.aux, .*lies inside",
         ),
-        ({"id": CIFAR, "aux": CIFAR | {"root": "e"}}, ("data.aux", "data.id"), "CIFAR10's train"),
+        ({"id": CIFAR, "aux": CIFAR | {"root": "e"}}, r"aux: .* with data\.id, .*CIFAR10's train"),
         (
             {"id": CIFAR, "ood": [{"source": "folder", "path": "d/cifar-10-batches-py"}]},
-            ("data.ood[0]", "data.id"),
-            "cifar-10-batches-py",
+            r"ood\[0\]: .* with data\.id, .*cifar-10-batches-py",
         ),
     ],
 )
-def test_one_source_in_two_roles(parts: Any, fields: tuple[str, str], said: str) -> None:
-    with pytest.raises(DataError) as error:
+def test_one_source_in_two_roles(parts: Any, said: str) -> None:
+    with pytest.raises(DataError, match=rf"^data\.{said}"):
         check(**parts)
-    told = str(error.value)
-    assert told.startswith(f"{fields[0]}: expected ")
-    assert fields[1] in told
-    assert said in told
 
 
 def test_links_are_followed(tmp_path: Path) -> None:

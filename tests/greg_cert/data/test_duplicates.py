@@ -9,29 +9,26 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from picture_files import picture, read
 from PIL import Image
 
 from greg_cert.data import DataConfig, DataSplits, load_data
 from greg_cert.data.duplicates import shared_files
 from greg_cert.data.files.encoded import BEGIN, Files
-from greg_cert.data.files.on_disk import FileImages
-from greg_cert.data.sources.base import Request
-from greg_cert.data.sources.folder import FolderSource
 from greg_cert.errors import DataError
 from greg_cert.runs.subjects import OtherOod, open_subject
 
-RNG = np.random.default_rng(0)
 KEEPS = ["memory", "disk"]
 
 
 def random_pictures(n: int) -> list[Image.Image]:
-    return [Image.fromarray(RNG.integers(0, 256, (12, 12, 3), dtype=np.uint8)) for _ in range(n)]
+    return [Image.fromarray(picture(12, 12, 3)) for _ in range(n)]
 
 
 def save(folder: Path, pictures: list[Image.Image], kind: str = "png", first: int = 0) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
-    for i, picture in enumerate(pictures, first):
-        picture.save(folder / f"{i}.{kind}", lossless=True)  # of WebP
+    for i, one in enumerate(pictures, first):
+        one.save(folder / f"{i}.{kind}", lossless=True)  # of WebP
     return folder
 
 
@@ -127,8 +124,8 @@ def test_a_test_set_of_its_own_is_kept_from_outliers(
 @pytest.mark.parametrize("keep", KEEPS)
 def test_copies_within_the_id_set_do_not_fall_into_two_splits(known: Path, keep: str) -> None:
     """Under another name, and under another label too."""
-    for i, picture in enumerate(pictures_of(known)[:20]):
-        picture.save(known / ("ant" if i % 2 else "bee") / f"copy{i}.png")
+    for i, one in enumerate(pictures_of(known)[:20]):
+        one.save(known / ("ant" if i % 2 else "bee") / f"copy{i}.png")
     line = r"^data\.id: expected no image that is also in its (test|calibration) split, but got "
     with pytest.raises(DataError, match=line):
         load(known, keep)
@@ -142,7 +139,7 @@ def test_copies_within_the_id_set_do_not_fall_into_two_splits(known: Path, keep:
     assert not sets[1] & sets[2]
     for name in ("train", "calibration", "test"):
         assert len(parts.indices[name]) == len(getattr(parts, name))
-    whole = FolderSource(path=known).load(Request("f", "id", 3, 12))
+    whole = read(known)
     assert torch.equal(whole.stored(parts.indices["train"]), parts.train.stored())
 
 
@@ -169,22 +166,19 @@ def test_only_files_that_begin_alike_are_read_whole(
         (tmp_path / "a" / f"{i}.bmp").write_bytes(content)
     (tmp_path / "b").mkdir()
     shutil.copy(tmp_path / "a" / "0.bmp", tmp_path / "b" / "0.bmp")
-    a, b = (
-        FolderSource(path=tmp_path / n, keep="disk").load(Request("f", "ood", 3, 12)) for n in "ab"
-    )
-    assert isinstance(a, FileImages)
-    assert isinstance(b, FileImages)
-    read: list[int] = []
+    options: Any = {"labelled": False, "channels": 3, "size": 12, "keep": "disk"}
+    a, b = (read(tmp_path / n, **options) for n in "ab")
+    whole: list[int] = []
     original = Files.read
 
     def noted(self: Files, row: int, most: int) -> bytes:
         if most < 0 and self is a.files:
-            read.append(row)
+            whole.append(row)
         return original(self, row, most)
 
     monkeypatch.setattr(Files, "read", noted)
     assert shared_files(a, b).tolist() == [True, False, False, False]
-    assert sorted(read) == [0, 1]  # of which 1 differs at its end
+    assert sorted(whole) == [0, 1]  # of which 1 differs at its end
 
 
 def test_other_ood_sets_of_a_model_are_compared_too(known: Path, tmp_path: Path) -> None:

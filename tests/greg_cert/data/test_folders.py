@@ -6,42 +6,17 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from picture_files import picture, read, save
 from PIL import Image
 
-from greg_cert.data.sources.base import Request
-from greg_cert.data.sources.folder import FolderSource
 from greg_cert.errors import DataError
-
-RNG = np.random.default_rng(0)
-FIELD = "data.id"
-
-
-def picture(shape: tuple[int, ...] = (6, 6, 3)) -> np.ndarray[tuple[int, ...], np.dtype[np.uint8]]:
-    return RNG.integers(0, 256, shape, dtype=np.uint8)
-
-
-def save(path: Path, pixels: np.ndarray[tuple[int, ...], np.dtype[np.uint8]]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(pixels).save(path)
-
-
-def read(
-    root: Path,
-    *,
-    labelled: bool = True,
-    channels: int | None = None,
-    size: int | None = None,
-    limit: int | None = None,
-) -> Any:
-    source = FolderSource(path=root, limit=limit)
-    return source.load(Request(FIELD, "id" if labelled else "ood", channels, size))
 
 
 @pytest.fixture
 def tree(tmp_path: Path) -> Path:
     for name in ("zebra", "ant", "moth"):
         for i in range(3):
-            save(tmp_path / "set" / name / f"{i}.png", picture())
+            save(tmp_path / "set" / name / f"{i}.png", picture(6, 6, 3))
     return tmp_path / "set"
 
 
@@ -63,7 +38,7 @@ def test_each_format_is_read(tmp_path: Path, suffix: str) -> None:
 
 
 def test_grey_and_colour_mix_and_palettes_keep_their_colours(tmp_path: Path) -> None:
-    grey, colour = picture((6, 6)), picture()
+    grey, colour = picture(6, 6), picture(6, 6, 3)
     save(tmp_path / "a.png", grey)
     save(tmp_path / "b.png", colour)
     palette = Image.fromarray(np.array([[0, 1]] * 2, np.uint8), mode="P").resize((6, 6), 0)
@@ -77,14 +52,14 @@ def test_grey_and_colour_mix_and_palettes_keep_their_colours(tmp_path: Path) -> 
 
 
 def test_a_folder_of_grey_images_stays_grey(tmp_path: Path) -> None:
-    save(tmp_path / "a.png", picture((6, 6)))
+    save(tmp_path / "a.png", picture(6, 6))
     assert read(tmp_path, labelled=False).images.shape == (1, 1, 6, 6)
     assert read(tmp_path, labelled=False, channels=3).images.shape == (1, 3, 6, 6)
 
 
 def test_sizes_may_differ_only_if_a_size_is_asked_for(tmp_path: Path) -> None:
-    save(tmp_path / "a.png", picture((6, 6, 3)))
-    save(tmp_path / "b.png", picture((9, 12, 3)))
+    save(tmp_path / "a.png", picture(6, 6, 3))
+    save(tmp_path / "b.png", picture(9, 12, 3))
     assert read(tmp_path, labelled=False, size=6).images.shape == (2, 3, 6, 6)
     with pytest.raises(DataError, match=r"data\.id\.path: .* first of 6x6, .*b\.png' of 9x12"):
         read(tmp_path, labelled=False)
@@ -112,7 +87,7 @@ def jpeg(pixels: Any) -> bytes:
 
 @pytest.mark.parametrize(
     "content",
-    [b"", b"no image", b"\x89PNG\r\n\x1a\n" + bytes(40), jpeg(picture((64, 64, 3)))[:900]],
+    [b"", b"no image", b"\x89PNG\r\n\x1a\n" + bytes(40), jpeg(picture(64, 64, 3))[:900]],
 )
 def test_a_file_that_is_no_image_or_cut_short(tree: Path, content: bytes) -> None:
     (tree / "ant" / "9.png").write_bytes(content)
@@ -140,7 +115,7 @@ def test_misplaced_files_and_folders(tree: Path, tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"expected only \.png.*more\.png"):
         read(tree)
     (tree / "ant" / "more.png").rmdir()
-    save(tree / "loose.png", picture())
+    save(tree / "loose.png", picture(6, 6, 3))
     for labelled in (True, False):
         with pytest.raises(DataError, match=r"a subfolder .*loose\.png"):
             read(tree, labelled=labelled)

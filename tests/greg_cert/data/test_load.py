@@ -12,6 +12,7 @@ from greg_cert.data.sources.faces import FacesSource
 from greg_cert.errors import DataError
 
 RNG = np.random.default_rng(0)
+OOD = ("textures", "text", "faces", "uniform", "gaussian")
 
 
 def load(**parts: Any) -> DataSplits:
@@ -20,8 +21,7 @@ def load(**parts: Any) -> DataSplits:
 
 @pytest.fixture(scope="module")
 def digits() -> DataSplits:
-    sources = ("textures", "text", "faces", "uniform", "gaussian")
-    return load(aux={"source": "photographs", "n": 800}, ood=[{"source": s} for s in sources])
+    return load(aux={"source": "photographs", "n": 800}, ood=[{"source": s} for s in OOD])
 
 
 def test_digits_are_scikit_learns(digits: DataSplits) -> None:
@@ -63,11 +63,10 @@ def test_outliers_have_the_digits_size_and_unit_range(digits: DataSplits) -> Non
 
 
 def test_the_same_config_gives_the_same_fingerprints(digits: DataSplits) -> None:
-    sources = ("textures", "text", "faces", "uniform", "gaussian")
-    again = load(aux={"source": "photographs", "n": 800}, ood=[{"source": s} for s in sources])
+    again = load(aux={"source": "photographs", "n": 800}, ood=[{"source": s} for s in OOD])
     prints = digits.fingerprints()
     assert again.fingerprints() == prints
-    assert set(prints) == {"train", "calibration", "test", "aux", *(f"ood/{s}" for s in sources)}
+    assert set(prints) == {"train", "calibration", "test", "aux", *(f"ood/{s}" for s in OOD)}
     assert len(set(prints.values())) == len(prints)
     other = load(seed=1).fingerprints()
     assert all(other[name] != prints[name] for name in ("train", "calibration", "test"))

@@ -1,36 +1,31 @@
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import picture_files
 import pytest
 import torch
-from PIL import Image
+from picture_files import RNG, picture, save
 
 from greg_cert.data import DataConfig, DataSplits, ImageSet, load_data, prefetch
 from greg_cert.data.duplicates import without_shared
 from greg_cert.data.files.on_disk import ArrayImages, FileImages
 from greg_cert.data.sources.array import ArraySource
 from greg_cert.data.sources.base import Request
-from greg_cert.data.sources.folder import FolderSource
 from greg_cert.errors import DataError
-
-RNG = np.random.default_rng(0)
 
 
 @pytest.fixture
 def root(tmp_path: Path) -> Path:
     for name in ("bee", "ant"):
-        (tmp_path / "set" / name).mkdir(parents=True)
         for i in range(30):
             shape = (40 + i, 60 - i, 3) if i % 3 else (40 + i, 60 - i)  # every third is grey
-            pixels = RNG.integers(0, 256, shape, dtype=np.uint8)
-            Image.fromarray(pixels).save(tmp_path / "set" / name / f"{i}.png")
+            save(tmp_path / "set" / name / f"{i}.png", picture(*shape))
     return tmp_path / "set"
 
 
-def read(root: Path, *, labelled: bool = True, channels: int | None = 3, **options: Any) -> Any:
-    source = FolderSource.model_validate({"path": root, **options})
-    return source.load(Request("data.id", "id" if labelled else "ood", channels, 24))
+read = partial(picture_files.read, channels=3, size=24)
 
 
 @pytest.mark.parametrize("crop", [1.0, 0.875])
@@ -54,9 +49,8 @@ def test_disk_and_memory_hold_the_same_pixels(root: Path, crop: float) -> None:
 
 def test_imagenets_crop_is_the_centre_of_the_resized_picture(tmp_path: Path) -> None:
     ramp = np.linspace(0, 255, 512).round().astype(np.uint8)
-    Image.fromarray(np.tile(ramp, (256, 1))).save(tmp_path / "a.png")
-    source = FolderSource(path=tmp_path, crop=0.875)
-    found = source.load(Request("f", "ood", 1, 224))
+    save(tmp_path / "a.png", np.tile(ramp, (256, 1)))
+    found = read(tmp_path, crop=0.875, labelled=False, channels=1, size=224)
     expected = torch.from_numpy(ramp[144:368].copy())  # 512 -> 256 in the middle, 224 of that
     assert torch.equal(found.stored()[0, 0, 0], expected)
 

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from greg_cert.data.files.threads import prefetch, spread
+from greg_cert.data.files.threads import fill, prefetch
 
 
 def names() -> set[str]:
@@ -57,27 +57,25 @@ def test_errors_come_in_their_turn_and_end_the_threads() -> None:
 
 
 @pytest.mark.parametrize("threads", [True, False])
-def test_spread_covers_every_position_once_and_tells_errors(threads: bool) -> None:
-    seen = torch.zeros(1000, dtype=torch.int64)
+def test_every_position_is_filled_once_and_errors_are_told(threads: bool) -> None:
+    made: list[int] = []
+    squares = [0] * 1000
+    fill(squares, lambda at: made.append(at) or at * at, threads=threads)
+    assert squares == [at * at for at in range(1000)]
+    assert sorted(made) == list(range(1000))
 
-    def mark(part: range) -> None:
-        for at in part:
-            seen[at] += 1
-
-    spread(mark, 1000, threads=threads)
-    assert bool((seen == 1).all())
-
-    def fail(part: range) -> None:
-        if 700 in part:
+    def fail(at: int) -> int:
+        if at == 700:
             raise OSError("here")
+        return at
 
     with pytest.raises(OSError, match="here"):
-        spread(fail, 1000, threads=threads)
+        fill(squares, fail, threads=threads)
 
 
 def test_decoding_threads_leave_torchs_own_alone() -> None:
     before = torch.get_num_threads()
-    inside: set[int] = set()
-    spread(lambda part: inside.add(torch.get_num_threads()), 64)
+    inside = [0] * 64
+    fill(inside, lambda at: torch.get_num_threads())
     assert torch.get_num_threads() == before
-    assert inside == {1}
+    assert set(inside) == {1}

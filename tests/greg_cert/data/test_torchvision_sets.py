@@ -18,13 +18,10 @@ RNG = np.random.default_rng(0)
 LABELS = np.arange(20, dtype=np.uint8) % 10
 
 
-def read(
-    dataset: str, root: Path, *, labelled: bool = True, size: int | None = None, **options: Any
-) -> Any:
-    source = TorchvisionSource.model_validate(
-        {"dataset": dataset, "root": root, "split": "test", **options}
-    )
-    return source.load(Request("data.id", "id" if labelled else "ood", None, size))
+def read(name: str, root: Path, labelled: bool = True, shape: Any = (), **options: Any) -> Any:
+    options = {"dataset": name, "root": root, "split": "test", **options}
+    source = TorchvisionSource.model_validate(options)
+    return source.load(Request("data.id", "id" if labelled else "ood", *shape))
 
 
 def idx(array: Any) -> bytes:
@@ -227,16 +224,13 @@ def test_sets_of_photographs(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, write: Any, classes: Any
 ) -> None:
     write(tmp_path, monkeypatch)
-    loaded = read(name, tmp_path, size=16)
+    loaded = read(name, tmp_path, shape=(None, 16))
     assert loaded.image_shape == (3, 16, 16)
     assert loaded.classes == classes
     assert loaded.labels.tolist() == list(range(len(classes)))
     levels = loaded.stored().float().mean(dim=(1, 2, 3))
     assert (levels[:2] - torch.tensor([50.0, 150])).abs().max() < 2
-    source = TorchvisionSource.model_validate(
-        {"dataset": name, "root": tmp_path, "split": "test", "keep": "disk"}
-    )
-    disk = source.load(Request("data.id", "id", 3, 16))
+    disk = read(name, tmp_path, shape=(3, 16), keep="disk")
     assert not isinstance(disk, ImageSet)
     assert torch.equal(disk.stored(), loaded.stored())
 
@@ -251,7 +245,7 @@ def test_photographs_of_other_sizes_or_cut_short(
         read("Food101", tmp_path)
     broken.write_bytes(broken.read_bytes()[:200])
     with pytest.raises(DataError, match=r"data\.id\.root: expected a complete, .*soup.*1\.jpg"):
-        read("Food101", tmp_path, size=16, labelled=False)
+        read("Food101", tmp_path, shape=(None, 16), labelled=False)
 
 
 def test_what_only_photographs_can(tmp_path: Path) -> None:
