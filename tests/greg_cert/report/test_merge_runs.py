@@ -32,15 +32,12 @@ RUNNER = CliRunner()
 
 
 @pytest.fixture(scope="module")
-def pair(hasty: None, slow_and_fast: list[RunFolder]) -> list[RunFolder]:
-    return slow_and_fast
-
-
-@pytest.fixture(scope="module")
-def folders(pair: list[RunFolder], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+def folders(
+    hasty: None, slow_and_fast: list[RunFolder], tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, Path]:
     """Verification folders by name: of both runs, and of each alone."""
     out = tmp_path_factory.mktemp("verified")
-    slow, fast = pair
+    slow, fast = slow_and_fast
     verify_runs([fast], BOTH, out / "both", baseline=slow)
     verify_runs([slow], BOTH, out / "slow")
     verify_runs([fast], BOTH, out / "fast")
@@ -109,12 +106,6 @@ def test_the_command_reports(compared: Any, folders: dict[str, Path]) -> None:
     assert f"results: {out / 'certificates.parquet'}" in text
     names = {path.name for path in (out / "report").iterdir()}
     assert {"report.html", "table.tex", "figures.tex", "bracket.pdf", "ood_fpr.pdf"} <= names
-
-
-def test_what_the_user_can_mend_is_said(folders: dict[str, Path]) -> None:
-    done = RUNNER.invoke(app, ["compare", str(folders["slow"])])
-    assert isinstance(done.exception, UsageError)
-    assert "two verification folders or more" in str(done.exception)
 
 
 def test_figures_of_a_venue_alone(compared: Any, tmp_path: Path) -> None:
