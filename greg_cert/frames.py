@@ -19,27 +19,18 @@ _OF_ARROW = {b"pandas", b"ARROW:schema"}  # metadata about the encoding alone
 
 
 class FrameFile(NamedTuple):
-    """What a parquet file holds.
-
-    Attributes:
-        frame: the table.
-        notes: texts kept beside it, by name.
-        checked: whether the file holds a digest, which then is right.
-    """
+    """What a parquet file holds."""
 
     frame: pd.DataFrame
-    notes: dict[str, str]
-    checked: bool
+    notes: dict[str, str]  # texts kept beside it, by name
+    checked: bool  # whether the file holds a digest, which then is right
 
 
 def frame_bytes(frame: pd.DataFrame, notes: Mapping[str, str] = {}) -> bytes:
     """A parquet file of a table and texts beside it, with their digest; without the index."""
     table = pa.Table.from_pandas(frame, preserve_index=False)
     kept = {**notes, _DIGEST: frame_digest(table.to_pandas(), notes)}
-    metadata = {
-        **(table.schema.metadata or {}),
-        **{k.encode(): v.encode() for k, v in kept.items()},
-    }
+    metadata = {**(table.schema.metadata or {}), **kept}
     buffer = io.BytesIO()
     pq.write_table(table.replace_schema_metadata(metadata), buffer, write_page_checksum=True)
     return buffer.getvalue()

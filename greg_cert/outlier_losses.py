@@ -45,11 +45,7 @@ def energy_margin_loss(
 def uniform_loss(ood_logits: Tensor) -> Tensor:
     """Cross-entropy of outliers to the uniform distribution, mean of −(1/K) Σ_k log softmax_k f.
 
-    Args:
-        ood_logits: (M, K) logits of auxiliary outliers.
-
-    Returns:
-        A scalar in nats, log K at least; an empty batch contributes 0.
+    A scalar in nats, log K at least, of logits (M, K); an empty batch contributes 0.
 
     Raises:
         UsageError: for logits that are not two-dimensional.
@@ -61,11 +57,7 @@ def uniform_loss(ood_logits: Tensor) -> Tensor:
 def absent_class_loss(ood_logits: Tensor) -> Tensor:
     """Cross-entropy of outliers to the last class, which no ID sample has.
 
-    Args:
-        ood_logits: (M, K) logits of auxiliary outliers.
-
-    Returns:
-        A scalar in nats; an empty batch contributes 0.
+    A scalar in nats, of logits (M, K); an empty batch contributes 0.
 
     Raises:
         UsageError: for logits that are not two-dimensional.
@@ -96,19 +88,12 @@ class Outputs(NamedTuple):
 
 @dataclass(frozen=True)
 class OutlierLoss:
-    """One choice of L_S.
-
-    Attributes:
-        value: the loss, a scalar that autograd differentiates.
-        source: where it is from.
-        uses_margins: whether it depends on `m_in` and `m_out`.
-        absent: whether the last logit is of a class that no ID sample has.
-    """
+    """One choice of L_S: its value, a scalar that autograd differentiates, and where it is from."""
 
     value: Callable[[Outputs], Tensor]
     source: str
     uses_margins: bool = False
-    absent: bool = False
+    absent: bool = False  # whether the last logit is of a class that no ID sample has
 
 
 OUTLIER_LOSSES: dict[str, OutlierLoss] = {

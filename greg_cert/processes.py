@@ -21,14 +21,9 @@ _WAIT = timedelta(days=365)
 
 
 class Processes:
-    """This process among all; alone, everything here costs nothing.
+    """This process, number `rank` of `size`; alone, everything here costs nothing.
 
-    Attributes:
-        rank: which one this is; 0 writes the files.
-        size: how many there are.
-
-    Args:
-        group: of `torch.distributed`; the default group where none is given.
+    The `group` is of `torch.distributed`; the default group where none is given.
     """
 
     def __init__(self, rank: int = 0, size: int = 1, group: Any = None) -> None:

@@ -33,14 +33,7 @@ def energy(logits: Tensor) -> Tensor:
 def max_softmax(logits: Tensor) -> Tensor:
     """Negative maximum softmax probability, S(x) = −max softmax f(x); higher = more OOD.
 
-    Args:
-        logits: (B, K) class logits.
-
-    Returns:
-        (B,) scores in [−1, −1/K].
-
-    Raises:
-        UsageError: as `energy`.
+    Scores (B,) in [−1, −1/K] of logits (B, K); errors as of `energy`.
 
     Source: Hendrycks and Gimpel, "A Baseline for Detecting Misclassified and Out-of-Distribution
     Examples", ICLR 2017.
@@ -52,14 +45,7 @@ def max_softmax(logits: Tensor) -> Tensor:
 def max_logit(logits: Tensor) -> Tensor:
     """Negative maximum logit, S(x) = −max f(x); higher = more OOD.
 
-    Args:
-        logits: (B, K) class logits.
-
-    Returns:
-        (B,) scores, in the unit of the logits.
-
-    Raises:
-        UsageError: as `energy`.
+    Scores (B,), in the unit of the logits (B, K); errors as of `energy`.
 
     Source: Hendrycks et al., "Scaling Out-of-Distribution Detection", ICML 2022.
     """

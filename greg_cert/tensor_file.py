@@ -20,15 +20,10 @@ _DIGEST = "greg-cert digest"
 
 
 class TensorFile(NamedTuple):
-    """What a safetensors file holds.
+    """What a safetensors file holds."""
 
-    Attributes:
-        tensors: by name, on the CPU.
-        digest: that of the tensors, where the file holds it; None of one from elsewhere.
-    """
-
-    tensors: dict[str, Tensor]
-    digest: str | None
+    tensors: dict[str, Tensor]  # by name, on the CPU
+    digest: str | None  # that of the tensors, where the file holds it; None of one from elsewhere
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
@@ -71,12 +66,8 @@ def read_tensors(path: Path) -> TensorFile:
 def check_ties(own: Mapping[str, Tensor], values: Mapping[str, Tensor], path: Path) -> None:
     """Refuse several values for tensors that a model ties: one memory under several names.
 
-    The last one copied would win in silence.
-
-    Args:
-        own: the model's tensors by name, such as its `state_dict()`.
-        values: what is to be copied into some of them, of the same shapes, on the CPU.
-        path: of the file they come from.
+    The last one copied would win in silence. The `values` of the file, on the CPU, are to be copied
+    into some of the model's `own` tensors, such as its `state_dict()`, of the same shapes.
 
     Raises:
         RunError: names the file and the tensors.

@@ -34,13 +34,8 @@ def check_agreement(
 ) -> None:
     """Nothing, if every number of the summary that rows give is the one they give.
 
-    What the summary of an earlier version does not say is passed over.
-
-    Args:
-        folder: of the files, for the message.
-        document: `summary.json` as it is.
-        summary: its checked fields.
-        tables: the rows.
+    What the summary of an earlier version does not say is passed over. `document` is `summary.json`
+    as it is, and `summary` its checked fields.
 
     Raises:
         RunError: naming file and field, the number found and the one expected.

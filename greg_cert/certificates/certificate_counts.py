@@ -61,11 +61,8 @@ def robust(
 ) -> dict[str, Any]:
     """What holds of the samples within one radius; means over the OOD sets, GAUC and AAUC too.
 
-    Args:
-        rows: certificates of ID samples of one run; empty where there are none, as the others.
-        ood: certificates of OOD samples.
-        ood_scores: bounds of their scores, and attacked ones.
-        radius: which of the radii of `ood_scores`.
+    Of the certificates of one run on ID and on OOD samples, and the bounds and attacks of the
+    scores of these; each may be empty.
     """
     found: dict[str, Any] = {}
     at = [radius]

@@ -85,10 +85,7 @@ def _read_certificates(
 ) -> pd.DataFrame:
     """The checked rows of a table of certificates.
 
-    Args:
-        path: the file.
-        required: columns that must be there; others of `COLUMNS` are checked where they are.
-        keys: columns of text that, with `index`, name a row.
+    Columns not `required` are checked where they are; `keys`, texts, and `index` name a row.
     """
     frame = read_rows(path, required)
     present = [name for name in (*NUMBERS, *RADII, REFUTED) if name in frame.columns]

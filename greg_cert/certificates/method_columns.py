@@ -98,11 +98,6 @@ def _check_smoothing(path: Path, frame: pd.DataFrame) -> None:
     check_words(path, DECISION, decisions.dropna(), DECISIONS)
     decided = decisions.isin(DECISIONS[:2]).to_numpy()
     wrong = np.where(decided, ~((values >= 0) & np.isfinite(values)), ~np.isnan(values))
-    if wrong.any():
-        row = int(np.flatnonzero(wrong)[0])
-        raise refused(
-            path,
-            SMOOTHING,
-            f"{FINITE_RADIUS} where decided and none where abstained",
-            f"{values[row]} for {decisions.iloc[row]!r} in row {row}",
-        )
+    said = np.array([f"{v} for {word!r}" for v, word in zip(values, decisions, strict=True)])
+    expected = f"{FINITE_RADIUS} where decided and none where abstained"
+    check_column(path, SMOOTHING, wrong, expected, said)

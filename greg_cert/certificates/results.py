@@ -37,26 +37,18 @@ from greg_cert.errors import RunError
 class Results:
     """Rows and summary of one verification, paired over runs.
 
-    Attributes:
-        folder: where the files were read.
-        frame: one row per (run, sample); runs in the summary's order, samples by `index`, so that
-            row k of every run is the same test sample.
-        document: `summary.json` as it is.
-        summary: its checked contents.
-        fingerprint: SHA-256 of `certificates.parquet`.
-        ood: rows of `ood_certificates.parquet`, or None.
-        ood_scores: rows of `ood_scores.parquet`, or None.
-        test_scores: rows of `scores.parquet`, or None.
+    `frame` has one row per (run, sample): runs in the summary's order, samples by `index`, so that
+    row k of every run is the same test sample.
     """
 
     folder: Path
     frame: pd.DataFrame
-    document: dict[str, Any]
-    summary: Summary
-    fingerprint: str
-    ood: pd.DataFrame | None = None
-    ood_scores: pd.DataFrame | None = None
-    test_scores: pd.DataFrame | None = None
+    document: dict[str, Any]  # `summary.json` as it is
+    summary: Summary  # its checked contents
+    fingerprint: str  # SHA-256 of `certificates.parquet`
+    ood: pd.DataFrame | None = None  # rows of `ood_certificates.parquet`
+    ood_scores: pd.DataFrame | None = None  # of `ood_scores.parquet`
+    test_scores: pd.DataFrame | None = None  # of `scores.parquet`
 
     @property
     def runs(self) -> tuple[str, ...]:

@@ -34,11 +34,8 @@ _Rule = tuple[str, np.ndarray, str]
 def check_rows(path: Path, frame: pd.DataFrame, summary: Summary, side: str) -> None:
     """Nothing, if every row is one that the verifier could have written.
 
-    Args:
-        path: of the table, for the message.
-        frame: certificates whose columns were checked one by one.
-        summary: what the rows were made with.
-        side: `id` or `ood`: on which side of the threshold a sample is right.
+    The columns were checked one by one before. `side` is `id` or `ood`: on which side of the
+    threshold a sample is right.
 
     Raises:
         RunError: naming file, column, the value found and what was expected.

@@ -73,11 +73,7 @@ def read_test_scores(folder: Path) -> pd.DataFrame | None:
 def check_same_scores(path: Path, scores: pd.DataFrame, frame: pd.DataFrame, part: str) -> None:
     """Nothing, if both files give a sample the same score, up to the precision of a network.
 
-    Args:
-        path: of `scores`, for the message.
-        scores: rows of `scores.parquet`.
-        frame: certificates of the samples of `part`.
-        part: `test`, or `ood/` with a name.
+    `frame` holds the certificates of the samples of `part`, which is `test` or `ood/` with a name.
 
     Raises:
         RunError: the scores are of another network or of other samples.

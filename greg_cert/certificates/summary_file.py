@@ -240,12 +240,10 @@ class Summary(_Record):
             raise ValueError(f'expected "id" or "ood", but got {value!r}')
         return value
 
-    @field_validator("provenance", mode="before")
-    @classmethod
-    def _provenance(cls, value: object) -> object:
-        return {} if value is None else value
-
-    @field_validator("score", "sides", "methods", "classes", "complete", "correct", mode="before")
+    @field_validator(
+        *("score", "sides", "methods", "classes", "complete", "correct", "provenance"),
+        mode="before",
+    )
     @classmethod
     def _absent(cls, value: object, info: ValidationInfo) -> object:
         return (

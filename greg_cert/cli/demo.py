@@ -38,14 +38,14 @@ def demo(
     screen.speak(json=json, quiet=quiet)
     import torch
 
-    from greg_cert.cli.toy import DEFAULT_OUT, demonstrate
+    from greg_cert.cli.toy import demonstrate
     from greg_cert.cli.verify import verify_and_report
     from greg_cert.config import load_config
     from greg_cert.data import load_data
     from greg_cert.errors import UsageError
     from greg_cert.train import fit
 
-    out = out or (DEFAULT_OUT if toy else Path("greg-cert-demo"))
+    out = out or Path("greg-cert-toy" if toy else "greg-cert-demo")
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UsageError(
             f"--out: expected a new or empty folder, but {out} has content; name another with --out"

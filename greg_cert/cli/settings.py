@@ -18,13 +18,10 @@ _NO_OPTION = {"options"}  # a mapping, which --set reaches
 
 
 def offers(*names: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Give a command one option a setting, in place of its parameter `settings`.
+    """Give a command one option for each of these fields, or all, in place of `settings`.
 
     The command is called with `settings`, a mapping from names of fields to what the user gave;
     None where an option was not given.
-
-    Args:
-        *names: of fields; all by default.
     """
     chosen = names or tuple(n for n in VerifyConfig.model_fields if n not in _NO_OPTION)
 
@@ -49,12 +46,10 @@ def offers(*names: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
 
 
 def verify_settings(configured: VerifyConfig, **given: Any) -> VerifyConfig:
-    """The settings with what the user gave on top, validated again.
+    """The run's own settings with what the user gave on top, validated again.
 
-    Args:
-        configured: the run's own.
-        **given: options by field name; None where an option was not given, and 0 where a count
-            may be none: all samples, or a budget without end.
+    Options come by field name: None where one was not given, and 0 where a count may be none: all
+    samples, or a budget without end.
 
     Raises:
         UsageError: for a value out of range; names the option.
@@ -114,17 +109,13 @@ def _count_or_none(name: str) -> bool:
 
 def _kinds(name: str) -> set[Any]:
     """The plain types in the annotation of a field."""
-    found: set[Any] = set()
-    left: list[Any] = [VerifyConfig.model_fields[name].annotation]
-    while left:
-        kind = left.pop()
-        origin = getattr(kind, "__origin__", None)
-        if origin is tuple:
-            found.add(tuple)
-        elif get_args(kind) and isinstance(get_args(kind)[0], str):
-            found.add(str)  # a literal
-        elif get_args(kind):
-            left += get_args(kind)
-        else:
-            found.add(kind)
-    return found
+
+    def plain(kind: Any) -> set[Any]:
+        inner = get_args(kind)
+        if getattr(kind, "__origin__", None) is tuple:
+            return {tuple}
+        if inner and isinstance(inner[0], str):
+            return {str}  # a literal
+        return set[Any]().union(*map(plain, inner)) if inner else {kind}
+
+    return plain(VerifyConfig.model_fields[name].annotation)

@@ -12,17 +12,15 @@ from greg_cert.cli import screen
 if TYPE_CHECKING:
     from greg_cert.train.toy.measures import Toy
 
-DEFAULT_OUT = Path("greg-cert-toy")
-
 
 def demonstrate(out: Path) -> None:
     """Train and measure two detectors of points in the plane, draw them, and say what was found.
 
-    Args:
-        out: folder of `toy.png`, `toy.pdf` and `toy.json`; made if absent.
+    Writes `toy.png`, `toy.pdf` and `toy.json` into the folder, made if absent.
     """
     from greg_cert.files import write_files
     from greg_cert.report.figures.render import render
+    from greg_cert.runs.records import environment
     from greg_cert.train.toy.measures import run_toy
     from greg_cert.train.toy.picture import TOY_STYLE, draw_toy
     from greg_cert.train.toy.plane import ToySettings
@@ -30,7 +28,13 @@ def demonstrate(out: Path) -> None:
     with screen.training_bars() as bar:
         toy = run_toy(ToySettings(), observe=lambda method: bar(f"train {method}"))
     figure = render(lambda style: draw_toy(toy, style), TOY_STYLE)
-    record = toy_record(toy, command=screen.command_line())
+    record = {
+        "schema": 1,
+        "settings": asdict(toy.settings),
+        "runs": {method: run.numbers for method, run in toy.runs.items()},
+        "pair": _pair_record(toy),
+        "provenance": {**environment("cpu"), "command": screen.command_line()},
+    }
     contents: dict[str, bytes | str] = {
         "toy.png": figure.png,
         "toy.pdf": figure.pdf,
@@ -41,19 +45,6 @@ def demonstrate(out: Path) -> None:
     screen.plain(*toy_lines(record), *paths)
 
 
-def toy_record(toy: Toy, *, command: str | None = None) -> dict[str, Any]:
-    """All that was measured, and what made it, for `toy.json`."""
-    from greg_cert.runs.records import environment
-
-    return {
-        "schema": 1,
-        "settings": asdict(toy.settings),
-        "runs": {method: run.numbers for method, run in toy.runs.items()},
-        "pair": _pair_record(toy),
-        "provenance": {**environment("cpu"), "command": command},
-    }
-
-
 def _pair_record(toy: Toy) -> dict[str, Any] | None:
     """The two outliers of one score, under both detectors; None where the energy model has none."""
     from greg_cert.train.toy.measures import score_and_slope
@@ -61,12 +52,10 @@ def _pair_record(toy: Toy) -> dict[str, Any] | None:
     if toy.pair is None:
         return None
     points = toy.points.outliers[list(toy.pair)]
-    record: dict[str, Any] = {
-        name: {"x": point} for name, point in zip(("A", "B"), points.tolist(), strict=True)
-    }
+    record: dict[str, Any] = {name: {"x": points[k].tolist()} for k, name in enumerate("AB")}
     for method, run in toy.runs.items():
         score, slope = score_and_slope(run.model, points)
-        for k, name in enumerate(("A", "B")):
+        for k, name in enumerate("AB"):
             record[name][method] = {"score": float(score[k]), "slope": float(slope[k])}
     return record
 

@@ -26,25 +26,14 @@ _NOTE = "tuning.json"  # in a run folder: what it took, and what was measured
 
 @dataclass(frozen=True)
 class Plan:
-    """What is asked for.
-
-    Attributes:
-        tuned: the experiments.
-        setting: as it was typed.
-        seeds: trainings of each value.
-        settings: how calibration samples are certified.
-        held_out: share of the auxiliary set that stands for OOD data.
-        out: folder of runs and results.
-        resume: go on with what is there.
-        command: the command line, for the record.
-    """
+    """What is asked for."""
 
     tuned: Tuned
-    setting: str
-    seeds: int
-    settings: VerifyConfig
-    held_out: float
-    out: Path
+    setting: str  # as it was typed
+    seeds: int  # trainings of each value
+    settings: VerifyConfig  # how calibration samples are certified
+    held_out: float  # share of the auxiliary set that stands for OOD data
+    out: Path  # folder of runs and results
     resume: bool
     command: str
 

@@ -88,8 +88,6 @@ def test_evaluate(work: Path) -> None:
     gamma = one["threshold"]
     calibration = scores[scores["part"] == "calibration"]["score"]
     assert (calibration <= gamma).mean() >= 0.95 > (calibration < gamma).mean()
-    accepted = (scores[scores["part"] == "ood/text"]["score"] <= gamma).mean()
-    assert 0 <= accepted <= 1
     assert one["test_tpr"] == (scores[scores["part"] == "test"]["score"] <= gamma).mean()
 
 

@@ -101,7 +101,8 @@ def test_rows_files_a_picture_and_a_value_that_fails(
         assert splits.calibration.labels is not None
         with torch.no_grad():
             predicted = run.load_model()(splits.calibration.pixels()).argmax(1)
-        assert row["accuracy"] == accuracy_of(predicted, splits.calibration.labels)
+        right = predicted == splits.calibration.labels
+        assert row["accuracy"] == right.double().mean().item()
         assert 0 <= row["fpr"] <= 1
         assert 0 <= row["auroc"] <= 1
         assert row["samples"] == 4
@@ -117,10 +118,6 @@ def test_rows_files_a_picture_and_a_value_that_fails(
     with Image.open(out / "tradeoff.png") as image:
         assert image.width == 2025
     assert (out / "tradeoff.pdf").read_bytes().startswith(b"%PDF")
-
-
-def accuracy_of(predicted: torch.Tensor, labels: torch.Tensor) -> float:
-    return (predicted == labels).double().mean().item()
 
 
 def test_going_on_trains_and_measures_what_is_missing_alone(

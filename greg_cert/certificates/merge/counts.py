@@ -10,7 +10,7 @@ from greg_cert.certificates.methods import RADIUS_METHOD, STOPPED_BY
 
 _OF_ROWS = {
     *("samples", "status", "violations", "gradient_norm", "ood_side", "robust"),
-    *(RADIUS_METHOD, STOPPED_BY),
+    *(RADIUS_METHOD, STOPPED_BY, "seconds"),
     *(f"{name}_radius" for name in ("certified", "attack", "gradient", "lipschitz")),
 }
 _OF_RUN = {
@@ -22,11 +22,8 @@ _OF_RUN = {
 def recounted(record: dict[str, Any], rows: Tables, *, whole: bool) -> dict[str, Any]:
     """A run's entry of `summary.json` for these rows.
 
-    Args:
-        record: the entry as it was; what does not depend on the rows is kept.
-        rows: of the run.
-        whole: whether these are all rows that the entry was about; else what this module does not
-            know of is dropped.
+    Of the entry as it was, what does not depend on the rows is kept; what this module does not know
+    of, only where these are the `whole` of the rows that the entry was about.
     """
     kept = {k: v for k, v in record.items() if k in _OF_RUN or (whole and k not in _OF_ROWS)}
     kept |= id_side(rows.certificates)
@@ -38,4 +35,4 @@ def recounted(record: dict[str, Any], rows: Tables, *, whole: bool) -> dict[str,
             f"{r:g}": robust(rows.certificates, rows.ood, rows.bounds, r)
             for r in sorted({float(r) for r in radii})
         }
-    return {**{k: v for k, v in kept.items() if k != "seconds"}, "seconds": record.get("seconds")}
+    return {**kept, "seconds": record.get("seconds")}

@@ -36,23 +36,16 @@ from greg_cert.errors import RunError, UsageError
 class Merged:
     """What was put together.
 
-    Attributes:
-        folder: the verification folder that was written.
-        runs: names of the runs, the baseline first.
-        baseline: the one that the others are compared with, or None.
-        samples: ID samples that every run has.
-        left_out: by folder and set, the samples that not all have; only where there are any.
-        same: runs that several folders hold, kept once, and the folders they were not taken from.
-        violations: certificates that an attack contradicts.
+    `same`: runs that several folders hold, kept once, and the folders they were not taken from.
     """
 
     folder: Path
-    runs: tuple[str, ...]
+    runs: tuple[str, ...]  # the baseline first
     baseline: str | None
-    samples: int
-    left_out: dict[str, dict[str, int]]
+    samples: int  # ID samples that every run has
+    left_out: dict[str, dict[str, int]]  # by folder and set, samples that not all have, if any
     same: dict[str, list[str]]
-    violations: int
+    violations: int  # certificates that an attack contradicts
 
 
 @dataclass(frozen=True)
@@ -122,9 +115,8 @@ def merge_verifications(
     entries, same = _once(entries)
     names = merged_names([entry.named for entry in entries])
     entries = [
-        replace(entry, name=name, rows=replace(rows, tables=renamed(rows.tables, name)))
+        replace(entry, name=name, rows=replace(entry.rows, tables=renamed(entry.rows.tables, name)))
         for entry, name in zip(entries, names, strict=True)
-        for rows in [entry.rows]
     ]
     chosen = _baseline(entries, same, parts, baseline)
     entries.sort(key=lambda entry: entry.name != chosen)  # stable: the others keep their order
@@ -240,10 +232,9 @@ def _summary(
         )
         for entry in entries
     }
-    alike = in_common([part.document for part in parts])
     names = {at: entry.name for entry in entries for at in (entry.key, *same[entry.key])}
     return {
-        **alike,
+        **in_common([part.document for part in parts]),
         "score": runs[entries[0].name].get("score", parts[0].document.get("score", "energy")),
         "complete": complete,
         "wanted": len(rows.certificates) if complete else min(asked, default=None),

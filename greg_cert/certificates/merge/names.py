@@ -9,19 +9,12 @@ from typing import NamedTuple
 
 
 class Named(NamedTuple):
-    """A run as one verification has it.
+    """A run as one verification has it."""
 
-    Attributes:
-        results: the verification folder, which may be that of another run.
-        name: what the run is called there.
-        seed: of its training, where that is known.
-        folder: the run folder, where that is recorded.
-    """
-
-    results: Path
+    results: Path  # the verification folder, which may be that of another run
     name: str
-    seed: int | None
-    folder: Path | None = None
+    seed: int | None  # of its training, where that is known
+    folder: Path | None = None  # its own, where that is recorded
 
 
 def merged_names(runs: Sequence[Named]) -> list[str]:

@@ -17,10 +17,7 @@ def merged_provenance(
 ) -> dict[str, Any]:
     """The field `provenance`: what the parts agree on, and under `parts` each one's own record.
 
-    Args:
-        parts: the verifications.
-        names: of each run in the result, by folder and name there; several for one in several.
-        command: the command that put them together.
+    `names` has each run's name in the result by folder and name there; several for one in several.
     """
     by_folder = {part.folder: part.document.get("provenance") or {} for part in parts}
     records = list(by_folder.values())
@@ -63,15 +60,15 @@ def merged_provenance(
 
 def merged_audit(parts: Sequence[Results]) -> dict[str, Any] | None:
     """The audits of all parts together; None where one has none."""
-    audits = [part.document.get("audit") for part in parts]
+    audits: list[Any] = [part.document.get("audit") for part in parts]
     if not all(isinstance(audit, dict) for audit in audits):
         return None
     found: dict[str, Any] = {}
-    for key in dict.fromkeys(key for audit in audits for key in audit or {}):
-        values = [(audit or {}).get(key) for audit in audits]
+    for key in dict.fromkeys(key for audit in audits for key in audit):
+        values = [audit.get(key) for audit in audits]
         if key in ("attacks", "certificates", "violations"):
             if all(isinstance(value, int) for value in values):
-                found[key] = sum(value for value in values if value is not None)
+                found[key] = sum(values)
         elif all(value == values[0] for value in values):
             found[key] = values[0]
     return found

@@ -21,17 +21,11 @@ _KEYS = (["index"], ["dataset", "index"], ["dataset", "index", "radius"])
 
 @dataclass(frozen=True)
 class Rows:
-    """The rows of one run, in the order of the first file.
-
-    Attributes:
-        tables: the rows that are kept.
-        left_out: how many samples are left out by set (`id`, `ood/NAME`), where there are any.
-        violations_left_out: certificates left out that an attack contradicts.
-    """
+    """The rows of one run that are kept, in the order of the first file."""
 
     tables: Tables
-    left_out: dict[str, int]
-    violations_left_out: int
+    left_out: dict[str, int]  # samples by set (`id`, `ood/NAME`), where there are any
+    violations_left_out: int  # certificates left out that an attack contradicts
 
 
 def renamed(tables: Tables, run: str) -> Tables:

@@ -177,11 +177,10 @@ def test_the_same_name_with_other_rows_is_another_run(verified, made, frames, tm
 
 
 def test_names():
-    def named(*runs):
-        return [Named(Path(results), *run, *map(Path, own)) for results, *run, own in runs]
-
     def names(*runs):
-        return merged_names(named(*runs))
+        return merged_names(
+            [Named(Path(results), *run, *map(Path, own)) for results, *run, own in runs]
+        )
 
     assert names(("a/v", "x", 1, []), ("b/v", "y", 1, [])) == ["x", "y"]
     assert names(("a/v", "x", 1, []), ("b/v", "x", 2, []), ("b/v", "y", 2, [])) == [
@@ -214,21 +213,20 @@ def test_a_baseline_must_be_one_of_the_names(verified, made, tmp_path, wanted):
 
 
 def test_usage(verified, frames, tmp_path):
-    a, b = verified("a", frames[:1]), verified("b", frames[1:2])
-    with pytest.raises(UsageError, match="two verification folders or more"):
-        merge_verifications([a], tmp_path / "out")
-    with pytest.raises(UsageError, match="each folder once"):
-        merge_verifications([a, a], tmp_path / "out")
-    with pytest.raises(UsageError, match="another folder than those compared"):
-        merge_verifications([a, b], a)
-    c = verified("c", frames[2:])
-    with pytest.raises(UsageError, match="holds a verification"):
-        merge_verifications([a, b], c)
-    (tmp_path / "file").write_text("mine")
-    with pytest.raises(UsageError, match="but it is a file"):
-        merge_verifications([a, b], tmp_path / "file")
+    a, b, c = (verified(name, [frame]) for name, frame in zip("abc", frames, strict=True))
+    out, file = tmp_path / "out", tmp_path / "file"
+    file.write_text("mine")
+    for parts, target, words in (
+        ([a], out, "two verification folders or more"),
+        ([a, a], out, "each folder once"),
+        ([a, b], a, "another folder than those compared"),
+        ([a, b], c, "holds a verification"),
+        ([a, b], file, "but it is a file"),
+    ):
+        with pytest.raises(UsageError, match=words):
+            merge_verifications(parts, target)
     with pytest.raises(RunError, match="there is none"):
-        merge_verifications([a, tmp_path / "nothing"], tmp_path / "out")
+        merge_verifications([a, tmp_path / "nothing"], out)
 
 
 def test_unfinished_parts_make_an_unfinished_whole(verified, frames, tmp_path):
@@ -272,19 +270,22 @@ def test_runs_of_one_name_are_told_apart_by_their_own_folders(verified, made, fr
     assert folders == dict(zip(done.runs, ("/r/energy", "/r/greg+", "/r/energy2"), strict=True))
 
 
-def test_one_run_under_two_names_is_one_run(verified, made, frames, tmp_path):
+@pytest.mark.parametrize("name", ["energy", "energy0"])
+def test_one_baseline_in_two_folders_is_kept_once(verified, made, frames, tmp_path, name):
     """What has its title in one verification goes by its folder beside another of that title."""
     a = verified("a", frames[:2], baseline="energy")
-    b = verified("b", [frames[0].assign(run="energy0"), frames[2]], baseline="energy0")
+    b = verified("b", [frames[0].assign(run=name), frames[2]], baseline=name)
     known = provenance_of(a)["runs"]["energy"]
-    made.put(b, provenance__runs__energy0=known)
+    made.put(b, **{f"provenance__runs__{name}": known})
     done = merge_verifications([a, b], tmp_path / "out")
     assert done.runs == ("energy", "greg", "greg+")
     assert done.same == {"energy": [str(b)]}
     assert done.baseline == "energy"
-    first, second = provenance_of(tmp_path / "out")["parts"]
-    assert first["runs"] == {"energy": "energy", "greg": "greg"}
-    assert second["runs"] == {"energy0": "energy", "greg+": "greg+"}
+    provenance = provenance_of(tmp_path / "out")
+    assert [part["runs"] for part in provenance["parts"]] == [
+        {"energy": "energy", "greg": "greg"},
+        {name: "energy", "greg+": "greg+"},
+    ]
 
 
 def test_the_record_of_each_run_and_part_is_kept(verified, made, frames, tmp_path):

@@ -32,15 +32,12 @@ RUNNER = CliRunner()
 
 
 @pytest.fixture(scope="module")
-def pair(hasty: None, slow_and_fast: list[RunFolder]) -> list[RunFolder]:
-    return slow_and_fast
-
-
-@pytest.fixture(scope="module")
-def folders(pair: list[RunFolder], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+def folders(
+    hasty: None, slow_and_fast: list[RunFolder], tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, Path]:
     """Verification folders by name: of both runs, and of each alone."""
     out = tmp_path_factory.mktemp("verified")
-    slow, fast = pair
+    slow, fast = slow_and_fast
     verify_runs([fast], BOTH, out / "both", baseline=slow)
     verify_runs([slow], BOTH, out / "slow")
     verify_runs([fast], BOTH, out / "fast")
