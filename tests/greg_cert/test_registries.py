@@ -37,7 +37,7 @@ def texts(node: ast.AST) -> Iterator[str]:
 
 
 DETECTOR_TESTS = named_in(
-    *(f"detectors/test_{n}.py" for n in ("feature_methods", "line", "logit_methods", "odin"))
+    *(f"detectors/test_{n}.py" for n in ("feature_methods", "line", "logit_methods", "penultimate"))
 )
 MODEL_TESTS = named_in("test_models.py", "test_weights.py")
 ONNX_TESTS = named_in("test_onnx.py")
