@@ -18,19 +18,12 @@ from greg_cert.train.progress import Progress
 
 @dataclass(frozen=True, kw_only=True)
 class Checkpoint(Progress):
-    """The state after a step.
-
-    Attributes:
-        model: state of the model.
-        optimizer: state of the optimiser.
-        journal: digest of the rows of metrics so far.
-        lipschitz: vectors of the Lipschitz penalty, or None.
-    """
+    """The state after a step."""
 
     model: dict[str, Any]
     optimizer: dict[str, Any]
-    journal: str | None = None
-    lipschitz: dict[str, Tensor] | None = None
+    journal: str | None = None  # digest of the rows of metrics so far
+    lipschitz: dict[str, Tensor] | None = None  # vectors of the Lipschitz penalty
 
 
 def save_checkpoint(path: Path, state: Checkpoint) -> None:

@@ -18,11 +18,8 @@ def first_model(
 ) -> tuple[Classifier, LoadReport | None]:
     """The model that a run begins with, on the CPU, and what was loaded into it.
 
-    Args:
-        config: the experiment.
-        splits: its data.
-        device: it is to be trained on.
-        initialise: whether the weights of `train.init` are loaded, as where a run begins.
+    `device` is where it is to be trained. Where a run goes on, `initialise` is not set, and the
+    weights of `train.init` are not loaded.
 
     Raises:
         UsageError: for a model that cannot take the images, or that the device cannot train, or

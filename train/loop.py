@@ -74,10 +74,6 @@ def check(config: ExperimentConfig, splits: DataSplits) -> None:
 
     No process is started and no file is written.
 
-    Args:
-        config: the experiment.
-        splits: its data.
-
     Raises:
         ConfigError: as `fit`, or for a device that is not available here.
         UsageError: for a model that cannot take the images, or weights to begin with that are

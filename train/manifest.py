@@ -26,15 +26,7 @@ def first_manifest(
     command: str | None,
     session: dict[str, Any],
 ) -> dict[str, Any]:
-    """The manifest before the first stage has begun.
-
-    Args:
-        config: the experiment.
-        splits: its data.
-        loaded: what the first weights were, where they were loaded.
-        command: the command line.
-        session: of `session_record`.
-    """
+    """The manifest before the first stage has begun; `session` is of `session_record`."""
     return {
         **session,
         "method": config.method,

@@ -16,39 +16,24 @@ from greg_cert.stages import StageConfig
 
 @dataclass(frozen=True)
 class Progress:
-    """Where a run stands; random numbers follow from the seed and need no state.
+    """Where a run stands; random numbers follow from the seed and need no state."""
 
-    Attributes:
-        stage: index of the stage the next step belongs to.
-        epoch: epochs of that stage done.
-        batch: steps of the next epoch done.
-        step: steps done since the run began.
-        m_in: margin of ID scores in that stage, None before it is chosen.
-        m_out: margin of auxiliary scores, likewise.
-        low: auxiliary images chosen for the epoch, for L_S, or None.
-        high: likewise, for L_∇.
-    """
-
-    stage: int = 0
-    epoch: int = 0
-    batch: int = 0
-    step: int = 0
-    m_in: float | None = None
-    m_out: float | None = None
-    low: Tensor | None = None
-    high: Tensor | None = None
+    stage: int = 0  # index of the one that the next step belongs to
+    epoch: int = 0  # of that stage done
+    batch: int = 0  # steps of the next epoch done
+    step: int = 0  # steps done since the run began
+    m_in: float | None = None  # margin of ID scores in that stage, None before it is chosen
+    m_out: float | None = None  # margin of auxiliary scores, likewise
+    low: Tensor | None = None  # auxiliary images chosen for the epoch, for L_S
+    high: Tensor | None = None  # likewise, for L_∇
 
 
 def check_place(
     state: Progress, plan: Sequence[tuple[StageConfig, int]], aux: int, path: Path
 ) -> None:
-    """Refuse a state that stands nowhere in the run.
+    """Refuse a state, read from `path`, that stands nowhere in the run.
 
-    Args:
-        state: of a checkpoint.
-        plan: the stages, and the steps in one epoch of each.
-        aux: how many auxiliary images there are.
-        path: of the file.
+    `plan` has the stages, and the steps in one epoch of each; `aux` counts the auxiliary images.
 
     Raises:
         RunError: names the file and the first field that does not fit.

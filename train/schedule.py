@@ -21,12 +21,7 @@ def terms_of_step(
 ) -> Terms:
     """The terms of the loss in step `step` of a stage, the first being 0.
 
-    Args:
-        stage: the stage.
-        progress: holds its margins.
-        step: counted from the stage's beginning.
-        per_epoch: steps in an epoch.
-        processes: that share the step.
+    `progress` holds its margins; an epoch has `per_epoch` steps, each shared by `processes`.
     """
     ramp = stage.lambda_lipschitz_ramp * per_epoch
     penalised, weight = step % stage.penalty_every == 0, stage.penalty_every

@@ -19,19 +19,12 @@ Needs = Literal["logits", "features", "gradients"]
 
 @dataclass(frozen=True)
 class Option:
-    """One hyperparameter of a detector.
-
-    Attributes:
-        name: What it is called.
-        kind: Which values it takes.
-        default: Published value, or None where `rule` picks one when the detector is fitted.
-        rule: What the value is, or how it is picked.
-    """
+    """One hyperparameter of a detector."""
 
     name: str
-    kind: Kind
-    default: Value | None
-    rule: str
+    kind: Kind  # which values it takes
+    default: Value | None  # published, or None where `rule` picks one when the detector is fitted
+    rule: str  # what the value is, or how it is picked
 
 
 @dataclass(frozen=True)

@@ -14,12 +14,7 @@ Score = Callable[[Tensor], Tensor]
 
 @dataclass(frozen=True)
 class Fitted:
-    """A method that is ready to score.
+    """A method that is ready to score."""
 
-    Attributes:
-        score: (B, K) logits, or (B, D) features, to (B,) scores; higher = more OOD.
-        options: The options that were picked by a rule, with the values they got.
-    """
-
-    score: Score
-    options: Mapping[str, Value] = field(default_factory=dict)
+    score: Score  # (B, K) logits, or (B, D) features, to (B,) scores; higher = more OOD
+    options: Mapping[str, Value] = field(default_factory=dict)  # those that a rule picked

@@ -19,17 +19,11 @@ from greg_cert.scores import energy
 
 
 class Important(NamedTuple):
-    """What is kept for each class that may be predicted.
+    """What is kept for each class that may be predicted."""
 
-    Attributes:
-        contributions: C (K, D), as `contributions` gives.
-        features: (K, D) bool, the features kept.
-        threshold: (K,), above which |C_k|·W has to be for a weight to be kept.
-    """
-
-    contributions: Tensor
-    features: Tensor
-    threshold: Tensor
+    contributions: Tensor  # C (K, D), as `contributions` gives
+    features: Tensor  # (K, D) bool, the features kept
+    threshold: Tensor  # (K,), above which |C_k|·W has to be for a weight to be kept
 
 
 def line(

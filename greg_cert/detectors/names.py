@@ -41,7 +41,12 @@ def parse_detector(text: str) -> tuple[str, dict[str, Value]]:
             )
         if option in given:
             raise UsageError(f"detector {name}: expected {option} once, but got it twice")
-        given[option] = _number(name, option, value)
+        try:
+            given[option] = float(value)
+        except ValueError:
+            raise UsageError(
+                f"detector {name}: expected {option} to be a number, but got {value!r}"
+            ) from None
     return name, check_options(name, given)
 
 
@@ -72,22 +77,11 @@ def check_options(name: str, given: Mapping[str, object]) -> dict[str, Value]:
             raise UsageError(f"detector {name}: expected {choices}{hint}, but got {key!r}")
         if value is None:
             continue
-        checked[key] = _checked(f"detector {name}: expected {key}", known[key].kind, value)
+        allowed, fits = _VALUES[known[key].kind]
+        number = math.nan
+        if isinstance(value, int | float) and not isinstance(value, bool):
+            number = value
+        if not (math.isfinite(number) and fits(number)):
+            raise UsageError(f"detector {name}: expected {key} to be {allowed}, but got {value!r}")
+        checked[key] = int(number) if known[key].kind == "count" else float(number)
     return checked
-
-
-def _checked(what: str, kind: Kind, value: object) -> Value:
-    allowed, fits = _VALUES[kind]
-    number = value if isinstance(value, int | float) and not isinstance(value, bool) else math.nan
-    if math.isfinite(number) and fits(number):
-        return int(number) if kind == "count" else float(number)
-    raise UsageError(f"{what} to be {allowed}, but got {value!r}")
-
-
-def _number(name: str, option: str, text: str) -> Value:
-    try:
-        return float(text)
-    except ValueError:
-        raise UsageError(
-            f"detector {name}: expected {option} to be a number, but got {text!r}"
-        ) from None

@@ -17,15 +17,10 @@ from greg_cert.runs.inference import batch_size, device_of, evaluation_copy, set
 
 
 class Head(NamedTuple):
-    """The last linear layer, of the ID classes alone.
+    """The last linear layer, of the ID classes alone."""
 
-    Attributes:
-        weight: W, (K, D).
-        bias: b, (K,).
-    """
-
-    weight: Tensor
-    bias: Tensor
+    weight: Tensor  # W, (K, D)
+    bias: Tensor  # b, (K,)
 
     def logits(self, features: Tensor) -> Tensor:
         """Wz + b, (B, K), of features (B, D)."""

@@ -24,23 +24,14 @@ _FILE = "decision.json"
 
 @dataclass(frozen=True)
 class Decision:
-    """What accepts an image as in-distribution.
+    """What accepts an image as in-distribution."""
 
-    Attributes:
-        score: name of the OOD score, one of `greg_cert.scores.SCORES`.
-        tpr: share of the calibration split that is accepted.
-        threshold: γ; accepted iff the score is ≤ γ.
-        calibration_samples: how many set it.
-        num_classes: ID classes.
-        classes: their names, or None where the data have none.
-    """
-
-    score: str
-    tpr: float
-    threshold: float
-    calibration_samples: int
-    num_classes: int
-    classes: tuple[str, ...] | None
+    score: str  # one of `greg_cert.scores.SCORES`
+    tpr: float  # share of the calibration split that is accepted
+    threshold: float  # γ; accepted iff the score is ≤ γ
+    calibration_samples: int  # how many set it
+    num_classes: int  # ID classes
+    classes: tuple[str, ...] | None  # their names, where the data have any
 
     def name_of(self, label: int) -> str:
         """A class by its name, or by its number."""

@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from greg_cert.data import DataSplits, Images
@@ -22,7 +21,7 @@ from greg_cert.digests import tensors_digest
 from greg_cert.errors import RunError, UsageError
 from greg_cert.evaluation.figures import Detection, Evaluation, Predictions
 from greg_cert.evaluation.store import Columns, ScoreStore
-from greg_cert.metrics import FloatArray, detection_metrics, threshold_at_tpr
+from greg_cert.metrics import detection_metrics, threshold_at_tpr
 from greg_cert.runs.inference import evaluation_copy, logits_of
 from greg_cert.runs.records import package_versions
 from greg_cert.runs.subjects import Subject, common_data, open_subject
@@ -136,7 +135,13 @@ class Evaluator:
         labels = self.data.test.labels.numpy()
 
         def fits(saved: Columns) -> bool:
-            return "test" in saved and _possible(saved["test"], labels, self.data.num_classes)
+            """Whether these are about the same labels, and classes and probabilities."""
+            columns = saved.get("test")
+            return columns is not None and (
+                np.array_equal(columns["label"], labels)
+                and bool(np.isin(columns["predicted"], np.arange(self.data.num_classes)).all())
+                and bool(((columns["confidence"] >= 0) & (columns["confidence"] <= 1)).all())
+            )
 
         def compute() -> Columns:
             logits = self._test_logits[:, : self.data.num_classes]
@@ -198,7 +203,8 @@ class Evaluator:
 
     def _detect(self, spec: str) -> Detection:
         name, options = (spec, {}) if spec in SCORES else parse_detector(spec)
-        title = name + _shown(options)
+        typed = ",".join(f"{k}={v}" for k, v in sorted(options.items()))
+        title = f"{name}:{typed}" if typed else name
 
         def fits(saved: Columns) -> bool:
             return list(saved) == list(self._parts) and all(
@@ -319,21 +325,3 @@ class Evaluator:
     def _tell(self, done: int, of: int, next_one: str) -> None:
         if self.observer is not None:
             self.observer(done, of, next_one)
-
-
-def _possible(
-    columns: Mapping[str, FloatArray], labels: NDArray[np.int64], num_classes: int
-) -> bool:
-    """Whether saved predictions are about these labels, and classes and probabilities."""
-    predicted, confidence = columns["predicted"], columns["confidence"]
-    return (
-        np.array_equal(columns["label"], labels)
-        and bool(np.isin(predicted, np.arange(num_classes)).all())
-        and bool(((confidence >= 0) & (confidence <= 1)).all())
-    )
-
-
-def _shown(options: Mapping[str, Any]) -> str:
-    """Options as they are typed, in one order."""
-    parts = [f"{k}={v}" for k, v in sorted(options.items())]
-    return ":" + ",".join(parts) if parts else ""

@@ -39,8 +39,7 @@ def openood_rows(detection: Detection) -> list[tuple[str, str]]:
 
 def openood_table(row: Evaluated) -> pd.DataFrame:
     """One run by one detector."""
-    numbers = row.numbers()
-    cells = {key: round(100 * value, 2) for key, value in numbers.items()}
+    cells = {key: round(100 * value, 2) for key, value in row.numbers().items()}
     return _table(openood_rows(row.detection), cells.__getitem__)
 
 

@@ -19,21 +19,12 @@ _GROUPS: tuple[tuple[str, Group | None], ...] = (("", None), ("near_", "near"), 
 
 @dataclass(frozen=True)
 class Evaluated:
-    """One run by one detector.
+    """One run by one detector."""
 
-    Attributes:
-        run: what tables call the run.
-        seed: that it was trained with, where that is known.
-        family: what it shares with the runs of other seeds, and with no other run.
-        title: what tables call the family.
-        predictions: on the ID test split.
-        detection: the detector's scores and metrics.
-    """
-
-    run: str
-    seed: int | None
-    family: str
-    title: str
+    run: str  # what tables call it
+    seed: int | None  # that it was trained with, where that is known
+    family: str  # what it shares with the runs of other seeds, and with no other run
+    title: str  # what tables call the family
     predictions: Predictions
     detection: Detection
 
@@ -58,23 +49,14 @@ class Evaluated:
 
 @dataclass(frozen=True)
 class SeedMean:
-    """Runs of several seeds by one detector.
+    """Runs of several seeds by one detector."""
 
-    Attributes:
-        family: what the runs share (`Evaluated.family`).
-        title: what tables call them.
-        detector: its name.
-        seeds: in the runs' order.
-        mean: of each number (`Evaluated.numbers`) over the seeds.
-        std: its sample standard deviation (divisor n − 1).
-    """
-
-    family: str
-    title: str
+    family: str  # as of `Evaluated`
+    title: str  # likewise
     detector: str
-    seeds: tuple[int, ...]
-    mean: Mapping[str, float]
-    std: Mapping[str, float]
+    seeds: tuple[int, ...]  # in the runs' order
+    mean: Mapping[str, float]  # of each number (`Evaluated.numbers`) over the seeds
+    std: Mapping[str, float]  # its sample standard deviation (divisor n − 1)
 
 
 def evaluated(evaluator: Evaluator, subject: Subject, run: str, detector: str | None) -> Evaluated:
@@ -121,11 +103,10 @@ def over_seeds(rows: Sequence[Evaluated]) -> list[SeedMean]:
             continue
         numbers = [row.numbers() for row in members]
         values = {k: np.array([n[k] for n in numbers]) for k in numbers[0]}
-        titles = dict.fromkeys(row.title for row in members)
         means.append(
             SeedMean(
                 family=family,
-                title=next(iter(titles)),
+                title=members[0].title,
                 detector=detector,
                 seeds=seeds,
                 mean={k: float(v.mean()) for k, v in values.items()},

@@ -30,16 +30,11 @@ class ScoreStore:
     """A folder of saved scores.
 
     A file is read only where what it was computed from (`identity`) is what is asked for.
-
-    Attributes:
-        folder: made with the first file.
-        required: whether a file that cannot be written is an error.
-        unsaved: why one could not be written, where it is none.
     """
 
-    folder: Path
-    required: bool = True
-    unsaved: str | None = field(default=None, init=False)
+    folder: Path  # made with the first file
+    required: bool = True  # whether a file that cannot be written is an error
+    unsaved: str | None = field(default=None, init=False)  # why a file could not be written
 
     def kept(
         self,

@@ -121,14 +121,10 @@ class OtherOod:
     """A subject with other OOD test sets than those it was trained beside.
 
     Calibration and test split stay what they were, and are checked to be.
-
-    Attributes:
-        base: the subject.
-        overrides: of `data.ood`.
     """
 
     base: Subject
-    overrides: tuple[str, ...]
+    overrides: tuple[str, ...]  # of `data.ood`
 
     @property
     def path(self) -> Path:

@@ -6,6 +6,7 @@ import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -80,20 +81,14 @@ def _rows_until(metrics: Path, done: int) -> Iterator[bytes]:
 class TrainingLog:
     """The rows of one run, by ascending step.
 
-    Attributes:
-        path: the file they were read from.
-        steps: step of each row, the run's first being 1, shape (n,).
-        stages: method of the stage that each row belongs to, n of them.
-        starts: row at which each stage begins, the first being 0. A stage begins where the method
-            changes or the epochs start anew.
-        values: every other quantity, shape (n,), NaN in rows that did not measure it.
+    A stage begins where the method changes or the epochs start anew.
     """
 
-    path: Path
-    steps: np.ndarray
-    stages: tuple[str, ...]
-    starts: tuple[int, ...]
-    values: dict[str, np.ndarray]
+    path: Path  # the file they were read from
+    steps: np.ndarray  # (n,), the run's first being 1
+    stages: tuple[str, ...]  # method of the stage that each row belongs to, n of them
+    starts: tuple[int, ...]  # row at which each stage begins, the first being 0
+    values: dict[str, np.ndarray]  # every other quantity (n,), NaN in rows that did not measure it
 
     def column(self, name: str) -> np.ndarray:
         """One quantity, shape (n,); NaN throughout where the run never measured it."""
@@ -110,13 +105,10 @@ class TrainingLog:
 
 
 def read_training_log(folder: Path) -> TrainingLog:
-    """The checked contents of `folder/metrics.jsonl`.
+    """The checked contents of `metrics.jsonl` in a run folder, complete or not.
 
     A last line without its end, as a killed run leaves it, is dropped where it is no whole row. The
     rows of a run that came to its end must be those that its manifest tells of.
-
-    Args:
-        folder: a run folder, complete or not.
 
     Raises:
         RunError: the file is missing or holds no row, or a line is damaged; names the line. Or
@@ -138,16 +130,10 @@ def read_training_log(folder: Path) -> TrainingLog:
         rows.append(_row(tail, f"{path}: line {len(lines) + 1}", rows))
     if not rows:
         raise RunError(f"{path}: expected at least one row, but there is none")
-    _check_rows(path, content)
-    return _log(path, rows)
-
-
-def _check_rows(path: Path, content: bytes) -> None:
-    """Refuse rows of another digest than the manifest beside them tells."""
-    folder = path.parent
-    manifest = read_manifest(folder) if (folder / MANIFEST_FILE).exists() else {}
+    manifest = read_manifest(path.parent) if (path.parent / MANIFEST_FILE).exists() else {}
     if path.name in manifest.get("digests", {}):  # not yet where the run was stopped
         check_file(manifest, path, hashlib.sha256(content).hexdigest())
+    return _log(path, rows)
 
 
 def _is_json(text: bytes) -> bool:
@@ -186,17 +172,17 @@ def _row(line: bytes, where: str, before: Sequence[dict[str, Any]]) -> dict[str,
 
 
 def _log(path: Path, rows: list[dict[str, Any]]) -> TrainingLog:
-    starts = [0]
-    for k in range(1, len(rows)):
-        now, before = rows[k], rows[k - 1]
-        if now["stage"] != before["stage"] or now["epoch"] < before["epoch"]:
-            starts.append(k)
+    starts = [
+        k
+        for k, (before, now) in enumerate(pairwise(rows), start=1)
+        if now["stage"] != before["stage"] or now["epoch"] < before["epoch"]
+    ]
     names = dict.fromkeys(name for row in rows for name in row if name not in _PLACE)
     return TrainingLog(
         path=path,
         steps=np.array([row["step"] for row in rows], dtype=np.int64),
         stages=tuple(row["stage"] for row in rows),
-        starts=tuple(starts),
+        starts=(0, *starts),
         values={
             name: np.array([row.get(name, np.nan) for row in rows], dtype=np.float64)
             for name in names

@@ -34,38 +34,23 @@ found infinite."""
 
 @dataclass(frozen=True)
 class TunedRun:
-    """One run.
+    """One run."""
 
-    Attributes:
-        value: of the setting, as it was typed.
-        seed: it was trained with.
-        numbers: of `NUMBERS`.
-        error: why it, or its certificates, failed; None where nothing did.
-    """
-
-    value: str
+    value: str  # of the setting, as it was typed
     seed: int
-    numbers: Mapping[str, float | None]
-    error: str | None = None
+    numbers: Mapping[str, float | None]  # of `NUMBERS`
+    error: str | None = None  # why it, or its certificates, failed
 
 
 @dataclass(frozen=True)
 class TunedValue:
-    """One value over its seeds.
+    """One value over its seeds."""
 
-    Attributes:
-        value: as it was typed.
-        runs: how many were measured.
-        errors: of those that failed, each once.
-        mean: of each number over the runs that have it; None where none has.
-        std: its sample standard deviation (divisor n − 1); None for fewer than two runs.
-    """
-
-    value: str
-    runs: int
-    errors: tuple[str, ...]
-    mean: Mapping[str, float | None]
-    std: Mapping[str, float | None]
+    value: str  # as it was typed
+    runs: int  # how many were measured
+    errors: tuple[str, ...]  # of those that failed, each once
+    mean: Mapping[str, float | None]  # of each number over the runs that have it
+    std: Mapping[str, float | None]  # sample deviation (divisor n − 1), of two runs or more
 
 
 def over_seeds(runs: Sequence[TunedRun]) -> list[TunedValue]:

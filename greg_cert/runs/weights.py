@@ -25,25 +25,15 @@ _MISSING, _UNEXPECTED, _MISFIT, _CLASH = _PROBLEMS
 
 @dataclass(frozen=True)
 class LoadReport:
-    """What became of every tensor of a checkpoint file and of a model.
-
-    Attributes:
-        path: The file.
-        sha256: Its fingerprint.
-        entry: Where in the file the tensors stood; empty for the top.
-        prefix: What every name in the file began with and was taken off, such as `module.`.
-        loaded: The model's tensors that now come from the file.
-        kept: The model's tensors that stayed as they were.
-        ignored: The file's tensors that went nowhere, by their names in the file.
-    """
+    """What became of every tensor of a checkpoint file and of a model."""
 
     path: Path
-    sha256: str
-    entry: str
-    prefix: str
-    loaded: tuple[str, ...]
-    kept: tuple[str, ...]
-    ignored: tuple[str, ...]
+    sha256: str  # of the file
+    entry: str  # where in the file the tensors stood; empty for the top
+    prefix: str  # what every name in the file began with and was taken off, such as `module.`
+    loaded: tuple[str, ...]  # the model's tensors that now come from the file
+    kept: tuple[str, ...]  # the model's tensors that stayed as they were
+    ignored: tuple[str, ...]  # the file's tensors that went nowhere, by their names in the file
 
     def summary(self) -> str:
         """The report in one line."""

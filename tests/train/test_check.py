@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,9 +11,9 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from commands import exit_code
 from safetensors.torch import save_file
 
-from greg_cert.cli import main
 from greg_cert.config import load_config
 from greg_cert.data import load_data
 from greg_cert.errors import UsageError
@@ -58,12 +57,7 @@ REFUSED: dict[str, tuple[Refused, str]] = {
     ),
     "clusters": (  # 10 classes of 2 images make 20 in training, of which a step has at most so many
         lambda _: {
-            "stage": {
-                "method": "greg+",
-                "batch_size": 480,
-                "candidates": 1,
-                "clusters": 480,
-            },
+            "stage": {"method": "greg+", "batch_size": 480, "candidates": 1, "clusters": 480},
             "data": {"aux": {"source": "uniform", "n": 480}},
         },
         r"train\.stages\[0\]\.clusters: expected at most the \d+ candidates of a step, but got 480",
@@ -122,15 +116,8 @@ def test_what_a_training_takes_leaves_no_trace(tmp_path: Path) -> None:
     assert set(tmp_path.iterdir()) == files
 
 
-def command(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> int:
-    monkeypatch.setattr(sys, "argv", ["greg-cert", *map(str, arguments)])
-    with pytest.raises(SystemExit) as left:
-        main()
-    return int(left.value.code or 0)
-
-
 def test_the_command_says_so_of_each_file(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """An experiment, a model from elsewhere, and a run that was trained."""
     good = experiment(tmp_path / "good.yaml")
@@ -144,10 +131,10 @@ def test_the_command_says_so_of_each_file(
     broken = tmp_path / "broken"
     shutil.copytree(run, broken)
     (broken / "model.safetensors").write_bytes(b"cut")
-    files = (good, few, theirs, other, run, broken)
-    assert command(monkeypatch, "config", "check", *files) == 0
+    files = [str(path) for path in (good, few, theirs, other, run, broken)]
+    assert exit_code("config", "check", *files) == 0
     capsys.readouterr()
-    assert command(monkeypatch, "config", "check", *files, "--data", "--json") == 2
+    assert exit_code("config", "check", *files, "--data", "--json") == 2
     said = capsys.readouterr()
     errors = {Path(r["file"]).name: r["error"] for r in json.loads(said.out)["files"]}
     assert errors["good.yaml"] is errors["run"] is None

@@ -88,23 +88,21 @@ def test_an_edited_checkpoint_is_refused(
     assert not stopped.complete
 
 
-@pytest.mark.parametrize("seal", [True, False])
 def test_a_checkpoint_of_no_place_in_the_run_is_refused(
-    stopped: RunFolder, splits: DataSplits, seal: bool
+    stopped: RunFolder, splits: DataSplits
 ) -> None:
     """Also where it has a digest of its own, and where it is of an earlier version."""
-    if not seal:
-        content = torch.load(stopped.checkpoint_file, weights_only=True)
-        del content["digest"], content["journal"]
-        torch.save({**content, "stage": 99}, stopped.checkpoint_file)
-        with (
-            pytest.warns(UncheckedFileWarning, match=r"last\.pt was written by an earlier"),
-            pytest.raises(RunError, match=r"field stage: expected an integer from 0 to 2"),
-        ):
-            fit(experiment(), splits, stopped.path, resume=True)
-        return
     rewrite(stopped, stage=99)
-    with pytest.raises(RunError, match=r"last\.pt: field stage: expected .* 0 to 2, but got 99"):
+    line = r"last\.pt: field stage: expected an integer from 0 to 2, but got 99"
+    with pytest.raises(RunError, match=line):
+        fit(experiment(), splits, stopped.path, resume=True)
+    content = torch.load(stopped.checkpoint_file, weights_only=True)
+    del content["digest"], content["journal"]
+    torch.save(content, stopped.checkpoint_file)
+    with (
+        pytest.warns(UncheckedFileWarning, match=r"last\.pt was written by an earlier"),
+        pytest.raises(RunError, match=line),
+    ):
         fit(experiment(), splits, stopped.path, resume=True)
 
 

@@ -156,14 +156,6 @@ def test_copies_stay_together_and_fill_as_many_clusters_as_they_can(
         assert centres.isfinite().all()
 
 
-def test_an_empty_cluster_begins_again_far_from_the_centres() -> None:
-    """Two centres in one place: the second is empty, and the blob without a centre gets it."""
-    points = torch.cat([unit_features(20, 3) * 0.1, unit_features(20, 3) * 0.1 + 5.0])
-    start = torch.stack([points[0], points[0]])
-    _, assigned = module._lloyd(points, start, torch.zeros(40, dtype=torch.long), 10, False)
-    assert same_partition(assigned, torch.arange(40) // 20)
-
-
 def test_nearly_collapsed_features_are_still_told_apart() -> None:
     """A network whose features differ by one part in ten thousand: the mean is taken off first."""
     blob = torch.arange(8).repeat_interleave(12)

@@ -109,7 +109,6 @@ def small_block() -> Block:
     model = Block().double()
     for module in model.modules():
         if isinstance(module, nn.BatchNorm2d):
-            assert module.running_var is not None
             nn.init.uniform_(module.running_var, 0.3, 2.0)
             nn.init.normal_(module.weight)
     return model.train()
@@ -125,7 +124,6 @@ def test_value_and_gradient_are_those_of_the_singular_values() -> None:
     assert found.item() == pytest.approx(truth.item(), rel=1e-9)
     assert len(gradients) == 9  # five kernels and matrices, four BatchNorm scales; no bias
     for (gradient, _), wanted in zip(gradients, expected, strict=True):
-        assert gradient is not None
         torch.testing.assert_close(gradient, wanted, rtol=1e-5, atol=1e-7)
 
 
@@ -138,11 +136,7 @@ def test_a_watched_pass_gives_the_variances_and_their_slope() -> None:
     found.backward()
     kernels = [model.first.weight, model.block.conv1.weight, model.norm.weight]
     direction = [torch.randn_like(kernel) for kernel in kernels]
-    slope = sum(
-        float((k.grad * d).sum())
-        for k, d in zip(kernels, direction, strict=True)
-        if k.grad is not None
-    )
+    slope = sum(float((k.grad * d).sum()) for k, d in zip(kernels, direction, strict=True))
 
     def constant(step: float) -> float:
         """By matrices, of a model whose running variances are those of the batch."""
@@ -156,7 +150,6 @@ def test_a_watched_pass_gives_the_variances_and_their_slope() -> None:
                 norm.momentum = 1.0
             twin(images)
             for norm, pixels in zip(norms, (36, 9, 9, 9), strict=True):
-                assert norm.running_var is not None
                 norm.running_var.mul_(1 - 1 / (8 * pixels))  # it is the unbiased one
             return float(twin.eval().constant())
 
@@ -172,7 +165,6 @@ def test_it_follows_the_weights_and_the_running_variance() -> None:
     penalty = lipschitz_penalty(model, IMAGE, iterations=300)
     with torch.no_grad():
         model.first.weight.mul_(3.0)
-        assert model.norm.running_var is not None
         model.norm.running_var.mul_(4.0)
         model.norm.running_var.add_(3 * model.norm.eps)
     model.eval()

@@ -151,33 +151,38 @@ def copied(finished: RunFolder, tmp_path: Path) -> RunFolder:
 
 
 def test_resuming_on_other_data_is_refused(copied: RunFolder) -> None:
-    run = copied
-    run.weights_file.unlink()
+    copied.weights_file.unlink()
     raw = experiment().model_dump(mode="json")["data"]
     other = load_data(experiment(data={**raw, "seed": 1}).data)  # as if the files had changed
     with pytest.raises(RunError, match=r"data of .* changed"):
-        fit(experiment(), other, run.path, resume=True)
-    assert not run.complete
+        fit(experiment(), other, copied.path, resume=True)
+    assert not copied.complete
 
 
 def test_a_corrupt_checkpoint_is_named_and_kept(copied: RunFolder, splits: DataSplits) -> None:
-    run = copied
-    run.weights_file.unlink()
-    whole = run.checkpoint_file.read_bytes()
-    run.checkpoint_file.write_bytes(whole[: len(whole) // 2])
+    copied.weights_file.unlink()
+    half = copied.checkpoint_file.read_bytes()[: copied.checkpoint_file.stat().st_size // 2]
+    copied.checkpoint_file.write_bytes(half)
     with pytest.raises(RunError, match=r"checkpoint.*last\.pt"):
-        fit(experiment(), splits, run.path, resume=True)
-    assert run.checkpoint_file.stat().st_size == len(whole) // 2
+        fit(experiment(), splits, copied.path, resume=True)
+    assert copied.checkpoint_file.read_bytes() == half
 
 
-def test_init_starts_from_another_run(
+def test_init_starts_from_another_run_or_file_and_the_manifest_names_it(
     finished: RunFolder, splits: DataSplits, tmp_path: Path
 ) -> None:
+    before = load_file(finished.weights_file)
+    foreign = tmp_path / "foreign.pth"
+    torch.save({"state_dict": {f"module.{k}": v for k, v in before.items()}}, foreign)
     stages = [{"method": "ce", "epochs": 1, "lr": 1e-12, "batch_size": 32}]
-    config = experiment(train={"stages": stages, "init": str(finished.path)})
-    started = load_file(fit(config, splits, tmp_path / "a").weights_file)
-    for key, value in load_file(finished.weights_file).items():
-        torch.testing.assert_close(started[key], value, rtol=1e-4, atol=1e-6)
+    for init, prefix in ((finished.path, ""), (foreign, "module.")):
+        config = experiment(train={"stages": stages, "init": str(init)})
+        run = fit(config, splits, tmp_path / f"run {prefix}")
+        started = load_file(run.weights_file)
+        for key, value in before.items():
+            torch.testing.assert_close(started[key], value, rtol=1e-4, atol=1e-6)
+        assert run.manifest["init"]["prefix"] == prefix
+    assert finished.manifest["init"] is None
 
 
 def test_a_loss_that_blows_up_stops_with_step_and_term(splits: DataSplits, tmp_path: Path) -> None:

@@ -91,13 +91,7 @@ def test_presets_are_written_out_and_can_be_overridden() -> None:
         ({"method": "ce", "pool": 5}, "pool"),
         ({"method": "greg", "train": {"compile": True}}, "compile"),
         (
-            *(
-                {
-                    "method": "greg",
-                    "estimator": "finite-difference",
-                    "train": {"precision": "bf16"},
-                },
-            ),
+            {"method": "greg", "estimator": "finite-difference", "train": {"precision": "bf16"}},
             "bf16",
         ),
     ],

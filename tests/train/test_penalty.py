@@ -24,7 +24,6 @@ def seeded(build: Callable[[], nn.Module], seed: int) -> nn.Module:
         model = build()
         for module in model.modules():
             if isinstance(module, nn.BatchNorm2d):
-                assert module.running_mean is not None
                 nn.init.normal_(module.running_mean, std=0.3)
                 nn.init.uniform_(module.weight, 0.5, 1.5)
         return model.to(F64).eval()
@@ -203,33 +202,10 @@ def test_a_finite_step_is_exact_inside_a_linear_region() -> None:
     assert relative(weight_gradient(model, norms), exact) < 1e-10
 
 
-def stays_in_region(model: nn.Module, x: Tensor, step: float) -> Tensor:
-    """Samples (B,) no ReLU of which switches anywhere at x + step·∇S/‖∇S‖."""
-    x = x.detach().requires_grad_()
-    (slope,) = torch.autograd.grad(energy(model(x)).sum(), x)
-    moved = x.detach() + step * slope / slope.flatten(1).norm(dim=1)[:, None, None, None]
-    signs: list[Tensor] = []
-    hooks = [
-        m.register_forward_hook(lambda _m, i, _o: signs.append((i[0] > 0).flatten(1)))
-        for m in model.modules()
-        if isinstance(m, nn.ReLU)
-    ]
-    with torch.no_grad():
-        model(x)
-        model(moved)
-    for hook in hooks:
-        hook.remove()
-    half = len(signs) // 2
-    return (torch.cat(signs[:half], dim=1) == torch.cat(signs[half:], dim=1)).all(dim=1)
-
-
 @pytest.mark.parametrize("activation", [nn.ReLU, nn.Tanh])
 def test_float32_weight_gradient_is_close_to_float64(activation: type[nn.Module]) -> None:
-    """Where no ReLU switches within the step: one that does adds a jump of size 1/step."""
     for seed in range(3):
         double, x = conv_net(seed, activation), pictures(24, seed)
-        x = x[stays_in_region(double, x, 2e-3)] if activation is nn.ReLU else x
-        assert len(x) >= 4
         exact = weight_gradient(double, exact_norms(double, x))
         single = conv_net(seed, activation).float()
         norms = gradient_penalty(score_of(single), x.float())

@@ -68,14 +68,14 @@ def lowest(members: Tensor, scores: Tensor, count: int) -> Tensor:
 
 
 @pytest.fixture
-def centroids(monkeypatch: pytest.MonkeyPatch) -> list[Tensor]:
-    """The centres that faiss has fitted, call by call."""
-    found: list[Tensor] = []
+def fits(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Tensor, Tensor]]:
+    """The points that faiss was given and the centres that it has fitted, call by call."""
+    found: list[tuple[Tensor, Tensor]] = []
     train = faiss.Kmeans.train
 
     def watched(self: Any, points: np.ndarray) -> Any:
         done = train(self, points)
-        found.append(torch.from_numpy(self.centroids).double())
+        found.append((torch.from_numpy(points), torch.from_numpy(self.centroids).double()))
         return done
 
     monkeypatch.setattr(faiss.Kmeans, "train", watched)
@@ -83,15 +83,16 @@ def centroids(monkeypatch: pytest.MonkeyPatch) -> list[Tensor]:
 
 
 @pytest.mark.parametrize("each", [1, 3, 15])
-def test_both_ends_of_every_cluster_are_taken(each: int, centroids: list[Tensor]) -> None:
+def test_both_ends_of_every_cluster_are_taken(each: int, fits: list[tuple[Tensor, Tensor]]) -> None:
     features, scores = content()
     picks = choose_for_epoch(stage("two_ended", clusters=K), feed(), KEY, K * each)
     dos = choose_for_epoch(stage("dos", clusters=K), feed(), KEY, K * each)
     assert sorted(dos.low.tolist()) == sorted(picks.low.tolist())
     assert dos.high is dos.low
-    assert torch.equal(*centroids)
+    (_, centres), (_, again) = fits
+    assert torch.equal(centres, again)
     unit = torch.nn.functional.normalize(features.double(), dim=1)
-    cluster = torch.cdist(unit, centroids[0]).argmin(1)
+    cluster = torch.cdist(unit, centres).argmin(1)
     for k in range(K):
         members = (cluster == k).nonzero().squeeze(1)
         for picked, sign in ((picks.low, 1), (picks.high, -1)):
@@ -211,16 +212,11 @@ def test_what_is_not_finite_stops_all_processes(monkeypatch: pytest.MonkeyPatch)
     assert [type(error) for error in found].count(RunError) == 2
 
 
-def test_k_means_is_fitted_to_a_bounded_sample(monkeypatch: pytest.MonkeyPatch) -> None:
-    fitted: list[tuple[int, ...]] = []
-    train = faiss.Kmeans.train
-
-    def counted(self: Any, points: np.ndarray) -> Any:
-        fitted.append(points.shape)
-        np.testing.assert_allclose(np.linalg.norm(points, axis=1), 1, rtol=1e-5)
-        return train(self, points)
-
-    monkeypatch.setattr(faiss.Kmeans, "train", counted)
+def test_k_means_is_fitted_to_a_bounded_sample(
+    monkeypatch: pytest.MonkeyPatch, fits: list[tuple[Tensor, Tensor]]
+) -> None:
     monkeypatch.setattr(module, "_TRAIN_ROWS", 5)
     choose_for_epoch(stage("dos", clusters=4), feed(), KEY, 20)
-    assert fitted == [(20, 8)]
+    ((points, _),) = fits
+    assert points.shape == (20, 8)
+    torch.testing.assert_close(points.norm(dim=1), torch.ones(20), rtol=1e-5, atol=0)

@@ -70,14 +70,6 @@ def test_ties_are_settled_within_the_cluster() -> None:
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("n", [1, 2, 30, 100])
-def test_as_many_clusters_as_candidates_takes_them_all(backend: str, n: int) -> None:
-    features, scores = unit_features(n, 16), torch.randn(n, generator=rng(1))
-    for index in two_ended_sample(features, scores, n, backend=backend, generator=rng()):
-        assert sorted(index.tolist()) == list(range(n))
-
-
-@pytest.mark.parametrize("backend", BACKENDS)
 def test_one_cluster_gives_the_extremes_of_all(backend: str) -> None:
     features, scores = unit_features(40, 6), torch.randn(40, generator=rng(1))
     low, high = two_ended_sample(features, scores, 1, backend=backend, generator=rng())
@@ -91,7 +83,10 @@ def test_one_cluster_gives_the_extremes_of_all(backend: str) -> None:
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize(("n", "dim", "k"), [(384, 128, 64), (60, 2, 25), (200, 4, 100)])
+@pytest.mark.parametrize(
+    ("n", "dim", "k"),
+    [(384, 128, 64), (60, 2, 25), (200, 4, 100), (1, 16, 1), (2, 16, 2), (30, 16, 30)],
+)
 def test_every_cluster_gives_one_where_candidates_differ(
     backend: str, n: int, dim: int, k: int
 ) -> None:
@@ -184,18 +179,11 @@ def test_inputs_with_a_graph_and_in_half_precision_are_taken() -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"n_clusters": 0}, "n_clusters .*but got 0"),
         ({"n_clusters": 11}, "1 <= n_clusters <= 10 .*but got 11"),
         ({"per_cluster": 0}, "expected per_cluster >= 1, but got 0"),
-        ({"backend": "scipy"}, "but got 'scipy'"),
         ({"features": torch.zeros(10)}, r"features \(N, D\) .*but got \(10,\) and \(10,\)"),
         ({"scores": torch.zeros(9)}, r"scores \(N,\), but got \(10, 3\) and \(9,\)"),
         ({"scores": torch.zeros(10, 1)}, r"but got \(10, 3\) and \(10, 1\)"),
-        (
-            {"scores": torch.full((10,), torch.nan)},
-            "^scores: expected finite .*but got nan in row 0",
-        ),
-        ({"features": torch.full((10, 3), torch.inf)}, "^features: expected finite .*got inf in"),
     ],
 )
 def test_sampling_refuses_values_by_name(change: dict[str, object], message: str) -> None:
@@ -281,7 +269,6 @@ def test_dos_takes_the_low_end(backend: str, per_cluster: int) -> None:
         (lambda: greedy_sample(torch.zeros(4), 0), "1 <= count <= 4 .*but got 0"),
         (lambda: greedy_sample(torch.zeros(4), 5), "1 <= count <= 4 .*but got 5"),
         (lambda: greedy_sample(torch.zeros(4, 1), 2), r"scores \(N,\), but got \(4, 1\)"),
-        (lambda: greedy_sample(torch.tensor([0.0, torch.nan]), 1), "finite"),
         (lambda: dos_sample(torch.zeros(4, 2), torch.zeros(3), 2), r"and scores \(N,\)"),
         (lambda: dos_sample(torch.zeros(4, 2), torch.zeros(4), 2, per_cluster=0), "per_cluster"),
     ],

@@ -79,17 +79,11 @@ class DeviceImages:
 
 @dataclass(frozen=True)
 class Shifts:
-    """How each of B images is moved: by whole pixels over zeros, and mirrored or not.
+    """How each of B images is moved: by whole pixels over zeros, and mirrored or not."""
 
-    Attributes:
-        pad: the furthest an image moves; for 32×32 images 4, as is usual.
-        offsets: (2, B) rows and columns, in [0, 2·pad]; `pad` leaves an image in place.
-        mirrored: (B,) bool.
-    """
-
-    pad: int
-    offsets: Tensor
-    mirrored: Tensor
+    pad: int  # the furthest an image moves; for 32×32 images 4, as is usual
+    offsets: Tensor  # (2, B) rows and columns, in [0, 2·pad]; `pad` leaves an image in place
+    mirrored: Tensor  # (B,) bool
 
     def of(self, chosen: Tensor | slice) -> Shifts:
         """Those of some of the images."""

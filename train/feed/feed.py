@@ -33,6 +33,7 @@ class _Step:
 
 
 Look = Callable[[Tensor], tuple[Tensor, Tensor]]
+"""Images (B, C, H, W) to features (B, D) and scores (B,) of the model as it stands."""
 
 
 @dataclass(frozen=True)
@@ -40,23 +41,14 @@ class Feed:
     """Makes batches; every draw follows from (seed, stage, epoch, step), so any step can be first.
 
     A batch is the same however many processes share it: each takes its rows of the whole.
-
-    Attributes:
-        train_set: ID images with labels.
-        aux_set: auxiliary images, where a stage needs them.
-        look: from a score's name to a function from images (B, C, H, W) to features (B, D) and
-            scores (B,) of the model as it stands.
-        processes: that share each step.
-        device: where batches go.
-        channels_last: memory format of the batches.
     """
 
-    train_set: DeviceImages
-    aux_set: DeviceImages | None
-    look: Callable[[str], Look]
-    processes: Processes
-    device: torch.device
-    channels_last: bool
+    train_set: DeviceImages  # ID images with labels
+    aux_set: DeviceImages | None  # auxiliary images, where a stage needs them
+    look: Callable[[str], Look]  # by a score's name
+    processes: Processes  # that share each step
+    device: torch.device  # where batches go
+    channels_last: bool  # memory format of the batches
 
     def steps(self, stage: StageConfig) -> int:
         """Steps in one epoch."""
@@ -70,13 +62,9 @@ class Feed:
         start: int = 0,
         picks: Picks | None = None,
     ) -> Iterator[Batch]:
-        """The batches of the epoch that `key` names, from step `start` on.
+        """The batches of the epoch of `key` (seed, stage, epoch), from step `start` on.
 
-        Args:
-            stage: the stage.
-            key: (seed, stage, epoch).
-            start: steps of the epoch that are done.
-            picks: auxiliary images chosen for the whole epoch, where the stage has a pool.
+        `picks` are the auxiliary images of the whole epoch, where the stage has a pool.
         """
         plan = self._plan(stage, key, start, picks)
         if self.train_set.resident and (self.aux_set is None or self.aux_set.resident):
@@ -185,7 +173,7 @@ class Feed:
         indices: Tensor,
         stage: StageConfig,
         key: tuple[int, ...],
-        stored: Tensor | None = None,
+        stored: Tensor | None,
     ) -> Callable[[Tensor | slice], Tensor]:
         """A function from places among `indices` to those images, augmented as drawn for all.
 

@@ -32,11 +32,7 @@ _MAX_KNOWN = 20_000  # ID samples that a posterior learns from
 def choose_for_epoch(stage: StageConfig, feed: Feed, key: tuple[int, ...], wanted: int) -> Picks:
     """The auxiliary images of one epoch, chosen by the model as it stands from a fresh pool.
 
-    Args:
-        stage: says how large the pool is, and how to choose.
-        feed: the images and the model.
-        key: (seed, stage, epoch).
-        wanted: how many at each end.
+    `key` is (seed, stage, epoch); so many as `wanted` are chosen at each end.
 
     Raises:
         DataError: where the model's features or scores are not finite.
@@ -109,15 +105,10 @@ def select_rows(
     wanted: int,
     seed: int,
 ) -> tuple[Tensor, Tensor]:
-    """Rows of a pool for L_S and for L_∇; fewer where a cluster has too few members.
+    """Rows of a pool for L_S and for L_∇, so many as `wanted` at each end.
 
-    Args:
-        stage: says how they are chosen.
-        features: (N, D) of the pool, float32 on the CPU.
-        scores: (N,) of the pool.
-        known: (M, D) features of ID samples, for `posterior`.
-        wanted: how many at each end.
-        seed: of k-means and of the posterior's draw.
+    They are fewer where a cluster has too few members. Features (N, D) are float32 on the CPU;
+    `known` (M, D) are those of ID samples, for `posterior`.
     """
     if known is not None:
         posterior = posterior_between(known, features.split(_CHUNK))

@@ -80,10 +80,7 @@ class Objective(nn.Module):
     def forward(self, batch: Batch, terms: Terms, measure: bool = False) -> dict[str, Tensor]:
         """All terms of the loss and what is worth watching; `loss` is the one to minimise.
 
-        Args:
-            batch: images of the step.
-            terms: which terms, and their weights.
-            measure: measure gradient norms even where no term needs them.
+        `measure` asks for gradient norms even where no term needs them.
         """
         parts = [batch.images]
         same = batch.high is batch.low
@@ -100,7 +97,8 @@ class Objective(nn.Module):
         watch: contextlib.AbstractContextManager[None] = nothing
         penalty = self.lipschitz if terms.lambda_lipschitz else None
         if penalty is not None:
-            watch = nothing if is_compiled(self.model) else penalty.watch()
+            compiled = self.model._compiled_call_impl is not None  # as `compile_in_place` leaves it
+            watch = nothing if compiled else penalty.watch()
         elif self.lipschitz is not None and measure:
             # Before the pass, in which each process's own batch moves the running variance.
             constant = self.lipschitz().detach()
@@ -188,11 +186,6 @@ def compile_in_place(model: nn.Module) -> None:
     # The input gradient is taken first and the graph kept, so backward may not reuse its memory.
     config.donated_buffer = False
     model.compile()
-
-
-def is_compiled(model: nn.Module) -> bool:
-    """Whether `compile_in_place` was called on the model."""
-    return model._compiled_call_impl is not None
 
 
 _NORMS = nn.modules.batchnorm._BatchNorm

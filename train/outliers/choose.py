@@ -28,13 +28,9 @@ def choose(
 ) -> tuple[Tensor, Tensor]:
     """Places of the candidates for L_S and for L_∇; one tensor twice where both are the same.
 
-    Args:
-        stage: says how.
-        features: (N, D) penultimate features of the candidates.
-        scores: (N,) their OOD scores.
-        wanted: how many at each end.
-        id_features: (M, D) features of ID samples, for `posterior`.
-        generator: source of randomness, on the features' device.
+    The candidates have penultimate features (N, D) and OOD scores (N,), of which `wanted` are taken
+    at each end; `posterior` needs the features (M, D) of ID samples too. The generator is on the
+    features' device.
     """
     clusters = stage.clusters or wanted
     options: dict[str, Any] = {"generator": generator, "check": False}
@@ -60,10 +56,8 @@ def posterior_between(
 ) -> LinearPosterior:
     """The posterior of the linear model that tells outliers from ID samples by their features.
 
-    Args:
-        known: (M, D) features of ID samples.
-        outliers: parts (n, D) of those of the candidates, on the same device.
-        check: of `LinearPosterior.update`.
+    Those of ID samples are (M, D), and those of outliers come in parts (n, D) on the same device;
+    `check` is that of `LinearPosterior.update`.
     """
     posterior = LinearPosterior.prior(known.shape[1], device=known.device)
     posterior = posterior.update(known, -_CONFIDENCE, check=check)
@@ -74,15 +68,10 @@ def posterior_between(
 
 @dataclass(frozen=True)
 class Picks:
-    """Auxiliary images chosen for all steps of an epoch.
+    """Indices of the auxiliary images chosen for all steps of an epoch, in the order of use."""
 
-    Attributes:
-        low: (n,) indices for L_S, in the order of use.
-        high: (m,) indices for L_∇.
-    """
-
-    low: Tensor
-    high: Tensor
+    low: Tensor  # (n,) for L_S
+    high: Tensor  # (m,) for L_∇
 
     def step(self, step: int, wanted: int) -> tuple[Tensor, Tensor]:
         """The indices of one step, `wanted` of each; from the beginning again where they end."""

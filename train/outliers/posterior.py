@@ -78,11 +78,7 @@ class LinearPosterior:
         return self._solve(torch.linalg.cholesky_ex(self.precision())[0])
 
     def sample(self, generator: torch.Generator | None = None) -> Tensor:
-        """One w ~ N(m, P⁻¹), (D,) float64: m + L⁻ᵀ ε with P = L Lᵀ and ε standard normal.
-
-        Args:
-            generator: source of randomness, on the posterior's device.
-        """
+        """One w ~ N(m, P⁻¹), (D,) float64: m + L⁻ᵀ ε with P = L Lᵀ and ε standard normal."""
         factor = torch.linalg.cholesky_ex(self.precision())[0]
         noise = torch.randn(
             len(factor), 1, dtype=torch.float64, device=factor.device, generator=generator

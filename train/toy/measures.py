@@ -56,46 +56,27 @@ def crossing_radius(
 
 @dataclass(frozen=True)
 class ToyRun:
-    """One detector, looked at everywhere.
-
-    Attributes:
-        model: the trained classifier.
-        threshold: γ of the calibration split.
-        numbers: what was measured, by name; None where it is not finite.
-        score: S over the box, shape (G, G), rows from the bottom upwards.
-        slope: ‖∇S‖₂ over the box, shape (G, G).
-        cut_score: S along the cut, shape (M,).
-        cut_slope: ‖∇S‖₂ along the cut, shape (M,).
-    """
+    """One detector, looked at everywhere."""
 
     model: nn.Module
-    threshold: float
-    numbers: dict[str, float | None]
-    score: np.ndarray
-    slope: np.ndarray
-    cut_score: np.ndarray
-    cut_slope: np.ndarray
+    threshold: float  # γ of the calibration split
+    numbers: dict[str, float | None]  # what was measured, by name; None where it is not finite
+    score: np.ndarray  # (G, G), S over the box, rows from the bottom upwards
+    slope: np.ndarray  # (G, G), ‖∇S‖₂ over the box
+    cut_score: np.ndarray  # (M,), S along the cut
+    cut_slope: np.ndarray  # (M,), ‖∇S‖₂ along the cut
 
 
 @dataclass(frozen=True)
 class Toy:
-    """Both detectors, their points, and two outliers of one score where `energy` has such.
-
-    Attributes:
-        settings: what all of it follows from.
-        points: the splits.
-        axis: coordinates of the grid along each side, shape (G,).
-        cut: a line through the centres of the first two blobs, shape (M, 2).
-        runs: by method.
-        pair: rows of the steep and of the gentle outlier in `points.outliers`, or None.
-    """
+    """Both detectors, their points, and two outliers of one score where `energy` has such."""
 
     settings: ToySettings
     points: Points
-    axis: np.ndarray
-    cut: np.ndarray
-    runs: dict[str, ToyRun]
-    pair: tuple[int, int] | None
+    axis: np.ndarray  # (G,) coordinates of the grid along each side
+    cut: np.ndarray  # (M, 2), a line through the centres of the first two blobs
+    runs: dict[str, ToyRun]  # by method
+    pair: tuple[int, int] | None  # rows of the steep and the gentle outlier in `points.outliers`
 
 
 def run_toy(
@@ -103,9 +84,7 @@ def run_toy(
 ) -> Toy:
     """Train both detectors from the same weights on the same points, and measure them.
 
-    Args:
-        settings: everything.
-        observe: from a method's name to what watches its training.
+    `observe` goes from a method's name to what watches its training.
     """
     points = draw_points(settings)
     axis = torch.linspace(-settings.extent, settings.extent, settings.grid, dtype=torch.float64)

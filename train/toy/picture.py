@@ -32,11 +32,8 @@ def draw_toy(toy: Toy, style: FigureStyle = TOY_STYLE) -> Figure:
     """Score and slope over the box for both detectors, and along the cut.
 
     Each column of maps has one colour scale for both detectors. It saturates at the highest tenth
-    of the scores and at the steepest three hundredths, lest a far corner take up all of it.
-
-    Args:
-        toy: the measured demonstration.
-        style: the settings; twice a column wide or more, so that five scales can be read.
+    of the scores and at the steepest three hundredths, lest a far corner take up all of it. Twice a
+    column wide or more, five scales can be read.
     """
     height = style.height or 0.78 * style.width
     figure = Figure(figsize=(style.width, height), dpi=style.dpi, layout="constrained")

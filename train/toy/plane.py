@@ -30,44 +30,27 @@ _LOG_EVERY = 50
 class ToySettings:
     """What the demonstration depends on; lengths are in units of the plane.
 
-    Attributes:
-        seed: of the points and the initial weights.
-        classes: number of Gaussian blobs, their centres on a circle.
-        centre: radius of that circle.
-        spread: standard deviation of a blob.
-        per_class: points of each class in each of the splits train, calibration and test.
-        outliers: auxiliary points, and as many held out; half in rings around the blobs and so
-            between them too, half anywhere in the box.
-        gap: least distance of an outlier to the centre of a blob.
-        extent: half the side of the box.
-        hidden: width of the two hidden layers.
-        steps: steps of training, each on all points.
-        lr: learning rate of Adam, annealed to 0 along a cosine.
-        m_in: margin of ID scores.
-        m_out: margin of outlier scores.
-        lambda_score: weight of L_S.
-        lambda_grad: weight of L_∇; without it for `energy`.
-        radius: of the balls that are searched for a crossing.
-        grid: points along each side of the box where the surface is evaluated.
+    Half of the outliers lie in rings around the blobs and so between them too, half anywhere in the
+    box.
     """
 
-    seed: int = 0
-    classes: int = 3
-    centre: float = 1.8
-    spread: float = 0.3
-    per_class: int = 50
-    outliers: int = 150
-    gap: float = 0.9
-    extent: float = 4.0
-    hidden: int = 64
-    steps: int = 600
-    lr: float = 0.01
-    m_in: float = -8.0
-    m_out: float = -2.0
-    lambda_score: float = 0.1
-    lambda_grad: float = 1.0
-    radius: float = 0.25
-    grid: int = 161
+    seed: int = 0  # of the points and the initial weights
+    classes: int = 3  # Gaussian blobs, their centres on a circle
+    centre: float = 1.8  # radius of that circle
+    spread: float = 0.3  # standard deviation of a blob
+    per_class: int = 50  # points of each class in each of the splits train, calibration and test
+    outliers: int = 150  # auxiliary points, and as many held out
+    gap: float = 0.9  # least distance of an outlier to the centre of a blob
+    extent: float = 4.0  # half the side of the box
+    hidden: int = 64  # width of the two hidden layers
+    steps: int = 600  # of training, each on all points
+    lr: float = 0.01  # of Adam, annealed to 0 along a cosine
+    m_in: float = -8.0  # margin of ID scores
+    m_out: float = -2.0  # margin of outlier scores
+    lambda_score: float = 0.1  # weight of L_S
+    lambda_grad: float = 1.0  # weight of L_∇, of which `energy` has none
+    radius: float = 0.25  # of the balls that are searched for a crossing
+    grid: int = 161  # points along each side of the box where the surface is evaluated
 
     def __post_init__(self) -> None:
         for name in ("classes", "per_class", "outliers", "hidden", "steps", "grid"):

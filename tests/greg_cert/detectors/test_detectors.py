@@ -52,7 +52,6 @@ def model(splits: DataSplits) -> nn.Module:
             p.copy_(size**0.5 * torch.randn(p.shape, generator=generator))
     optimiser = torch.optim.SGD(made.parameters(), lr=0.05, momentum=0.9)
     labels = splits.train.labels
-    assert labels is not None
     for _ in range(40):
         picked = torch.randint(len(splits.train), (64,), generator=generator)
         loss = F.cross_entropy(made(splits.train.pixels(picked)), labels[picked])
@@ -170,7 +169,6 @@ def test_sets_that_stay_on_disk_give_the_same(
 
 def few(splits: DataSplits, count: int) -> tuple[Tensor, Tensor]:
     labels = splits.train.labels
-    assert labels is not None
     return splits.train.pixels(slice(count)), labels[:count]
 
 

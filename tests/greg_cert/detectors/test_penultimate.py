@@ -54,7 +54,6 @@ def test_the_last_linear_layer_of_a_foreign_module_is_found(bias: bool, in_place
     with pytest.raises(UsageError, match="expected a batch before"):
         _ = network.head
     outputs = network.outputs(X)
-    assert outputs.features is not None
     assert outputs.features.dtype == torch.float64
     torch.testing.assert_close(network.head.logits(outputs.features), outputs.logits)
     twin = copy.deepcopy(model).double()
@@ -110,6 +109,22 @@ def test_an_absent_class_is_left_out(make: object) -> None:
     torch.testing.assert_close(odin, -torch.softmax(full[:, :2], 1).amax(1).detach())
 
 
+def test_odin_steps_in_raw_pixels_towards_the_predicted_class() -> None:
+    generator = torch.Generator().manual_seed(0)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(16, 8), nn.ReLU(), nn.Linear(8, 3))
+    with torch.no_grad():
+        for p in model.parameters():
+            p.normal_(generator=generator)
+    x = torch.rand(8, 1, 4, 4, generator=generator, dtype=torch.float64).requires_grad_()
+    twin = copy.deepcopy(model).double()
+    logits = twin(x) / 1000
+    loss = F.cross_entropy(logits, logits.argmax(1), reduction="sum")
+    (slope,) = torch.autograd.grad(loss, x)
+    expected = -torch.softmax(twin(x - 0.01 * slope.sign()) / 1000, 1).amax(1)
+    found = build_detector("odin:eps=0.01", model)(x.detach())
+    torch.testing.assert_close(found, expected.detach(), rtol=0, atol=1e-12)
+
+
 def test_numbers_of_classes_that_cannot_be_are_refused() -> None:
     with pytest.raises(UsageError, match="expected num_classes >= 1, but got 0"):
         Penultimate(own(), 0)
@@ -150,7 +165,6 @@ def test_the_model_is_left_as_it_is() -> None:
                for p in model.parameters())  # fmt: skip
     assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
     assert all(not m._forward_hooks for m in model.modules())
-    assert outputs.features is not None
     torch.testing.assert_close(
         outputs.features, F.batch_norm(X.flatten(1).double(), *network_stats())
     )

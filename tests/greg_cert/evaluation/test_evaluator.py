@@ -142,18 +142,14 @@ def test_scores_that_are_not_finite_are_refused() -> None:
 
 
 def config(**more: Any) -> Any:
+    torchvision = {"source": "torchvision", "root": "d"}
     return parse_config(
         {
             "data": {
-                "id": {
-                    "source": "torchvision",
-                    "dataset": "CIFAR10",
-                    "root": "d",
-                    "split": "train",
-                },
+                "id": {**torchvision, "dataset": "CIFAR10", "split": "train"},
                 "ood": [
-                    {"source": "torchvision", "dataset": "CIFAR100", "root": "d", "split": "test"},
-                    {"source": "torchvision", "dataset": "SVHN", "root": "d", "split": "test"},
+                    {**torchvision, "dataset": "CIFAR100", "split": "test"},
+                    {**torchvision, "dataset": "SVHN", "split": "test"},
                     {"source": "folder", "path": "x", "name": "Tiny-ImageNet"},
                     {"source": "folder", "path": "y", "name": "mine"},
                     {"source": "folder", "path": "z", "name": "places365", "group": "near"},

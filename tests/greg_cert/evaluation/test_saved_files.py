@@ -16,9 +16,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from commands import exit_code
 from torch import nn
 
-from greg_cert.cli import main
 from greg_cert.config import parse_config
 from greg_cert.data import DataSplits, load_data
 from greg_cert.data.tensors import splits_from_tensors
@@ -176,32 +176,23 @@ def test_a_flipped_bit_in_a_decision_changes_nothing(run: RunFolder) -> None:
             assert decision_of(run, 0.95) == whole
 
 
-def command(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> int:
-    monkeypatch.setattr("sys.argv", ["greg-cert", *map(str, arguments)])
-    try:
-        main()
-    except SystemExit as end:
-        return int(end.code or 0)
-    return 0
-
-
 def test_commands_refuse_a_damaged_run_in_one_line(
-    run: RunFolder, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    run: RunFolder, capsys: pytest.CaptureFixture[str]
 ) -> None:
     text = run.config_file.read_text()
     run.config_file.write_text(text.replace("score: energy", "score: max_logit"))
-    assert command(monkeypatch, "evaluate", run.path) == 2
+    assert exit_code("evaluate", str(run.path)) == 2
     said = capsys.readouterr().err.strip().splitlines()
     assert said[-1].startswith(f"greg-cert: error: {run.config_file}: field digests.config.yaml")
 
 
 def test_commands_say_once_that_a_run_is_of_an_earlier_version(
-    run: RunFolder, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    run: RunFolder, capsys: pytest.CaptureFixture[str]
 ) -> None:
     manifest: dict[str, Any] = json.loads(run.manifest_file.read_text())
     del manifest["digest"], manifest["digests"]
     run.manifest_file.write_text(json.dumps(manifest))
-    assert command(monkeypatch, "evaluate", run.path) == 0
+    assert exit_code("evaluate", str(run.path)) == 0
     notes = [line for line in capsys.readouterr().err.splitlines() if "note:" in line]
     assert notes == [
         f"greg-cert: note: {run.path} was written by an earlier version and holds no digest: "
