@@ -186,12 +186,6 @@ def test_only_the_native_engine_bounds_parts_of_balls() -> None:
     assert not isinstance(CoupledEngine(graph), RegionEngine)
 
 
-def test_unknown_engine() -> None:
-    graph, _ = few("mlp")
-    with pytest.raises(UsageError, match="'z3'"):
-        make_engine("z3", graph)
-
-
 # --- The check above can fail: each deliberately wrong bound is found -------------------------
 
 

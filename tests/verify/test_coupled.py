@@ -97,6 +97,17 @@ def simplex_row(graph: Graph, count: int) -> Tensor:
     return p / p.sum(2, keepdim=True)
 
 
+FIRST = torch.tensor([[[1.0, 0.0]]]).double()  # the first of two logits
+
+
+def first_by_charge(graph: Graph, x: Tensor, radii: Tensor, charge: Tensor) -> coupled.RowBound:
+    """The bound of the first of two logits, with log λ of the last activation."""
+    moved = ball_boxes(graph, layer_norms(graph), x, radii)
+    found = first_variables(graph, moved, 1)
+    found["charge", max(graph.activations)] = charge
+    return bound_rows(graph, moved, FIRST, found, ProvenPrices())
+
+
 def random_variables(graph: Graph, moved: Sequence[Moved], rows: Tensor, seed: int) -> Variables:
     """Any slopes, charges, shares and balls, some of them missing."""
     generator = torch.Generator().manual_seed(seed)
@@ -307,10 +318,9 @@ def test_where_the_bound_is_tight_every_constant_shows(name: str, kind: str) -> 
         model[-1].weight[0] = -1.0  # type: ignore[index, operator]
     graph = trace_model(model, (size,))
     x, radii = torch.zeros(1, size).double(), torch.tensor([radius]).double()
-    rows = torch.tensor([[[1.0, 0.0]]]).double()
     moved = ball_boxes(graph, layer_norms(graph), x, radii)
     found = first_variables(graph, moved, 1)
-    balls = bisect_balls(graph, moved, rows, found)
+    balls = bisect_balls(graph, moved, FIRST, found)
     last = max(graph.activations)
     for i in graph.activations if "charge" in kind else ():  # alive ones hand it on, and a little
         like = moved[i].centre.unsqueeze(1)
@@ -318,7 +328,7 @@ def test_where_the_bound_is_tight_every_constant_shows(name: str, kind: str) -> 
         found["charge", i] = balls[last].unsqueeze(2).expand_as(like) + more * (i != last)
     if kind == "ball":
         found["ball", last] = balls[last]
-    bound = bound_rows(graph, moved, rows, found, ProvenPrices())
+    bound = bound_rows(graph, moved, FIRST, found, ProvenPrices())
     value, slope = coupled.value_and_slope(bound, x)
     low = float(value - radius * slope - bound.curvature * radius**2 / 2)
     truth = -steep * radius * math.sqrt(size)
@@ -344,8 +354,7 @@ def test_the_curvature_is_that_of_the_dearest_input() -> None:
     charge = 2 / (2 * radius) / steep
     found["charge", 2] = charge.log().reshape(1, 1, 4)
     found["share", 1] = (charge * steep**2).log().reshape(1, 1, 4)
-    rows = torch.tensor([[[1.0, 0.0]]]).double()
-    bound = bound_rows(graph, moved, rows, found, ProvenPrices())
+    bound = bound_rows(graph, moved, FIRST, found, ProvenPrices())
     value, slope = coupled.value_and_slope(bound, x)
     low = float(value - radius * slope - bound.curvature * radius**2 / 2)
     assert low <= -radius * float(steep.norm())
@@ -359,12 +368,8 @@ def test_scales_of_channels_count_squared() -> None:
     with torch.no_grad():
         layers[0].weight.copy_(torch.tensor([1.0, 3.0]).reshape(2, 1, 1, 1))
     graph = trace_model(model, (2, 1, 1))
-    x = torch.zeros(1, 2, 1, 1).double()
-    moved = ball_boxes(graph, layer_norms(graph), x, torch.ones(1).double())
-    found = first_variables(graph, moved, 1)
-    (i,) = graph.activations
-    found["charge", i] = torch.zeros(1, 1, 2, 1, 1).double()
-    bound = bound_rows(graph, moved, torch.ones(1, 1, 2).double(), found, ProvenPrices())
+    x, charge = torch.zeros(1, 2, 1, 1).double(), torch.zeros(1, 1, 2, 1, 1).double()
+    bound = first_by_charge(graph, x, torch.ones(1).double(), charge)
     assert float(bound.curvature) == pytest.approx(9.0, rel=1e-3)
 
 
@@ -377,12 +382,8 @@ def test_charges_of_a_concatenation_go_to_their_own_operands() -> None:
     body = Function(lambda x, a, b: torch.cat([a(x), b(x)], 1), first, second)
     model = nn.Sequential(body, nn.ReLU(), nn.Linear(4, 2)).double()
     graph = trace_model(model, (2,))
-    moved = ball_boxes(graph, layer_norms(graph), torch.zeros(1, 2).double(), torch.ones(1))
-    found = first_variables(graph, moved, 1)
-    (i,) = graph.activations
-    found["charge", i] = torch.tensor([[[1.0, 1.0, 5.0, 5.0]]]).double().log()
-    rows = torch.tensor([[[1.0, 0.0]]]).double()
-    bound = bound_rows(graph, moved, rows, found, ProvenPrices())
+    charge = torch.tensor([[[1.0, 1.0, 5.0, 5.0]]]).double().log()
+    bound = first_by_charge(graph, torch.zeros(1, 2).double(), torch.ones(1), charge)
     assert float(bound.curvature) == pytest.approx(49.0, rel=1e-3)
 
 
@@ -399,11 +400,8 @@ def test_a_smooth_activation_passes_its_steepest_slope_squared(
         for p in model.double().parameters():
             p.fill_(1.0 if p.ndim > 1 else 0.0)
     graph = trace_model(model, (1,))
-    moved = ball_boxes(graph, layer_norms(graph), torch.ones(1, 1).double(), torch.tensor([0.5]))
-    found = first_variables(graph, moved, 1)
-    found["charge", max(graph.activations)] = torch.zeros(1, 1, 1).double()
-    rows = torch.tensor([[[1.0, 0.0]]]).double()
-    bound = bound_rows(graph, moved, rows, found, ProvenPrices())
+    x, radius = torch.ones(1, 1).double(), torch.tensor([0.5])
+    bound = first_by_charge(graph, x, radius, torch.zeros(1, 1, 1).double())
     assert float(bound.curvature) == pytest.approx(steepest**2, rel=2e-3)
 
 
@@ -556,7 +554,7 @@ def test_a_search_ends_before_a_cliff(edge: float, monkeypatch: pytest.MonkeyPat
 # Certificates.
 
 
-def certified_setting(name: str, side: str = "id") -> tuple[nn.Module, Tensor, float]:
+def certified_setting(name: str) -> tuple[nn.Module, Tensor, float]:
     model, shape = network(name)
     x = points(shape, 5, seed=31)
     scores = energy_of(model, x).sort().values
@@ -815,8 +813,7 @@ def residual(skip: float, branch: float, count: int = 8) -> tuple[Graph, Tensor,
         head.weight.copy_(torch.tensor([[-1.0], [0.0]]).expand(2, 2 * count))
     body = Function(lambda x, skip, branch: skip(x) + branch(x), *layers)
     model = nn.Sequential(body, nn.ReLU(), head).double().eval()
-    row = torch.tensor([[[1.0, 0.0]]]).double()
-    return trace_model(model, (count,)), torch.zeros(1, count).double(), row
+    return trace_model(model, (count,)), torch.zeros(1, count).double(), FIRST
 
 
 def test_a_charge_is_split_over_a_sum_by_any_weights() -> None:

@@ -26,32 +26,21 @@ CLASSES = 4
 MOST = 3.0
 
 
+DECISIONS = {
+    "energy": ("energy", Margin(-2.0, "ood")),
+    "max_logit": ("max_logit", Margin(-1.2, "ood")),
+    "absent_class": ("absent_class", Margin(-1.5, "ood")),
+    "max_softmax": ("max_softmax", Margin(-0.1, "id")),
+    "max_softmax, rejected": ("max_softmax", Margin(-0.6, "ood")),
+}
+KINDS = (*DECISIONS, "class")
+
+
 def goal_of(kind: str, logits: Tensor) -> Goal:
     """A goal of several rows, about a level that random logits lie on both sides of."""
-    labels = logits.argmax(1)
-    match kind:
-        case "energy":
-            return decision_goal("energy", Margin(-2.0, "ood"), logits)
-        case "max_logit":
-            return decision_goal("max_logit", Margin(-1.2, "ood"), logits)
-        case "absent_class":
-            return decision_goal("absent_class", Margin(-1.5, "ood"), logits)
-        case "max_softmax":
-            return decision_goal("max_softmax", Margin(-0.1, "id"), logits)
-        case "max_softmax, rejected":
-            return decision_goal("max_softmax", Margin(-0.6, "ood"), logits)
-        case _:
-            return class_goal("energy", logits, labels)
-
-
-KINDS = (
-    "energy",
-    "max_logit",
-    "absent_class",
-    "max_softmax",
-    "max_softmax, rejected",
-    "class",
-)
+    if kind == "class":
+        return class_goal("energy", logits, logits.argmax(1))
+    return decision_goal(*DECISIONS[kind], logits)
 
 
 def holds(goal: Goal, logits: Tensor) -> Tensor:

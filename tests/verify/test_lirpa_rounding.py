@@ -20,14 +20,7 @@ NORMS = (2.0, math.inf)
 
 
 class Cancelling(nn.Module):
-    """Units of one direction whose sum is zero but for rounding, read by a large head.
-
-    Args:
-        seed: of the weights.
-        first: scale of the first layer.
-        head: of the last.
-        kind: what lies between: `plain`, `relu`, `branches` (an addition) or `bias`.
-    """
+    """Units of one direction whose sum is zero but for rounding, read by a large head."""
 
     def __init__(self, seed: int, first: float, head: float, kind: str) -> None:
         super().__init__()

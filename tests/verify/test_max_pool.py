@@ -47,16 +47,9 @@ POOLS = {
     "parts unread": MaxPool((1, 7, 7), (2, 2), (3, 3)),
 }
 QUICK: dict[str, Any] = {
-    "coupled": CoupledEffort(3, 5),
-    "rounds": 4,
-    "mirror_steps": 1,
-    "cuts": 1,
-    "cut_rounds": 1,
-    "splits": 1,
-    "split_rounds": 1,
-    "attack_restarts": 1,
-    "attack_steps": 8,
-}
+    "coupled": CoupledEffort(3, 5), "rounds": 4, "mirror_steps": 1, "cuts": 1, "cut_rounds": 1,
+    "splits": 1, "split_rounds": 1, "attack_restarts": 1, "attack_steps": 8,
+}  # fmt: skip
 
 
 def _stem() -> nn.Module:
@@ -70,30 +63,18 @@ def _stem() -> nn.Module:
 NETWORKS = {
     "torchvision": _stem,
     "charged": lambda: nn.Sequential(
-        nn.Conv2d(2, 3, 3, padding=1),
-        nn.ReLU(),
-        nn.MaxPool2d(3, 1, 1),
-        nn.Conv2d(3, 4, 3, 2),
-        nn.ReLU(),
-        nn.Flatten(),
-        nn.Linear(16, 3),
+        nn.Conv2d(2, 3, 3, padding=1), nn.ReLU(), nn.MaxPool2d(3, 1, 1), nn.Conv2d(3, 4, 3, 2),
+        nn.ReLU(), nn.Flatten(), nn.Linear(16, 3),
     ),
     "signed": lambda: nn.Sequential(
-        nn.Conv2d(2, 3, 3, padding=1),
-        nn.MaxPool2d(3, 2, 1),
-        nn.LeakyReLU(0.1),
-        nn.Flatten(),
+        nn.Conv2d(2, 3, 3, padding=1), nn.MaxPool2d(3, 2, 1), nn.LeakyReLU(0.1), nn.Flatten(),
         nn.Linear(27, 3),
     ),
     "first": lambda: nn.Sequential(
-        nn.MaxPool2d(2, 1),
-        nn.Conv2d(2, 3, 2, 2),
-        nn.GELU(),
-        nn.MaxPool2d(2, 1, ceil_mode=True),
-        nn.Flatten(),
-        nn.Linear(3, 3),
+        nn.MaxPool2d(2, 1), nn.Conv2d(2, 3, 2, 2), nn.GELU(), nn.MaxPool2d(2, 1, ceil_mode=True),
+        nn.Flatten(), nn.Linear(3, 3),
     ),
-}
+}  # fmt: skip
 
 
 def network(name: str) -> nn.Module:
@@ -205,13 +186,7 @@ def _engine(kind: str, graph: Graph) -> Engine:
 @pytest.mark.parametrize("name", NETWORKS)
 @pytest.mark.parametrize(
     ("method", "norm"),
-    [
-        ("crown", 2.0),
-        ("crown", math.inf),
-        ("crown-ibp", 2.0),
-        ("alpha-crown", 2.0),
-        ("coupled", 2.0),
-    ],
+    [("crown", math.inf), *((m, 2.0) for m in ("crown", "crown-ibp", "alpha-crown", "coupled"))],
 )
 def test_bounds_withstand_attacks(name: str, method: str, norm: float) -> None:
     graph = trace_model(network(name), SHAPE)

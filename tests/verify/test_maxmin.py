@@ -494,37 +494,30 @@ derivative_before = interval.activation_derivative
 lines_before = crown.relax_activation
 
 
-def _graph_of(name: str) -> tuple[nn.Module, Tensor]:
-    model, shape = build(name)
-    return model.double(), points(shape, 3, seed=11)
-
-
 @pytest.mark.parametrize(
-    ("places", "attribute", "wrong"),
+    ("place", "attribute", "wrong"),
     [
-        ((native_engine,), "forward_interval", _monotone),
-        ((local_lipschitz,), "steepest", _largest_derivative),
-        ((crown,), "relax_activation", _relu_chord),
+        (native_engine, "forward_interval", _monotone),
+        (local_lipschitz, "steepest", _largest_derivative),
+        (crown, "relax_activation", _relu_chord),
     ],
     ids=["image", "steepness", "chord"],
 )
 def test_a_wrong_bound_is_found(
-    places: tuple[object, ...], attribute: str, wrong: object, monkeypatch: pytest.MonkeyPatch
+    place: object, attribute: str, wrong: object, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    model, x = _graph_of("bent")
-    graph = trace_model(model, tuple(x.shape[1:]))
+    model, shape = build("bent")
+    model, x = model.double(), points(shape, 3, seed=11)
+    graph, radii = trace_model(model, shape), torch.tensor([0.02, 0.3, 2.0]).double()
 
     def attack_all() -> None:
         for method in ("crown", "crown-ibp"):
-            attack_relaxation(
-                graph, "native", x, torch.tensor([0.02, 0.3, 2.0]).double(), 2.0, method
-            )
+            attack_relaxation(graph, "native", x, radii, 2.0, method)
         for radius in (0.05, 0.5):
             attack_lipschitz(model, graph, "native", x, radius, 2.0)
 
     attack_all()
-    for place in places:
-        monkeypatch.setattr(place, attribute, wrong)
+    monkeypatch.setattr(place, attribute, wrong)
     with pytest.raises(AssertionError, match="bound"):
         attack_all()
 

@@ -147,10 +147,8 @@ def test_a_hidden_neuron_in_two_halves_changes_nothing() -> None:
         wide.bias.data = torch.cat([first.bias.data, first.bias.data[:1]])
         halved = second.weight.data.clone()
         halved[:, 0] /= 2
-        narrow.weight.data, narrow.bias.data = (
-            torch.cat([halved, halved[:, :1]], 1),
-            second.bias.data,
-        )
+        narrow.weight.data = torch.cat([halved, halved[:, :1]], 1)
+        narrow.bias.data = second.bias.data
         before = proof(model, x, threshold, seed, method="crown", lipschitz=False)
         after = proof(
             nn.Sequential(wide, nn.ReLU(), narrow).eval(), x, threshold, seed,
@@ -231,17 +229,8 @@ def test_certified_radii_stay_below_attacked_ones(norm: float) -> None:
         network, x, threshold = network_of(seed)
         side = SETTINGS[seed][1]
         result = proof(network.model, x, threshold, seed, norm=norm)
-        found = attack_radius(
-            network.model,
-            x,
-            threshold,
-            side=side,
-            norm=norm,
-            seed=1,
-            restarts=1,
-            steps=15,
-            rounds=6,
-        )
+        effort = {"seed": 1, "restarts": 1, "steps": 15, "rounds": 6}
+        found = attack_radius(network.model, x, threshold, side=side, norm=norm, **effort)
         for column in RADII:
             assert bool((getattr(result, column) <= found).all()), column
         positive += int(((result.radius_certified > 0) & found.isfinite()).sum())

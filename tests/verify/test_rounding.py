@@ -43,10 +43,8 @@ def test_absolute_terms_by_hand() -> None:
         torch.tensor([[3.0, -2.0]]).double(),
         torch.ones(1).double(),
     )
-    second.weight.data, second.bias.data = (
-        torch.full((1, 1), -5.0).double(),
-        torch.zeros(1).double(),
-    )
+    second.weight.data.fill_(-5.0)
+    second.bias.data.zero_()
     graph = trace_model(nn.Sequential(first, nn.ReLU(), second), (2,))
     x, radii = torch.tensor([[1.0, -1.0]]).double(), torch.tensor([0.5]).double()
     box = (torch.tensor([[-1.0]]).double(), torch.tensor([[4.0]]).double())

@@ -21,6 +21,10 @@ from tests.random_networks import Side, Sum
 SHAPE = (2, 11, 11)
 
 
+def _stem() -> list[nn.Module]:
+    return [nn.Conv2d(2, 3, 3, padding=1), nn.ReLU()]
+
+
 def _chain() -> list[nn.Module]:
     return [
         nn.Conv2d(2, 4, 3, padding=1, groups=2),
@@ -37,46 +41,24 @@ def _residual() -> list[nn.Module]:
     branch = nn.Sequential(
         nn.Conv2d(3, 3, 3, stride=2, padding=1), nn.ReLU(), nn.Conv2d(3, 3, 3, padding=1)
     )
-    return [
-        nn.Conv2d(2, 3, 3, padding=1),
-        nn.ReLU(),
-        Sum(branch, nn.Conv2d(3, 3, 1, stride=2)),
-        nn.ReLU(),
-    ]
+    return [*_stem(), Sum(branch, nn.Conv2d(3, 3, 1, stride=2)), nn.ReLU()]
 
 
 def _inner_sum() -> list[nn.Module]:
     # A sum inside, whose windows pass the border; one of its sides adds a bias there.
-    return [
-        nn.Conv2d(2, 3, 3, padding=1),
-        nn.ReLU(),
-        Sum(nn.Conv2d(3, 3, 1), nn.Identity()),
-        nn.Conv2d(3, 2, 3, padding=1),
-        nn.ReLU(),
-    ]
+    inner = Sum(nn.Conv2d(3, 3, 1), nn.Identity())
+    return [*_stem(), inner, nn.Conv2d(3, 2, 3, padding=1), nn.ReLU()]
 
 
 def _steps() -> list[nn.Module]:
     # Windows that move at different steps cannot be one window.
-    branch = nn.Conv2d(3, 3, 6)
-    return [
-        nn.Conv2d(2, 3, 3, padding=1),
-        nn.ReLU(),
-        Sum(branch, nn.Conv2d(3, 3, 1, stride=2)),
-        nn.ReLU(),
-    ]
+    return [*_stem(), Sum(nn.Conv2d(3, 3, 6), nn.Conv2d(3, 3, 1, stride=2)), nn.ReLU()]
 
 
 def _concatenated() -> list[nn.Module]:
     inner = nn.Sequential(nn.Conv2d(3, 2, 3, padding=1), nn.Tanh())
-    return [
-        nn.Conv2d(2, 3, 2),
-        nn.ELU(),
-        Side(inner),
-        nn.AvgPool2d(2),
-        nn.Conv2d(5, 2, 2, padding=1),
-        nn.Sigmoid(),
-    ]
+    layers = [nn.Conv2d(2, 3, 2), nn.ELU(), Side(inner), nn.AvgPool2d(2)]
+    return [*layers, nn.Conv2d(5, 2, 2, padding=1), nn.Sigmoid()]
 
 
 def _deep() -> list[nn.Module]:

@@ -32,12 +32,9 @@ class AffineRows:
     def bounds(
         self, target: int, region: Region, terms: Mapping[int, Tensor] | None
     ) -> tuple[Tensor, Tensor]:
-        """(lower, upper) of a node over each region, (B, N) each; ℓ∞ regions without a cut only.
+        """(lower, upper) of an affine node over each region, (B, N) each; in ℓ∞ without a cut only.
 
-        Args:
-            target: an affine node.
-            region: balls, or balls beyond their cuts.
-            terms: absolute terms of affine nodes, for the rounding; None in float32.
+        The absolute `terms` of affine nodes are for the rounding; None in float32.
         """
         length = self._row_lengths(target, region.norm)
         centre = self._value(target, region.inputs).flatten(1)

@@ -76,14 +76,8 @@ def best_slopes(
 ) -> tuple[Tensor, Slopes]:
     """The largest lower bounds (B, R) seen in `steps` steps of ascent, and the last slopes.
 
-    Each row has slopes of its own, and keeps the best bound it ever had.
-
-    Args:
-        graph: the network.
-        bounds: pre-activations of the activation nodes whose slopes are free.
-        count: R.
-        lowest: slopes to lower bounds (B, R).
-        steps: gradient steps.
+    Each of the R = `count` rows has slopes of its own, and keeps the best bound it ever had. Those
+    of the activations in `bounds` are free.
     """
     ascent = SlopeAscent(graph, first_slopes(graph, bounds, count))
     best: Tensor | None = None

@@ -149,13 +149,9 @@ def backward_rows(
 
 
 def operand_rows(graph: Graph, node: Computed, rows: Tensor, axis: int) -> list[Tensor]:
-    """What coefficients of a node that is `Wiring` are of each of its operands.
+    """What coefficients (..., *shape) of a node that is `Wiring` are of each of its operands.
 
-    Args:
-        graph: the network.
-        node: of it.
-        rows: (..., *shape of the node).
-        axis: the first of that shape.
+    That shape begins at `axis`.
     """
     shapes = [graph.nodes[j].shape for j in node.inputs]
     if isinstance(node.op, Flatten):
@@ -168,11 +164,7 @@ def operand_rows(graph: Graph, node: Computed, rows: Tensor, axis: int) -> list[
 def through_windows(op: MaxPool, a: Tensor, below: Tensor, above: Tensor) -> Tensor:
     """a⁺·below + a⁻·above, added up where windows read, (B, R, *output) -> (B, R, *input shape).
 
-    Args:
-        op: the pool.
-        a: (B, R, *output shape).
-        below: (B, C, k, H′, W′) weights of members, with `above` as `relax_pool` gives them.
-        above: see `below`.
+    `below` and `above` (B, C, k, H′, W′) are weights of members, as `relax_pool` gives them.
     """
     positive, negative = a.clamp(min=0.0), a.clamp(max=0.0)
     pairs = zip(below.unsqueeze(1).unbind(-3), above.unsqueeze(1).unbind(-3), strict=True)
@@ -215,14 +207,9 @@ def relax_activation(
 
 
 def neuron_rows(graph: Graph, target: int, indices: Tensor) -> tuple[int, Tensor, Tensor]:
-    """Where a backward pass that reads single neurons of `target` begins.
+    """Where a backward pass that reads neurons of `target`, by flat indices (B or 1, R), begins.
 
     A layer with its matrix at hand is stepped over: its rows are picked, not multiplied out.
-
-    Args:
-        graph: the network.
-        target: node index.
-        indices: (B or 1, R) flat indices of neurons.
 
     Returns:
         The node to begin at, rows (B or 1, R, *its shape), and what is to be added, (B or 1, R).

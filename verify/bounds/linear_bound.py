@@ -34,10 +34,7 @@ def value_at_centre(slope: Tensor, offset: Tensor, size: Tensor, inputs: Tensor)
 def rounding_at_centre(slope: Tensor, size: Tensor, inputs: Tensor) -> Tensor:
     """What a linear bound and its value at the centre may be off by in float64, (B, R).
 
-    Args:
-        slope: (B, R, ...), or (1, R, ...) where all samples share it.
-        size: (B, R) or (1, R) sum of the absolute terms of the offset.
-        inputs: (B, ...).
+    Of arguments as those of `value_at_centre`.
     """
     flat, x = slope.detach().flatten(2).abs(), inputs.flatten(1).abs()
     scale = x @ flat[0].T if len(flat) == 1 else (flat @ x.unsqueeze(2)).squeeze(2)

@@ -116,7 +116,8 @@ class _Boxes:
             if isinstance(node.op, NONLINEAR):
                 interval = intervals[source]
                 if i in self.boxes:  # of `outer`; nodes before this one hold those of this region
-                    interval = _meet(interval, self.boxes[i])
+                    (low, high), (least, most) = interval, self.boxes[i]
+                    interval = torch.maximum(low, least), torch.minimum(high, most)
                 settled = isinstance(node.op, MaxPool) and _of_activations(self._graph, source)
                 if not settled and (self._method != "crown-ibp" or source in self._engine.affine):
                     interval = self._tightened(source, interval, node.op)
@@ -216,10 +217,6 @@ class _Boxes:
             indices = unknown.byte().argsort(dim=1, descending=True, stable=True)[:, :most]
         size = max(1, self._engine.elements // (2 * len(indices) * widest))
         return iter(indices.split(size, dim=1)) if indices.shape[1] else iter(())
-
-
-def _meet(one: Interval, other: Interval) -> Interval:
-    return torch.maximum(one[0], other[0]), torch.minimum(one[1], other[1])
 
 
 def _ordered(interval: Interval) -> tuple[Interval, Tensor]:

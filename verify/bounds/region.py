@@ -82,11 +82,18 @@ class Region:
             value: (B, R) at the centres.
             slope: (B, R, ...), or (1, R, ...) where all samples share it.
         """
-        length = self.lengths(slope)
-        radius = self.radii.unsqueeze(1)
-        if self.cut is None:
+        length, radius, cut = self.lengths(slope), self.radii.unsqueeze(1), self.cut
+        if cut is None:
             return value - radius * length
-        return self._beyond(self.cut, value, slope.flatten(2), length, self._share(slope, length))
+        share, slope = self._share(slope, length), slope.flatten(2)
+        if self.norm == 2.0:
+            return self._l2_beyond(cut, value, length, self._along(cut, slope, length), share)
+        # Weak duality: value + λ·distance − radius·‖slope + λ·normal‖*, for λ = share·length.
+        # Beyond either end of the ball it says no more, and an infinite distance would give NaN.
+        distance = cut.distance.unsqueeze(1).clamp(-radius, 2 * radius)
+        moved = slope + (share * length).unsqueeze(2) * cut.normal.unsqueeze(1)
+        stretched = moved.abs().sum(2) + _ROUNDING * length * (1 + share)
+        return value + share * length * distance - radius * stretched
 
     def lowest_by_cosine(self, value: Tensor, length: Tensor, along: Tensor | None) -> Tensor:
         """`lowest` in ℓ2, for slopes of which only lengths and cosines with the normal are known.
@@ -159,22 +166,10 @@ class Region:
             product = torch.einsum("brd,bd->br", slope, cut.normal)
         return product / length.clamp_min(torch.finfo(slope.dtype).tiny)
 
-    def _beyond(
-        self, cut: Cut, value: Tensor, slope: Tensor, length: Tensor, share: Tensor
-    ) -> Tensor:
-        """Weak duality: value + λ·distance − radius·‖slope + λ·normal‖*, for λ = share·length."""
-        radius = self.radii.unsqueeze(1)
-        # Beyond either end of the ball it says no more, and an infinite one would give NaN.
-        distance = cut.distance.unsqueeze(1).clamp(-radius, 2 * radius)
-        if self.norm == 2.0:
-            return self._l2_beyond(cut, value, length, self._along(cut, slope, length), share)
-        moved = slope + (share * length).unsqueeze(2) * cut.normal.unsqueeze(1)
-        stretched = moved.abs().sum(2) + _ROUNDING * length * (1 + share)
-        return value + share * length * distance - radius * stretched
-
     def _l2_beyond(
         self, cut: Cut, value: Tensor, length: Tensor, along: Tensor, share: Tensor
     ) -> Tensor:
+        """`lowest` in ℓ2, by closed form; distances are cut off as there."""
         radius = self.radii.unsqueeze(1)
         distance = cut.distance.unsqueeze(1).clamp(-radius, 2 * radius)
         square = (1 + 2 * share * along + share**2).clamp_min(0.0)

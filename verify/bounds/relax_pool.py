@@ -20,12 +20,9 @@ from greg_cert.verify.graph.max_pool import MaxPool, windows_of
 
 
 def relax_pool(op: MaxPool, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Σ below_j·z_j ≤ max_j z_j ≤ Σ above_j·z_j + intercept, for all z of the box.
+    """Σ below_j·z_j ≤ max_j z_j ≤ Σ above_j·z_j + intercept, for all z of a box.
 
-    Args:
-        op: the pool.
-        low: (B, *input_shape), with `high` the box of what it reads.
-        high: see `low`.
+    What the pool reads lies in the box, (B, *input_shape) each end.
 
     Returns:
         below and above (B, C, k, H′, W′), nonnegative; intercept (B, C, H′, W′); and the absolute

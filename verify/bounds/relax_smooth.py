@@ -26,12 +26,7 @@ def relax_smooth(kind: str, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor, 
 
     slope_low·z + intercept_low ≤ σ(z) ≤ slope_high·z + intercept_high for all z of the interval.
     Among the lines that hold these are nearly those of the smallest area. Where an end is not
-    finite all four are NaN.
-
-    Args:
-        kind: a key of `SHAPES`.
-        low: any shape.
-        high: of the same shape.
+    finite all four are NaN. Of any shape, for `kind` a key of `SHAPES`.
     """
     finite = low.isfinite() & high.isfinite()
     low, high = torch.where(finite, low, torch.nan), torch.where(finite, high, torch.nan)

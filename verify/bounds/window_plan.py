@@ -70,12 +70,7 @@ class Frame:
 
 
 class WindowPlan:
-    """How windows of one node's neurons lie in the nodes before it.
-
-    Args:
-        graph: the network.
-        target: a node of shape (C, H, W).
-    """
+    """How windows of the neurons of one node, of shape (C, H, W), lie in the nodes before it."""
 
     def __init__(self, graph: Graph, target: int) -> None:
         self.graph, self.target = graph, target

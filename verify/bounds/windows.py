@@ -90,7 +90,8 @@ class WindowPass:
                 layer = self._plan.layers[i]
                 if i in walk.dirty:
                     values = values * self._seen(walk, i, "inside")
-                walk.offset = walk.offset + values @ _each_pixel(layer.bias, frame)
+                bias = layer.bias.repeat_interleave(math.prod(frame.size))  # of each pixel
+                walk.offset = walk.offset + values @ bias
                 if self._terms is not None:
                     walk.size = walk.size + _dot(values.abs(), self._seen(walk, i, "terms"))
                 back = layer.adjoint(values.reshape(-1, len(layer.bias), *frame.size))
@@ -246,8 +247,3 @@ class _Walk:
 def _dot(one: Tensor, other: Tensor) -> Tensor:
     """Inner products along the last axis."""
     return (one * other).sum(-1)
-
-
-def _each_pixel(channels: Tensor, frame: Frame) -> Tensor:
-    """(C,) repeated for every pixel of a window, (C·h·w,)."""
-    return channels.repeat_interleave(math.prod(frame.size))

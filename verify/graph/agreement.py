@@ -50,7 +50,8 @@ def check_agreement(logits: Logits, graph: Graph | None, x: Tensor, where: str) 
                 f"{tuple(theirs.shape)} for B = {len(x)}"
             )
         still = theirs if graph is None else forward_all(graph, x)[-1]
-    weights = _weights(theirs)
+    # Of every logit, none of them alike.
+    weights = torch.linspace(1.0, 2.0, theirs.shape[1], dtype=theirs.dtype, device=theirs.device)
 
     def combined(points: Tensor) -> Tensor:
         return (logits(points) * weights).sum(1)
@@ -77,12 +78,6 @@ def check_agreement(logits: Logits, graph: Graph | None, x: Tensor, where: str) 
             "so slopes and attacks would be blind: part of its forward runs under torch.no_grad, "
             "detaches what it computes, or has a backward pass of its own"
         )
-
-
-def _weights(logits: Tensor) -> Tensor:
-    """Weights (K,) that let every logit be seen, none of them alike."""
-    count = logits.shape[1]
-    return torch.linspace(1.0, 2.0, count, dtype=logits.dtype, device=logits.device)
 
 
 def _differ(graph: Graph | None, x: Tensor, ours: Tensor, theirs: Tensor) -> Tensor:

@@ -174,15 +174,9 @@ class GraphBuilder:
 
     def max_min(self, name: str, i: int, first: Sequence[int], second: Sequence[int],
                 larger: Sequence[int], smaller: Sequence[int]) -> int:  # fmt: skip
-        """Append MaxMin of pairs of channels.
+        """Append MaxMin of pairs of channels, the `first` C/2 of node i with the others.
 
-        Args:
-            name: of the layer.
-            i: node (C, ...) that is read.
-            first: C/2 channels of it.
-            second: the others, which these are compared with.
-            larger: C/2 channels of the output, for the larger of each pair.
-            smaller: the others.
+        The larger of each pair goes to C/2 channels of the output, the smaller to the others.
         """
         shape, pairs = self.shape(i), (tuple(first), tuple(second))
         slope = torch.ones(shape[0], dtype=self._dtype, device="cpu")

@@ -96,9 +96,10 @@ class Call:
         kind = (
             type(self.target).__name__ if module else getattr(self.target, "__name__", self.target)
         )
+        change = f"{_INSTEAD[kind]}; or else " if kind in _INSTEAD else ""
         return UnsupportedModelError(
-            f"layer {self.name!r} ({kind}) cannot be bounded soundly: {why}. A way on: "
-            f"{_way_on(kind)}. Supported: {_SUPPORTED}"
+            f"layer {self.name!r} ({kind}) cannot be bounded soundly: {why}. A way on: {change}"
+            f"take the method smoothing, which needs no bounds of layers. Supported: {_SUPPORTED}"
         )
 
     def operand(self, position: int = 0, name: str | None = None) -> int:
@@ -121,10 +122,3 @@ class Call:
         if isinstance(self.target, nn.Module):
             return getattr(self.target, name, default)
         return self.argument(position, name, default)
-
-
-def _way_on(kind: str) -> str:
-    """What could stand in place of a layer or function of that name, and what is left anyway."""
-    change = _INSTEAD.get(kind)
-    start = "" if change is None else f"{change}; or else "
-    return f"{start}take the method smoothing, which needs no bounds of layers"

@@ -61,10 +61,6 @@ def _item(c: Call) -> int:
     return _picked(c, _of_places(c))
 
 
-def _select(c: Call) -> int:
-    return _picked(c, _of_places(c))
-
-
 def _of_places(c: Call) -> Any:
     """What the call gives of the tensor that holds, at each place, the place's own number."""
     whole = _places(c)
@@ -111,7 +107,7 @@ _DIVISIONS: tuple[Any, ...] = (
 CHANNEL_HANDLERS: dict[Any, Callable[[Call], int]] = {
     MaxMin: _max_min,
     operator.getitem: _item,
-    **dict.fromkeys((torch.narrow, "narrow"), _select),
+    **dict.fromkeys((torch.narrow, "narrow"), lambda c: _picked(c, _of_places(c))),
     **dict.fromkeys((torch.max, torch.maximum, "max", "maximum"), _pairwise(GraphBuilder.maximum)),
     **dict.fromkeys((torch.min, torch.minimum, "min", "minimum"), _pairwise(GraphBuilder.minimum)),
 }

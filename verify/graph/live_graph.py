@@ -59,7 +59,7 @@ class LiveGraph:
         context = first.context
         # Only their sizes are asked for again.
         self._known: dict[fx.Node, Any] = {
-            node: pytree.tree_map_only(Tensor, _size_of, value)
+            node: pytree.tree_map_only(Tensor, lambda t: t.new_zeros(()).expand(t.shape), value)
             for node, value in context.values.items()
             if node in context.index or node in context.parts
         }
@@ -78,10 +78,6 @@ class LiveGraph:
         return Translation(
             self._traced, self._probe, whole_pools=True, known=self._known, scales=scales
         ).run()
-
-
-def _size_of(value: Tensor) -> Tensor:
-    return value.new_zeros(()).expand(value.shape)
 
 
 def _check_parameters(model: nn.Module) -> None:

@@ -83,19 +83,12 @@ class MaxPool:
     @property
     def _beyond(self) -> tuple[int, int]:
         """Rows and columns below and to the right of the image that windows reach into."""
-        before = [
-            (n - 1) * s + d * (k - 1) + 1 - p - size
-            for n, s, d, k, p, size in zip(
-                self.output_shape[1:],
-                self.stride,
-                self.dilation,
-                self.kernel,
-                self.padding,
-                self.input_shape[1:],
-                strict=True,
-            )
-        ]
-        return max(0, before[0]), max(0, before[1])
+        axes = zip(
+            self.output_shape[1:], self.stride, self.dilation, self.kernel, self.padding,
+            self.input_shape[1:], strict=True,
+        )  # fmt: skip
+        beyond = [(n - 1) * s + d * (k - 1) + 1 - p - size for n, s, d, k, p, size in axes]
+        return max(0, beyond[0]), max(0, beyond[1])
 
     @property
     def _taps(self) -> list[tuple[slice, slice]]:
@@ -117,10 +110,7 @@ def windows_of(op: MaxPool, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
 def share_range(op: MaxPool, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
     """Bounds of each member's share in the derivative, (B, C, k, H′, W′): {0}, {1} or [0, 1].
 
-    Args:
-        op: the pool.
-        low: (B, *input_shape), with `high` the box of what it reads.
-        high: see `low`.
+    The pool reads a box, (B, *input_shape) each end.
     """
     below, above = windows_of(op, low, high)
     # A member takes part unless another one is surely larger, and alone it takes all. Bounds that

@@ -107,10 +107,6 @@ def _batch_norm(c: Call) -> int:
     return c.builder.per_channel(c.name, c.operand(), scale, shift)
 
 
-def _identity(c: Call) -> int:
-    return c.operand()
-
-
 def _dropout(c: Call) -> int:
     if not isinstance(c.target, nn.Module) and c.argument(2, "training", True):
         raise c.refuse("it is called with training=True, so its output is random")
@@ -238,7 +234,7 @@ _HANDLERS: dict[Any, Callable[[Call], int]] = {
     **dict.fromkeys((nn.BatchNorm1d, nn.BatchNorm2d, nn.SyncBatchNorm), _batch_norm),
     **ACTIVATION_HANDLERS,
     **CHANNEL_HANDLERS,
-    **dict.fromkeys((nn.Identity, nn.Dropout2d, nn.Dropout, "contiguous"), _identity),
+    **dict.fromkeys((nn.Identity, nn.Dropout2d, nn.Dropout, "contiguous"), Call.operand),
     F.dropout: _dropout,
     **dict.fromkeys((nn.Flatten, torch.flatten, "flatten"), _reshape),
     **dict.fromkeys(("view", "reshape", torch.reshape, "squeeze", torch.squeeze), _reshape),

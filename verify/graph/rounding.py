@@ -27,12 +27,8 @@ Boxes = Mapping[int, tuple[Tensor, Tensor]]
 def sum_rounding(op: Affine, *, backwards: bool = False) -> float:
     """What an affine layer of an interval may lose, as a share of its absolute terms.
 
-    Centre, spread and their sum each take part. 0 in float32, which only guides a search: an
-    allowance of its size would mislead it.
-
-    Args:
-        op: the layer.
-        backwards: whether it is the transposed layer, whose sums run over outputs.
+    Centre, spread and their sum each take part; sums of the transposed layer, `backwards`, run over
+    outputs. 0 in float32, which only guides a search: an allowance of its size would mislead it.
     """
     if op.weight.dtype != torch.float64:
         return 0.0
@@ -98,13 +94,8 @@ def interval_rounding(
 ) -> dict[int, Tensor]:
     """What an interval of each node (B, *shape) may be off by where nobody rounds outwards.
 
-    Boxes of activations that are given have their rounding allowed for, and begin anew.
-
-    Args:
-        graph: a network without smooth activations.
-        preactivations: as in `absolute_terms`.
-        inputs: (B, ...) centres.
-        radii: (B,).
+    Boxes of activations that are given have their rounding allowed for, and begin anew. Arguments
+    are as of `absolute_terms`, of a network without smooth activations.
     """
     unit = torch.finfo(inputs.dtype).eps
     largest, terms = _magnitudes(graph, preactivations, inputs, radii)
@@ -133,10 +124,6 @@ def score_rounding(graph: Graph, x: Tensor) -> Tensor:
 
     Each affine layer multiplies what its operand is off by by |W| and adds a share of its own
     absolute terms; no other operation enlarges an error by more than a rounding of its own.
-
-    Args:
-        graph: the network.
-        x: (B, *input_shape).
     """
     unit = torch.finfo(x.dtype).eps
     values = forward_all(graph, x)
@@ -153,12 +140,7 @@ def forward_errors(
     """What rounding may have changed of every node's value, (B, *shape) each.
 
     Absolute weights carry an error neuron by neuron, which at depth grows beyond any margin; norms
-    carry its ℓ2 length, which no neuron's error exceeds.
-
-    Args:
-        graph: the network.
-        values: of every node, as `forward_all` gives them.
-        norms: for each affine node an upper bound of its operator norm, where lengths are wanted.
+    carry its ℓ2 length, which no neuron's error exceeds: of each affine node, where they are given.
     """
     unit = torch.finfo(values[0].dtype).eps
     errors = [torch.zeros_like(values[0])]

@@ -20,12 +20,9 @@ from greg_cert.verify.lipschitz.score_box import ScoreBox
 def adjoint_boxes(
     graph: Graph, preactivations: Mapping[int, Interval], top: ScoreBox
 ) -> dict[int, Interval]:
-    """Boxes (B, *shape) that hold −∂S/∂v for all points of each ball.
+    """Boxes (B, *shape) that hold −∂S/∂v for all points of each ball, from that of −∂S/∂f on top.
 
-    Args:
-        graph: the network.
-        preactivations: for each activation node its input's (lower, upper) over the ball.
-        top: box of −∂S/∂f at the logits.
+    Of each activation node the pre-activations hold its input's (lower, upper) over the ball.
     """
     last = len(graph.nodes) - 1
     boxes: dict[int, Interval] = {last: (top.low, top.high)}

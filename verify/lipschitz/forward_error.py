@@ -68,8 +68,7 @@ class ForwardError:
     def __call__(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Logits (B, K) in float64, and what each of them is off by at most, (B,).
 
-        Args:
-            x: (B, *input_shape), float64 or the type that the graph is run in.
+        At x (B, *input_shape), in float64 or in the type that the graph is run in.
         """
         eps = torch.finfo(self._dtype).eps
         start = x.to(self._dtype)

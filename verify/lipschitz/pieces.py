@@ -144,17 +144,13 @@ def _maximum(graph: Graph, node: Node, found: Sequence[Pieces | None]) -> Pieces
             total = _added(positive, negative)
             other: Conv | None = negative
             if op.least_slope < 0:
-                other = _added(_like(positive, _rows_times(positive, op)), negative)
+                c = op.negative_slope  # of all channels, or one for each
+                c = c.reshape(-1, 1, 1, 1) if isinstance(c, Tensor) else c
+                other = _added(_like(positive, positive.weight * c), negative)
             maps = None if total is None or other is None else (total, other)
         if pair is not None and maps is not None and len(maps) <= _MOST:
             return Pieces(pair[0].source, maps)
     return None
-
-
-def _rows_times(op: Conv, activation: Activation) -> Tensor:
-    """The weight with each channel times its slope below zero."""
-    slope = activation.negative_slope
-    return op.weight * (slope.reshape(-1, 1, 1, 1) if isinstance(slope, Tensor) else slope)
 
 
 def _minuend(graph: Graph, d: int, b: int) -> int | None:

@@ -72,13 +72,7 @@ class ScoreBox:
 
 
 def score_box(score: str, low: Tensor, high: Tensor) -> ScoreBox:
-    """The box of −∂S/∂f where the logits lie in [low, high], (B, K) each.
-
-    Args:
-        score: one of `greg_cert.scores.SCORES`.
-        low: lower bounds of the logits.
-        high: upper bounds.
-    """
+    """The box of −∂S/∂f where the logits lie in [low, high], (B, K) each."""
     kind = score_of(score)
     if kind.relative:
         return _max_softmax_box(low, high)

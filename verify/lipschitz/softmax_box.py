@@ -27,15 +27,8 @@ def mixture_box(low: Tensor, high: Tensor, rows: Tensor) -> tuple[Tensor, Tensor
     """Element-wise bounds of Σ_i p_i rows_i over probability vectors p with low ≤ p ≤ high.
 
     Exact: the mass left over from `low` goes to the largest (or smallest) entries first. Using
-    Σ p = 1 is what makes it much tighter than interval arithmetic.
-
-    Args:
-        low: (B, K) lower bounds of p.
-        high: (B, K) upper bounds of p.
-        rows: (K, D).
-
-    Returns:
-        Lower and upper bounds, (B, D) each.
+    Σ p = 1 is what makes it much tighter than interval arithmetic. From ends (B, K) and rows (K, D)
+    to lower and upper bounds (B, D).
     """
     step = max(1, _CHUNK_ELEMENTS // rows.numel())
     parts = [

@@ -81,7 +81,7 @@ class Best(BestEffort, Crown):
                     domains=domains,
                     split_rounds=rounds,
                 )
-                price = prices.parts(graph, rounds, domains)
+                price = prices.balls(graph, rounds * domains)  # a relaxation of each part
                 found.append(last := stage("branch", ladder, price, last))
         return found
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 from greg_cert.verify.methods.method import Proof, at_least
@@ -92,15 +92,12 @@ class Branch(Crown):
     @property
     def ladder(self) -> Ladder:
         """How the search goes; balls are cut before they are split."""
-        return Ladder(
-            self.rounds,
-            self.tolerance,
-            self.mirror_steps,
-            max(self.cuts, 1),
-            self.cut_rounds,
-            self.splits,
-            self.domains,
-            self.split_rounds,
+        return replace(
+            super().ladder,
+            cuts=max(self.cuts, 1),
+            splits=self.splits,
+            domains=self.domains,
+            split_rounds=self.split_rounds,
         )
 
     def prepare(self, problem: Problem) -> Prove:

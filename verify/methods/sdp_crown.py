@@ -48,27 +48,24 @@ class SdpCrown(Proof):
         problem.need_native("sdp-crown", "whose bounds are other ones")
         if problem.norm != 2.0:
             raise UsageError(L2_ONLY)
-        return _SdpCrownRadius(problem, self)
+        balls = ball_radius(problem, self.ladder)
+        one = CoupledRadius(problem, self.coupled)
+        rows = CoupledRows(one)
+        parts: CoupledParts | None = None
+        if self.coupled.splits and CoupledParts.suits(problem.pooled):
+            parts = CoupledParts(one, PartsEffort(splits=self.coupled.splits))
+
+        def prove(batch: Batch, goal: Goal) -> Tensor:
+            radii = balls(batch, goal)
+            known = radii if batch.known is None else radii.maximum(batch.known)
+            radii = rows(batch.knowing(known), goal)
+            if parts is not None and goal.one_row:
+                radii = parts(batch.knowing(radii), goal)
+            return radii
+
+        return prove
 
 
 def ball_radius(problem: Problem, ladder: Ladder) -> LinearRadius:
     """Proven ℓ2 radii by one multiplier a layer, for any goal."""
     return LinearRadius(problem.coupled, "sdp-crown", 2.0, problem.max_radius, ladder)
-
-
-class _SdpCrownRadius:
-    def __init__(self, problem: Problem, method: SdpCrown) -> None:
-        self._balls = ball_radius(problem, method.ladder)
-        one = CoupledRadius(problem, method.coupled)
-        self._rows = CoupledRows(one)
-        self._parts: CoupledParts | None = None
-        if method.coupled.splits and CoupledParts.suits(problem.pooled):
-            self._parts = CoupledParts(one, PartsEffort(splits=method.coupled.splits))
-
-    def __call__(self, batch: Batch, goal: Goal) -> Tensor:
-        radii = self._balls(batch, goal)
-        known = radii if batch.known is None else radii.maximum(batch.known)
-        radii = self._rows(batch.knowing(known), goal)
-        if self._parts is not None and goal.one_row:
-            radii = self._parts(batch.knowing(radii), goal)
-        return radii

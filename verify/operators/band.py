@@ -85,13 +85,8 @@ def gram_band(op: Conv, band: Band, rows: Tensor, columns: Tensor) -> Tensor:
     """The lower half (n, b + 1) of the Gram matrix of diag(rows)·W·diag(columns), on the CPU.
 
     Entry (j, d) is that of coordinates j + d and j, in the order (row, column, channel). Each sums
-    no more products than the larger of a window and what one input reaches has.
-
-    Args:
-        op: the layer.
-        band: of it.
-        rows: (*output_shape).
-        columns: (*input_shape).
+    no more products than the larger of a window and what one input reaches has. Rows are
+    (*output_shape), columns (*input_shape).
     """
     channels, height, width = band.shape
     weight = op.weight.unflatten(0, (op.groups, -1))  # (G, O, C, kernel)

@@ -23,7 +23,9 @@ def norm_operations(op: Conv | Linear) -> float:
     conv = as_convolution(op)
     band = Band.of(conv)
     if conv.groups == 1 and band.fits:
-        return _building(conv, band) + band.work
+        between = conv.output_shape if band.by_inputs else conv.input_shape
+        pairs = conv.weight[0, 0].numel() ** 2 / 2  # of taps, a product in each window
+        return 2.0 * pairs * math.prod(between) * band.shape[0] ** 2 + band.work
     if gram_entries(conv) > LARGEST_GRAM:
         return symbol_operations(conv)
     side = math.sqrt(gram_entries(conv))
@@ -32,10 +34,3 @@ def norm_operations(op: Conv | Linear) -> float:
 
 def _applied(op: Conv) -> float:
     return 2.0 * op.weight.numel() * math.prod(op.output_shape[1:])
-
-
-def _building(op: Conv, band: Band) -> float:
-    """Of a Gram matrix: a product of two taps in each window."""
-    between = op.output_shape if band.by_inputs else op.input_shape
-    pairs = op.weight[0, 0].numel() ** 2 / 2
-    return 2.0 * pairs * math.prod(between) * band.shape[0] ** 2

@@ -15,7 +15,6 @@ from torch import Tensor
 from greg_cert.verify.graph.ops import Conv, Linear
 
 _LARGEST = 512  # rows of the Gram matrix: above, a band is cheaper
-_CHUNK = 2**23  # numbers that scaled matrices hold at a time
 
 
 def dense_matrix(op: Conv | Linear) -> Tensor | None:
@@ -27,10 +26,7 @@ def dense_matrix(op: Conv | Linear) -> Tensor | None:
 def dense_grams(matrix: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
     """The smaller Gram matrices (B, n, n) of diag(rows)·matrix·diag(columns).
 
-    Args:
-        matrix: (outputs, inputs).
-        rows: (B, outputs).
-        columns: (B, inputs).
+    Of a matrix (outputs, inputs), for rows (B, outputs) and columns (B, inputs).
     """
     scaled = rows.unsqueeze(2) * matrix * columns.unsqueeze(1)
     if len(matrix) > matrix.shape[1]:
@@ -51,8 +47,3 @@ def levels_above(grams: Tensor, estimates: Tensor, margins: Sequence[float]) -> 
         found[left[proven]] = level[proven]
         left = left[~proven]
     return found
-
-
-def chunk_size(matrix: Tensor) -> int:
-    """How many scaled matrices are held at a time."""
-    return max(1, _CHUNK // matrix.numel())

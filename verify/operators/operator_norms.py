@@ -126,9 +126,7 @@ def norm_from_below(op: Conv | Linear) -> float:
 def row_norms(op: Conv | Linear, mask: Tensor) -> Tensor:
     """√(Σ_j w_ij²·m_j²) (B, *output shape), at least: how far a ball moves each output.
 
-    Args:
-        op: a layer.
-        mask: (B, *input shape) factors of the inputs.
+    The mask m (B, *input shape) holds factors of the inputs.
     """
     found = op.apply(mask**2, op.weight**2)
     terms = (op.weight[0].numel() + 8) * torch.finfo(op.weight.dtype).eps

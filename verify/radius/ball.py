@@ -31,21 +31,17 @@ class BallBounds:
     def reach(
         self, x: Tensor, radii: Tensor, goal: Goal, p: Tensor, effort: Effort
     ) -> tuple[Tensor, Tensor]:
-        """How far the linear bounds of balls of `radii` (B,) prove the goal.
+        """How far the linear bounds of balls of `radii` (B,) about x prove the goal, in float64.
 
-        Args:
-            x: (B, ...) centres, float64.
-            radii: (B,) float64.
-            goal: what to prove, float64.
-            p: (B, G, K) the weights to use for a goal that stays above its level.
-            effort: how hard to try.
+        Weights p (B, G, K) are for a goal that stays above its level.
 
         Returns:
-            (B,) reach in float64, which may exceed `radii`, and the weights that gave it.
+            (B,) reach, which may exceed `radii`, and the weights that gave it.
         """
         dtype = self._graph.dtype
         x, radii, goal = x.to(dtype), radii.to(dtype), goal.to(dtype)
-        p = _normalised(p.to(dtype), goal)
+        p = torch.where(goal.members, p.to(dtype).clamp_min(0.0), 0.0)
+        p = p / p.sum(2, keepdim=True)
         if not split_nodes(self._graph):
             effort = replace(effort, splits=0)
         with torch.no_grad():
@@ -105,8 +101,3 @@ def _plain(
         p = torch.where((tried > reach).reshape(-1, 1, 1), better, p)
         reach = torch.maximum(reach, tried)
     return reach, p
-
-
-def _normalised(p: Tensor, goal: Goal) -> Tensor:
-    p = torch.where(goal.members, p.clamp_min(0.0), 0.0)
-    return p / p.sum(2, keepdim=True)

@@ -105,15 +105,9 @@ def prove_by_parts(
     weights: Tensor,
     effort: Effort,
 ) -> tuple[Tensor, Tensor]:
-    """How far (B,) each sample's goal is proven, inf for a whole ball; and the weights p.
+    """How far (B,) each sample's goal is proven, inf for a whole ball; and the weights p (B, 1, K).
 
-    Args:
-        engine: relaxes the parts.
-        method: of `RegionEngine.relax_region`.
-        region: whole balls.
-        goal: one that a single row decides.
-        weights: (B, 1, K) p to begin with.
-        effort: how hard to try.
+    Of whole balls, for a goal that a single row decides; `weights` are those to begin with.
     """
     radii = region.radii
     everyone = torch.arange(len(radii), device=radii.device)

@@ -51,13 +51,8 @@ class Goal:
 
     def of(self, samples: Tensor) -> Goal:
         """The goal for some samples."""
-        return Goal(
-            self.above,
-            self.soft,
-            self.shift[samples],
-            self.members[samples],
-            self.level[samples],
-        )
+        shift, members, level = (t[samples] for t in (self.shift, self.members, self.level))
+        return Goal(self.above, self.soft, shift, members, level)
 
     def to(self, dtype: torch.dtype) -> Goal:
         """The goal in another floating type."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 from torch import Tensor
 
@@ -13,7 +15,7 @@ from greg_cert.verify.lipschitz.forward_error import ForwardError
 from greg_cert.verify.lipschitz.global_bound import global_constant
 from greg_cert.verify.lipschitz.global_radius import first_order_reach, gap_left, score_error
 from greg_cert.verify.radius.problem import Batch, Problem
-from greg_cert.verify.radius.search import RadiusSearch, Reach
+from greg_cert.verify.radius.search import RadiusSearch
 
 _GUESS = 0.25  # of the first-order radius, where the ladder begins
 _STEPS = 8  # of the integral
@@ -68,16 +70,13 @@ class LipschitzRadius:
         sure = first_order_reach(self._everywhere, gap, rounding).clamp(max=self._max_radius)
         left = sure < self._max_radius
 
-        def scouted(bounds: _Bounds) -> Reach:
-            def reach(members: Tensor, radii: Tensor, turn: int) -> Tensor:
-                constant = self._constant(bounds, x[members], radii)
-                return first_order_reach(constant, gap[members], rounding[members])
-
-            return reach
+        def scouted(bounds: _Bounds, members: Tensor, radii: Tensor, turn: int) -> Tensor:
+            constant = self._constant(bounds, x[members], radii)
+            return first_order_reach(constant, gap[members], rounding[members])
 
         guess = (batch.first_order * _GUESS).maximum(sure)
         search = RadiusSearch(guess, self._max_radius)
-        draft, careful = scouted(self._scout), scouted(self._careful)
+        draft, careful = partial(scouted, self._scout), partial(scouted, self._careful)
         search.climb_by_draft(draft, careful, self._rounds, self._tolerance, left)
         radii = sure.clone()
         constant = torch.full_like(gap, self._everywhere).masked_fill(sure == 0, torch.nan)

@@ -52,14 +52,6 @@ def balls(graph: Graph, rounds: int) -> Price:
     return Price(rounds * one.fixed, rounds * one.a_row)
 
 
-def parts(graph: Graph, rounds: int, domains: int) -> Price:
-    """Of `rounds` balls that are split into so many parts, a relaxation each.
-
-    Parts share bounds, and most are closed soon.
-    """
-    return balls(graph, rounds * domains)
-
-
 def steps(count: int) -> Price:
     """Of so many gradient steps of a coupled bound."""
     return Price(0.0, _STEP * count)

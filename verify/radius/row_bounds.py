@@ -36,10 +36,7 @@ def best_row(relaxation: Relaxation, goal: Goal, p: Tensor) -> tuple[Tensor, Ten
 
     row·f + constant is below zero for every violation in the region.
     """
-    if goal.above:
-        rows, constant = lower_rows(goal, p)
-    else:
-        rows, constant = chord_rows(relaxation, goal)
+    rows, constant = lower_rows(goal, p) if goal.above else chord_rows(relaxation, goal)
     value, slope, constant = allowed_lines(relaxation, goal, rows, constant)
     reach = ((value + constant) / slope).nan_to_num(nan=-torch.inf)
     best = reach.argmax(1, keepdim=True)

@@ -87,8 +87,8 @@ class RadiusSearch:
             for name in ("best", "best_at", "_low", "_high", "_ceiling"):
                 getattr(self, name)[lost] = getattr(again, name)[lost]
 
-    def update(self, members: Tensor, radii: Tensor, reach: Tensor) -> Tensor:
-        """Take in q = `reach` at ε = `radii` for the samples `members`; which of them improved."""
+    def update(self, members: Tensor, radii: Tensor, reach: Tensor) -> None:
+        """Take in q = `reach` at ε = `radii` for the samples `members`."""
         proven = torch.minimum(radii, reach).nan_to_num(nan=0.0)
         better = proven > self.best[members]
         self.best[members[better]] = proven[better]
@@ -97,7 +97,6 @@ class RadiusSearch:
         high = (reach < radii) & (radii < self._high[members])
         self._low[members[low]], self._ceiling[members[low]] = radii[low], reach[low]
         self._high[members[high]] = radii[high]
-        return better
 
     def open(self, tolerance: float) -> Tensor:
         """Indices of samples whose optimum may be over `tolerance` (relative) above the best."""

@@ -233,12 +233,7 @@ def bisect_balls(
 ) -> dict[int, Tensor]:
     """For given slopes the best log μ (B, R) of each activation, where no charges are carried on.
 
-    Args:
-        graph: the network.
-        moved: of every node.
-        rows: (B, R, K) of the logits.
-        variables: the slopes.
-        least: share of the largest μ that may be of use, below which none is looked for.
+    Of rows (B, R, K) of the logits; `least` is as of `best_ball`.
     """
     found: dict[int, Tensor] = {}
 

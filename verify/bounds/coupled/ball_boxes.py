@@ -58,8 +58,7 @@ class Moved:
     @property
     def reach(self) -> Tensor:
         """ℓ2 length (B,) of the change, at most: by the ball, or to the box's farthest corner."""
-        by_ball = self.ball * self.mask.flatten(1).amax(1)
-        return torch.minimum(by_ball, self._corner())
+        return torch.minimum(self.ball * self.mask.flatten(1).amax(1), self._corner())
 
     def _corner(self) -> Tensor:
         low, high = self.box
@@ -68,11 +67,10 @@ class Moved:
 
     def of(self, members: Tensor) -> Moved:
         """The same for some samples, by index."""
-        low, high = self.box
-        box = low[members], high[members]
-        return Moved(
-            self.centre[members], self.error[members], box, self.ball[members], self.mask[members]
+        centre, error, low, high, ball, mask = (
+            t[members] for t in (self.centre, self.error, *self.box, self.ball, self.mask)
         )
+        return Moved(centre, error, (low, high), ball, mask)
 
     def whole(self) -> Moved:
         """The same with the mask taken into the ball."""
@@ -103,12 +101,7 @@ def ball_boxes(
 ) -> list[Moved]:
     """One `Moved` a node, for the ℓ2 balls of `radii` (B,) about x (B, *input_shape).
 
-    Args:
-        graph: the network.
-        norms: for each affine node an upper bound of its operator norm from ℓ2 to ℓ2.
-        x: centres.
-        radii: of the balls.
-        known: for activation nodes bounds of their inputs over the balls, from elsewhere.
+    Norms are as of `layer_norms`; `known` are bounds of activations' inputs from elsewhere.
     """
     values = forward_all(graph, x)
     errors = forward_errors(graph, values, norms) if graph.dtype == torch.float64 else None
@@ -178,4 +171,4 @@ def met(one: Interval, other: Interval) -> Interval:
 def _met(moved: Moved, known: Interval | None) -> Moved:
     if known is None:
         return moved
-    return Moved(moved.centre, moved.error, met(moved.box, known), moved.ball, moved.mask).whole()
+    return replace(moved, box=met(moved.box, known)).whole()

@@ -17,12 +17,14 @@ import math
 import torch
 from torch import Tensor
 
+from greg_cert.verify.bounds.coupled.neurons import shaped
 from greg_cert.verify.graph.ops import Conv, Linear
 from greg_cert.verify.operators.band import Band, gram_band, level_above
-from greg_cert.verify.operators.dense import chunk_size, dense_grams, dense_matrix, levels_above
+from greg_cert.verify.operators.dense import dense_grams, dense_matrix, levels_above
 from greg_cert.verify.operators.krylov import largest_eigenvalue_estimate
 from greg_cert.verify.operators.layers import as_convolution
 
+_CHUNK = 2**23  # numbers that scaled matrices hold at a time
 _STEPS = 30  # of the iteration that finds where a proof begins
 _MARGINS = (3e-4, 3e-3, 3e-2)  # over the estimate from below, tried in turn
 _FIRST_STEPS = 6  # of power iteration, from nowhere
@@ -69,7 +71,7 @@ class Prices:
         with torch.no_grad():
             # Any scale serves here, and float32 has no room for the squares of small charges.
             largest = charge.flatten(2).amax(2).clamp_min(torch.finfo(charge.dtype).tiny)
-            weight = (charge / _shaped(largest, charge)).unsqueeze(2)
+            weight = (charge / shaped(largest, charge)).unsqueeze(2)
             for _ in range(steps):
                 v = _orthonormal(_mapped(op, weight, scale, v))
             values, v = _ritz(_applied(op, scale, v), weight, v)
@@ -129,7 +131,7 @@ class ProvenPrices:
 def _dense_eigenvalues(op: Conv | Linear, matrix: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
     """`largest_eigenvalue` (B,) of rows (B, outputs) and columns (B, inputs), in one go."""
     found = []
-    chunk = chunk_size(matrix)
+    chunk = max(1, _CHUNK // matrix.numel())
     for part in zip(rows.split(chunk), columns.split(chunk), strict=True):
         grams = dense_grams(matrix, *part)
         size, traces = grams.shape[1], grams.diagonal(dim1=1, dim2=2).sum(1)
@@ -152,10 +154,7 @@ def _dense_eigenvalues(op: Conv | Linear, matrix: Tensor, rows: Tensor, columns:
 def largest_eigenvalue(op: Conv | Linear, rows: Tensor, columns: Tensor) -> float:
     """A proven upper bound of ‖diag(rows)·W·diag(columns)‖₂².
 
-    Args:
-        op: the layer.
-        rows: (*output shape) nonnegative.
-        columns: (*input shape) nonnegative.
+    Rows (*output shape) and columns (*input shape) are nonnegative.
     """
     conv = as_convolution(op)
     rows, columns = rows.reshape(conv.output_shape), columns.reshape(conv.input_shape)
@@ -193,11 +192,6 @@ def _proven(op: Conv | Linear, size: int, levels: Tensor, traces: Tensor) -> Ten
     proven = levels + lost * (size * levels + 2 * traces)
     found = torch.where(levels.isfinite(), proven, traces * (1 + lost * size))
     return torch.where(traces == 0, traces, found)
-
-
-def _shaped(numbers: Tensor, like: Tensor) -> Tensor:
-    """(B, R) as (B, R, 1, …), to go with `like`."""
-    return numbers.reshape(*numbers.shape, *[1] * (like.ndim - numbers.ndim))
 
 
 def _applied(op: Conv | Linear, scale: Tensor, v: Tensor) -> Tensor:

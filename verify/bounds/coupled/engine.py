@@ -23,7 +23,7 @@ from greg_cert.verify.bounds.coupled.ball_boxes import (
     preactivations,
 )
 from greg_cert.verify.bounds.coupled.charges import Prices
-from greg_cert.verify.bounds.coupled.neurons import Variables
+from greg_cert.verify.bounds.coupled.neurons import Variables, shaped
 from greg_cert.verify.bounds.interval import Interval
 from greg_cert.verify.graph.ops import Graph
 from greg_cert.verify.graph.rounding import absolute_terms
@@ -51,16 +51,13 @@ class CoupledRelaxation:
 
     def lower(self, rows: Tensor) -> Tensor:
         """Lower bounds (B, R) of rows (B, R, K) times the logits; differentiable in `rows`."""
-        value, slope = self._bound(rows)
+        value, slope = self._at(rows, self._variables(rows.detach()), self._terms)
         return value - self._radii.unsqueeze(1) * slope
 
     def linear(self, rows: Tensor) -> tuple[Tensor, Tensor]:
         """Value at the centre and ℓ2 norm of the slope of a linear lower bound, both (B, R)."""
         with torch.no_grad():
-            return self._bound(rows)
-
-    def _bound(self, rows: Tensor) -> tuple[Tensor, Tensor]:
-        return self._at(rows, self._variables(rows.detach()), self._terms)
+            return self._at(rows, self._variables(rows.detach()), self._terms)
 
     def _at(
         self, rows: Tensor, variables: Variables, terms: Mapping[int, Tensor] | None
@@ -84,9 +81,7 @@ class CoupledRelaxation:
         with torch.no_grad():  # each row keeps the better of the two
             better = lowest(ascent.variables) > lowest(start)
         return {
-            key: torch.where(
-                better.reshape(*better.shape, *[1] * (first.ndim - 2)), ascent.variables[key], first
-            )
+            key: torch.where(shaped(better, first), ascent.variables[key], first)
             for key, first in start.items()
         }
 

@@ -71,13 +71,7 @@ def bound_activation(
 ) -> NeuronMinima:
     """The bound of activation i by its slopes, its charge λ and its ball's μ among the variables.
 
-    Args:
-        i: node index.
-        op: the activation.
-        above: what is to be bounded.
-        source: how far what it reads may move.
-        variables: see `Variables`.
-        rounding: whether `size` and `lost` are asked for.
+    What it reads moves as `source` says; `size` and `lost` are None unless `rounding` is asked for.
     """
     a, charge = above.slope, above.charge
     g = a * torch.where(a > 0, variables["lower", i], variables["upper", i])
@@ -86,7 +80,7 @@ def bound_activation(
     if carried is not None and above.excess is not None:
         # What is charged from above costs more than the search knew: λ grows with it, or the
         # curvature λ − D, small where the search ended, would be negative.
-        carried = carried * _shaped(above.excess, a)
+        carried = carried * shaped(above.excess, a)
     # Where a neuron is the identity its slope and its charge pass, and cost nothing; unless charges
     # end here.
     bends = op.bends if carried is not None or charge is None else None
@@ -99,7 +93,7 @@ def bound_activation(
     paid: Tensor | None = None
     if log_ball is not None:
         mu = log_ball.exp()
-        weight = weight + _shaped(mu, a)
+        weight = weight + shaped(mu, a)
         paid = mu / 2 * source.reach.unsqueeze(1) ** 2
     below = Rows(g, carried, above.excess)
     with torch.no_grad():
@@ -174,13 +168,8 @@ def _minimiser(above: Rows, g: Tensor, weight: Tensor, source: Moved, op: Activa
 def best_ball(found: NeuronMinima, source: Moved, op: Activation, least: float) -> Tensor:
     """The best log μ (B, R) of an activation without charges, for its slopes.
 
-    The bound is concave in μ, with derivative ½ Σ Δz² at the minimiser less ½ ρ².
-
-    Args:
-        found: the bound with these slopes.
-        source: how far what it reads may move.
-        op: the activation.
-        least: share of the largest μ that may be of use, below which none is looked for.
+    The bound is concave in μ, with derivative ½ Σ Δz² at the minimiser less ½ ρ². None is looked
+    for below the share `least` of the largest μ that may be of use.
     """
     above, g = Rows(found.above.slope), found.below.slope
     a, radius = above.slope, source.reach.unsqueeze(1)
@@ -191,14 +180,14 @@ def best_ball(found: NeuronMinima, source: Moved, op: Activation, least: float) 
     upper: Tensor = top.clamp_min(1e-29).log()
     for _ in range(_BISECTIONS):
         middle = (lower + upper) / 2
-        t = _minimiser(above, g, _shaped(middle.exp(), a), source, op)
+        t = _minimiser(above, g, shaped(middle.exp(), a), source, op)
         change = (t - source.centre.unsqueeze(1)).flatten(2)
         far = torch.linalg.vector_norm(change, dim=2) > radius
         lower, upper = torch.where(far, middle, lower), torch.where(far, upper, middle)
     return upper
 
 
-def _shaped(numbers: Tensor, like: Tensor) -> Tensor:
+def shaped(numbers: Tensor, like: Tensor) -> Tensor:
     """(B, R) as (B, R, 1, …), to go with `like`."""
     return numbers.reshape(*numbers.shape, *[1] * (like.ndim - numbers.ndim))
 

@@ -21,14 +21,9 @@ _ELEMENTS = 2**22  # of one coefficient tensor
 def node_rounding(
     graph: Graph, known: Mapping[int, Interval], target: int, inputs: Tensor, radii: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """How far CROWN's lower and upper bounds of a node may be off, (B, *shape) each.
+    """How far CROWN's lower and upper bounds of the node `target` may be off, (B, *shape) each.
 
-    Args:
-        graph: the network.
-        known: bounds of all activations' inputs before the node.
-        target: the node.
-        inputs: (B, ...) centres.
-        radii: (B,).
+    The inputs of all activations before it are bounded by `known`, over balls of `radii` (B,).
     """
     shape = graph.nodes[target].shape
     terms = absolute_terms(graph, known, inputs, radii)

@@ -8,7 +8,7 @@ from torch import Tensor
 from greg_cert.verify.bounds.coupled.ball_boxes import Moved
 from greg_cert.verify.bounds.coupled.neurons import Variables
 from greg_cert.verify.graph.max_pool import MaxPool
-from greg_cert.verify.graph.ops import NONLINEAR, Activation, Add, Conv, Graph, Linear
+from greg_cert.verify.graph.ops import NONLINEAR, Activation, Add, Affine, Conv, Graph
 from greg_cert.verify.operators.band import Band
 from greg_cert.verify.operators.layers import as_convolution
 
@@ -26,7 +26,8 @@ def charged_activations(graph: Graph) -> frozenset[int]:
         stack, bands = [graph.nodes[i].inputs[0]], {}
         while stack:
             node = graph.nodes[j := stack.pop()]
-            if isinstance(node.op, (Conv, Linear)) and not _is_diagonal(node.op):
+            diagonal = isinstance(node.op, Conv) and node.op.is_diagonal
+            if isinstance(node.op, Affine) and not diagonal:
                 bands[j] = Band.of(as_convolution(node.op))
             if j and not isinstance(node.op, Activation):  # other nodes hand on what they are given
                 stack += node.inputs
@@ -79,7 +80,7 @@ def add_charges(
                 for j, weight in zip(node.inputs, logits.flatten(1).softmax(1).T, strict=True):
                     give(j, charge / weight.unsqueeze(1))
                 continue
-            if isinstance(node.op, (Conv, Linear)):
+            if isinstance(node.op, Affine):
                 charge = charge * norms[i] ** 2
             elif isinstance(node.op, MaxPool):
                 charge = charge * node.op.overlap
@@ -87,14 +88,10 @@ def add_charges(
                 give(j, charge)
 
 
-def _is_diagonal(op: Conv | Linear) -> bool:
-    return isinstance(op, Conv) and op.is_diagonal
-
-
 def reads_input(graph: Graph, i: int) -> bool:
     """Whether only affine steps lie between an affine layer and the input, or it is diagonal."""
     op = graph.nodes[i].op
-    if isinstance(op, (Conv, Linear)) and _is_diagonal(op):
+    if isinstance(op, Conv) and op.is_diagonal:
         return True
     stack = list(graph.nodes[i].inputs)
     while stack:

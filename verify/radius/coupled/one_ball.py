@@ -16,6 +16,7 @@ from greg_cert.verify.bounds.coupled.backward import (
 from greg_cert.verify.bounds.coupled.ball_boxes import Moved, preactivations
 from greg_cert.verify.bounds.coupled.charges import ProvenPrices
 from greg_cert.verify.bounds.coupled.neurons import Variables
+from greg_cert.verify.bounds.interval import all_finite
 from greg_cert.verify.graph.ops import Graph
 from greg_cert.verify.graph.rounding import absolute_terms
 from greg_cert.verify.radius.coupled.charging import charged_activations
@@ -129,26 +130,13 @@ def proven_gap(
 ) -> tuple[Tensor, Tensor, RowBound]:
     """As `Search.gap`, in float64 with proven prices and rounding allowed for.
 
-    The gap is 0 where a box is not finite, so that nothing follows.
-
-    Args:
-        graph: in float64.
-        x: (B, ...) centres of the balls.
-        moved: of every node.
-        goal: one that a row decides.
-        found: variables of a search, and its prices.
-        terms: as of `bound_rows`.
+    The gap is 0 where a box is not finite, so that nothing follows. `found` are the variables of a
+    search, and its prices; terms are as of `bound_rows`.
     """
     variables = {key: values.double() for key, values in found.items()}
     rows, constant = lower_rows(goal, weights_of(variables[WEIGHTS], goal))
     bound = bound_rows(graph, moved, rows, variables, ProvenPrices(), terms)
     value, slope = value_and_slope(bound, x)
     gap = value + constant - allowance(value, goal)
-    sure = torch.stack([all_finite(m) for m in moved]).all(0).unsqueeze(1)
+    sure = all_finite(m.box for m in moved).unsqueeze(1)
     return torch.where(sure, gap, 0.0), slope, bound
-
-
-def all_finite(moved: Moved) -> Tensor:
-    """Whether (B,) all of a box is."""
-    low, high = moved.box
-    return (low.isfinite() & high.isfinite()).flatten(1).all(1)

@@ -26,7 +26,7 @@ from greg_cert.verify.bounds.coupled.ball_boxes import Moved, ball_boxes, layer_
 from greg_cert.verify.bounds.coupled.charges import Prices
 from greg_cert.verify.bounds.coupled.neurons import NeuronMinima, Variables
 from greg_cert.verify.bounds.native_engine import NativeEngine
-from greg_cert.verify.graph.ops import Activation, Conv, Graph, Linear
+from greg_cert.verify.graph.ops import Activation, Affine, Graph
 from greg_cert.verify.radius.coupled.charging import add_charges, reads_input
 from greg_cert.verify.radius.duality import entropy, lower_rows
 from greg_cert.verify.radius.goals import Goal
@@ -163,7 +163,7 @@ class Search:
         if not self._charged:
             return {**variables, **{("ball", i): mu for i, mu in balls.items()}, WEIGHTS: weights}
         for i, node in enumerate(self._graph.nodes):
-            if isinstance(node.op, (Conv, Linear)) and not reads_input(self._graph, i):
+            if isinstance(node.op, Affine) and not reads_input(self._graph, i):
                 source = moved[node.inputs[0]].centre
                 variables["share", i] = torch.zeros_like(source).unsqueeze(1)
         norms = self._boxes.norms

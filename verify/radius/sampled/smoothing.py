@@ -174,9 +174,8 @@ def _noisy(image: Tensor, sigma: float, key: tuple[int, int, int], draws: int) -
     """Noisy copies of an image, in blocks; noise is made in float64."""
     centre = image.double().cpu()
     for block in range(-(-draws // _BLOCK)):
-        rows = min(
-            draws - block * _BLOCK, _BLOCK
-        )  # a shorter draw is the beginning of a longer one
+        # A shorter draw is the beginning of a longer one.
+        rows = min(draws - block * _BLOCK, _BLOCK)
         noise = sample_stream(*key, block).standard_normal((rows, *centre.shape))
         copies = centre + sigma * torch.as_tensor(noise, device="cpu")
         yield copies.to(image.dtype).to(image.device)
