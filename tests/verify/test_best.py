@@ -92,14 +92,7 @@ def test_no_sample_depends_on_those_beside_it() -> None:
     whole = best("conv")
     by_two = best("conv", batch=2)
     model, x, threshold = setting("conv")
-    alone = certify(
-        model,
-        x[2:3],
-        threshold,
-        method="best",
-        indices=torch.tensor([2]),
-        **QUICK,  # type: ignore[arg-type]
-    )
+    alone = certify(model, x[2:3], threshold, method="best", indices=torch.tensor([2]), **QUICK)  # type: ignore[arg-type]
     for part, rows in ((by_two, slice(None)), (alone, slice(2, 3))):
         torch.testing.assert_close(
             part.radius_certified, whole.radius_certified[rows], rtol=1e-6, atol=0

@@ -154,8 +154,7 @@ class ReadsTheOldValue(nn.Module):
         if self.how == "operand":
             out = F.relu_(h) + h
         elif self.how == "view":
-            v = h.view(len(h) if False else -1, 12)
-            F.relu(v, inplace=True)
+            F.relu(h.view(-1, 12), inplace=True)
             out = h
         elif self.how == "base":
             v = h.flatten(1)
@@ -183,26 +182,24 @@ class Blind(nn.Module):
         self.body, self.side, self.how = network(), network(1), how
 
     def forward(self, x: Tensor) -> Tensor:
+        logits: Tensor
         if self.how == "part":
             with torch.no_grad():
                 extra = self.side(x)
-            logits: Tensor = self.body(x) + extra
-            return logits
-        if self.how == "backbone":
+            logits = self.body(x) + extra
+        elif self.how == "backbone":
             with torch.no_grad():
                 h = self.body[2](self.body[1](self.body[0](x)))
             logits = self.body[3](h)
-            return logits
-        if self.how == "inference mode":
+        elif self.how == "inference mode":
             with torch.inference_mode():
                 extra = self.side(x)
             logits = self.body(x) + extra.clone()
-            return logits
-        if self.how == "whole":
+        elif self.how == "whole":
             with torch.no_grad():
                 logits = self.body(x)
-            return logits
-        logits = self.body(x) + self.side(x).detach()
+        else:
+            logits = self.body(x) + self.side(x).detach()
         return logits
 
 
@@ -382,18 +379,15 @@ def test_model_and_graph_are_compared_on_the_surface_of_proven_balls() -> None:
 # Reparametrisations set weights and nothing else; they are taken as they are.
 
 
-def with_weight_norm(model: nn.Sequential) -> nn.Sequential:
-    model[1] = parametrizations.weight_norm(model[1])
-    return model
+class Named(nn.ReLU):
+    """A subclass that adds a method."""
+
+    def describe(self) -> str:
+        return "a ReLU"
 
 
-def with_spectral_norm(model: nn.Sequential) -> nn.Sequential:
-    model[1] = parametrizations.spectral_norm(model[1])
-    return model
-
-
-def with_old_spectral_norm(model: nn.Sequential) -> nn.Sequential:
-    model[1] = nn.utils.spectral_norm(model[1])
+def with_layer(model: nn.Sequential, at: int, layer: nn.Module) -> nn.Sequential:
+    model[at] = layer
     return model
 
 
@@ -409,36 +403,15 @@ def trained_while_pruned(model: nn.Sequential) -> nn.Sequential:
     return model
 
 
-def with_a_subclass(model: nn.Sequential) -> nn.Sequential:
-    class Named(nn.ReLU):
-        def describe(self) -> str:
-            return "a ReLU"
-
-    model[2] = Named()
-    return model
-
-
-def in_place_but_used(model: nn.Sequential) -> nn.Sequential:
-    model[2] = nn.ReLU(inplace=True)
-    return model
-
-
-def as_a_graph_module(model: nn.Sequential) -> nn.Module:
-    return torch.fx.symbolic_trace(model)
-
-
 TAKEN: dict[str, Callable[[nn.Sequential], nn.Module]] = {
-    f.__name__: f
-    for f in (
-        with_weight_norm,
-        with_spectral_norm,
-        with_old_spectral_norm,
-        pruned,
-        trained_while_pruned,
-        with_a_subclass,
-        in_place_but_used,
-        as_a_graph_module,
-    )
+    "weight norm": lambda m: with_layer(m, 1, parametrizations.weight_norm(m[1])),
+    "spectral norm": lambda m: with_layer(m, 1, parametrizations.spectral_norm(m[1])),
+    "old spectral norm": lambda m: with_layer(m, 1, nn.utils.spectral_norm(m[1])),
+    "pruned": pruned,
+    "trained while pruned": trained_while_pruned,
+    "a subclass": lambda m: with_layer(m, 2, Named()),
+    "in place but used": lambda m: with_layer(m, 2, nn.ReLU(inplace=True)),
+    "a graph module": torch.fx.symbolic_trace,
 }
 
 
@@ -484,23 +457,7 @@ def test_a_model_is_certified_under_inference_mode_as_well() -> None:
 # What stands around a model is refused, and what to pass instead is said.
 
 
-def compiled() -> nn.Module:
-    return torch.compile(network())  # type: ignore[return-value]
-
-
-def scripted() -> nn.Module:
-    return torch.jit.script(network())  # type: ignore[no-any-return, no-untyped-call]
-
-
-def traced() -> nn.Module:
-    return torch.jit.trace(network(), samples())  # type: ignore[no-any-return, no-untyped-call]
-
-
-def exported() -> nn.Module:
-    return torch.export.export(network(), (samples(2),)).module()  # type: ignore[no-any-return]
-
-
-def exported_program() -> Any:
+def exported() -> torch.export.ExportedProgram:
     return torch.export.export(network(), (samples(2),))
 
 
@@ -511,11 +468,11 @@ WRAPPED: dict[str, tuple[Callable[[], Any], str]] = {
         r"layer '1' is a DataParallel.*\.module",
     ),
     "averaged": (lambda: torch.optim.swa_utils.AveragedModel(network()), r"\.module"),
-    "compiled": (compiled, r"\._orig_mod"),
-    "scripted": (scripted, "scripted or traced"),
-    "traced": (traced, "scripted or traced"),
-    "exported": (exported, "exported"),
-    "exported program": (exported_program, "exported"),
+    "compiled": (lambda: torch.compile(network()), r"\._orig_mod"),
+    "scripted": (lambda: torch.jit.script(network()), "scripted or traced"),  # type: ignore[no-untyped-call]
+    "traced": (lambda: torch.jit.trace(network(), samples()), "scripted or traced"),  # type: ignore[no-untyped-call]
+    "exported": (lambda: exported().module(), "exported"),
+    "exported program": (exported, "exported"),
     "no module": (lambda: lambda x: x, r"torch\.nn\.Module, but got function"),
     "a state dict": (lambda: network().state_dict(), "but got OrderedDict"),
 }

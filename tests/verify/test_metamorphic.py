@@ -147,17 +147,14 @@ def test_a_hidden_neuron_in_two_halves_changes_nothing() -> None:
         wide.bias.data = torch.cat([first.bias.data, first.bias.data[:1]])
         halved = second.weight.data.clone()
         halved[:, 0] /= 2
-        narrow.weight.data, narrow.bias.data = (
-            torch.cat([halved, halved[:, :1]], 1),
-            second.bias.data,
+        narrow.weight.data = torch.cat([halved, halved[:, :1]], 1)
+        narrow.bias.data = second.bias.data
+        split = nn.Sequential(wide, nn.ReLU(), narrow).eval()
+        expected, found = (
+            proof(m, x, threshold, seed, method="crown", lipschitz=False).radius_certified
+            for m in (model, split)
         )
-        before = proof(model, x, threshold, seed, method="crown", lipschitz=False)
-        after = proof(
-            nn.Sequential(wide, nn.ReLU(), narrow).eval(), x, threshold, seed,
-            method="crown", lipschitz=False,
-        )  # fmt: skip
-        expected = before.radius_certified
-        assert torch.allclose(after.radius_certified, expected, rtol=2.5 * TOLERANCE, atol=1e-12)
+        assert torch.allclose(found, expected, rtol=2.5 * TOLERANCE, atol=1e-12)
         positive += int((expected > 0).sum())
     assert positive > len(SEEDS)
 
@@ -231,17 +228,8 @@ def test_certified_radii_stay_below_attacked_ones(norm: float) -> None:
         network, x, threshold = network_of(seed)
         side = SETTINGS[seed][1]
         result = proof(network.model, x, threshold, seed, norm=norm)
-        found = attack_radius(
-            network.model,
-            x,
-            threshold,
-            side=side,
-            norm=norm,
-            seed=1,
-            restarts=1,
-            steps=15,
-            rounds=6,
-        )
+        quick = {"seed": 1, "restarts": 1, "steps": 15, "rounds": 6}
+        found = attack_radius(network.model, x, threshold, side=side, norm=norm, **quick)
         for column in RADII:
             assert bool((getattr(result, column) <= found).all()), column
         positive += int(((result.radius_certified > 0) & found.isfinite()).sum())

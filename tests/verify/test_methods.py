@@ -6,11 +6,7 @@ import math
 
 import pytest
 import torch
-from score_oracles import (
-    QUICK,
-    middle,
-    network,
-)
+from score_oracles import QUICK, middle, network
 
 from greg_cert.certificates.methods import STATUS, chosen_methods
 from greg_cert.errors import UsageError
