@@ -254,7 +254,7 @@ def test_radii_never_exceed_the_truth_at_any_scale_of_the_weights(
     dual = float(w.norm() if norm == 2.0 else w.abs().sum())
     for row in range(4):
         pairs = zip(w.tolist(), x[row].tolist(), strict=True)
-        exact = sum(Fraction(a) * Fraction(b) for a, b in pairs) + Fraction(float(layer.bias[0]))
+        exact = sum(Fraction(a) * Fraction(b) for a, b in pairs) + Fraction(layer.bias[0].item())
         truth = float(exact) / dual
         for column in RADII:
             assert getattr(result, column)[row].item() <= max(truth, 0.0) * (1 + 1e-12), column
