@@ -19,10 +19,8 @@ from greg_cert.certificates.methods import (
 )
 from greg_cert.errors import UsageError
 from greg_cert.verify.attack.audit import RESTARTS, STEPS, Audit, nearest_attack
-from greg_cert.verify.attack.gradient import first_order_radius
 from greg_cert.verify.attack.plan import AttackPlan
 from greg_cert.verify.certificates import Certificates
-from greg_cert.verify.graph.agreement import check_agreement
 from greg_cert.verify.graph.ops import Graph
 from greg_cert.verify.methods.best import Best
 from greg_cert.verify.methods.lipschitz import Lipschitz
@@ -37,14 +35,7 @@ from greg_cert.verify.scorer import Detector, Margin, logit_function, score_and_
 
 
 class Certifier:
-    """Certifies batches of one model by the methods asked for.
-
-    Args:
-        model: raw images to logits.
-        graph: the same, which bounds are about; None where nothing is to be proven.
-        threshold: γ.
-        options: what is asked for.
-    """
+    """Certifies batches of one model; without a graph nothing is proven."""
 
     def __init__(
         self, model: nn.Module, graph: Graph | None, threshold: float, options: CertifyOptions
@@ -94,8 +85,16 @@ class Certifier:
     def __call__(self, x: Tensor, names: Tensor, labels: Tensor | None) -> Certificates:
         """Certificates of one batch; those that an attack contradicts have no radius."""
         options, detector = self.options, self.detector
-        for graph in self.graphs:
-            check_agreement(detector.logits, graph, x, "the samples")
+        plan = AttackPlan(
+            detector.margin,
+            options.norm,
+            options.seed,
+            options.attack_steps,
+            restarts=options.attack_restarts,
+            polish=options.attack_polish,
+        )
+        audit = Audit(detector, self.graphs, replace(plan, steps=STEPS, restarts=RESTARTS))
+        audit.compare(x, "the samples")
         scores, gradient = score_and_gradient(detector.score, x)
         with torch.no_grad():
             logits = detector.logits(x)
@@ -104,24 +103,21 @@ class Certifier:
         labels = None if labels is None else labels.to(x.device)
         if labels is not None:
             wrong = wrong | ~detector.is_correct(logits, labels)
-        first_order = first_order_radius(gap, slope, options.max_radius)
-        first_order = torch.where(wrong, 0.0, first_order)
+        # The paper's ε* with the one-point slope, an ESTIMATE; infinite where the score is flat.
+        first_order = (gap.clamp_min(0.0) / slope).nan_to_num(nan=0.0, posinf=options.max_radius)
+        first_order = torch.where(wrong, 0.0, first_order.clamp(max=options.max_radius))
         unknown = torch.full_like(scores, torch.nan)
         attacked = unknown
         if options.attack:
-            nearest = nearest_attack(
-                detector, self._plan(), options.max_radius, x, names, labels, wrong
-            )
+            nearest = nearest_attack(detector, plan, options.max_radius, x, names, labels, wrong)
             attacked = nearest.radius
-            for graph in self.graphs:
-                check_agreement(detector.logits, graph, x + nearest.delta, "the end of an attack")
+            audit.compare(x + nearest.delta, "the end of an attack")
 
         rows = Rows(x, names, labels, gap, wrong, attacked)
         radii, constant, told = self._prove(rows, Batch(x, logits, first_order))
         proven = torch.zeros_like(gap)
-        for method in options.methods:
-            if method in radii:
-                proven = torch.maximum(proven, radii[method])
+        for method in radii.keys() & {*options.methods}:
+            proven = torch.maximum(proven, radii[method])
         other: dict[str, Tensor | NDArray[np.generic]] = {
             column_of(m): r for m, r in radii.items() if m != "lipschitz"
         }
@@ -149,20 +145,7 @@ class Certifier:
         if not options.attack or not radii:
             return result
         claimed = torch.stack(list(radii.values())).amax(0)
-        plan = replace(self._plan(), steps=STEPS, restarts=RESTARTS, polish=0)
-        crossed = Audit(detector, self.graphs, plan).crossings(x, claimed, names, labels)
-        return result.against(attacked.minimum(crossed))
-
-    def _plan(self) -> AttackPlan:
-        options = self.options
-        return AttackPlan(
-            self.detector.margin,
-            options.norm,
-            options.seed,
-            options.attack_steps,
-            restarts=options.attack_restarts,
-            polish=options.attack_polish,
-        )
+        return result.against(attacked.minimum(audit.crossings(x, claimed, names, labels)))
 
     def _prove(
         self, rows: Rows, batch: Batch

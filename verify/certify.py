@@ -83,18 +83,7 @@ class PreparedCertify:
     """`certify` of one model, called a batch at a time: graph, engines and norms are made once.
 
     Arguments and errors as of `certify`; samples, their labels, names and progress come with each
-    call.
-
-    Args:
-        model: raw images to logits.
-        input_shape: of one of them.
-        threshold: γ.
-        options: what is asked for.
-
-    Attributes:
-        certifier: what treats a batch.
-        graph: what bounds are about; None where only `smoothing` is asked for.
-        device: where the model is, and all that is computed.
+    call. `graph` is what bounds are about, None where only `smoothing` is asked for.
     """
 
     @torch.inference_mode(False)
@@ -133,24 +122,22 @@ class PreparedCertify:
             self.certifier.check_labels(labels, x[:1])
         names = _check_rows("indices", indices, x)
         names = torch.arange(len(x), device="cpu") if names is None else names.cpu()
-        total, done = len(x), 0
         options, batch = self._options, self._options.batch
         if self.graph is not None:
             wide = SCORES[options.score].relative or options.side == "ood"
             rows = self.graph.num_classes if wide else 1
             batch = fitting_batch(self.graph, batch, options.memory_bytes, rows)
         if progress is not None:
-            progress(0, total)
+            progress(0, len(x))
 
         def part(rows: slice) -> Certificates:
             return self.certifier(x[rows], names[rows], None if labels is None else labels[rows])
 
-        parts = []
-        for found in in_chunks(part, total, batch):
+        parts: list[Certificates] = []
+        for found in in_chunks(part, len(x), batch):
             parts.append(found)
-            done += len(found)
             if progress is not None:
-                progress(done, total)
+                progress(sum(map(len, parts)), len(x))
         return join(parts)
 
 

@@ -32,23 +32,22 @@ def in_chunks(run: Callable[[slice], T], count: int, size: int) -> Iterator[T]:
     """
     start = 0
     while start < count:
-        part = slice(start, min(count, start + size))
+        stop = min(count, start + size)
         try:
-            result = run(part)
+            result = run(slice(start, stop))
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
-            if part.stop - part.start == 1:
+            if stop - start == 1:
                 raise EngineError(
                     "memory ran out on a single sample; lower `memory`, use method 'crown-ibp' or "
                     "'smoothing', or a smaller model"
                 ) from error
-            size = (part.stop - part.start) // 2
-            result = None
-        if result is None:
-            gc.collect()
-            if torch.cuda.is_available():
-                torch.cuda.empty_cache()
+            size = (stop - start) // 2
+        else:
+            yield result
+            start = stop
             continue
-        yield result
-        start = part.stop
+        gc.collect()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
-from importlib import import_module
+from pkgutil import resolve_name
 from typing import Any
 
 from greg_cert.certificates.methods import TABLE, chosen_methods
@@ -93,7 +93,7 @@ def read_options(method: str | Sequence[str], **given: Any) -> CertifyOptions:
     made: dict[str, Method] = {}
     for line in TABLE:
         if line.code:
-            kind = _load(line.code)
+            kind = resolve_name(line.code)
             settings = {f.name for f in fields(kind) if f.init}
             of_methods |= settings
             made[line.name] = kind(**{k: v for k, v in given.items() if k in settings})
@@ -103,8 +103,3 @@ def read_options(method: str | Sequence[str], **given: Any) -> CertifyOptions:
             raise UsageError(f"expected options in {known}, but got {name!r}")
     methods = tuple(name for name in names if name in made)
     return CertifyOptions(methods, made, **{k: v for k, v in given.items() if k in own})
-
-
-def _load(code: str) -> Any:
-    module, _, name = code.partition(":")
-    return getattr(import_module(module), name)

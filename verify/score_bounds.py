@@ -1,4 +1,4 @@
-"""How far a score can go inside given balls: proven bounds, and the furthest an attack took it."""
+"""How far a score can go inside given balls, proven."""
 
 from __future__ import annotations
 
@@ -10,8 +10,6 @@ from torch import Tensor, nn
 from greg_cert.errors import UsageError
 from greg_cert.runs.inference import device_of
 from greg_cert.scores import SCORES
-from greg_cert.verify.attack.pgd import within_ball
-from greg_cert.verify.attack.plan import AttackPlan
 from greg_cert.verify.bounds.coupled.engine import CoupledEngine
 from greg_cert.verify.bounds.engine import Engine, finite_bounds
 from greg_cert.verify.bounds.engines import make_engine
@@ -24,14 +22,7 @@ from greg_cert.verify.norms import check_norm, check_radius
 from greg_cert.verify.radius.chord import upper_value
 from greg_cert.verify.radius.duality import first_weights, improve_weights, lower_value
 from greg_cert.verify.radius.goals import decision_goal
-from greg_cert.verify.scorer import (
-    SIDES,
-    Margin,
-    ScoreFunction,
-    check_inputs,
-    logit_function,
-    score_and_gradient,
-)
+from greg_cert.verify.scorer import SIDES, Margin, check_inputs, logit_function
 
 _MIRROR_STEPS = 5
 _BATCH = 128
@@ -138,25 +129,3 @@ class ScoreBounds:
         return torch.where(finite_bounds(relaxation), bound, nothing).nan_to_num(
             nan=nothing, posinf=math.inf, neginf=-math.inf
         )
-
-
-def attacked_scores(
-    score: ScoreFunction,
-    x: Tensor,
-    radius: Tensor,
-    plan: AttackPlan,
-    indices: Tensor | None = None,
-) -> Tensor:
-    """Furthest scores (B,) towards the wrong side that PGD found in balls of `radius` (B,).
-
-    The clean score is among them. An attack finds no more than there is, so for OOD samples this is
-    an upper bound of the least score in the ball.
-    """
-    with torch.no_grad():
-        best = score(x)
-    sign = plan.margin.sign
-    best = sign * best
-    for delta in within_ball(score, x, radius, plan, indices):
-        values, _ = score_and_gradient(score, x + delta)
-        best = torch.maximum(best, sign * values)
-    return sign * best

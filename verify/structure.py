@@ -99,7 +99,8 @@ def _faults(module: nn.Module) -> Iterator[str]:
     for kind in _HOOKS:
         for hook in vars(module).get(kind, {}).values():
             if not isinstance(hook, _REPARAMETRISATIONS):
-                yield f"has a hook ({kind.strip('_').replace('_', ' ')[:-1]} {_name(hook)})"
+                name = getattr(hook, "__qualname__", type(hook).__name__)
+                yield f"has a hook ({kind.strip('_').replace('_', ' ')[:-1]} {name})"
     for call in _CALLS:
         if call in vars(module):
             yield f"has a {call} of its own, set on the instance"
@@ -107,10 +108,6 @@ def _faults(module: nn.Module) -> Iterator[str]:
         for call, original in _MODULE_CALLS.items():
             if getattr(type(module), call) is not original:
                 yield f"replaces {call} of torch.nn.Module"
-
-
-def _name(hook: object) -> str:
-    return str(getattr(hook, "__qualname__", type(hook).__name__))
 
 
 def says_what_it_does(module: nn.Module, leaf: type[nn.Module]) -> bool:

@@ -62,20 +62,11 @@ from greg_cert.verify.run.single_image import verdicts_on
 from greg_cert.verify.scorer import ScoreFunction
 
 SHORT: dict[str, Any] = {
-    "rounds": 1,
-    "mirror_steps": 1,
-    "cuts": 1,
-    "cut_rounds": 1,
-    "splits": 1,
-    "split_rounds": 1,
-    "lipschitz_integrated": False,
-    "coupled": CoupledEffort(1, 1),
-    "attack_steps": 2,
-    "attack_restarts": 1,
-    "attack_polish": 1,
-    "clever": CleverOptions(batches=10, batch_size=4),
+    "rounds": 1, "mirror_steps": 1, "cuts": 1, "cut_rounds": 1, "splits": 1, "split_rounds": 1,
+    "attack_steps": 2, "attack_restarts": 1, "attack_polish": 1, "lipschitz_integrated": False,
+    "coupled": CoupledEffort(1, 1), "clever": CleverOptions(batches=10, batch_size=4),
     "smoothing": SmoothingOptions(n0=4, n=20),
-}
+}  # fmt: skip
 
 
 class Mixed(nn.Module):
@@ -172,13 +163,8 @@ def same(found: Any, expected: Any, device: torch.device) -> None:
     """To the bit where values are computed on the CPU all the same."""
     exact = device == DEVICE
     if isinstance(found, Tensor):
-        torch.testing.assert_close(
-            found.cpu(),
-            expected,
-            rtol=0.0 if exact else 1e-4,
-            atol=0.0 if exact else 1e-6,
-            equal_nan=True,
-        )
+        slack = {"rtol": 0.0, "atol": 0.0} if exact else {"rtol": 1e-4, "atol": 1e-6}
+        torch.testing.assert_close(found.cpu(), expected, **slack, equal_nan=True)
     else:
         pd.testing.assert_frame_equal(found, expected, check_exact=exact, rtol=1e-3)
 
@@ -246,10 +232,8 @@ def test_single_images_and_the_look_at_a_model_are_too(device: torch.device) -> 
     model, x, gamma = problem()
     settings = VerifyConfig(method="crown-ibp", max_radius=0.2, cuts=0)
     decision = Decision("energy", 0.95, gamma, 3, 3, None)
-    expected, norms = (
-        verdicts_on(model, x[:1], decision, settings),
-        diagnose(model, (1, 2, 2)).layers,
-    )
+    expected = verdicts_on(model, x[:1], decision, settings)
+    norms = diagnose(model, (1, 2, 2)).layers
     model = model.to(device)
     for one, other in zip(verdicts_on(model, x[:1], decision, settings), expected, strict=True):
         assert one.radius_certified == pytest.approx(other.radius_certified, rel=1e-4)

@@ -101,16 +101,14 @@ def test_other_norms_the_class_and_short_searches(
     rows = tables(out).set_index(["run", "index"])
     assert pictures
     for picture in pictures:
-        assert picture.radius == pytest.approx(
-            rows.loc[(picture.run, picture.index)]["radius_attack"], rel=1e-9
-        )
+        row = rows.loc[(picture.run, picture.index)]
+        assert picture.radius == pytest.approx(row["radius_attack"], rel=1e-9)
         if picture.difference is not None:
             size = np.linalg.norm(picture.difference.ravel(), 2 if settings.norm == "2" else np.inf)
             assert size == pytest.approx(picture.radius, rel=1e-6)
             if settings.correct:
-                label = rows.loc[(picture.run, picture.index)]["label"]
                 rejected = picture.attacked_score > picture.threshold
-                assert rejected or picture.attacked_class != label
+                assert rejected or picture.attacked_class != row["label"]
     found = [p.difference is not None for p in pictures]
     assert not all(found) if settings.max_radius == 0.02 else any(found)
 

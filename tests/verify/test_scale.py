@@ -6,6 +6,7 @@ import json
 import signal
 import time
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -95,28 +96,20 @@ def test_a_killed_run_goes_on_and_no_finished_sample_is_done_twice(
 def test_two_processes_write_what_one_does(
     pair: list[RunFolder], whole: Path, tmp_path: Path
 ) -> None:
-    arguments = (
-        pair[1].path,
-        "--baseline",
-        pair[0].path,
-        "--out",
-        tmp_path / "out",
-        "--side",
-        "both",
-    )
-    processes = start_ranks(tmp_path, *arguments)
+    out, runs = tmp_path / "out", (pair[1].path, "--baseline", pair[0].path)
+    processes = start_ranks(tmp_path, *runs, "--out", out, "--side", "both")
     assert [p.wait() for p in processes] == [0, 0], [p.said() for p in processes]
     assert "results:" in processes[0].shown()
     assert processes[1].shown() == ""
-    same(tmp_path / "out", whole)
-    pictures = [read_pictures(folder / PICTURES) for folder in (tmp_path / "out", whole)]
+    same(out, whole)
+    pictures = [read_pictures(folder / PICTURES) for folder in (out, whole)]
     assert [p.key for p in pictures[0]] == [p.key for p in pictures[1]]
     shares: Counter[str] = Counter()
-    for path in (tmp_path / "out/shards").glob("*.parquet"):
+    for path in (out / "shards").glob("*.parquet"):
         shares[path.stem.split("-")[-2]] += len(pd.read_parquet(path))
     assert set(shares) == {"r0", "r1"}
     assert sum(shares.values()) == 44  # none of them twice
-    assert summary(tmp_path / "out")["provenance"]["processes"] == 2
+    assert summary(out)["provenance"]["processes"] == 2
 
 
 def test_the_death_of_a_process_is_told_and_its_finished_samples_are_kept(
@@ -253,13 +246,8 @@ def test_the_ood_side_is_about_rejected_samples_that_stay_so(
             assert sum(told["status"].values()) == 5
             assert told["violations"] == 0
             assert told["certified_radius"]["median"] == mine["radius_certified"].median()
-            attacked = attack_radius(
-                run.load_model(),
-                images.pixels(mine["index"].tolist()),
-                gamma,
-                side="ood",
-                seed=77,
-            )
+            x = images.pixels(mine["index"].tolist())
+            attacked = attack_radius(run.load_model(), x, gamma, side="ood", seed=77)
             proven = torch.tensor(mine["radius_certified"].to_numpy())
             assert ((attacked > proven) | (proven == 0)).all()
     assert (rows["status"] == "certified").sum() > 5
@@ -280,15 +268,10 @@ def test_one_side_alone_and_data_without_the_other(
     assert done.samples == 4
     with pytest.raises(UsageError, match="--side: expected id or both beside"):
         verify_runs(pair[:1], settings, tmp_path, selection=Selection(classes=(1,)))
-    monkeypatch.setattr("greg_cert.verify.run.runs.common_data", lambda runs: _no_ood(runs[0]))
+    without = replace(load_data(pair[0].config.data), ood={})
+    monkeypatch.setattr("greg_cert.verify.run.runs.common_data", lambda runs: without)
     with pytest.raises(UsageError, match="--side: expected id for data without OOD test sets"):
         verify_runs(pair[:1], settings, tmp_path)
-
-
-def _no_ood(run: RunFolder) -> Any:
-    from dataclasses import replace
-
-    return replace(load_data(run.config.data), ood={})
 
 
 def test_other_settings_in_the_same_folder_are_refused_until_a_restart(
@@ -311,10 +294,8 @@ def test_other_settings_in_the_same_folder_are_refused_until_a_restart(
     other.path.mkdir()
     other.config_file.write_bytes(pair[0].config_file.read_bytes())
     other.weights_file.write_bytes(pair[1].weights_file.read_bytes())
-    digests = {
-        **pair[1].manifest["digests"],
-        "config.yaml": pair[0].manifest["digests"]["config.yaml"],
-    }
+    own = {"config.yaml": pair[0].manifest["digests"]["config.yaml"]}
+    digests = {**pair[1].manifest["digests"], **own}
     write_manifest(other.path, {**pair[0].manifest, "digests": digests})
     with pytest.raises(RunError, match=r"runs\.slow\.weights was .* and is "):
         verify_runs([other], few, out)

@@ -9,11 +9,10 @@ import torch
 from problems import build, climb, exact_cases, in_ball, points
 from torch import Tensor
 
-from greg_cert.errors import UsageError
 from greg_cert.scores import SCORES
 from greg_cert.verify import score_bound
+from greg_cert.verify.attack.pgd import attacked_scores
 from greg_cert.verify.attack.plan import AttackPlan
-from greg_cert.verify.score_bounds import attacked_scores
 from greg_cert.verify.scorer import Margin, score_function
 
 NORMS = (2.0, math.inf)
@@ -77,20 +76,3 @@ def test_a_larger_ball_is_no_better_and_memory_changes_nothing() -> None:
     small, large = (score_bound(model, x, r) for r in (0.1, 0.4))
     assert bool((large <= small).all())
     assert torch.allclose(score_bound(model, x, 0.4, memory=1e-5), large, rtol=1e-9)
-
-
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"radius": 0.0}, "radius > 0 and finite, but got 0.0"),
-        ({"side": "left"}, "'left'"),
-        ({"score": "odin"}, "'odin'"),
-        ({"norm": 1.0}, "1.0"),
-        ({"inputs": torch.empty(0, 5)}, r"\(0, 5\)"),
-    ],
-)
-def test_values_out_of_range(changes: dict[str, object], message: str) -> None:
-    model, shape = build("mlp")
-    arguments = {"inputs": points(shape, 2), "radius": 0.1, **changes}
-    with pytest.raises(UsageError, match=message):
-        score_bound(model, **arguments)  # type: ignore[arg-type]

@@ -30,14 +30,9 @@ def nearest_attack(
 ) -> AttackResult:
     """Smallest attacks (B,), on the decision and on the class where that counts too.
 
-    Args:
-        detector: what is attacked.
-        plan: how; its margin is that of the decision.
-        max_radius: how far to look.
-        x: (B, ...) samples in float64.
-        names: (B,) names for their random draws.
-        labels: (B,) classes that have to stay right, or None.
-        wrong: (B,) whether the clean sample is on the wrong side already.
+    Of samples x (B, ...) in float64, up to `max_radius`; the margin of `plan` is that of the
+    decision. `names` (B,) are for their random draws, `labels` (B,) classes that have to stay
+    right, and `wrong` (B,) says which samples are on the wrong side already.
     """
     found = smallest_attack(detector.score, x, max_radius, plan, names)
     if labels is None:
@@ -72,11 +67,8 @@ class Audit:
     ) -> Tensor:
         """Distance (B,) at which an attack crossed inside each ball; inf where none did.
 
-        Args:
-            x: (B, ...) centres in float64.
-            radii: (B,) proven; rows of 0 are not attacked.
-            names: (B,) of the samples, for their random starts.
-            labels: (B,) classes, where certificates are also of the class.
+        Of centres x (B, ...) in float64 with proven radii (B,), of which those of 0 are not
+        attacked; `names` and `labels` as in `nearest_attack`.
 
         Raises:
             UnsupportedModelError: where the model and its graph part ways on the surface of a ball
@@ -88,7 +80,7 @@ class Audit:
         def attack(score: ScoreFunction, plan: AttackPlan, rows: Tensor) -> None:
             hit, delta = attack_within(score, x[rows], radii[rows], plan, names[rows.cpu()])
             if hit.any():
-                self._check((x[rows] + delta)[hit], "the end of an attack")
+                self.compare((x[rows] + delta)[hit], "the end of an attack")
             found = torch.where(hit, vector_norm(delta, plan.norm), torch.inf)
             crossed[rows] = torch.minimum(crossed[rows], found)
 
@@ -97,12 +89,13 @@ class Audit:
             _, gradient = score_and_gradient(self.detector.score, x[rows])
             move = steepest_direction(self.plan.margin.sign * gradient, self.plan.norm)
             surface = x[rows] + per_sample(radii[rows], x[rows]) * move
-            self._check(surface, "the surface of a proven ball")
+            self.compare(surface, "the surface of a proven ball")
             attack(self.detector.score, self.plan, rows)
         for ahead, margin, rows in self.detector.class_targets(claimed, labels):
             attack(ahead, replace(self.plan, margin=margin), rows)
         return crossed
 
-    def _check(self, x: Tensor, where: str) -> None:
+    def compare(self, x: Tensor, where: str) -> None:
+        """Raises `UnsupportedModelError` where the model is not each of its graphs at x."""
         for graph in self.graphs:
             check_agreement(self.detector.logits, graph, x, where)

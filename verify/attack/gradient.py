@@ -37,15 +37,3 @@ def gradient_norm(model: nn.Module, inputs: Tensor, *, norm: float = 2.0) -> Ten
     check_agreement(logits, None, x, "the samples")
     _, gradient = score_and_gradient(lambda x: energy(logits(x)), x)
     return dual_norm(gradient, check_norm(norm))
-
-
-def first_order_radius(margin: Tensor, gradient: Tensor, max_radius: float) -> Tensor:
-    """min{max_radius, margin/‖∇S‖*}, the paper's ε* with the one-point slope: an ESTIMATE.
-
-    Args:
-        margin: (B,) distance of the score to the threshold; negative gives 0.
-        gradient: (B,) gradient norms.
-        max_radius: cap.
-    """
-    radius = margin.clamp_min(0.0) / gradient  # a flat score with a margin left: infinite
-    return radius.nan_to_num(nan=0.0, posinf=max_radius).clamp(max=max_radius)

@@ -137,41 +137,52 @@ def attack_within(
 ) -> tuple[Tensor, Tensor]:
     """Whether PGD crosses the threshold inside each ball of `radius` (B,), and its point (B, ...).
 
-    Starts at the centre first, then at random points of the ball, `plan.restarts` in all.
+    `indices` as in `smallest_attack`.
     """
-    names = _names(x, indices)
     found = torch.zeros(len(x), dtype=torch.bool, device=x.device)
     delta = torch.zeros_like(x)
-    for restart in range(plan.restarts):
-        start = torch.zeros_like(x)
-        if restart:
-            start = _random_in_ball(x, radius, plan, names, _WITHIN, restart)
+    for start in _starts(x, radius, plan, indices):
         hit, point = _pgd(score, x, start, radius, plan)
         better = hit & ~found
         delta[better], found = point[better], found | hit
     return found, delta
 
 
-def within_ball(
+def attacked_scores(
     score: ScoreFunction,
     x: Tensor,
     radius: Tensor,
     plan: AttackPlan,
     indices: Tensor | None = None,
-) -> Iterator[Tensor]:
-    """Perturbations (B, ...) inside balls of `radius` (B,), each a step further uphill.
+) -> Tensor:
+    """Furthest scores (B,) towards the wrong side that PGD found in balls of `radius` (B,).
 
-    All steps of all restarts: from the centre first, then from random points.
+    The clean score is among them. An attack finds no more than there is, so for OOD samples this is
+    an upper bound of the least score in the ball.
     """
+    with torch.no_grad():
+        best = score(x)
+    sign = plan.margin.sign
+    best = sign * best
+    for start in _starts(x, radius, plan, indices):
+        delta = start
+        for step in range(plan.steps + 1):
+            values, gradient = score_and_gradient(score, x + delta)
+            if step:  # a start is no step of the attack
+                best = torch.maximum(best, sign * values)
+            if step < plan.steps:
+                delta = _step(x, delta, gradient, radius, plan, step)
+    return sign * best
+
+
+def _starts(
+    x: Tensor, radius: Tensor, plan: AttackPlan, indices: Tensor | None
+) -> Iterator[Tensor]:
+    """Where each restart begins: at the centre first, then at random points of the ball."""
     names = _names(x, indices)
-    for restart in range(plan.restarts):
-        delta = torch.zeros_like(x)
-        if restart:
-            delta = _random_in_ball(x, radius, plan, names, _WITHIN, restart)
-        for step in range(plan.steps):
-            _, gradient = score_and_gradient(score, x + delta)
-            delta = _step(x, delta, gradient, radius, plan, step)
-            yield delta
+    yield torch.zeros_like(x)
+    for restart in range(1, plan.restarts):
+        yield _random_in_ball(x, radius, plan, names, _WITHIN, restart)
 
 
 def _names(x: Tensor, indices: Tensor | None) -> Tensor:

@@ -40,26 +40,15 @@ _FEW = 2  # kinds of channels, which are named
 
 @dataclass(frozen=True)
 class Layer:
-    """One operation as it is bounded.
-
-    Attributes:
-        name: of the layer in the model.
-        kind: how it is bounded.
-        reads: names of the layers that it reads.
-        shape: of its output, without the batch.
-        engines: by engine, whether it takes the layer: `yes`, or why not.
-        norm: proven upper bound of the ℓ2 operator norm; None where the layer is not affine, or
-            the time did not suffice.
-        norm_from_below: what power iteration reaches, which is no bound.
-    """
+    """One operation as it is bounded; norms are None where it is not affine, or time was short."""
 
     name: str
     kind: str
-    reads: tuple[str, ...]
-    shape: tuple[int, ...]
-    engines: Mapping[str, str]
-    norm: float | None = None
-    norm_from_below: float | None = None
+    reads: tuple[str, ...]  # names of layers
+    shape: tuple[int, ...]  # of its output, without the batch
+    engines: Mapping[str, str]  # whether each takes the layer: `yes`, or why not
+    norm: float | None = None  # proven upper bound of the ℓ2 operator norm
+    norm_from_below: float | None = None  # what power iteration reaches, which is no bound
 
 
 @dataclass(frozen=True)
@@ -72,7 +61,7 @@ class Diagnosis:
         engines: by engine `ready`, or why it is not.
         methods: by method which engines run it, or why none does.
         neurons: of all activations.
-        bytes_a_sample: about what one sample takes.
+        bytes_a_sample: about.
         lipschitz: proven ℓ2 Lipschitz constant of the energy over all inputs; NaN without a graph,
             or where norms are missing.
         norms_left: about how many seconds the norms would take that are missing, once a model.
@@ -90,11 +79,6 @@ class Diagnosis:
     norms_left: float = 0.0
     trials: tuple[Trial, ...] = ()
     unfinished: bool = False
-
-    @property
-    def provable(self) -> bool:
-        """Whether any engine bounds the model soundly."""
-        return self.refusal is None and "ready" in self.engines.values()
 
 
 def diagnose(
@@ -230,14 +214,9 @@ def _methods(engines: Mapping[str, str], why: str) -> dict[str, str]:
     ready = [name for name, state in engines.items() if state == "ready"]
     found = {}
     for method, status in STATUS.items():
-        able = ready
-        if method in (
-            "alpha-crown",
-            "branch",
-            "sdp-crown",
-        ):  # what auto-LiRPA has not, or not on this torch
-            able = [name for name in ready if name == "native"]
-        bounded = method in PROOFS
-        by = (", ".join(able) or f"no: {why}") if bounded else "any model"
+        # Some auto-LiRPA has not, or not on this torch.
+        native_alone = method in ("alpha-crown", "branch", "sdp-crown")
+        able = [name for name in ready if name == "native" or not native_alone]
+        by = (", ".join(able) or f"no: {why}") if method in PROOFS else "any model"
         found[method] = f"{by} ({status})"
     return found

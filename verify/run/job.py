@@ -26,21 +26,13 @@ AUDIT_CHUNK = 64
 
 
 class Tick(NamedTuple):
-    """How far this process is with one run.
+    """How far this process is with one run."""
 
-    Attributes:
-        step: `certify` or `audit`.
-        run: name of the run.
-        done: samples done, those of earlier calls among them.
-        of: samples in all; of those still to do, only this process's share.
-        found: certificates among those done, or contradicted ones in an audit.
-    """
-
-    step: str
-    run: str
-    done: int
-    of: int
-    found: int
+    step: str  # `certify` or `audit`
+    run: str  # its name
+    done: int  # samples, those of earlier calls among them
+    of: int  # samples in all; of those still to do, only this process's share
+    found: int  # certificates among those done, or contradicted ones in an audit
 
 
 Progress = Callable[[Tick], None]
@@ -48,31 +40,18 @@ Progress = Callable[[Tick], None]
 
 @dataclass(frozen=True)
 class Job:
-    """What one call of `verify_runs` works on.
+    """What one call of `verify_runs` works on."""
 
-    Attributes:
-        runs: in the order of the tables.
-        splits: the data.
-        settings: how they are verified.
-        wanted: for each set of samples the chosen indices, in the order they are done in.
-        chunk: samples of a task, at most.
-        store: where results go.
-        processes: that share the work.
-        thresholds: γ of each run.
-        deadline: when, by `time.monotonic`, no more tasks are begun; None: never.
-        progress: called after each chunk.
-    """
-
-    runs: Sequence[Candidate]
+    runs: Sequence[Candidate]  # in the order of the tables
     splits: DataSplits
     settings: VerifyConfig
-    wanted: Mapping[str, Sequence[int]]
-    chunk: int
+    wanted: Mapping[str, Sequence[int]]  # of each set of samples, in the order they are done in
+    chunk: int  # samples of a task, at most
     store: ShardStore
     processes: Processes
-    thresholds: Sequence[float]
-    deadline: float | None
-    progress: Progress | None
+    thresholds: Sequence[float]  # γ of each run
+    deadline: float | None  # by `time.monotonic`, after which no task is begun
+    progress: Progress | None  # called after each chunk
     _made: dict[tuple[int, str], RunCertifier] = field(default_factory=dict, init=False)
 
     def certify(self, limit: int | None) -> None:
@@ -81,7 +60,7 @@ class Job:
         def plan() -> list[Task]:
             pending = {
                 (n, part): set(indices) - self.store.finished(self._key(CERTIFY, n, part))
-                for n in self._numbers
+                for n in range(len(self.runs))
                 for part, indices in self.wanted.items()
             }
             # Who names a size has chunks of that size; else pilots of round numbers can grow.
@@ -93,7 +72,7 @@ class Job:
             chunk = torch.tensor(indices, device="cpu")
             return self._certifier(run, part).certify(images_of(self.splits, part), chunk)
 
-        self._work("certify", CERTIFY, plan, do, _certified)
+        self._work("certify", CERTIFY, plan, do, lambda f: int((f["status"] == CERTIFIED).sum()))
 
     def audit(self, attack: HarderAttack) -> None:
         """Attack every finished certificate again, where that was not done before."""
@@ -116,7 +95,7 @@ class Job:
             chosen = rows[rows["index"].isin(indices)]
             return self._certifier(run, part).audit(images_of(self.splits, part), chosen, attack)
 
-        self._work("audit", attack.kind, plan, do, _crossed)
+        self._work("audit", attack.kind, plan, do, lambda f: int(np.isfinite(f[CROSSED]).sum()))
 
     def _certifier(self, run: int, part: str) -> RunCertifier:
         """What certifies samples of a part under a run, made for the first of them."""
@@ -128,10 +107,6 @@ class Job:
                 about.model, self.thresholds[run], key[1], self.settings, about.score, shape
             )
         return self._made[key]
-
-    @property
-    def _numbers(self) -> range:
-        return range(len(self.runs))
 
     def _key(self, kind: str, run: int, part: str) -> ShardKey:
         return ShardKey(kind, self.runs[run].digest, part)
@@ -146,12 +121,8 @@ class Job:
     ) -> None:
         """Do this process's share, wait for the others, and see that nothing of theirs is lost.
 
-        Args:
-            step: its name in `Tick`.
-            kind: of the shards that hold the results.
-            plan: the tasks of all processes, made by the first one.
-            do: rows of a run, a part and indices.
-            count: how many of some rows are told as `found`.
+        The first process makes the plan of all; `do` gives rows of a run, a part and indices, for
+        shards of a kind, and `count` says how many of them are told as `found`.
         """
 
         def plan_anew() -> list[Task]:
@@ -161,10 +132,10 @@ class Job:
         mine = self.processes.once(plan_anew)[self.processes.rank :: self.processes.size]
         self.store.refresh()
         ticks = []
-        for run in self._numbers:
+        for run, about in enumerate(self.runs):
             done, found = self._finished(kind, run, count)
             left = sum(len(i) for task in mine for n, i in task.work if n == run)
-            ticks.append(Tick(step, self.runs[run].name, done, done + left, found))
+            ticks.append(Tick(step, about.name, done, done + left, found))
             self._tell(ticks[run])
         before = set(self.store.names)
         for task in mine:
@@ -200,11 +171,3 @@ class Job:
     def _tell(self, tick: Tick) -> None:
         if self.progress is not None:
             self.progress(tick)
-
-
-def _certified(frame: pd.DataFrame) -> int:
-    return int((frame["status"] == CERTIFIED).sum())
-
-
-def _crossed(frame: pd.DataFrame) -> int:
-    return int(np.isfinite(frame[CROSSED]).sum())

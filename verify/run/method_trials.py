@@ -31,37 +31,22 @@ _SOON = 0.05  # seconds
 
 @dataclass(frozen=True)
 class Samples:
-    """Samples that methods are tried on.
+    """Samples that methods are tried on."""
 
-    Attributes:
-        x: (B, ...) raw pixels.
-        threshold: of the score, accepted at most.
-        score: its name.
-        what: where they are from.
-    """
-
-    x: Tensor
-    threshold: float
+    x: Tensor  # (B, ...) raw pixels
+    threshold: float  # of the score, accepted at most
     score: str
-    what: str
+    what: str  # where they are from
 
 
 @dataclass(frozen=True)
 class Trial:
-    """One method tried.
-
-    Attributes:
-        method: its name.
-        samples: on how many it was tried; 0 where it was not.
-        seconds: a sample; projected where it was not tried.
-        radius: the median in ℓ2 that it proved; NaN where it was not tried.
-        why: why it was not tried; None where it was.
-    """
+    """One method tried, or why it was not."""
 
     method: str
-    samples: int
-    seconds: float
-    radius: float
+    samples: int  # on how many it was tried
+    seconds: float  # a sample; projected where it was not tried
+    radius: float  # the median in ℓ2 that it proved; NaN where it was not tried
     why: str | None = None
 
 
@@ -83,15 +68,10 @@ def tried_methods(
     norms_left: float,
     deadline: float,
 ) -> Iterator[Trial]:
-    """Each bounding method in turn, the cheapest first.
+    """Each bounding method in turn, the cheapest first, until the monotonic clock's `deadline`.
 
-    Args:
-        model: the network.
-        graph: the same.
-        samples: what to try them on.
-        lipschitz: constant of the energy everywhere; NaN where it is not known.
-        norms_left: seconds that norms would take that are not known.
-        deadline: on the monotonic clock, by which to be done.
+    `lipschitz` is the constant of the energy everywhere, NaN where it is not known, and
+    `norms_left` the seconds that norms would take that are not known.
     """
     x = samples.x.double()
     yield _everywhere(graph, x, samples, lipschitz, norms_left)
@@ -121,11 +101,9 @@ def _everywhere(
     """The distance to the threshold by the constant of the whole space."""
     name = "lipschitz (global)"
     if math.isnan(lipschitz) or samples.score != "energy":
-        why = (
-            f"about {duration(norms_left)} once, for norms of layers"
-            if norms_left
-            else (f"the constant here is of the energy, not of {samples.score}")
-        )
+        why = f"the constant here is of the energy, not of {samples.score}"
+        if norms_left:
+            why = f"about {duration(norms_left)} once, for norms of layers"
         return Trial(name, 0, norms_left, math.nan, why)
     start = time.monotonic()
     with torch.no_grad():

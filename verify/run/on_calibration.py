@@ -31,15 +31,10 @@ Progress = Callable[[int, int], None]
 
 @dataclass(frozen=True)
 class OnCalibration:
-    """What `measure` found.
+    """What `measure` found."""
 
-    Attributes:
-        numbers: of `greg_cert.runs.tuned_runs.NUMBERS`, all but those of training.
-        error: why there are no certificates; None where there are.
-    """
-
-    numbers: dict[str, float | None]
-    error: str | None = None
+    numbers: dict[str, float | None]  # of `tuned_runs.NUMBERS`, all but those of training
+    error: str | None = None  # why there are no certificates
 
 
 def measure(

@@ -26,7 +26,7 @@ from greg_cert.verify.attack.audit import nearest_attack
 from greg_cert.verify.attack.plan import AttackPlan
 from greg_cert.verify.run.candidates import Candidate
 from greg_cert.verify.run.job import Job
-from greg_cert.verify.run.results import VerifiedRun
+from greg_cert.verify.run.tables import VerifiedRun
 from greg_cert.verify.scorer import Detector, Margin, check_inputs, logit_function
 
 
@@ -36,11 +36,6 @@ def write_sample_pictures(out: Path, job: Job, runs: Sequence[VerifiedRun]) -> P
     The samples are those of `greg_cert.certificates.robust_samples`: of the ID side, then of each
     OOD set, as many as the file may hold. What an earlier call left there and fits the tables is
     kept.
-
-    Args:
-        out: the folder of the results.
-        job: what was verified, and how.
-        runs: the rows of the tables, in the order of `job.runs`.
 
     Raises:
         RunError: where the file cannot be written.
@@ -113,15 +108,8 @@ def attacked_pictures(
     """The samples of some certificates, each with the nearest perturbation that crosses γ.
 
     The attack that gave `radius_attack` is made again, with the same seed, settings and names of
-    the samples, so that its radius is the table's up to rounding.
-
-    Args:
-        run: the run that the rows are about.
-        splits: the data of their indices.
-        rows: certificates, none of them `rejected`, with the name of their OOD test set in
-            `dataset`, empty for the ID test split.
-        side: `id` or `ood`.
-        settings: what they were certified with.
+    the samples, so that its radius is the table's up to rounding. No row is `rejected`, and
+    `dataset` names its OOD test set; it is empty for the ID test split.
     """
     numbers = _numbers(rows)
     sets = [splits.ood[dataset] if dataset else splits.test for dataset, *_ in numbers]

@@ -7,8 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
-
 from greg_cert.certificates.folder import Tables, write_folder
 from greg_cert.certificates.methods import chosen_methods
 from greg_cert.errors import RunError
@@ -17,42 +15,20 @@ from greg_cert.verify.bounds.engines import resolve_engine
 from greg_cert.verify.run.candidates import ID, dataset_of
 from greg_cert.verify.run.job import Job
 from greg_cert.verify.run.run_certifier import HarderAttack
-from greg_cert.verify.run.tables import RunTables, paired_rows, run_summary, run_tables, worst_of
-
-
-@dataclass(frozen=True)
-class VerifiedRun:
-    """One run's rows and its entry in `summary.json`."""
-
-    name: str
-    frame: pd.DataFrame
-    summary: dict[str, Any]
-    ood_frame: pd.DataFrame
-    ood_scores: pd.DataFrame
-    scores: pd.DataFrame
+from greg_cert.verify.run.tables import VerifiedRun, paired_rows, verified_run, worst_of
 
 
 @dataclass(frozen=True)
 class Verification:
-    """What is finished, under every run alike.
+    """What is finished, under every run alike."""
 
-    Attributes:
-        runs: the baseline first.
-        files: tables and summary that were written; empty where nothing is finished.
-        samples: finished samples, ID and OOD together.
-        wanted: samples that were asked for.
-        violations: certificates that an attack contradicts.
-        worst: the one contradicted most: run, part, index, radius, and where it was crossed.
-        audit: attacks, violations and settings of the harder audit, where one was made.
-    """
-
-    runs: tuple[VerifiedRun, ...]
-    files: tuple[Path, ...]
-    samples: int
-    wanted: int
-    violations: int
-    worst: dict[str, Any] | None
-    audit: dict[str, Any] | None
+    runs: tuple[VerifiedRun, ...]  # the baseline first
+    files: tuple[Path, ...]  # tables and summary that were written; none where nothing is finished
+    samples: int  # finished ones, ID and OOD together
+    wanted: int  # samples that were asked for
+    violations: int  # certificates that an attack contradicts
+    worst: dict[str, Any] | None  # the one contradicted most, and where it was crossed
+    audit: dict[str, Any] | None  # attacks, violations and settings of the harder audit, if any
 
     @property
     def complete(self) -> bool:
@@ -69,49 +45,28 @@ def assemble(
 ) -> Verification:
     """The tables of what is finished under every run."""
     paired = paired_rows(job.store, job.runs, job.wanted)
-    done: list[VerifiedRun] = []
-    tables: list[RunTables] = []
-    for run, parts, (evaluation, seconds) in zip(job.runs, paired, evaluations, strict=True):
-        radii = job.settings.auc_radii if "ood" in job.settings.sides else ()
-        table = run_tables(job.store, run, parts, attack.kind, radii)
-        summary = run_summary(run, evaluation, table, job.wanted, seconds + table.seconds, radii)
-        done.append(
-            VerifiedRun(
-                run.name,
-                table.id_rows,
-                summary,
-                table.ood_rows,
-                table.ood_scores,
-                clean_scores(run.name, evaluation),
-            )
-        )
-        tables.append(table)
-    attacks = sum(t.audited for t in tables)
+    radii = job.settings.auc_radii if "ood" in job.settings.sides else ()
+    done = tuple(
+        verified_run(job.store, run, parts, attack.kind, radii, evaluated)
+        for run, parts, evaluated in zip(job.runs, paired, evaluations, strict=True)
+    )
+    attacks = sum(run.audited for run in done)
     audit = {
         "attacks": attacks,
-        "certificates": sum(t.claims for t in tables),
-        "violations": sum(t.refuted for t in tables),
+        "certificates": sum(run.claims for run in done),
+        "violations": sum(run.refuted for run in done),
         "steps": attack.steps,
         "restarts": attack.restarts,
     }
     return Verification(
-        tuple(done),
+        done,
         (),
         sum(len(rows) for rows in paired[0].values()),
         sum(map(len, job.wanted.values())),
-        sum(t.violations for t in tables),
-        worst_of(t.worst for t in tables),
+        sum(run.violations for run in done),
+        worst_of(run.worst for run in done),
         audit if audited or attacks else None,
     )
-
-
-def clean_scores(run: str, evaluation: Evaluation) -> pd.DataFrame:
-    """Unperturbed scores of one run: all samples of the test split (`test`) and of `ood/NAME`."""
-    parts = [
-        pd.DataFrame({"run": run, "part": part, "index": range(len(values)), "score": values})
-        for part, values in evaluation.scores.items()
-    ]
-    return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame()
 
 
 def summary_of(job: Job, done: Verification, baseline: str | None) -> dict[str, Any]:

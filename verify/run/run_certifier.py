@@ -12,21 +12,20 @@ import torch
 from torch import Tensor, nn
 
 from greg_cert.certificates.format import CONTRADICTED
+from greg_cert.certificates.frame_file import PROVEN, REFUTED
 from greg_cert.config import VerifyConfig
 from greg_cert.data import Images
 from greg_cert.verify.attack.audit import RESTARTS, STEPS, Audit
+from greg_cert.verify.attack.pgd import attacked_scores
 from greg_cert.verify.attack.plan import AttackPlan
 from greg_cert.verify.certificates import CLAIMS
 from greg_cert.verify.certify import PreparedCertify
 from greg_cert.verify.graph.agreement import check_agreement
 from greg_cert.verify.graph.trace import trace_model
 from greg_cert.verify.options import read_options
-from greg_cert.verify.score_bounds import ScoreBounds, attacked_scores
+from greg_cert.verify.score_bounds import ScoreBounds
 from greg_cert.verify.scorer import check_inputs
 from greg_cert.verify.settings import certify_options
-
-PROVEN = ("radius_certified", "radius_lipschitz")
-"""Columns that hold proven radii; the largest of them in each row is attacked."""
 
 SECONDS, CROSSED = "_seconds", "_crossed"
 """Columns of a shard that no table has: time spent, and where an attack crossed (inf: nowhere)."""
@@ -34,17 +33,11 @@ SECONDS, CROSSED = "_seconds", "_crossed"
 
 @dataclass(frozen=True)
 class HarderAttack:
-    """An attack inside the proven ball, harder than the one that every certificate goes through.
-
-    Attributes:
-        steps: gradient steps of one PGD run.
-        restarts: starts, the first of them at the centre.
-        seed: added to that of the settings.
-    """
+    """An attack inside the proven ball, harder than the one that every certificate goes through."""
 
     steps: int = 5 * STEPS
     restarts: int = 4 * RESTARTS
-    seed: int = 7919
+    seed: int = 7919  # added to that of the settings
 
     @property
     def kind(self) -> str:
@@ -54,23 +47,14 @@ class HarderAttack:
 
 @dataclass(frozen=True, eq=False)
 class RunCertifier:
-    """One run's certificates and audits, chunk by chunk; networks and engines are made once.
-
-    Attributes:
-        model: from raw images to logits.
-        threshold: γ.
-        side: `id` or `ood`.
-        settings: how it is verified.
-        score: which γ is about.
-        image_shape: (C, H, W).
-    """
+    """One run's certificates and audits, chunk by chunk; networks and engines are made once."""
 
     model: nn.Module
     threshold: float
     side: str
     settings: VerifyConfig
     score: str
-    image_shape: tuple[int, ...]
+    image_shape: tuple[int, ...]  # (C, H, W)
 
     def certify(self, images: Images, indices: Tensor) -> pd.DataFrame:
         """A row for each sample: certificate, prediction, and whether an attack contradicts it.
@@ -141,8 +125,7 @@ class RunCertifier:
         settings, columns = self.settings, {}
         detector = self._prepared.certifier.detector
         if settings.auc_radii and self._prepared.graph is None:  # else compared with it already
-            logits, graph = detector.logits, self._score_bounds.graph
-            check_agreement(logits, graph, x, "the samples")
+            check_agreement(detector.logits, self._score_bounds.graph, x, "the samples")
         plan = AttackPlan(detector.margin, settings.norm_value, settings.seed, STEPS)
         for radius in settings.auc_radii:
             bound = self._score_bounds(x, radius)
@@ -155,7 +138,7 @@ class RunCertifier:
 
 def claimed_radius(rows: pd.DataFrame) -> np.ndarray:
     """The largest radius (n,) that was proven for each row, refuted or not; 0 where none was."""
-    columns = np.stack([rows[n].to_numpy(dtype=float) for n in (*PROVEN, "radius_refuted")])
+    columns = np.stack([rows[n].to_numpy(dtype=float) for n in (*PROVEN, REFUTED)])
     largest: np.ndarray = np.where(np.isnan(columns), 0.0, columns).max(0)
     return largest
 
@@ -163,14 +146,12 @@ def claimed_radius(rows: pd.DataFrame) -> np.ndarray:
 def withdraw(rows: pd.DataFrame, crossed: np.ndarray) -> pd.DataFrame:
     """A table of certificates without the radii that an attack contradicts.
 
-    Args:
-        rows: of certificates.
-        crossed: (n,) where an attack crossed inside the proven radius; inf or NaN: nowhere.
+    `crossed` (n,) says where one crossed inside the proven radius; inf or NaN: nowhere.
     """
     rows, broken = rows.copy(), np.isfinite(crossed)
     rows["violation"] = broken
     if broken.any():
-        rows.loc[broken, "radius_refuted"] = claimed_radius(rows)[broken]
+        rows.loc[broken, REFUTED] = claimed_radius(rows)[broken]
         rows.loc[broken, [name for name in CLAIMS if name in rows]] = 0.0
         rows.loc[broken, "lipschitz"] = np.nan
         rows.loc[broken, "status"] = CONTRADICTED

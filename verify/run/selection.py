@@ -17,17 +17,11 @@ _UNITS = {"": 1.0, "s": 1.0, "m": 60.0, "h": 3600.0}
 
 @dataclass(frozen=True)
 class Selection:
-    """A choice among the ID test samples, and how much of it to do now.
+    """A choice among the ID test samples, and how much of it to do now."""
 
-    Attributes:
-        classes: only samples with these labels; None for all.
-        indices: these samples, all of them; None: drawn by the seed.
-        limit: samples to verify now, beside those that are finished already; None for no limit.
-    """
-
-    classes: tuple[int, ...] | None = None
-    indices: tuple[int, ...] | None = None
-    limit: int | None = None
+    classes: tuple[int, ...] | None = None  # only samples with these labels
+    indices: tuple[int, ...] | None = None  # all of these; None: drawn by the seed
+    limit: int | None = None  # of samples to verify now, beside those that are finished already
 
     def __post_init__(self) -> None:
         if self.limit is not None and self.limit < 1:
@@ -47,12 +41,7 @@ def select_samples(
 ) -> list[int]:
     """Indices of the ID test samples that are chosen, in the random order they are verified in.
 
-    Args:
-        selection: which classes, or which samples.
-        labels: (N,) of the test split.
-        num_classes: how many classes there are.
-        wanted: how many are drawn where `selection` names no indices; None for all.
-        seed: of the draw.
+    `wanted` of those with labels (N,) are drawn where `selection` names no indices; None for all.
 
     Raises:
         UsageError: for an index or class that there is not, and where nothing is left.

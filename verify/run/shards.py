@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 import secrets
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import IO, Any
 
@@ -23,17 +23,11 @@ _START_OVER = "name another folder with --out, or drop these results with --rest
 
 @dataclass(frozen=True)
 class ShardKey:
-    """What the rows of a shard are about.
+    """What the rows of a shard are about."""
 
-    Attributes:
-        kind: what was done, such as `certify`.
-        run: digest of the run it was done for.
-        part: of which set of samples, such as `id` or `ood/NAME`.
-    """
-
-    kind: str
-    run: str
-    part: str
+    kind: str  # what was done, such as `certify`
+    run: str  # digest of the run it was done for
+    part: str  # of which set of samples, such as `id` or `ood/NAME`
 
 
 class ShardStore:
@@ -90,7 +84,10 @@ class ShardStore:
         path = self.folder / SETTINGS_FILE
         now: dict[str, Any] = json.loads(json.dumps(settings))
         if path.is_file():
-            then = self._read_settings(path)
+            try:
+                then = self._read(path)
+            except (OSError, ValueError) as error:
+                raise RunError(f"out: cannot read {path}: {error}; {_START_OVER}") from error
             then.pop(DIGEST, None)
             for entry in grows:
                 older, newer = then.get(entry, {}), now.setdefault(entry, {})
@@ -121,12 +118,11 @@ class ShardStore:
 
     def append(self, key: ShardKey, frame: pd.DataFrame) -> Path:
         """The file of a new shard, once it is on the disk."""
-        named = {"kind": key.kind, "run": key.run, "part": key.part}
         part = re.sub(r"[^A-Za-z0-9]+", "-", key.part)[:24]
         first = int(frame["index"].iloc[0])
         name = f"{key.kind}-{key.run[:8]}-{part}-{first:06d}-r{self.rank}-{secrets.token_hex(4)}"
         path = self.folder / f"{name}.parquet"
-        self._write(path, frame_bytes(frame, {_KEY: json.dumps(named)}))
+        self._write(path, frame_bytes(frame, {_KEY: json.dumps(asdict(key))}))
         self._seen[path.name] = (key, frame)
         return path
 
@@ -160,12 +156,6 @@ class ShardStore:
     def _files(self) -> Any:
         # Temporary names begin with a dot.
         return (p for p in sorted(self.folder.glob("*.parquet")) if not p.name.startswith("."))
-
-    def _read_settings(self, path: Path) -> dict[str, Any]:
-        try:
-            return self._read(path)
-        except (OSError, ValueError) as error:
-            raise RunError(f"out: cannot read {path}: {error}; {_START_OVER}") from error
 
     def _read(self, path: Path) -> dict[str, Any]:
         """The JSON object in a file, if it is as it was written."""

@@ -27,22 +27,15 @@ _BATCH = 64  # images attacked at once
 
 @dataclass(frozen=True)
 class Verdict:
-    """What is said of one image.
+    """What is said of one image; score, gradient norm, status and radii as in `Certificates`.
 
     Attributes:
         label: class of the largest logit among the ID classes.
         confidence: its softmax probability over the ID classes.
-        score: S(x); higher = more OOD.
         threshold: γ.
-        accepted: whether S(x) ≤ γ.
-        gradient_norm: dual norm of ∇S at the image: an estimate, no proof of anything.
-        status: of the certificate, as in `Certificates`.
-        radius_certified: within it the decision (accepted, or rejected) is proven not to change; 0
-            where nothing was proven, or an attack contradicts it.
-        radius_refuted: what was proven where an attack contradicts it; else NaN.
+        accepted: whether S(x) ≤ γ, which is proven not to change within `radius_certified`.
         radius_method: the proof that gave the certified radius, where `best` was asked for.
         stopped_by: what stopped that search; None as `radius_method`.
-        radius_attack: distance of `attacked`; inf where no attack was found.
         attacked: (C, H, W) nearest image found on which the decision is the other one, in float64,
             perhaps outside [0, 1]; None where none was found.
         attacked_label: its class; None as `attacked`.
@@ -131,10 +124,7 @@ def _verdicts(
     with torch.no_grad():
         confidence, label = detector.logits(x)[:, :num_classes].softmax(1).max(1)
         moved_logits = detector.logits(moved)
-        moved_to, moved_score = (
-            moved_logits[:, :num_classes].argmax(1),
-            detector.value(moved_logits),
-        )
+    moved_to, moved_score = moved_logits[:, :num_classes].argmax(1), detector.value(moved_logits)
     verdicts = []
     for i in range(len(x)):
         hit = math.isfinite(float(attack.radius[i]))

@@ -25,34 +25,24 @@ CERTIFY = "certify"
 
 
 @dataclass(frozen=True)
-class RunTables:
-    """What is finished of one run.
+class VerifiedRun:
+    """What is finished of one run."""
 
-    Attributes:
-        id_rows: rows of `certificates.parquet`.
-        ood_rows: rows of `ood_certificates.parquet`; they name their `dataset`.
-        ood_scores: rows of `ood_scores.parquet`: the least scores of OOD samples by radius, proven
-            and attacked.
-        claims: rows of either with a radius that was proven, refuted or not.
-        audited: of these the ones that a harder attack was made on.
-        refuted: of these the ones that it contradicts.
-        seconds: spent on all of these rows.
-        worst: the row an attack contradicts most, or None.
-    """
-
-    id_rows: pd.DataFrame
-    ood_rows: pd.DataFrame
-    ood_scores: pd.DataFrame
-    claims: int
-    audited: int
-    refuted: int
-    seconds: float
-    worst: dict[str, Any] | None
+    name: str
+    summary: dict[str, Any]  # its entry in `summary.json`
+    frame: pd.DataFrame  # rows of `certificates.parquet`
+    ood_frame: pd.DataFrame  # rows of `ood_certificates.parquet`; they name their `dataset`
+    ood_scores: pd.DataFrame  # rows of `ood_scores.parquet`
+    scores: pd.DataFrame  # rows of `scores.parquet`
+    claims: int  # certificates with a radius that was proven, refuted or not
+    audited: int  # of these the ones that a harder attack was made on
+    refuted: int  # of these the ones that it contradicts
+    worst: dict[str, Any] | None  # the row an attack contradicts most
 
     @property
     def violations(self) -> int:
         """Rows that an attack contradicts."""
-        return sum(int(f["violation"].sum()) for f in (self.id_rows, self.ood_rows) if len(f))
+        return sum(int(f["violation"].sum()) for f in (self.frame, self.ood_frame) if len(f))
 
 
 def paired_rows(
@@ -68,13 +58,14 @@ def paired_rows(
     return tables
 
 
-def run_tables(
+def verified_run(
     store: ShardStore,
     run: Candidate,
     parts: Mapping[str, pd.DataFrame],
     audit: str,
-    radii: Sequence[float] = (),
-) -> RunTables:
+    radii: Sequence[float],
+    evaluated: tuple[Evaluation, float],
+) -> VerifiedRun:
     """One run's rows as the tables have them, with what the audit of that kind found.
 
     Args:
@@ -83,6 +74,7 @@ def run_tables(
         parts: its paired rows.
         audit: kind of the audit's shards.
         radii: at which OOD scores were bounded.
+        evaluated: its clean numbers, and the seconds that they took.
     """
     id_rows, ood_rows, ood_scores = pd.DataFrame(), [], []
     claims, audited, refuted, seconds, worst = 0, 0, 0, 0.0, None
@@ -109,9 +101,12 @@ def run_tables(
         else:
             ood_rows.append(table)
             ood_scores += [_at_radius(table, rows, radius) for radius in radii]
-    return RunTables(
-        id_rows, _joined(ood_rows), _joined(ood_scores), claims, audited, refuted, seconds, worst
-    )
+    evaluation, evaluating = evaluated
+    tables = id_rows, _joined(ood_rows), _joined(ood_scores)
+    summary = _summary(run, evaluation, tables, any(part != ID for part in parts), radii)
+    summary["seconds"] = round(evaluating + seconds, 3)
+    scores = _clean_scores(run.name, evaluation)
+    return VerifiedRun(run.name, summary, *tables, scores, claims, audited, refuted, worst)
 
 
 def _joined(frames: Sequence[pd.DataFrame]) -> pd.DataFrame:
@@ -125,15 +120,25 @@ def _at_radius(table: pd.DataFrame, rows: pd.DataFrame, radius: float) -> pd.Dat
     return named.assign(score_bound=rows[bound].to_numpy(), score_attack=rows[attack].to_numpy())
 
 
-def run_summary(
+def _clean_scores(run: str, evaluation: Evaluation) -> pd.DataFrame:
+    """Unperturbed scores of one run: all samples of the test split (`test`) and of `ood/NAME`."""
+    return _joined(
+        [
+            pd.DataFrame({"run": run, "part": part, "index": range(len(values)), "score": values})
+            for part, values in evaluation.scores.items()
+        ]
+    )
+
+
+def _summary(
     run: Candidate,
     evaluation: Evaluation,
-    tables: RunTables,
-    wanted: Mapping[str, Sequence[int]],
-    seconds: float,
-    radii: Sequence[float] = (),
+    tables: tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame],
+    with_ood: bool,
+    radii: Sequence[float],
 ) -> dict[str, Any]:
     """The run's entry in `summary.json`; medians and means over all samples, rejected ones too."""
+    id_rows, ood_rows, _ = tables
     summary: dict[str, Any] = {
         "method": run.folder.config.method,
         "score": run.score,
@@ -147,14 +152,13 @@ def run_summary(
         "test_tpr": evaluation.test_tpr,
         "ood": evaluation.ood,
     }
-    if len(tables.id_rows):
-        summary |= id_side(tables.id_rows)
-    if any(part != ID for part in wanted):
-        summary["ood_side"] = ood_sides(tables.ood_rows)
+    if len(id_rows):
+        summary |= id_side(id_rows)
+    if with_ood:
+        summary["ood_side"] = ood_sides(ood_rows)
     if radii:
-        rows = (tables.id_rows, tables.ood_rows, tables.ood_scores)
-        summary["robust"] = {f"{radius:g}": robust(*rows, radius) for radius in radii}
-    return {**summary, "seconds": round(seconds, 3)}
+        summary["robust"] = {f"{radius:g}": robust(*tables, radius) for radius in radii}
+    return summary
 
 
 def _worst(run: str, part: str, rows: pd.DataFrame, crossed: np.ndarray) -> dict[str, Any] | None:

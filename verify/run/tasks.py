@@ -28,14 +28,10 @@ class Task:
     """A chunk of samples of one set, for each of the runs that lack some of them.
 
     One process does a task under all its runs, so that what is finished stays paired.
-
-    Attributes:
-        part: the set of samples.
-        work: pairs of a run's number and the indices of the samples it lacks.
     """
 
     part: str
-    work: tuple[tuple[int, tuple[int, ...]], ...]
+    work: tuple[tuple[int, tuple[int, ...]], ...]  # a run's number, and the indices that it lacks
 
 
 def cut(order: Sequence[int], size: int, *, rounded: bool) -> list[tuple[int, ...]]:
@@ -65,12 +61,8 @@ def plan_tasks(
     """Tasks for all that is pending, in the order of `chunks`.
 
     Chunks are of all that is wanted, not of what is pending, so that a run that was killed goes on
-    with the chunks it would have had.
-
-    Args:
-        chunks: for each set of samples its indices, cut.
-        pending: for each run's number and set what the run lacks.
-        limit: samples in all tasks together, at most.
+    with the chunks it would have had. `pending` has for each run's number and set what the run
+    lacks; `limit` is of the samples in all tasks together.
     """
     left = math.inf if limit is None else limit
     numbers = sorted({number for number, _ in pending})
@@ -94,11 +86,6 @@ def chunk_size(model: nn.Module, image_shape: tuple[int, ...], methods: Sequence
     By the network's size and the methods alone, not by a clock, so that chunks are the same each
     time. Methods that pass a batch through the network work on many samples at nearly the price of
     one; those that bound each neuron by CROWN do not. Without proofs any network will do.
-
-    Args:
-        model: raw images (B, C, H, W) to logits.
-        image_shape: (C, H, W).
-        methods: of `greg_cert.certificates.methods.METHODS`.
 
     Raises:
         UnsupportedModelError: for a layer that cannot be bounded soundly; names it.
