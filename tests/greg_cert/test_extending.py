@@ -9,12 +9,9 @@ import sys
 from pathlib import Path
 
 import pytest
+from page_code import blocks
 
 ROOT = Path(__file__).parents[2]
-BLOCK = re.compile(
-    r"(?:^In `(?P<file>[^`]+)`(?:, in `(?P<table>\w+)`)?:\n\n)?^```python\n(?P<code>.*?)^```$",
-    re.M | re.S,
-)
 
 
 def add_entry(file: Path, table: str, code: str) -> None:
@@ -33,8 +30,7 @@ def extended(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[str]]
         skip = shutil.ignore_patterns("__pycache__")
         shutil.copytree(ROOT / room, root / room, symlinks=True, ignore=skip)
     uses, imports = [], {}
-    page = (ROOT / "docs" / "extending.md").read_text(encoding="utf-8")
-    for block in BLOCK.finditer(page):
+    for block in blocks("extending.md"):
         file, table, code = block["file"], block["table"], block["code"]
         if file is None:
             uses.append(code)

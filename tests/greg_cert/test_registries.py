@@ -41,14 +41,26 @@ def words(*places: str) -> set[str]:
     return found
 
 
+def named_in(*files: str) -> set[str]:
+    """Words of the tests' names, and texts among their parameters."""
+    found: set[str] = set()
+    for file in files:
+        for node in ast.walk(ast.parse((TESTS / file).read_text(encoding="utf-8"))):
+            if isinstance(node, ast.FunctionDef) and node.name.startswith("test_"):
+                inner = (n for d in node.decorator_list for n in ast.walk(d))
+                values = (n.value for n in inner if isinstance(n, ast.Constant))
+                found |= {*node.name.split("_"), *(v for v in values if isinstance(v, str))}
+    return found
+
+
 OF_METHODS = words("verify")
 OF_SCORES = words("greg_cert/test_scores.py", "verify/test_scores.py")
 OF_LOSSES = words("train")
 OF_SOURCES = words("greg_cert/data")
 DETECTOR_TESTS = ("feature_methods", "line", "logit_methods", "penultimate")
-OF_DETECTORS = words(*(f"greg_cert/detectors/test_{n}.py" for n in DETECTOR_TESTS))
-OF_MODELS = words("greg_cert/test_models.py", "greg_cert/test_weights.py")
-OF_ONNX = words("greg_cert/test_onnx.py")
+OF_DETECTORS = named_in(*(f"greg_cert/detectors/test_{n}.py" for n in DETECTOR_TESTS))
+OF_MODELS = named_in("greg_cert/test_models.py", "greg_cert/test_weights.py")
+OF_ONNX = named_in("greg_cert/test_onnx.py")
 
 
 @pytest.mark.parametrize("method", [m for m in TABLE if m.code], ids=lambda m: m.name)

@@ -1,4 +1,4 @@
-"""A data source of one's own: one class, and a line in the table."""
+"""The data source of docs/extending.md: one class, and a line in the table."""
 
 from __future__ import annotations
 
@@ -7,35 +7,9 @@ import subprocess
 import sys
 from pathlib import Path
 
-STRIPES = '''
-"""Stripes, whose direction is their class."""
-from typing import ClassVar, Literal
+from page_code import blocks
 
-from greg_cert.data.sources.base import DataSource, Request
-
-
-class StripesSource(DataSource):
-    """Grey stripes in noise."""
-
-    labelled: ClassVar[bool] = True
-
-    source: Literal["stripes"] = "stripes"
-    width: int = 2
-    """Of a stripe, in pixels."""
-
-    def load(self, request: Request):
-        import torch
-
-        from greg_cert.data.types import ImageSet
-
-        generator = torch.Generator().manual_seed(self.seed)
-        images = torch.rand((80, 1, 8, 8), generator=generator)
-        labels = torch.arange(80) % 2
-        for start in range(0, 8, 2 * self.width):
-            images[labels == 0, :, start : start + self.width] = 1
-            images[labels == 1, :, :, start : start + self.width] = 1
-        return ImageSet(self.title, images, labels)
-'''
+(STRIPES,) = (b["code"] for b in blocks("extending.md") if b["file"] and "stripes" in b["file"])
 
 USE = """
 import json
