@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from greg_cert.errors import EngineError
 from greg_cert.verify.bounds.coupled.ball_boxes import layer_norms
 from greg_cert.verify.bounds.coupled.engine import CoupledEngine
-from greg_cert.verify.bounds.engine import Engine
+from greg_cert.verify.bounds.engine import Engine, RegionEngine
 from greg_cert.verify.bounds.engines import make_engine
 from greg_cert.verify.bounds.native_engine import NativeEngine
 from greg_cert.verify.graph.ops import Graph
@@ -107,8 +107,8 @@ class Problem:
 
     @property
     def is_native(self) -> bool:
-        """Whether the native engine proves, which cuts and splits balls."""
-        return self._prover.name == "native"
+        """Whether the engine that proves can cut and split balls, as the native one alone can."""
+        return isinstance(self._prover, RegionEngine)
 
     def need_native(self, method: str, why: str) -> None:
         """Raises `EngineError` for any other engine than the native one; `why` completes it."""
