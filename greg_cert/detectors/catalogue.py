@@ -1,7 +1,7 @@
 """Which post-hoc detectors there are: all that is known of each but its code, which is named.
 
-A new detector is a function in a file of this folder and one entry here; names, options, errors and
-listings follow. Nothing here imports torch, so that the command line can judge names at once.
+A new detector is a function in a file below this folder and one entry here; names, options, errors
+and listings follow. Nothing here imports torch, so that the command line can judge names at once.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class DetectorInfo:
     Attributes:
         name: Short name, OpenOOD's where it has one.
         title: What tables call it.
-        module: File of this folder with its code, a function of its name (`-` as `_`).
+        module: File below this folder with its code, a function of its name (`-` as `_`).
         needs: What it reads: logits, penultimate features (and the head), or gradients with
             respect to the pixels (and so the network itself).
         source: Authors, title of the paper, venue and year.
@@ -117,68 +117,68 @@ _ALL = (
                "in Neural Networks', ICLR 2018",
         options=(Option("temperature", "positive", 1000.0, "divides the logits"),
                  Option("eps", "nonnegative", 0.0014, "step in raw pixels"))),
-    DetectorInfo("gradnorm", "GradNorm", "weights", "features",
+    DetectorInfo("gradnorm", "GradNorm", "features.weights", "features",
         source="Huang et al., 'On the Importance of Gradients for Detecting Distributional "
                "Shifts in the Wild', NeurIPS 2021", options=(_T,)),
-    DetectorInfo("react", "ReAct", "shaping", "features",
+    DetectorInfo("react", "ReAct", "features.shaping", "features",
         source="Sun et al., 'ReAct: Out-of-distribution Detection With Rectified Activations', "
                "NeurIPS 2021", fitted=True,
         options=(Option("percentile", "fraction", 0.9, "of the training features: the clip"),)),
-    DetectorInfo("ash", "ASH-S", "shaping", "features", source=_ASH_PAPER, aliases=("ash-s",),
-        options=_ASH),
-    DetectorInfo("ash-b", "ASH-B", "shaping", "features", source=_ASH_PAPER, options=_ASH),
-    DetectorInfo("ash-p", "ASH-P", "shaping", "features", source=_ASH_PAPER, options=_ASH),
-    DetectorInfo("scale", "SCALE", "shaping", "features",
+    DetectorInfo("ash", "ASH-S", "features.shaping", "features", source=_ASH_PAPER,
+        aliases=("ash-s",), options=_ASH),
+    DetectorInfo("ash-b", "ASH-B", "features.shaping", "features", source=_ASH_PAPER, options=_ASH),
+    DetectorInfo("ash-p", "ASH-P", "features.shaping", "features", source=_ASH_PAPER, options=_ASH),
+    DetectorInfo("scale", "SCALE", "features.shaping", "features",
         source="Xu et al., 'Scaling for Training Time and Post-hoc Out-of-distribution Detection "
                "Enhancement', ICLR 2024",
         options=(Option("percentile", "fraction", 0.85,
                         "share of the features left out of the sum"),)),
-    DetectorInfo("lts", "LTS", "shaping", "features",
+    DetectorInfo("lts", "LTS", "features.shaping", "features",
         source="Djurisic et al., 'Logit Scaling for Out-of-Distribution Detection', Machine "
                "Vision and Applications 2025",
         options=(Option("percentile", "fraction", 0.95,
                         "share of the features left out of the sum"),)),
-    DetectorInfo("dice", "DICE", "weights", "features",
+    DetectorInfo("dice", "DICE", "features.weights", "features",
         source="Sun and Li, 'DICE: Leveraging Sparsification for Out-of-Distribution Detection', "
                "ECCV 2022", fitted=True,
         options=(Option("p", "fraction", 0.9, "share of the head's weights set to 0"),)),
-    DetectorInfo("line", "LINe", "line", "features",
+    DetectorInfo("line", "LINe", "features.line", "features",
         source="Ahn et al., 'LINe: Out-of-Distribution Detection by Leveraging Important "
                "Neurons', CVPR 2023", fitted=True, labelled=True,
         options=(Option("p_a", "fraction", None, "features pruned: 0.9 up to 10 classes, else 0.1"),
                  Option("p_w", "fraction", None, "weights pruned: 0.9 up to 100 classes, else 0.1"),
                  Option("clip", "positive", None,
                         "clip: 90th percentile of the training features"))),
-    DetectorInfo("she", "SHE", "prototypes", "features",
+    DetectorInfo("she", "SHE", "features.prototypes", "features",
         source="Zhang et al., 'Out-of-Distribution Detection based on In-Distribution Data "
                "Patterns Memorization with Modern Hopfield Energy', ICLR 2023", fitted=True,
         labelled=True),
-    DetectorInfo("knn", "KNN", "neighbours", "features",
+    DetectorInfo("knn", "KNN", "features.neighbours", "features",
         source="Sun et al., 'Out-of-Distribution Detection with Deep Nearest Neighbors', ICML "
                "2022", fitted=True,
         options=(Option("k", "count", None,
                         "50, but at most half the mean number of images a class"),)),
-    DetectorInfo("nnguide", "NNGuide", "neighbours", "features",
+    DetectorInfo("nnguide", "NNGuide", "features.neighbours", "features",
         source="Park et al., 'Nearest Neighbor Guidance for Out-of-Distribution Detection', ICCV "
                "2023", fitted=True,
         options=(Option("k", "count", None,
                         "10, but at most half the mean number of images a class"),)),
-    DetectorInfo("mds", "Mahalanobis", "gaussians", "features",
+    DetectorInfo("mds", "Mahalanobis", "features.gaussians", "features",
         source="Lee et al., 'A Simple Unified Framework for Detecting Out-of-Distribution "
                "Samples and Adversarial Attacks', NeurIPS 2018", fitted=True, labelled=True,
         aliases=("mahalanobis",)),
-    DetectorInfo("rmds", "Relative Mahalanobis", "gaussians", "features",
+    DetectorInfo("rmds", "Relative Mahalanobis", "features.gaussians", "features",
         source="Ren et al., 'A Simple Fix to Mahalanobis Distance for Improving Near-OOD "
                "Detection', arXiv 2021", fitted=True, labelled=True),
-    DetectorInfo("vim", "ViM", "subspace", "features",
+    DetectorInfo("vim", "ViM", "features.subspace", "features",
         source="Wang et al., 'ViM: Out-Of-Distribution with Virtual-logit Matching', CVPR 2022",
         fitted=True,
         options=(Option("dim", "count", None,
                         "half the rank of the training features, D/2 if full"),)),
-    DetectorInfo("fdbd", "fDBD", "prototypes", "features",
+    DetectorInfo("fdbd", "fDBD", "features.prototypes", "features",
         source="Liu and Qin, 'Fast Decision Boundary based Out-of-Distribution Detector', ICML "
                "2024", fitted=True),
-    DetectorInfo("nci", "NCI", "prototypes", "features",
+    DetectorInfo("nci", "NCI", "features.prototypes", "features",
         source="Liu and Qin, 'Detecting Out-of-Distribution Through the Lens of Neural "
                "Collapse', CVPR 2025", fitted=True,
         options=(Option("alpha", "nonnegative", 1e-4, "weight of the features' l1 norm"),)),

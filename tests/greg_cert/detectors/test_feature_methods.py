@@ -12,14 +12,14 @@ import torch
 from torch import Tensor, nn
 
 from greg_cert.detectors import DETECTORS
+from greg_cert.detectors.features.gaussians import mds, rmds
+from greg_cert.detectors.features.neighbours import knn, neighbours, nnguide
+from greg_cert.detectors.features.prototypes import fdbd, nci, she
+from greg_cert.detectors.features.shaping import ash, ash_b, ash_p, lts, react, scale
+from greg_cert.detectors.features.subspace import vim
+from greg_cert.detectors.features.weights import dice, gradnorm
 from greg_cert.detectors.fitted import Fitted
-from greg_cert.detectors.gaussians import mds, rmds
-from greg_cert.detectors.neighbours import knn, neighbours, nnguide
 from greg_cert.detectors.penultimate import Head
-from greg_cert.detectors.prototypes import fdbd, nci, she
-from greg_cert.detectors.shaping import ash, ash_b, ash_p, lts, react, scale
-from greg_cert.detectors.subspace import vim
-from greg_cert.detectors.weights import dice, gradnorm
 from greg_cert.errors import UsageError
 from greg_cert.scores import energy
 
