@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -55,5 +57,6 @@ def test_neco_does_not_depend_on_units_nor_on_dead_features() -> None:
     scale, shift = normal(3, D).abs() + 0.1, 5 * normal(4, D)
     found = neco(HEAD, TRAIN * scale + shift, dim=5).score(TEST * scale + shift)
     torch.testing.assert_close(found, expected)
-    dead = [torch.cat([z, z.new_full((len(z), 2), 0.1)], 1) for z in (TRAIN, TEST)]
+    rounding = torch.tensor([0.1, math.nextafter(0.1, 1.0)], dtype=torch.float64)
+    dead = [torch.cat([z, rounding[torch.arange(len(z)) % 2, None]], 1) for z in (TRAIN, TEST)]
     torch.testing.assert_close(neco(HEAD, dead[0], dim=5).score(dead[1]), expected)
