@@ -48,8 +48,8 @@ def evaluate(
         typer.Option(
             "--list-detectors",
             is_eager=True,
-            callback=lambda v: _listed(v),
-            help="List the detectors with their options and sources, and stop.",
+            callback=lambda v: listed(v),
+            help="List the detectors with their sources and options, and stop.",
         ),
     ] = False,
     device: screen.Device = None,
@@ -238,14 +238,15 @@ def _percentages(title: Text, names: Sequence[Column], metrics: Sequence[str]) -
     return Table(*names, *numbers, title=title, box=None, pad_edge=False)
 
 
-def _listed(asked: bool) -> None:
+def listed(asked: bool) -> None:
     """Print the detectors and stop, where that is asked for."""
     if not asked:
         return
     from greg_cert.detectors import DETECTORS
 
     for name, info in DETECTORS.items():
-        options = ", ".join(f"{k}={'auto' if v is None else v}" for k, v in info.defaults.items())
-        title = f"{info.title}{f' ({options})' if options else ''}"
-        screen.plain(f"{name:10s} {title}", f"{'':10s} {info.source}")
+        screen.plain(f"{name:10s} {info.title}", f"{'':10s} {info.source}")
+        for option in info.options:
+            value = "auto" if option.default is None else option.default
+            screen.plain(f"{'':10s} {option.name}={value}: {option.rule}")
     raise typer.Exit

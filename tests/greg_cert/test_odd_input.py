@@ -11,11 +11,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import typer
 import yaml
 from PIL import Image
 from torch import nn
 
-from greg_cert.cli.evaluate import by_set, evaluate, specs, summary
+from greg_cert.cli.evaluate import by_set, evaluate, listed, specs, summary
 from greg_cert.cli.predict import read_image, rounded_down, unique_stems
 from greg_cert.config import VerifyConfig
 from greg_cert.config.overrides import parse_override
@@ -114,6 +115,16 @@ def test_detectors_as_they_are_typed() -> None:
     for nothing in ("", ",", " ; "):
         with pytest.raises(UsageError, match="--detector"):
             specs(nothing, ["a"])
+
+
+def test_the_list_of_detectors_says_what_every_option_is(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    with pytest.raises(typer.Exit):
+        listed(True)
+    lines = [line.strip() for line in capsys.readouterr().out.splitlines()]
+    assert {"mdspp      Mahalanobis++", "k=10: neighbours, at most all training images"} <= {*lines}
+    assert len(lines) == sum(2 + len(info.options) for info in DETECTORS.values())
 
 
 def test_the_same_detector_is_evaluated_once(
