@@ -1,7 +1,7 @@
 """Which post-hoc detectors there are: all that is known of each but its code, which is named.
 
-A new detector is a function in a file of this folder and one entry here; names, options, errors and
-listings follow. Nothing here imports torch, so that the command line can judge names at once.
+A new detector is a function in a file below this folder and one entry here; names, options, errors
+and listings follow. Nothing here imports torch, so that the command line can judge names at once.
 """
 
 from __future__ import annotations
@@ -34,11 +34,13 @@ class DetectorInfo:
     Attributes:
         name: Short name, OpenOOD's where it has one.
         title: What tables call it.
-        module: File of this folder with its code, a function of its name (`-` as `_`).
+        module: File below this folder with its code, a function of its name (`-` as `_`).
         needs: What it reads: logits, penultimate features (and the head), or gradients with
             respect to the pixels (and so the network itself).
         source: Authors, title of the paper, venue and year.
         fitted: Whether it has to see ID training data first.
+        held_out: Whether that has to be ID data that the network was not trained on instead, such
+            as the calibration split.
         labelled: Whether that data must have labels.
         options: Its hyperparameters.
         aliases: Other names that are taken for it.
@@ -50,6 +52,7 @@ class DetectorInfo:
     needs: Needs
     source: str
     fitted: bool = False
+    held_out: bool = False
     labelled: bool = False
     options: tuple[Option, ...] = ()
     aliases: tuple[str, ...] = ()
@@ -64,8 +67,9 @@ class DetectorInfo:
         """Its code, which gives a `greg_cert.detectors.fitted.Fitted`.
 
         Called with the `Head` where it needs features, or with the network where it needs
-        gradients; then with features (N, D) or logits (N, K) of the training data where it is
-        fitted, and labels (N,) where it needs them; then with its options by name.
+        gradients; then, where it is fitted, with features (N, D) or logits (N, K) of the training
+        data, or the images themselves where it needs gradients, and labels (N,) where it needs
+        them; then with its options by name.
         """
         code = import_module(f"greg_cert.detectors.{self.module}")
         found: Callable[..., Any] = getattr(code, self.name.replace("-", "_"))
@@ -79,6 +83,10 @@ _ASH_PAPER = (
     "Djurisic et al., 'Extremely Simple Activation Shaping for Out-of-Distribution Detection', "
     "ICLR 2023"
 )
+_DIM = Option(
+    "dim", "count", None, "principal: half the rank of the training features, D/2 if full"
+)
+_VIM_PAPER = "Wang et al., 'ViM: Out-Of-Distribution with Virtual-logit Matching', CVPR 2022"
 _SCALING_PAPER = (
     "Hendrycks et al., 'Scaling Out-of-Distribution Detection for Real-World Settings', ICML 2022"
 )
@@ -90,6 +98,11 @@ _ALL = (
         source="Hendrycks and Gimpel, 'A Baseline for Detecting Misclassified and "
                "Out-of-Distribution Examples in Neural Networks', ICLR 2017",
         aliases=("max_softmax",)),
+    DetectorInfo("tempscale", "Temperature scaling", "logit_methods", "logits",
+        source="Guo et al., 'On Calibration of Modern Neural Networks', ICML 2017",
+        fitted=True, held_out=True, labelled=True, aliases=("temp_scaling",),
+        options=(Option("temperature", "positive", None,
+                        "divides the logits: least loss of the labels in [0.05, 20]"),)),
     DetectorInfo("mls", "MaxLogit", "logit_methods", "logits", source=_SCALING_PAPER,
         aliases=("max_logit",)),
     DetectorInfo("ebo", "Energy", "logit_methods", "logits",
@@ -117,68 +130,103 @@ _ALL = (
                "in Neural Networks', ICLR 2018",
         options=(Option("temperature", "positive", 1000.0, "divides the logits"),
                  Option("eps", "nonnegative", 0.0014, "step in raw pixels"))),
-    DetectorInfo("gradnorm", "GradNorm", "weights", "features",
+    DetectorInfo("adascale", "AdaSCALE-A", "gradients", "gradients",
+        source="Regmi, 'AdaSCALE: Adaptive Scaling for OOD Detection', arXiv 2025", fitted=True,
+        aliases=("adascale-a",),
+        options=(Option("p_min", "fraction", 0.6, "left out of the sum where features shift most"),
+                 Option("p_max", "fraction", 0.85, "the same where they shift least"),
+                 Option("weight", "nonnegative", 10.0, "of the shift, the paper's lambda"),
+                 Option("share", "fraction", 0.05, "share of the pixel values that are moved"),
+                 Option("eps", "nonnegative", 0.113, "step in raw pixels"))),
+    DetectorInfo("gradnorm", "GradNorm", "features.weights", "features",
         source="Huang et al., 'On the Importance of Gradients for Detecting Distributional "
                "Shifts in the Wild', NeurIPS 2021", options=(_T,)),
-    DetectorInfo("react", "ReAct", "shaping", "features",
+    DetectorInfo("react", "ReAct", "features.shaping", "features",
         source="Sun et al., 'ReAct: Out-of-distribution Detection With Rectified Activations', "
                "NeurIPS 2021", fitted=True,
         options=(Option("percentile", "fraction", 0.9, "of the training features: the clip"),)),
-    DetectorInfo("ash", "ASH-S", "shaping", "features", source=_ASH_PAPER, aliases=("ash-s",),
-        options=_ASH),
-    DetectorInfo("ash-b", "ASH-B", "shaping", "features", source=_ASH_PAPER, options=_ASH),
-    DetectorInfo("ash-p", "ASH-P", "shaping", "features", source=_ASH_PAPER, options=_ASH),
-    DetectorInfo("scale", "SCALE", "shaping", "features",
+    DetectorInfo("vra", "VRA", "features.shaping", "features",
+        source="Xu et al., 'VRA: Variational Rectified Activation for Out-of-distribution "
+               "Detection', NeurIPS 2023", fitted=True,
+        options=(Option("low", "fraction", 0.6, "percentile of a feature, below which it is 0"),
+                 Option("high", "fraction", 0.9, "percentile of a feature: the clip"))),
+    DetectorInfo("ash", "ASH-S", "features.shaping", "features", source=_ASH_PAPER,
+        aliases=("ash-s",), options=_ASH),
+    DetectorInfo("ash-b", "ASH-B", "features.shaping", "features", source=_ASH_PAPER, options=_ASH),
+    DetectorInfo("ash-p", "ASH-P", "features.shaping", "features", source=_ASH_PAPER, options=_ASH),
+    DetectorInfo("scale", "SCALE", "features.shaping", "features",
         source="Xu et al., 'Scaling for Training Time and Post-hoc Out-of-distribution Detection "
                "Enhancement', ICLR 2024",
         options=(Option("percentile", "fraction", 0.85,
                         "share of the features left out of the sum"),)),
-    DetectorInfo("lts", "LTS", "shaping", "features",
+    DetectorInfo("lts", "LTS", "features.shaping", "features",
         source="Djurisic et al., 'Logit Scaling for Out-of-Distribution Detection', Machine "
                "Vision and Applications 2025",
         options=(Option("percentile", "fraction", 0.95,
                         "share of the features left out of the sum"),)),
-    DetectorInfo("dice", "DICE", "weights", "features",
+    DetectorInfo("optfs", "OptFS", "features.shaping", "features",
+        source="Zhao et al., 'Towards Optimal Feature-Shaping Methods for Out-of-Distribution "
+               "Detection', ICLR 2024", fitted=True,
+        options=(Option("bins", "count", 100, "intervals of the shaping function"),
+                 Option("tail", "fraction", 0.001,
+                        "share of the features left out at either end"))),
+    DetectorInfo("dice", "DICE", "features.weights", "features",
         source="Sun and Li, 'DICE: Leveraging Sparsification for Out-of-Distribution Detection', "
                "ECCV 2022", fitted=True,
         options=(Option("p", "fraction", 0.9, "share of the head's weights set to 0"),)),
-    DetectorInfo("line", "LINe", "line", "features",
+    DetectorInfo("line", "LINe", "features.line", "features",
         source="Ahn et al., 'LINe: Out-of-Distribution Detection by Leveraging Important "
                "Neurons', CVPR 2023", fitted=True, labelled=True,
         options=(Option("p_a", "fraction", None, "features pruned: 0.9 up to 10 classes, else 0.1"),
                  Option("p_w", "fraction", None, "weights pruned: 0.9 up to 100 classes, else 0.1"),
                  Option("clip", "positive", None,
                         "clip: 90th percentile of the training features"))),
-    DetectorInfo("she", "SHE", "prototypes", "features",
+    DetectorInfo("she", "SHE", "features.prototypes", "features",
         source="Zhang et al., 'Out-of-Distribution Detection based on In-Distribution Data "
                "Patterns Memorization with Modern Hopfield Energy', ICLR 2023", fitted=True,
         labelled=True),
-    DetectorInfo("knn", "KNN", "neighbours", "features",
+    DetectorInfo("knn", "KNN", "features.neighbours", "features",
         source="Sun et al., 'Out-of-Distribution Detection with Deep Nearest Neighbors', ICML "
                "2022", fitted=True,
         options=(Option("k", "count", None,
                         "50, but at most half the mean number of images a class"),)),
-    DetectorInfo("nnguide", "NNGuide", "neighbours", "features",
+    DetectorInfo("nnguide", "NNGuide", "features.neighbours", "features",
         source="Park et al., 'Nearest Neighbor Guidance for Out-of-Distribution Detection', ICCV "
                "2023", fitted=True,
-        options=(Option("k", "count", None,
-                        "10, but at most half the mean number of images a class"),)),
-    DetectorInfo("mds", "Mahalanobis", "gaussians", "features",
+        options=(Option("k", "count", 10, "neighbours, at most all training images"),)),
+    DetectorInfo("mds", "Mahalanobis", "features.gaussians", "features",
         source="Lee et al., 'A Simple Unified Framework for Detecting Out-of-Distribution "
                "Samples and Adversarial Attacks', NeurIPS 2018", fitted=True, labelled=True,
         aliases=("mahalanobis",)),
-    DetectorInfo("rmds", "Relative Mahalanobis", "gaussians", "features",
+    DetectorInfo("mdspp", "Mahalanobis++", "features.gaussians", "features",
+        source="Mueller and Hein, 'Mahalanobis++: Improving OOD Detection via Feature "
+               "Normalization', ICML 2025", fitted=True, labelled=True,
+        aliases=("mahalanobis++", "mds++")),
+    DetectorInfo("rmds", "Relative Mahalanobis", "features.gaussians", "features",
         source="Ren et al., 'A Simple Fix to Mahalanobis Distance for Improving Near-OOD "
                "Detection', arXiv 2021", fitted=True, labelled=True),
-    DetectorInfo("vim", "ViM", "subspace", "features",
-        source="Wang et al., 'ViM: Out-Of-Distribution with Virtual-logit Matching', CVPR 2022",
-        fitted=True,
+    DetectorInfo("vim", "ViM", "features.subspace", "features",
+        source=_VIM_PAPER, fitted=True,
+        options=(_DIM,)),
+    DetectorInfo("residual", "Residual", "features.subspace", "features", source=_VIM_PAPER,
+        fitted=True, options=(_DIM,)),
+    DetectorInfo("neco", "NECO", "features.subspace", "features",
+        source="Ben Ammar et al., 'NECO: NEural Collapse Based Out-of-distribution Detection', "
+               "ICLR 2024", fitted=True,
         options=(Option("dim", "count", None,
-                        "half the rank of the training features, D/2 if full"),)),
-    DetectorInfo("fdbd", "fDBD", "prototypes", "features",
+                        "100, but at most half the rank of the training features"),)),
+    DetectorInfo("weiper", "WeiPer+KLD", "features.weiper", "features",
+        source="Granz et al., 'WeiPer: OOD Detection using Weight Perturbations of Class "
+               "Projections', NeurIPS 2024", fitted=True,
+        options=(Option("delta", "nonnegative", 1.8, "length of a perturbation over its row's"),
+                 Option("lambda_1", "nonnegative", 2.5, "weight of the logits' divergence"),
+                 Option("lambda_2", "nonnegative", 0.1, "weight of the mean MSP"),
+                 Option("smoothing", "count", 4, "bins averaged, of features"),
+                 Option("smoothing_perturbed", "count", 15, "bins averaged, of logits"))),
+    DetectorInfo("fdbd", "fDBD", "features.prototypes", "features",
         source="Liu and Qin, 'Fast Decision Boundary based Out-of-Distribution Detector', ICML "
                "2024", fitted=True),
-    DetectorInfo("nci", "NCI", "prototypes", "features",
+    DetectorInfo("nci", "NCI", "features.prototypes", "features",
         source="Liu and Qin, 'Detecting Out-of-Distribution Through the Lens of Neural "
                "Collapse', CVPR 2025", fitted=True,
         options=(Option("alpha", "nonnegative", 1e-4, "weight of the features' l1 norm"),)),

@@ -75,10 +75,11 @@ class Detector:
         return self.info.needs == "features"
 
     def fit(self, images: Images | Tensor, labels: Tensor | None = None) -> Self:
-        """Itself, fitted on ID training data; a detector that needs no fitting is left as it is.
+        """Itself, fitted on ID data; a detector that needs no fitting is left as it is.
 
         Args:
-            images: a set, or raw images (N, C, H, W) in [0, 1].
+            images: the training data (data that the network was not trained on for a detector whose
+                `info.held_out` is true), as a set, or raw images (N, C, H, W) in [0, 1].
             labels: (N,) classes 0 … K − 1; by default those of the set.
 
         Raises:
@@ -87,6 +88,9 @@ class Detector:
                 not finite.
         """
         if not self.requires_fit:
+            return self
+        if self.info.needs == "gradients":
+            self._make([images])
             return self
         labels = images.labels if labels is None and not isinstance(images, Tensor) else labels
         return self.fit_outputs(
@@ -100,7 +104,7 @@ class Detector:
             UsageError: as `fit`, or if the features are missing or not finite.
         """
         if self.requires_fit:
-            seen = [self._read(train)]
+            seen: list[Any] = [self._read(train)]
             if self.info.labelled:
                 seen.append(_checked_labels(self.name, labels, train.logits))
             self._make(seen)
@@ -129,11 +133,12 @@ class Detector:
     def scores_of_outputs(self, outputs: Outputs) -> Tensor:
         """Scores (N,) from what the network gives for images (`Penultimate.outputs_of`).
 
-        So that many detectors share one run of the network. ODIN, which needs gradients with
-        respect to the images, cannot.
+        So that many detectors share one run of the network. Those that need gradients with respect
+        to the images cannot.
 
         Raises:
-            UsageError: as a call, if the features are missing or not finite, or for ODIN.
+            UsageError: as a call, if the features are missing or not finite, or for a detector that
+                needs gradients.
         """
         self._check_fitted()
         values, score = self._read(outputs), self._made()
@@ -148,7 +153,7 @@ class Detector:
         return self._make([]) if self._score is None else self._score
 
     @torch.no_grad()
-    def _make(self, seen: list[Tensor]) -> Score:
+    def _make(self, seen: list[Any]) -> Score:
         of_network: list[Any] = []
         if self.info.needs != "logits":
             of_network.append(self.network.head if self.reads_features else self.network)
