@@ -19,6 +19,8 @@ else:
     ScoreName = Literal[tuple(SCORES)]
     OutlierLossName = Literal["none", *OUTLIER_LOSSES]
 Strategy = Literal["random", "greedy", "dos", "two_ended", "posterior"]
+_Decay = Annotated[float, Field(ge=0, lt=1)]
+_MOMENTUM, _BETAS = 0.9, (0.9, 0.999)
 
 _MARGIN = {"score": "energy", "outlier_loss": "margin", "lambda_score": 0.1}
 _UNIFORM = {"score": "max_softmax", "outlier_loss": "uniform", "lambda_score": 0.5}
@@ -62,10 +64,14 @@ class StageConfig(Section):
     """Learning rate at the start."""
     schedule: Literal["cosine", "constant"] = "cosine"
     """`cosine` to zero over the stage's steps, or `constant`."""
-    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
-    """Of SGD, with Nesterov's correction where it is positive."""
+    optimizer: Literal["sgd", "adam", "adamw"] = "sgd"
+    """`sgd`; `adam`, which the authors' code takes but for CIFAR without clusters; `adamw`."""
+    momentum: _Decay = _MOMENTUM
+    """Of `sgd`, with Nesterov's correction where it is positive."""
+    betas: tuple[_Decay, _Decay] = _BETAS
+    """Of `adam` and `adamw`: decay rates of the means of gradients and of their squares."""
     weight_decay: NonNegativeFloat = 5e-4
-    """L2 penalty of the weights."""
+    """L2 penalty of the weights, a part of the gradient; of `adamw` a part of the step instead."""
     batch_size: PositiveInt = 64
     """ID samples a step, over all processes."""
     score: ScoreName = "energy"
@@ -153,6 +159,13 @@ class StageConfig(Section):
         if self.method != "ce" and self.outlier_loss == "none" and not self.gradient:
             raise ValueError(
                 f"expected an outlier_loss or gradient beside method {self.method}, but got neither"
+            )
+        sgd = self.optimizer == "sgd"
+        other, usual = ("betas", _BETAS) if sgd else ("momentum", _MOMENTUM)
+        if getattr(self, other) != usual:
+            raise ValueError(
+                f"expected no {other} beside optimizer {self.optimizer}, "
+                f"but got {getattr(self, other)}"
             )
         if SCORES[self.score].absent != self.has_absent_class:
             raise ValueError(

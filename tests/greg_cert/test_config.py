@@ -12,13 +12,14 @@ from greg_cert.config import dump_config, load_config, parse_config
 from greg_cert.errors import ConfigError
 
 ROOT = Path(__file__).parents[2]
+CE = {"method": "ce", "epochs": 1, "lr": 0.1}
 
 
 def minimal() -> dict[str, Any]:
     return {
         "data": {"id": {"source": "digits"}},
         "model": {"name": "mlp"},
-        "train": {"stages": [{"method": "ce", "epochs": 1, "lr": 0.1}]},
+        "train": {"stages": [dict(CE)]},
     }
 
 
@@ -68,6 +69,13 @@ def _with(path: str, value: Any) -> dict[str, Any]:
         ("train.stages.0.method", "gregg", ["train.stages[0].method", "'greg'", "'gregg'"]),
         ("train.stages.0.epoch", 3, ["train.stages[0].epoch", "unknown", "'epochs'"]),
         ("train.stages.0.m_in", "low", ["train.stages[0].m_in", "'low'"]),
+        ("train.stages.0.optimizer", "adagrad", ["train.stages[0].optimizer", "'adamw'"]),
+        ("train.stages", [{**CE, "betas": (0.9, 0.99)}], ["train.stages[0]", "sgd", "(0.9, 0.99)"]),
+        (
+            "train.stages",
+            [{**CE, "optimizer": "adam", "momentum": 0.8}],
+            ["stages[0]", "no momentum beside optimizer adam", "0.8"],
+        ),
         ("data.aux", {"source": "photographs", "n": 0}, ["data.aux.n", "0"]),
         ("data.aux", {"source": "clouds"}, ["data.aux", "clouds", "photographs"]),
         ("data.calibration", 1.5, ["data.calibration", "1.5"]),
