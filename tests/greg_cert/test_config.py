@@ -82,6 +82,7 @@ def _with(path: str, value: Any) -> dict[str, Any]:
         ("model", {}, ["model.name", "required"]),
         ("model.activation", "gelu", ["model.activation", "'maxmin'", "'gelu'"]),
         ("model", {"name": "wrn16_2", "activation": "maxmin"}, ["model", "liresnet", "'maxmin'"]),
+        ("model", {"name": "mlp", "dropout": 0.1}, ["model", "dropout: ", "wrn40_2", "0.1"]),
         ("verify", {"norm": "1"}, ["verify.norm", "'2' or 'inf'", "'1'"]),
         ("sed", 1, ["sed", "unknown", "'seed'"]),
     ],
@@ -115,6 +116,19 @@ def test_a_resolved_configuration_names_the_activation(
     again = parse_config(found.model_dump(mode="json"))
     assert found.model_dump(mode="json")["model"]["activation"] == activation
     assert again == found
+
+
+@pytest.mark.parametrize(
+    ("model", "dropout"),
+    [({"name": "wrn40_2"}, 0.3), ({"name": "wrn40_2", "dropout": 0}, 0.0), ({"name": "mlp"}, None)],
+)
+def test_a_resolved_configuration_names_the_dropout(
+    model: dict[str, Any], dropout: float | None
+) -> None:
+    found = parse_config(_with("model", model))
+    assert found.model_dump(mode="json")["model"]["dropout"] == dropout
+    assert found.model.choices["dropout"] == dropout
+    assert parse_config(found.model_dump(mode="json")) == found
 
 
 @pytest.mark.parametrize(
