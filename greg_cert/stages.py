@@ -5,7 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
-from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, model_validator
+from pydantic import (
+    Field,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    model_validator,
+)
 
 from greg_cert.outlier_losses import OUTLIER_LOSSES
 from greg_cert.scores import SCORES
@@ -133,6 +140,14 @@ class StageConfig(Section):
     """How many clusters (`dos`, `two_ended`); by default one a sample wanted in a step, and 1,024
     in a `pool`.
     """
+    ranks: tuple[NonNegativeInt, PositiveInt] | None = None
+    """Which of a step's candidates are clustered, by rank of their score, the hardest being 0:
+    [16, 384] are ranks 16 to 383, as in the authors' DOS; None: all.
+    """
+    singletons: Literal["repeat", "random"] = "repeat"
+    """What stands for an end that its cluster is too small for: `repeat`, the image of the other
+    end; `random`, a candidate that is not taken yet, as in the authors' code.
+    """
     share_ends: bool = False
     """Whether both ends of `two_ended` serve both losses, as in the authors' code."""
     augment: Literal["none", "shift", "shift_flip"] = "none"
@@ -185,6 +200,28 @@ class StageConfig(Section):
         if self.pool is None and self.chooses and self.candidates < self.aux_ratio:
             raise ValueError(
                 f"expected candidates >= aux_ratio = {self.aux_ratio}, but got {self.candidates}"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _enough_to_cluster(self) -> Self:
+        random = self.singletons == "random"
+        if self.ranks is None and not random:
+            return self
+        if self.strategy not in ("dos", "two_ended") or self.pool is not None:
+            raise ValueError(
+                "expected strategy dos or two_ended and no pool beside ranks or singletons, "
+                f"but got {self.strategy} and {self.pool or 'none'}"
+            )
+        candidates = self.batch_size * self.candidates
+        start, stop = self.ranks or (0, candidates)
+        left = max(0, min(stop, candidates) - start)
+        ends = 2 if random and self.strategy == "two_ended" else 1
+        wanted = self.batch_size * self.aux_ratio * ends
+        if left < wanted:
+            raise ValueError(
+                f"expected ranks and candidates to leave {wanted} to choose from in a step of "
+                f"{candidates} candidates, but got {left}"
             )
         return self
 
