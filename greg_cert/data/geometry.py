@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import math
+from typing import Literal
 
 import torch
 from torch import Tensor
 from torch.nn.functional import interpolate
 
+Crop = float | Literal["image_size"]
+"""The centred square that is kept of an image: of which share of its shorter side, or so large as
+what images are brought to, which leaves its pixels as they are.
+"""
 _LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601
 _CHUNK_VALUES = 1 << 24  # float32 values held at a time
 
@@ -17,14 +22,14 @@ def centre_side(height: int, width: int, crop: float = 1.0) -> int:
     return max(1, math.floor(crop * min(height, width) + 0.5))
 
 
-def centre_square(images: Tensor, crop: float = 1.0) -> Tensor:
-    """A centred square of each image, (N, C, H, W) -> (N, C, M, M), M = crop · min(H, W).
+def centre_square(images: Tensor, crop: float = 1.0, *, side: int | None = None) -> Tensor:
+    """A centred square of each image, (N, C, H, W) -> (N, C, M, M), M = `side` or crop · min(H, W).
 
     With `crop` 1 it is the largest one. 224/256 = 0.875, resized to 224, is what ImageNet is tested
     with: the shorter side resized to 256, and the centre 224×224 of that.
     """
     height, width = images.shape[-2:]
-    side = centre_side(height, width, crop)
+    side = side or centre_side(height, width, crop)
     top, left = (height - side) // 2, (width - side) // 2
     return images[..., top : top + side, left : left + side]
 
@@ -42,14 +47,17 @@ def to_channels(images: Tensor, channels: int) -> Tensor:
     return (images * weights).sum(dim=1, keepdim=True)
 
 
-def conform(images: Tensor, *, channels: int, size: int, crop: float = 1.0) -> Tensor:
+def conform(images: Tensor, *, channels: int, size: int, crop: Crop = 1.0) -> Tensor:
     """Images (N, 1 or 3, H, W) as (N, channels, size, size), uint8 or float32 in [0, 1] as before.
 
-    A centred square, of the share `crop` of the shorter side, is kept, so that shapes are not
-    distorted; it is then resized bilinearly with antialiasing. uint8 images are computed in float32
-    and rounded once at the end. Images that already fit come back with their very pixels.
+    A centred square as `crop` says is kept, so that shapes are not distorted; it is then resized
+    bilinearly with antialiasing. uint8 images are computed in float32 and rounded once at the end.
+    Images that already fit come back with their very pixels.
     """
-    images = centre_square(images, crop)
+    if crop == "image_size":
+        images = centre_square(images, side=size)
+    else:
+        images = centre_square(images, crop)
     if images.shape[1:] == (channels, size, size):
         return images.contiguous()
     result = torch.empty((len(images), channels, size, size), dtype=images.dtype)

@@ -14,10 +14,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from greg_cert.data.files.decode import decode_bytes
+from greg_cert.data.files.decode import decode_bytes, fitted
 from greg_cert.data.files.encoded import BEGIN, Files, Rows, content_hash, worth_threads
 from greg_cert.data.files.threads import fill
-from greg_cert.data.geometry import conform
+from greg_cert.data.geometry import Crop, conform
 from greg_cert.data.reject import data_error
 from greg_cert.data.scale import checked_pixels
 from greg_cert.data.types import Indices, selector, unit_range
@@ -55,7 +55,7 @@ class FileImages(_OnDisk):
         rows: (N,) its own among them.
         sizes: (N,) bytes of each of its files when it was listed.
         image_shape: What images are brought to.
-        crop: Share of the shorter side that is kept.
+        crop: What is kept of each.
     """
 
     name: str
@@ -64,7 +64,7 @@ class FileImages(_OnDisk):
     rows: Rows
     sizes: Rows
     image_shape: tuple[int, int, int]
-    crop: float = 1.0
+    crop: Crop = 1.0
     labels: Tensor | None = None
     classes: tuple[str, ...] | None = None
 
@@ -81,9 +81,9 @@ class FileImages(_OnDisk):
 
     def _decoded(self, row: int) -> Tensor:
         content = self.files.content(row, field=self.field)
-        image = decode_bytes(content, self.files.title(row), field=self.field)
-        channels, size = self.image_shape[:2]
-        return conform(image[None], channels=channels, size=size, crop=self.crop)[0]
+        title, (channels, size, _) = self.files.title(row), self.image_shape
+        image = decode_bytes(content, title, field=self.field)
+        return fitted(image, title, field=self.field, channels=channels, size=size, crop=self.crop)
 
     def subset(self, indices: Indices) -> FileImages:
         """See `Images`; shares the files."""
