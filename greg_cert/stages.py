@@ -150,8 +150,11 @@ class StageConfig(Section):
     """
     share_ends: bool = False
     """Whether both ends of `two_ended` serve both losses, as in the authors' code."""
-    augment: Literal["none", "shift", "shift_flip"] = "none"
-    """`shift`: random shifts by up to an eighth of the image; `shift_flip`: mirrored too."""
+    augment: Literal["none", "shift", "shift_flip", "resized_crop_flip"] = "none"
+    """`shift`: random shifts by up to an eighth of the image; `shift_flip`: mirrored too;
+    `resized_crop_flip`: parts of 8 to 100 % of the image, resized and mirrored, as is usual on
+    ImageNet; of image files on disk, parts of the whole picture.
+    """
     augment_share: Annotated[float, Field(gt=0, le=1)] = 1.0
     """Share of the images that are augmented, drawn anew each time."""
 

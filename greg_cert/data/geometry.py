@@ -58,13 +58,18 @@ def conform(images: Tensor, *, channels: int, size: int, crop: Crop = 1.0) -> Te
         images = centre_square(images, side=size)
     else:
         images = centre_square(images, crop)
+    return resized(images, channels=channels, size=size)
+
+
+def resized(images: Tensor, *, channels: int, size: int) -> Tensor:
+    """As `conform`, of whole images of any shape, which this distorts to a square."""
     if images.shape[1:] == (channels, size, size):
         return images.contiguous()
     result = torch.empty((len(images), channels, size, size), dtype=images.dtype)
     chunk = max(1, _CHUNK_VALUES // max(images[0].numel(), result[0].numel()))
     for start in range(0, len(images), chunk):
         part = to_channels(images[start : start + chunk].to(torch.float32), channels)
-        if part.shape[-1] != size:
+        if part.shape[-2:] != (size, size):
             part = interpolate(
                 part, size=(size, size), mode="bilinear", align_corners=False, antialias=True
             )
