@@ -69,8 +69,12 @@ class StageConfig(Section):
     """Passes over the ID training split."""
     lr: PositiveFloat
     """Learning rate at the start."""
-    schedule: Literal["cosine", "constant"] = "cosine"
-    """`cosine` to zero over the stage's steps, or `constant`."""
+    schedule: Literal["cosine", "constant", "steps"] = "cosine"
+    """`cosine` to zero over the stage's steps, `constant`, or a tenth after each of `milestones`
+    (`steps`).
+    """
+    milestones: tuple[PositiveInt, ...] = ()
+    """Epochs of `steps`, done when the rate falls."""
     optimizer: Literal["sgd", "adam", "adamw"] = "sgd"
     """`sgd`; `adam`, which the authors' code takes but for CIFAR without clusters; `adamw`."""
     momentum: _Decay = _MOMENTUM
@@ -177,6 +181,12 @@ class StageConfig(Section):
         if self.method != "ce" and self.outlier_loss == "none" and not self.gradient:
             raise ValueError(
                 f"expected an outlier_loss or gradient beside method {self.method}, but got neither"
+            )
+        before = [*self.milestones, self.epochs]
+        if (self.schedule == "steps") != bool(self.milestones) or before != sorted({*before}):
+            raise ValueError(
+                f"expected rising milestones below {self.epochs} epochs beside schedule steps "
+                f"alone, but got {list(self.milestones)} and {self.schedule}"
             )
         sgd = self.optimizer == "sgd"
         other, usual = ("betas", _BETAS) if sgd else ("momentum", _MOMENTUM)

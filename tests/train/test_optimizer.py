@@ -1,4 +1,4 @@
-"""Optimisers against their formulas, written out for one weight vector in float64."""
+"""Optimisers and rates against their formulas, written out in float64."""
 
 from __future__ import annotations
 
@@ -9,9 +9,11 @@ import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
+from pydantic import ValidationError
 
 from greg_cert.stages import StageConfig
 from greg_cert.train.optimizer import make_optimizer
+from greg_cert.train.schedule import learning_rate
 
 Vector = NDArray[np.float64]
 CURVES = np.array([1.0, 0.1, -2.0])  # the gradient of the loss at w is CURVES·w + 0.3
@@ -67,3 +69,34 @@ def test_steps_follow_the_formula(
         optimizer.step()
     expected = formula(start)
     np.testing.assert_allclose(weights.detach().numpy(), expected, rtol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("fields", "expected"),
+    [
+        ({"schedule": "constant"}, [0.4] * 12),
+        ({}, [0.4 * np.cos(np.pi * i / 24) ** 2 for i in range(12)]),
+        (
+            {"schedule": "steps", "milestones": (1, 3)},
+            [0.4] * 3 + [0.04] * 6 + [0.004] * 3,
+        ),
+    ],
+)
+def test_rates_of_four_epochs_of_three_steps(fields: dict[str, Any], expected: list[float]) -> None:
+    stage = StageConfig(method="ce", epochs=4, lr=0.4, **fields)
+    assert [learning_rate(stage, i, 12) for i in range(12)] == pytest.approx(expected, rel=1e-12)
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"schedule": "steps"},
+        {"milestones": (1,)},
+        {"schedule": "steps", "milestones": (3, 1)},
+        {"schedule": "steps", "milestones": (1, 1)},
+        {"schedule": "steps", "milestones": (4,)},
+    ],
+)
+def test_milestones_that_are_no_epochs_of_the_stage_are_refused(fields: dict[str, Any]) -> None:
+    with pytest.raises(ValidationError, match="expected rising milestones below 4 epochs"):
+        StageConfig(method="ce", epochs=4, lr=0.4, **fields)
