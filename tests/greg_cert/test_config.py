@@ -77,6 +77,11 @@ def _with(path: str, value: Any) -> dict[str, Any]:
             ["stages[0]", "no momentum beside optimizer adam", "0.8"],
         ),
         ("data.aux", {"source": "photographs", "n": 0}, ["data.aux.n", "0"]),
+        (
+            "data.id",
+            {"source": "folder", "path": "x", "crop": 2},
+            ["data.id.crop: ", "equal to 1", "2"],
+        ),
         ("data.aux", {"source": "clouds"}, ["data.aux", "clouds", "photographs"]),
         ("data.calibration", 1.5, ["data.calibration", "1.5"]),
         ("model", {}, ["model.name", "required"]),
