@@ -18,18 +18,21 @@ _CHUNK_VALUES = 1 << 24  # float32 values held at a time
 
 
 def centre_side(height: int, width: int, crop: float = 1.0) -> int:
-    """Side of the centred square that is kept: the share `crop` of the shorter side, rounded."""
+    """Side of the centred square that is kept: the share `crop` of the shorter side, rounded.
+
+    224/256 = 0.875, resized to 224, is what ImageNet is tested with: the shorter side resized to
+    256, and the centre 224×224 of that.
+    """
     return max(1, math.floor(crop * min(height, width) + 0.5))
 
 
-def centre_square(images: Tensor, crop: float = 1.0, *, side: int | None = None) -> Tensor:
-    """A centred square of each image, (N, C, H, W) -> (N, C, M, M), M = `side` or crop · min(H, W).
+def centre_square(images: Tensor, side: int | None = None) -> Tensor:
+    """A centred square of each image, (N, C, H, W) -> (N, C, side, side); the largest by default.
 
-    With `crop` 1 it is the largest one. 224/256 = 0.875, resized to 224, is what ImageNet is tested
-    with: the shorter side resized to 256, and the centre 224×224 of that.
+    The side is at most the image's.
     """
     height, width = images.shape[-2:]
-    side = side or centre_side(height, width, crop)
+    side = side or min(height, width)
     top, left = (height - side) // 2, (width - side) // 2
     return images[..., top : top + side, left : left + side]
 
@@ -54,11 +57,9 @@ def conform(images: Tensor, *, channels: int, size: int, crop: Crop = 1.0) -> Te
     bilinearly with antialiasing. uint8 images are computed in float32 and rounded once at the end.
     Images that already fit come back with their very pixels.
     """
-    if crop == "image_size":
-        images = centre_square(images, side=size)
-    else:
-        images = centre_square(images, crop)
-    return resized(images, channels=channels, size=size)
+    height, width = images.shape[-2:]
+    side = size if crop == "image_size" else centre_side(height, width, crop)
+    return resized(centre_square(images, side), channels=channels, size=size)
 
 
 def resized(images: Tensor, *, channels: int, size: int) -> Tensor:
