@@ -5,7 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
-from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, model_validator
+from pydantic import (
+    Field,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    model_validator,
+)
 
 from greg_cert.outlier_losses import OUTLIER_LOSSES
 from greg_cert.scores import SCORES
@@ -19,6 +26,8 @@ else:
     ScoreName = Literal[tuple(SCORES)]
     OutlierLossName = Literal["none", *OUTLIER_LOSSES]
 Strategy = Literal["random", "greedy", "dos", "two_ended", "posterior"]
+_Decay = Annotated[float, Field(ge=0, lt=1)]
+_MOMENTUM, _BETAS = 0.9, (0.9, 0.999)
 
 _MARGIN = {"score": "energy", "outlier_loss": "margin", "lambda_score": 0.1}
 _UNIFORM = {"score": "max_softmax", "outlier_loss": "uniform", "lambda_score": 0.5}
@@ -60,12 +69,20 @@ class StageConfig(Section):
     """Passes over the ID training split."""
     lr: PositiveFloat
     """Learning rate at the start."""
-    schedule: Literal["cosine", "constant"] = "cosine"
-    """`cosine` to zero over the stage's steps, or `constant`."""
-    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
-    """Of SGD, with Nesterov's correction where it is positive."""
+    schedule: Literal["cosine", "constant", "steps"] = "cosine"
+    """`cosine` to zero over the stage's steps, `constant`, or a tenth after each of `milestones`
+    (`steps`).
+    """
+    milestones: tuple[PositiveInt, ...] = ()
+    """Epochs of `steps`, done when the rate falls."""
+    optimizer: Literal["sgd", "adam", "adamw"] = "sgd"
+    """`sgd`; `adam`, which the authors' code takes but for CIFAR without clusters; `adamw`."""
+    momentum: _Decay = _MOMENTUM
+    """Of `sgd`, with Nesterov's correction where it is positive."""
+    betas: tuple[_Decay, _Decay] = _BETAS
+    """Of `adam` and `adamw`: decay rates of the means of gradients and of their squares."""
     weight_decay: NonNegativeFloat = 5e-4
-    """L2 penalty of the weights."""
+    """L2 penalty of the weights, a part of the gradient; of `adamw` a part of the step instead."""
     batch_size: PositiveInt = 64
     """ID samples a step, over all processes."""
     score: ScoreName = "energy"
@@ -127,10 +144,21 @@ class StageConfig(Section):
     """How many clusters (`dos`, `two_ended`); by default one a sample wanted in a step, and 1,024
     in a `pool`.
     """
+    ranks: tuple[NonNegativeInt, PositiveInt] | None = None
+    """Which of a step's candidates are clustered, by rank of their score, the hardest being 0:
+    [16, 384] are ranks 16 to 383, as in the authors' DOS; None: all.
+    """
+    singletons: Literal["repeat", "random"] = "repeat"
+    """What stands for an end that its cluster is too small for: `repeat`, the image of the other
+    end; `random`, a candidate that is not taken yet, as in the authors' code.
+    """
     share_ends: bool = False
     """Whether both ends of `two_ended` serve both losses, as in the authors' code."""
-    augment: Literal["none", "shift", "shift_flip"] = "none"
-    """`shift`: random shifts by up to an eighth of the image; `shift_flip`: mirrored too."""
+    augment: Literal["none", "shift", "shift_flip", "resized_crop_flip"] = "none"
+    """`shift`: random shifts by up to an eighth of the image; `shift_flip`: mirrored too;
+    `resized_crop_flip`: parts of 8 to 100 % of the image, resized and mirrored, as is usual on
+    ImageNet; of image files on disk, parts of the whole picture.
+    """
     augment_share: Annotated[float, Field(gt=0, le=1)] = 1.0
     """Share of the images that are augmented, drawn anew each time."""
 
@@ -154,6 +182,19 @@ class StageConfig(Section):
             raise ValueError(
                 f"expected an outlier_loss or gradient beside method {self.method}, but got neither"
             )
+        before = [*self.milestones, self.epochs]
+        if (self.schedule == "steps") != bool(self.milestones) or before != sorted({*before}):
+            raise ValueError(
+                f"expected rising milestones below {self.epochs} epochs beside schedule steps "
+                f"alone, but got {list(self.milestones)} and {self.schedule}"
+            )
+        sgd = self.optimizer == "sgd"
+        other, usual = ("betas", _BETAS) if sgd else ("momentum", _MOMENTUM)
+        if getattr(self, other) != usual:
+            raise ValueError(
+                f"expected no {other} beside optimizer {self.optimizer}, "
+                f"but got {getattr(self, other)}"
+            )
         if SCORES[self.score].absent != self.has_absent_class:
             raise ValueError(
                 "expected score and outlier_loss to be both of an absent class or neither, "
@@ -172,6 +213,28 @@ class StageConfig(Section):
         if self.pool is None and self.chooses and self.candidates < self.aux_ratio:
             raise ValueError(
                 f"expected candidates >= aux_ratio = {self.aux_ratio}, but got {self.candidates}"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _enough_to_cluster(self) -> Self:
+        random = self.singletons == "random"
+        if self.ranks is None and not random:
+            return self
+        if self.strategy not in ("dos", "two_ended") or self.pool is not None:
+            raise ValueError(
+                "expected strategy dos or two_ended and no pool beside ranks or singletons, "
+                f"but got {self.strategy} and {self.pool or 'none'}"
+            )
+        candidates = self.batch_size * self.candidates
+        start, stop = self.ranks or (0, candidates)
+        left = max(0, min(stop, candidates) - start)
+        ends = 2 if random and self.strategy == "two_ended" else 1
+        wanted = self.batch_size * self.aux_ratio * ends
+        if left < wanted:
+            raise ValueError(
+                f"expected ranks and candidates to leave {wanted} to choose from in a step of "
+                f"{candidates} candidates, but got {left}"
             )
         return self
 

@@ -31,6 +31,7 @@ from greg_cert.train.initial_model import first_model, lipschitz_of
 from greg_cert.train.manifest import first_manifest, session_record
 from greg_cert.train.objective.step import Objective, Terms, compile_in_place
 from greg_cert.train.observer import Observer
+from greg_cert.train.optimizer import make_optimizer
 from greg_cert.train.outliers.choose import Picks
 from greg_cert.train.progress import Progress, check_place
 from greg_cert.train.schedule import learning_rate, terms_of_step
@@ -71,12 +72,11 @@ class Trainer:
             torch.nn.SyncBatchNorm.convert_sync_batchnorm(self.model)
         if train.compile:
             compile_in_place(self.model)
-        optimizer = torch.optim.SGD(self.model.parameters(), lr=1.0)
         # Fabric wraps the objective, which holds the model: both share the weights.
         self.objective: Any
         self.optimizer: Any
         objective = Objective(self.model, bf16=train.precision == "bf16")
-        self.objective, self.optimizer = fabric.setup(objective, optimizer)
+        self.objective = fabric.setup_module(objective)
         self.feed = Feed(
             train_set=DeviceImages(splits.train, self.device),
             aux_set=None if splits.aux is None else DeviceImages(splits.aux, self.device),
@@ -139,7 +139,9 @@ class Trainer:
         self.manifest, found = state
         try:
             self.model.load_state_dict(found.model)
-            self.optimizer.load_state_dict(found.optimizer)
+            if found.epoch or found.batch:  # else its stage makes a new one
+                self.optimizer = self._optimizer(self.config.train.stages[found.stage])
+                self.optimizer.load_state_dict(found.optimizer)
             if self.lipschitz is not None and found.lipschitz is not None:
                 self.lipschitz.load_state_dict(found.lipschitz)
         except (RuntimeError, ValueError, KeyError) as error:
@@ -173,14 +175,10 @@ class Trainer:
 
     def _stage(self, index: int, progress: Progress) -> Progress:
         stage = self.config.train.stages[index]
-        for group in self.optimizer.param_groups:
-            group["momentum"] = stage.momentum
-            group["nesterov"] = stage.momentum > 0
-            group["weight_decay"] = stage.weight_decay
         if self.lipschitz is not None:
             self.lipschitz.norm, self.lipschitz.score = float(stage.lipschitz_norm), stage.score
         if progress.epoch == progress.batch == 0:
-            self.optimizer.state.clear()  # a stage begins without the momentum of the one before
+            self.optimizer = self._optimizer(stage)  # without the state of the stage before
             progress = self._begin_stage(index, stage, progress)
         while progress.epoch < stage.epochs:
             step = self._epoch(stage, progress)
@@ -192,6 +190,9 @@ class Trainer:
         progress = Progress(stage=index + 1, step=progress.step)
         self._save(progress)
         return progress
+
+    def _optimizer(self, stage: StageConfig) -> Any:
+        return self.fabric.setup_optimizers(make_optimizer(stage, self.model.parameters()))
 
     def _begin_stage(self, index: int, stage: StageConfig, progress: Progress) -> Progress:
         """Choose the margins and note them."""

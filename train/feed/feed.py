@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -14,6 +15,7 @@ from greg_cert.processes import Processes
 from greg_cert.seeded import generator_for
 from greg_cert.stages import StageConfig
 from greg_cert.train.feed.batches import DeviceImages, Draw, Shifts, batch_indices, draw_shifts
+from greg_cert.train.feed.crops import ResizedCrops, draw_crops
 from greg_cert.train.objective.step import Batch
 from greg_cert.train.outliers.choose import Picks, choose
 
@@ -71,7 +73,7 @@ class Feed:
             for step in plan:
                 yield self._batch(stage, key, step, (None, None, None))
             return
-        with contextlib.closing(prefetch(plan, self._read)) as ready:
+        with contextlib.closing(prefetch(plan, partial(self._read, stage, key))) as ready:
             for step, stored in ready:
                 yield self._batch(stage, key, step, stored)
 
@@ -99,16 +101,23 @@ class Feed:
                 chosen = pool is not None and stage.chooses
                 yield _Step(number, indices, low, None if stage.one_list else high, chosen)
 
-    def _read(self, step: _Step) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    def _read(
+        self, stage: StageConfig, key: tuple[int, ...], step: _Step
+    ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
         """What is read from disk for this process's share of a step."""
-        known = self.train_set.read(step.known[self.processes.share(len(step.known))])
-        low, high = (
-            None
-            if i is None or self.aux_set is None
-            else self.aux_set.read(i[self.processes.share(len(i))])
-            for i in (step.low, step.high)
+
+        def read(images: DeviceImages | None, indices: Tensor | None, use: int) -> Tensor | None:
+            if images is None or indices is None:
+                return None
+            mine = self.processes.share(len(indices))
+            crops = _crops(len(indices), stage, (*key, step.number, use))
+            return images.read(indices[mine], None if crops is None else crops.of(mine))
+
+        return (
+            read(self.train_set, step.known, _SHIFT_ID),
+            read(self.aux_set, step.low, _SHIFT_LOW),
+            read(self.aux_set, step.high, _SHIFT_HIGH),
         )
-        return known, low, high
 
     def _batch(
         self,
@@ -179,9 +188,9 @@ class Feed:
 
         What was `stored` is of this process's share, the only slice that is ever asked for.
         """
-        shifts: Shifts | None = None
-        if stage.augment != "none":
-            shifts = draw_shifts(
+        moves: Shifts | ResizedCrops | None = _crops(len(indices), stage, key)
+        if stage.augment in ("shift", "shift_flip"):
+            moves = draw_shifts(
                 len(indices),
                 images.width,
                 generator_for(self.device, *key),
@@ -192,10 +201,19 @@ class Feed:
         def load(places: Tensor | slice) -> Tensor:
             on_cpu = places.cpu() if isinstance(places, Tensor) else places
             ready = stored if isinstance(places, slice) else None
-            found = images.pixels(indices[on_cpu], ready)
-            found = found if shifts is None else shifts.of(places).apply(found)
+            found = images.pixels(
+                indices[on_cpu], ready, None if moves is None else moves.of(places)
+            )
             return found.contiguous(
                 memory_format=torch.channels_last if self.channels_last else torch.contiguous_format
             )
 
         return load
+
+
+def _crops(count: int, stage: StageConfig, key: tuple[int, ...]) -> ResizedCrops | None:
+    """The crops of some images, where the stage takes such; the same whenever they are drawn."""
+    if stage.augment != "resized_crop_flip":
+        return None
+    generator = generator_for(torch.device("cpu"), *key)
+    return draw_crops(count, generator, share=stage.augment_share)
