@@ -22,7 +22,7 @@ from pathlib import Path
 import torch
 from grid.cell import measured
 from grid.choose import Chooser
-from grid.page import write_page
+from grid.page import file_name, write_page
 from grid.tasks import ROOT, RUNS, SEEDS, TASKS, make_digit_split
 
 from greg_cert.files import write_atomic
@@ -62,7 +62,7 @@ def cells(task: str, given: argparse.Namespace) -> None:
     chosen = chooser(runs)
     for seed in () if given.choose else given.seeds:
         for run in runs:
-            file = folder / f"{run.replace(', ', '-').replace(' ', '-')}-{seed}.json"
+            file = folder / file_name(run, seed)
             if file.exists():
                 continue
             found = measured(task, run, chosen[run]["chosen"], seed, work)
