@@ -87,8 +87,9 @@ class StageConfig(Section):
     m_out: Margin = "auto"
     """Margin of auxiliary scores, or `auto`: their mean when the stage begins."""
     scaling: Literal["paper", "reference"] = "paper"
-    """`paper`: L_∇ is the sum of two means; `reference`: as the authors' code has it, that divided
-    by the number of samples in the step.
+    """`paper`: L_∇ is the sum of two mean norms; `reference`: as the authors' code has it, the mean
+    norm of the rows of one number's gradient by the whole batch, weaker by about the samples of a
+    step.
     """
     gradient_space: Literal["pixel", "normalized"] = "pixel"
     """Whether the gradient is by raw pixels in [0, 1] or by normalised ones."""
@@ -190,7 +191,8 @@ class StageConfig(Section):
     def uses_margins(self) -> bool:
         """Whether margins have a say: in the margin loss, or in which samples are smoothed."""
         loss = OUTLIER_LOSSES.get(self.outlier_loss)
-        return self.gradient or (loss is not None and loss.uses_margins)
+        all_smoothed = self.scaling == "reference" and self.has_absent_class
+        return (self.gradient and not all_smoothed) or (loss is not None and loss.uses_margins)
 
     @property
     def chooses(self) -> bool:
