@@ -23,6 +23,7 @@ Strategy = Literal["random", "greedy", "dos", "two_ended", "posterior"]
 _MARGIN = {"score": "energy", "outlier_loss": "margin", "lambda_score": 0.1}
 _UNIFORM = {"score": "max_softmax", "outlier_loss": "uniform", "lambda_score": 0.5}
 _ABSENT = {"score": "absent_class", "outlier_loss": "absent_class", "lambda_score": 1.0}
+_MIXED = {"score": "absent_class", "outlier_loss": "openmix", "lambda_score": 1.0}
 _GRADIENT = {"gradient": True}
 # The methods, and what each sets where the configuration does not say otherwise.
 PRESETS: Mapping[str, Mapping[str, Any]] = {
@@ -32,10 +33,12 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
     "greg": {**_MARGIN, **_GRADIENT},
     "oe+grad": {**_UNIFORM, **_GRADIENT},
     "dos": {**_ABSENT, "strategy": "dos"},
+    "openmix": _MIXED,
     "poem": {**_MARGIN, "strategy": "posterior"},
     "poem+grad": {**_MARGIN, **_GRADIENT, "strategy": "posterior"},
     "greg+": {**_MARGIN, **_GRADIENT, "strategy": "two_ended"},
     "dos+grad": {**_ABSENT, **_GRADIENT, "strategy": "dos"},
+    "openmix+grad": {**_MIXED, **_GRADIENT},
 }
 if TYPE_CHECKING:
     Method = str
@@ -53,8 +56,9 @@ class StageConfig(Section):
     method: Method
     """`ce` cross-entropy; `oe` outlier exposure; `energy` the margin loss of the energy score;
     `greg` the gradient penalty too; `greg+` picks auxiliary samples by clustering besides; `dos`
-    diverse outliers of an absent class; `poem` outliers near the boundary, by posterior sampling;
-    `…+grad` any of these with the gradient penalty.
+    diverse outliers of an absent class; `openmix` mixtures of ID images and outliers, towards an
+    absent class; `poem` outliers near the boundary, by posterior sampling; `…+grad` any of these
+    with the gradient penalty.
     """
     epochs: PositiveInt
     """Passes over the ID training split."""
@@ -74,7 +78,8 @@ class StageConfig(Section):
     """
     outlier_loss: OutlierLossName = "none"
     """L_S: `margin` of the score; `uniform` cross-entropy of outliers to the uniform distribution;
-    `absent_class` cross-entropy of outliers to a class of their own.
+    `absent_class` cross-entropy of outliers to a class of their own; `openmix` that of mixtures
+    with ID images to both classes, by their shares.
     """
     lambda_score: NonNegativeFloat = 0.0
     """Weight λ_S of it."""
@@ -127,6 +132,10 @@ class StageConfig(Section):
     clusters: PositiveInt | None = None
     """How many clusters (`dos`, `two_ended`); by default one a sample wanted in a step, and 1,024
     in a `pool`.
+    """
+    mix_alpha: PositiveFloat = 10.0
+    """Both parameters of the beta distribution that a step's share of ID images in its mixtures is
+    drawn from (`openmix`).
     """
     share_ends: bool = False
     """Whether both ends of `two_ended` serve both losses, as in the authors' code."""
@@ -186,6 +195,12 @@ class StageConfig(Section):
         """Whether the last logit is of a class that no ID sample has."""
         loss = OUTLIER_LOSSES.get(self.outlier_loss)
         return loss is not None and loss.absent
+
+    @property
+    def mixes(self) -> bool:
+        """Whether outliers come mixed with ID images."""
+        loss = OUTLIER_LOSSES.get(self.outlier_loss)
+        return loss is not None and loss.mixes
 
     @property
     def uses_margins(self) -> bool:

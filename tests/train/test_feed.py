@@ -67,7 +67,7 @@ def tensors(batch: Batch) -> list[Tensor]:
     return [t for t in (batch.images, batch.labels, batch.low, batch.high) if t is not None]
 
 
-@pytest.mark.parametrize("method", ["ce", "greg", "greg+", "dos", "poem"])
+@pytest.mark.parametrize("method", ["ce", "greg", "greg+", "dos", "poem", "openmix"])
 def test_an_epoch_can_begin_at_any_step(method: str) -> None:
     whole = list(feed().batches(stage(method), KEY))
     late = list(feed().batches(stage(method), KEY, start=4))

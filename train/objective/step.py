@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from greg_cert.models import Classifier
-from greg_cert.outlier_losses import OUTLIER_LOSSES, Outputs
+from greg_cert.outlier_losses import OUTLIER_LOSSES, Mixture, Outputs
 from greg_cert.scores import score_of
 from greg_cert.train.objective.gradient_loss import (
     correctly_detected,
@@ -34,6 +34,7 @@ class Batch:
     labels: Tensor  # (N,)
     low: Tensor | None = None  # (M, C, H, W)
     high: Tensor | None = None  # (M, C, H, W)
+    mixture: Mixture | None = None  # of `low`, where it is of mixtures
 
     @property
     def low_rows(self) -> slice:
@@ -149,7 +150,9 @@ class Objective(nn.Module):
         out = {"ce": F.cross_entropy(logits[:n], batch.labels)}
         if terms.outlier_loss != "none":
             scores = score_of(terms.score)(logits)
-            of_step = Outputs(scores[:n], scores[low], logits[low], terms.m_in, terms.m_out)
+            of_step = Outputs(
+                scores[:n], scores[low], logits[low], terms.m_in, terms.m_out, batch.mixture
+            )
             out["score_loss"] = OUTLIER_LOSSES[terms.outlier_loss].value(of_step)
         return out
 
