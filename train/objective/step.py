@@ -46,9 +46,9 @@ class Batch:
     def high_rows(self) -> slice:
         """Which rows of `whole` are those of `high`."""
         low = self.low_rows
-        if self.high is None or self.high is self.low:
+        if self.high is self.low:
             return low
-        return slice(low.stop, low.stop + len(self.high))
+        return slice(low.stop, low.stop + (0 if self.high is None else len(self.high)))
 
     def whole(self) -> Tensor:
         """All images of the step, each once."""
