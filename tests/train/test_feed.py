@@ -76,9 +76,16 @@ def test_an_epoch_can_begin_at_any_step(method: str) -> None:
         assert all(torch.equal(a, b) for a, b in zip(tensors(one), tensors(two), strict=True))
 
 
-@pytest.mark.parametrize("picks", [None, Picks(torch.arange(30), torch.arange(30, 60))])
-def test_processes_share_one_batch(picks: Picks | None) -> None:
-    chosen = stage("greg+" if picks else "energy")
+@pytest.mark.parametrize(
+    ("method", "picks"),
+    [
+        ("energy", None),
+        ("openmix", None),
+        ("greg+", Picks(torch.arange(30), torch.arange(30, 60))),
+    ],
+)
+def test_processes_share_one_batch(method: str, picks: Picks | None) -> None:
+    chosen = stage(method)
     alone = feed().batches(chosen, KEY, picks=picks)
     parts = zip(*(feed(r, 2).batches(chosen, KEY, picks=picks) for r in range(2)), strict=True)
     for whole, pair in zip(alone, parts, strict=True):
