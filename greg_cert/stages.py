@@ -32,6 +32,7 @@ _MOMENTUM, _BETAS = 0.9, (0.9, 0.999)
 _MARGIN = {"score": "energy", "outlier_loss": "margin", "lambda_score": 0.1}
 _UNIFORM = {"score": "max_softmax", "outlier_loss": "uniform", "lambda_score": 0.5}
 _ABSENT = {"score": "absent_class", "outlier_loss": "absent_class", "lambda_score": 1.0}
+_MIXED = {"score": "absent_class", "outlier_loss": "openmix", "lambda_score": 1.0}
 _GRADIENT = {"gradient": True}
 # The methods, and what each sets where the configuration does not say otherwise.
 PRESETS: Mapping[str, Mapping[str, Any]] = {
@@ -41,10 +42,12 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
     "greg": {**_MARGIN, **_GRADIENT},
     "oe+grad": {**_UNIFORM, **_GRADIENT},
     "dos": {**_ABSENT, "strategy": "dos"},
+    "openmix": _MIXED,
     "poem": {**_MARGIN, "strategy": "posterior"},
     "poem+grad": {**_MARGIN, **_GRADIENT, "strategy": "posterior"},
     "greg+": {**_MARGIN, **_GRADIENT, "strategy": "two_ended"},
     "dos+grad": {**_ABSENT, **_GRADIENT, "strategy": "dos"},
+    "openmix+grad": {**_MIXED, **_GRADIENT},
 }
 if TYPE_CHECKING:
     Method = str
@@ -62,8 +65,9 @@ class StageConfig(Section):
     method: Method
     """`ce` cross-entropy; `oe` outlier exposure; `energy` the margin loss of the energy score;
     `greg` the gradient penalty too; `greg+` picks auxiliary samples by clustering besides; `dos`
-    diverse outliers of an absent class; `poem` outliers near the boundary, by posterior sampling;
-    `…+grad` any of these with the gradient penalty.
+    diverse outliers of an absent class; `openmix` mixtures of ID images and outliers, towards an
+    absent class; `poem` outliers near the boundary, by posterior sampling; `…+grad` any of these
+    with the gradient penalty.
     """
     epochs: PositiveInt
     """Passes over the ID training split."""
@@ -91,7 +95,8 @@ class StageConfig(Section):
     """
     outlier_loss: OutlierLossName = "none"
     """L_S: `margin` of the score; `uniform` cross-entropy of outliers to the uniform distribution;
-    `absent_class` cross-entropy of outliers to a class of their own.
+    `absent_class` cross-entropy of outliers to a class of their own; `openmix` that of mixtures
+    with ID images to both classes, by their shares.
     """
     lambda_score: NonNegativeFloat = 0.0
     """Weight λ_S of it."""
@@ -104,8 +109,9 @@ class StageConfig(Section):
     m_out: Margin = "auto"
     """Margin of auxiliary scores, or `auto`: their mean when the stage begins."""
     scaling: Literal["paper", "reference"] = "paper"
-    """`paper`: L_∇ is the sum of two means; `reference`: as the authors' code has it, that divided
-    by the number of samples in the step.
+    """`paper`: L_∇ is the sum of two mean norms; `reference`: as the authors' code has it, the mean
+    norm of the rows of one number's gradient by the whole batch, weaker by about the samples of a
+    step.
     """
     gradient_space: Literal["pixel", "normalized"] = "pixel"
     """Whether the gradient is by raw pixels in [0, 1] or by normalised ones."""
@@ -151,6 +157,10 @@ class StageConfig(Section):
     singletons: Literal["repeat", "random"] = "repeat"
     """What stands for an end that its cluster is too small for: `repeat`, the image of the other
     end; `random`, a candidate that is not taken yet, as in the authors' code.
+    """
+    mix_alpha: PositiveFloat = 10.0
+    """Both parameters of the beta distribution that a step's share of ID images in its mixtures is
+    drawn from (`openmix`).
     """
     share_ends: bool = False
     """Whether both ends of `two_ended` serve both losses, as in the authors' code."""
@@ -250,10 +260,17 @@ class StageConfig(Section):
         return loss is not None and loss.absent
 
     @property
+    def mixes(self) -> bool:
+        """Whether outliers come mixed with ID images."""
+        loss = OUTLIER_LOSSES.get(self.outlier_loss)
+        return loss is not None and loss.mixes
+
+    @property
     def uses_margins(self) -> bool:
         """Whether margins have a say: in the margin loss, or in which samples are smoothed."""
         loss = OUTLIER_LOSSES.get(self.outlier_loss)
-        return self.gradient or (loss is not None and loss.uses_margins)
+        all_smoothed = self.scaling == "reference" and self.has_absent_class
+        return (self.gradient and not all_smoothed) or (loss is not None and loss.uses_margins)
 
     @property
     def chooses(self) -> bool:

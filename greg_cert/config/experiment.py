@@ -127,7 +127,7 @@ class TrainConfig(Section):
     sync_batchnorm: bool = False
     """Whether BatchNorm takes its statistics over all processes (GPUs only)."""
     log_every: PositiveInt = 10
-    """Steps between two rows of `metrics.jsonl`."""
+    """Steps between two rows of `metrics.jsonl`; the first step of a stage is one."""
     checkpoint_every: PositiveInt | None = None
     """Steps between two checkpoints, beside that at the end of each epoch."""
 

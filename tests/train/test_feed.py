@@ -70,7 +70,7 @@ def tensors(batch: Batch) -> list[Tensor]:
 
 
 @pytest.mark.parametrize("augment", ["shift_flip", "resized_crop_flip"])
-@pytest.mark.parametrize("method", ["ce", "greg", "greg+", "dos", "poem"])
+@pytest.mark.parametrize("method", ["ce", "greg", "greg+", "dos", "poem", "openmix"])
 def test_an_epoch_can_begin_at_any_step(method: str, augment: str) -> None:
     chosen = stage(method, augment=augment)
     whole = list(feed().batches(chosen, KEY))
@@ -80,13 +80,20 @@ def test_an_epoch_can_begin_at_any_step(method: str, augment: str) -> None:
         assert all(torch.equal(a, b) for a, b in zip(tensors(one), tensors(two), strict=True))
 
 
-@pytest.mark.parametrize("picks", [None, Picks(torch.arange(30), torch.arange(30, 60))])
+@pytest.mark.parametrize(
+    ("method", "picks"),
+    [
+        ("energy", None),
+        ("openmix", None),
+        ("greg+", Picks(torch.arange(30), torch.arange(30, 60))),
+    ],
+)
 @pytest.mark.parametrize("augment", ["shift_flip", "resized_crop_flip"])
 @pytest.mark.parametrize("disk", [False, True])
 def test_processes_share_one_batch(
-    picks: Picks | None, augment: str, disk: bool, tmp_path: Path
+    method: str, picks: Picks | None, augment: str, disk: bool, tmp_path: Path
 ) -> None:
-    chosen = stage("greg+" if picks else "energy", augment=augment)
+    chosen = stage(method, augment=augment)
     sets = [feed(r, n) for r, n in ((0, 1), (0, 2), (1, 2))]
     if disk:
         _folder(tmp_path, ["a"], 90, seed=3)

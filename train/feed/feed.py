@@ -16,11 +16,12 @@ from greg_cert.seeded import generator_for
 from greg_cert.stages import StageConfig
 from greg_cert.train.feed.batches import DeviceImages, Draw, Shifts, batch_indices, draw_shifts
 from greg_cert.train.feed.crops import ResizedCrops, draw_crops
+from greg_cert.train.feed.mixing import mixed, mixing_share
 from greg_cert.train.objective.step import Batch
 from greg_cert.train.outliers.choose import Picks, choose
 
 # What each stream of random numbers is for, so that none is used twice.
-_ORDER, _AUXILIARY, _SHIFT_ID, _SHIFT_LOW, _SHIFT_HIGH, _CHOICE = range(1, 7)
+_ORDER, _AUXILIARY, _SHIFT_ID, _SHIFT_LOW, _SHIFT_HIGH, _CHOICE, _MIX = range(1, 8)
 
 
 @dataclass(frozen=True)
@@ -71,11 +72,11 @@ class Feed:
         plan = self._plan(stage, key, start, picks)
         if self.train_set.resident and (self.aux_set is None or self.aux_set.resident):
             for step in plan:
-                yield self._batch(stage, key, step, (None, None, None))
+                yield self._ready(stage, key, step, (None, None, None))
             return
         with contextlib.closing(prefetch(plan, partial(self._read, stage, key))) as ready:
             for step, stored in ready:
-                yield self._batch(stage, key, step, stored)
+                yield self._ready(stage, key, step, stored)
 
     def _plan(
         self, stage: StageConfig, key: tuple[int, ...], start: int, picks: Picks | None
@@ -118,6 +119,19 @@ class Feed:
             read(self.aux_set, step.low, _SHIFT_LOW),
             read(self.aux_set, step.high, _SHIFT_HIGH),
         )
+
+    def _ready(
+        self,
+        stage: StageConfig,
+        key: tuple[int, ...],
+        step: _Step,
+        stored: tuple[Tensor | None, Tensor | None, Tensor | None],
+    ) -> Batch:
+        batch = self._batch(stage, key, step, stored)
+        if not stage.mixes:
+            return batch
+        share = mixing_share(stage.mix_alpha, *key, step.number, _MIX)
+        return mixed(batch, share, smoothed=stage.uses_margins)
 
     def _batch(
         self,
