@@ -7,8 +7,10 @@ A TASK is a key of `grid.tasks.TASKS`, by default all; a RUN a key of `grid.task
 task the weights λ are chosen first, on calibration data (`grid.choose`), and written to
 docs/results/TASK/chosen.json; with `--choose` that is all. Then each run and seed is a cell:
 trained, evaluated, certified and attacked (`grid.cell`), and written to
-docs/results/TASK/RUN-SEED.json. What is there is not done again, and WORK keeps run folders and
-certificates, so that an interrupted cell goes on where it was. All of it runs on one CPU thread.
+docs/results/TASK/RUN-SEED.json; with `--detectors` the runs of `grid.on_top` are scored by all
+post-hoc detectors, too, as docs/results/TASK/detectors/RUN-SEED.json. What is there is not done
+again, and WORK keeps run folders and certificates, so that an interrupted cell goes on where it
+was. All of it runs on one CPU thread.
 """
 
 from __future__ import annotations
@@ -18,9 +20,11 @@ import json
 import os
 import warnings
 from pathlib import Path
+from typing import Any
 
 import torch
-from grid.cell import measured
+from grid import on_top
+from grid.cell import measured, trained
 from grid.choose import Chooser
 from grid.page import file_name, write_page
 from grid.tasks import ROOT, RUNS, SEEDS, TASKS, make_digit_split
@@ -37,6 +41,9 @@ def main() -> None:
     parser.add_argument("--runs", nargs="*", default=list(RUNS), help="only these")
     parser.add_argument("--seeds", nargs="*", type=int, default=list(SEEDS))
     parser.add_argument("--choose", action="store_true", help="choose the weights and no more")
+    parser.add_argument(
+        "--detectors", action="store_true", help="post-hoc detectors on top of some runs, too"
+    )
     parser.add_argument("--write", action="store_true", help="write the page and no more")
     given = parser.parse_args()
     for names, known in ((given.tasks, TASKS), (given.runs, RUNS)):
@@ -65,10 +72,19 @@ def cells(task: str, given: argparse.Namespace) -> None:
             file = folder / file_name(run, seed)
             if file.exists():
                 continue
-            found = measured(task, run, chosen[run]["chosen"], seed, work)
-            folder.mkdir(parents=True, exist_ok=True)
-            write_atomic(file, json.dumps(found, separators=(",", ":")) + "\n")
+            write(file, measured(task, run, chosen[run]["chosen"], seed, work))
             print(f"{task} {run} {seed}: done", flush=True)
+        for run in (run for run in runs if run in on_top.RUNS):
+            file = folder / "detectors" / file_name(run, seed)
+            if given.detectors and not file.exists():
+                done = trained(task, run, chosen[run]["chosen"], seed, work)
+                write(file, on_top.detectors(done))
+
+
+def write(file: Path, found: dict[str, Any]) -> None:
+    """One cell, whole or not at all."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    write_atomic(file, json.dumps(found, separators=(",", ":")) + "\n")
 
 
 if __name__ == "__main__":

@@ -10,9 +10,19 @@ from statistics import mean, stdev
 from typing import Any
 
 from greg_cert.files import write_atomic
-from grid.settled import Cells, settled
+from grid.settled import MATTERS, Cells, settled
 from grid.tasks import RUNS, SEEDS, TASKS
-from grid.verdicts import Cell, Measure, exceeds, mean_of_sets, median_radius, share, slope
+from grid.verdicts import (
+    Cell,
+    Measure,
+    exceeds,
+    interval,
+    mean_of_sets,
+    median_radius,
+    share,
+    slope,
+    verdict,
+)
 
 MARK = "<!-- The tables below are written by benchmarks/claims.py. -->"
 
@@ -25,6 +35,7 @@ def write_page(results: Path, page: Path) -> None:
         if cells := read_cells(results / task, TASKS[task].runs):
             chosen = json.loads((results / task / "chosen.json").read_text(encoding="utf-8"))
             lines += section(task, cells, chosen)
+            lines += detector_tables(read_cells(results / task / "detectors", TASKS[task].runs))
     write_atomic(page, before + "\n".join(lines).rstrip() + "\n")
 
 
@@ -180,3 +191,47 @@ def auc_table(cells: Cells, one: Cell) -> list[str]:
         "",
         *table(("run", *heads), rows),
     ]
+
+
+def detector_tables(cells: Cells) -> list[str]:
+    """What post-hoc detectors add to a run's own score, the largest gain first."""
+    lines: list[str] = []
+    for run, of_run in cells.items():
+        lines += [
+            f"Claim g: post-hoc detectors on top of {run}, AUROC and its gain over the run's own "
+            "score:",
+            "",
+            *detector_table(of_run),
+        ]
+    return lines
+
+
+def detector_table(of_run: Mapping[int, Cell]) -> list[str]:
+    """Of one run."""
+    one = next(iter(of_run.values()))
+    groups = [g for g in ("near", "far") if g in one["groups"].values()]
+
+    def value(name: str, group: str) -> Measure:
+        found = mean_of_sets("auroc", group)
+        return lambda c: found({"ood": c["detectors"][name]["ood"], "groups": c["groups"]})
+
+    rows: list[tuple[float, list[str]]] = []
+    for name in one["detectors"]:
+        if any("error" in cell["detectors"][name] for cell in of_run.values()):
+            why = next(c["detectors"][name].get("error", "") for c in of_run.values())
+            rows.append((-math.inf, [name, why or "failed for a seed", *["–"] * len(groups)]))
+            continue
+        row, first = [name], 0.0
+        for group in groups:
+            row.append(over(of_run, value(name, group), 3))
+        for group in groups:
+            own = value("own", group)
+            gain = interval([value(name, group)(c) - own(c) for c in of_run.values()])
+            base = mean(own(c) for c in of_run.values())
+            word = verdict(gain, least=MATTERS["auroc"], room=1 - base)
+            row.append("" if name == "own" else f"{gain.text(3)}: {word}")
+            first = first or gain.mean
+        rows.append((math.inf if name == "own" else first, row))
+    rows.sort(key=lambda r: -r[0])
+    heads = ["detector", *(f"AUROC, {g}" for g in groups), *(f"gain, {g}" for g in groups)]
+    return table(heads, [row[: len(heads)] for _, row in rows])

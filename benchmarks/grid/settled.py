@@ -27,7 +27,7 @@ TWO_ENDED: tuple[Pair, ...] = (("greg+", "greg"),)
 PROOF: tuple[Pair, ...] = (("lipschitz", "energy"), ("lipschitz", "energy, far margins"))
 PENALISED = (*PENALTY, ("greg+", "energy"), *PROOF, ("lipschitz+grad", "lipschitz"))
 _POINT = 0.01  # of accuracy
-_MATTERS = {"auroc": 0.005, "fpr95": 0.01}  # the smallest gains
+MATTERS = {"auroc": 0.005, "fpr95": 0.01}  # the smallest gains
 _RATIO = math.log(1.05)
 
 
@@ -52,7 +52,7 @@ def settled(cells: Cells) -> Iterator[Line]:
     ):
         for pair in _known(pairs, cells):
             for group in groups:
-                for metric in _MATTERS:
+                for metric in MATTERS:
                     yield _detection(claim, pair, cells, metric, group)
     for pair in _known(PENALISED, cells):
         found = interval(_pairs(pair, cells, lambda c: c["accuracy"]))
@@ -90,7 +90,7 @@ def _detection(claim: str, pair: Pair, cells: Cells, metric: str, group: str) ->
     base = mean(value(cell) for cell in cells[pair[1]].values())
     settled = verdict(
         found if higher else _negative(found),
-        least=_MATTERS[metric],
+        least=MATTERS[metric],
         room=1 - base if higher else base,
     )
     return Line(claim, " − ".join(pair), f"{metric.upper()}, {group}: {found.text(3)}", settled)
