@@ -70,6 +70,11 @@ class Detector:
         self._score: Score | None = None
 
     @property
+    def reads_images(self) -> bool:
+        """Whether it runs the network itself, so that `Outputs` do not serve."""
+        return self.info.needs == "network"
+
+    @property
     def reads_features(self) -> bool:
         """Whether `Outputs` for it need features."""
         return self.info.needs == "features"
@@ -87,6 +92,9 @@ class Detector:
                 not finite.
         """
         if not self.requires_fit:
+            return self
+        if self.reads_images:
+            self._make([images])
             return self
         labels = images.labels if labels is None and not isinstance(images, Tensor) else labels
         return self.fit_outputs(
@@ -113,7 +121,7 @@ class Detector:
             UsageError: before `fit`, where the detector requires it.
         """
         self._check_fitted()
-        if self.info.needs == "gradients":
+        if self.reads_images:
             return self._made()(x)
         return self.scores_of_outputs(self.network.outputs(x, features=self.reads_features))
 
@@ -129,11 +137,10 @@ class Detector:
     def scores_of_outputs(self, outputs: Outputs) -> Tensor:
         """Scores (N,) from what the network gives for images (`Penultimate.outputs_of`).
 
-        So that many detectors share one run of the network. ODIN, which needs gradients with
-        respect to the images, cannot.
+        So that many detectors share one run of the network. Those that run it themselves cannot.
 
         Raises:
-            UsageError: as a call, if the features are missing or not finite, or for ODIN.
+            UsageError: as a call, if the features are missing or not finite, or for one of those.
         """
         self._check_fitted()
         values, score = self._read(outputs), self._made()
@@ -148,7 +155,7 @@ class Detector:
         return self._make([]) if self._score is None else self._score
 
     @torch.no_grad()
-    def _make(self, seen: list[Tensor]) -> Score:
+    def _make(self, seen: list[Any]) -> Score:
         of_network: list[Any] = []
         if self.info.needs != "logits":
             of_network.append(self.network.head if self.reads_features else self.network)
@@ -160,8 +167,8 @@ class Detector:
 
     def _read(self, outputs: Outputs) -> Tensor:
         """What the method reads of the outputs: features or logits, all finite."""
-        if self.info.needs == "gradients":
-            raise UsageError(f"detector {self.name}: expected images, which it differentiates by")
+        if self.reads_images:
+            raise UsageError(f"detector {self.name}: expected images, on which it runs the network")
         values = outputs.features if self.reads_features else outputs.logits
         if values is None:
             raise UsageError(f"detector {self.name}: expected outputs with features, but got none")

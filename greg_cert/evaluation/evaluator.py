@@ -239,15 +239,18 @@ class Evaluator:
         detector = None if name in SCORES else build_detector(name, self._network, **options)
         if detector is not None and detector.requires_fit:
             self._tell(0, steps, f"{title}: fit")
-            seen = self._outputs("train", self.data.train, detector.reads_features)
-            detector.fit_outputs(seen, self.data.train.labels)
+            if detector.reads_images:
+                detector.fit(self.data.train)
+            else:
+                seen = self._outputs("train", self.data.train, detector.reads_features)
+                detector.fit_outputs(seen, self.data.train.labels)
         found = {}
         for i, (part, images) in enumerate(self._parts.items(), 1):
             self._tell(i, steps, f"{title}: {part}")
             if detector is None:
                 logits = self._test_logits if part == "test" else logits_of(self.model, images)
                 scores = score_of(name)(logits)
-            elif detector.info.needs == "gradients":
+            elif detector.reads_images:
                 scores = detector.scores(images)
             else:
                 seen = self._outputs(part, images, detector.reads_features)
