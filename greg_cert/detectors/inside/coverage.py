@@ -12,6 +12,7 @@ from greg_cert.detectors.penultimate import Penultimate, batches, rows_of
 from greg_cert.errors import UsageError
 
 _SPREAD = 1000.0  # base of the logarithm that spaces the edges
+_MOST_LAYERS = 4
 _ROWS = 64  # of images whose maps are kept until their slopes are known
 
 
@@ -23,21 +24,21 @@ def nac(
     bins: int,
     full: int,
     images: int,
-    layers: int,
+    layers: int | None,
 ) -> Fitted:
     """−mean over neurons of min(n/`full`, 1), summed over layers.
 
     A neuron's state is σ(`alpha`·z·∂KL(u‖softmax f)/∂z), u uniform; n counts the training images,
-    `images` of them evenly spaced, whose state lies in the same of `bins` intervals. The first
-    layer is the penultimate features; `layers` > 1 takes so many less one of the stages of feature
-    maps too, the last first, with z and its slope summed over places. A last stage whose mean is
-    the penultimate features would count twice and is left out.
+    `images` of them evenly spaced, whose state lies in the same of `bins` intervals. The layers are
+    the penultimate features and the last stages of feature maps, `layers` together, at most 4
+    unless given. A channel of a map is a neuron whose z is its mean and whose slope is summed over
+    places, so that a last stage that is pooled into the features has their states, and is left out.
 
-    The defaults are the authors' for CIFAR-10 and the one layer of their configuration; they search
-    them, and those of three more layers, on OOD validation data. Their code spaces the edges by a
-    logarithm, so that intervals are narrow about 1/2, the state of a neuron without influence (and
-    makes `bins` − 2 of them); pytorch-ood's are narrow at 0 and 1, and it adds 1e-12 to
-    probabilities.
+    The authors read four layers too, but search `alpha`, `bins` and `full` of each on OOD
+    validation data; the defaults are theirs for CIFAR-10 and the penultimate layer. Their code
+    spaces the edges by a logarithm, so that intervals are narrow about 1/2, the state of a neuron
+    without influence (and makes `bins` − 2 of them); pytorch-ood's are narrow at 0 and 1, and it
+    adds 1e-12 to probabilities.
 
     Source: Liu et al., ICLR 2024, section 3; the edges are those of the authors' code.
 
@@ -55,13 +56,8 @@ def nac(
 
     order = torch.linspace(0, len(train) - 1, min(images, len(train))).long()
     for x in batches(rows_of(train, order)):
-        if layers > 1 and not stages:
-            stages = _stages(network, maps, x)
-            if layers > len(stages) + 1:
-                raise UsageError(
-                    f"detector nac: expected layers <= {len(stages) + 1}, but got {layers}"
-                )
-            stages = stages[1 - layers :]
+        if not counts and layers != 1:
+            stages += _stages(network, maps, x, layers)
         found = intervals(x)
         counts = counts or [inner.new_zeros(f.shape[1], len(inner) + 1) for f in found]
         for places, count in zip(found, counts, strict=True):
@@ -72,7 +68,7 @@ def nac(
         parts = [c.gather(1, p.T).mean(0) for p, c in zip(intervals(x), covered, strict=True)]
         return -torch.stack(parts).sum(0)
 
-    return Fitted(score)
+    return Fitted(score, {"layers": len(counts)})
 
 
 def edges(bins: int) -> Tensor:
@@ -98,7 +94,7 @@ def _penultimate_slopes(network: Penultimate, x: Tensor) -> Tensor:
 def _map_slopes(
     network: Penultimate, maps: FeatureMaps, stages: list[int], x: Tensor
 ) -> list[Tensor]:
-    """Σz·Σ∂KL(u‖softmax f)/∂z over the places of some maps, the last first, (B, C) on the CPU."""
+    """Mean z times Σ∂KL(u‖softmax f)/∂z over the places of some maps, (B, C) each, on the CPU."""
     if not stages:
         return []
     parts = [_some_map_slopes(maps, stages, rows) for rows in x.split(_ROWS)]
@@ -117,20 +113,28 @@ def _some_map_slopes(maps: FeatureMaps, stages: list[int], x: Tensor) -> list[Te
     with torch.enable_grad():
         logits = maps.run(x.detach().to(torch.float64).requires_grad_(), look)
         divergence = -logits.log_softmax(1).mean(1).sum()
-        found = [kept[number] for number in reversed(stages)]
+        found = [kept[number] for number in stages]
         slopes = torch.autograd.grad(divergence, found)
     return [
-        (z.sum((2, 3)) * slope.sum((2, 3))).detach().cpu()
+        (z.mean((2, 3)) * slope.sum((2, 3))).detach().cpu()
         for z, slope in zip(found, slopes, strict=True)
     ]
 
 
 @torch.no_grad()
-def _stages(network: Penultimate, maps: FeatureMaps, x: Tensor) -> list[int]:
-    """Stages of the network, without one that is pooled into the penultimate features."""
-    stages, means = maps.stages(x), []
-    maps.run(x, lambda n, m: means.append(m.mean((2, 3)).cpu()) if n == stages[-1] else None)
+def _stages(network: Penultimate, maps: FeatureMaps, x: Tensor, layers: int | None) -> list[int]:
+    """Which stages are read beside the penultimate features, none that is pooled into these."""
+    stages, last = maps.stages(x), torch.empty(0)
+
+    def look(number: int, found: Tensor) -> None:
+        nonlocal last
+        last = found.mean((2, 3)).cpu()  # of the last map, which is the last stage
+
+    maps.run(x, look)
     features = network.outputs(x).features
     assert features is not None
-    pooled = means[0].shape == features.shape and torch.allclose(means[0], features)
-    return stages[:-1] if pooled else stages
+    if last.shape == features.shape and torch.allclose(last, features):
+        stages = stages[:-1]
+    if layers is not None and layers > len(stages) + 1:
+        raise UsageError(f"detector nac: expected layers <= {len(stages) + 1}, but got {layers}")
+    return stages[1 - (layers or _MOST_LAYERS) :]

@@ -60,24 +60,18 @@ class FeatureMaps:
 
     @torch.no_grad()
     def sizes(self, x: Tensor) -> list[tuple[int, int]]:
-        """Height and width of each map of raw images (B, C, H, W).
-
-        Raises:
-            UnsupportedModelError: for a network without one.
-        """
+        """Height and width of each map of raw images (B, C, H, W)."""
         found: list[tuple[int, int]] = []
         self.run(x[:1], lambda _, m: found.append((m.shape[2], m.shape[3])))
-        if not found:
-            raise UnsupportedModelError(
-                "expected a network whose modules give feature maps (B, C, H, W) of more than one "
-                f"place, but got {type(self._network.module).__name__}, which has none"
-            )
         return found
 
     def stages(self, x: Tensor) -> list[int]:
-        """Numbers of the last map of each resolution, in order: what a stage of blocks gives.
-
-        Raises:
-            UnsupportedModelError: as `sizes`.
-        """
+        """Numbers of the last map of each resolution, in order: what a stage of blocks gives."""
         return sorted({size: number for number, size in enumerate(self.sizes(x))}.values())
+
+    def lacking(self) -> UnsupportedModelError:
+        """What to raise where there is no map."""
+        return UnsupportedModelError(
+            "expected a network whose modules give feature maps (B, C, H, W) of more than one "
+            f"place, but got {type(self._network.module).__name__}, which has none"
+        )

@@ -31,6 +31,9 @@ def gram(network: Penultimate, train: Images | Tensor, *, powers: int) -> Fitted
     are read in batches, and g is Fᵖ·(Fᵖᵀ1), which costs C·HW and not C²·HW.
 
     Source: Sastry and Oore, ICML 2020, section 3; row sums and 1e-6 are those of the authors' code.
+
+    Raises:
+        UnsupportedModelError: for a network without maps.
     """
     maps = FeatureMaps(network)
 
@@ -56,9 +59,9 @@ def gram(network: Penultimate, train: Images | Tensor, *, powers: int) -> Fitted
     order = torch.arange(len(train))
     held_out = order % _HELD_OUT == _HELD_OUT - 1
     for x in batches(rows_of(train, order[~held_out])):
-        if not low:
-            maps.sizes(x)
         logits, found = seen(x)
+        if not found:
+            raise maps.lacking()
         predicted = logits.argmax(1)
         if not low:
             shapes = [(logits.shape[1], *g.shape[1:]) for g in found]

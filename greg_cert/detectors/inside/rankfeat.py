@@ -18,7 +18,10 @@ def rankfeat(network: Penultimate, *, temperature: float) -> Fitted:
     logits of it; another run does so at the resolution before it, and f̄ is the mean of both, as the
     authors' code fuses blocks 4 and 3. A network of one resolution has one of them.
 
-    Source: Song et al., NeurIPS 2022, eq. 1 and 2, and section 4.1 for the fusion.
+    Source: Song et al., NeurIPS 2022, section 3.1; the fusion is that of the authors' code.
+
+    Raises:
+        UnsupportedModelError: when scoring, for a network without maps.
     """
     maps = FeatureMaps(network)
     # As pytorch-ood's backbone, head and detector are the network's or ours, its removal is left.
@@ -32,7 +35,10 @@ def rankfeat(network: Penultimate, *, temperature: float) -> Fitted:
 
     @torch.no_grad()
     def score(x: Tensor) -> Tensor:
-        logits = torch.stack([without(x, stage) for stage in maps.stages(x)[-2:]])
+        stages = maps.stages(x)[-2:]
+        if not stages:
+            raise maps.lacking()
+        logits = torch.stack([without(x, stage) for stage in stages])
         found: Tensor = EnergyBased.score(logits.mean(0), t=temperature)
         return found.cpu()
 

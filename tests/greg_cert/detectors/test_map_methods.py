@@ -224,16 +224,19 @@ def states(model: nn.Sequential, x: Tensor, at: list[int], pool: bool) -> list[T
             divergence = (torch.log(1 / 3 / p) / 3).sum()
             (slope,) = torch.autograd.grad(divergence, z)
             z = z.detach()
-            rows.append((z.sum((2, 3)) * slope.sum((2, 3)) if z.ndim == 4 else z * slope)[0])
+            rows.append((z.mean((2, 3)) * slope.sum((2, 3)) if z.ndim == 4 else z * slope)[0])
         found.append(torch.stack(rows))
     return found
 
 
 @pytest.mark.parametrize(
     ("pooled", "layers", "at"),
-    [(False, 1, [7]), (False, 2, [7, 4]), (False, 3, [7, 4, 1]), (True, 1, [6]), (True, 2, [6, 1])],
+    [
+        *((False, 1, [7]), (False, 2, [7, 4]), (False, 3, [7, 4, 1]), (False, None, [7, 4, 1])),
+        *((True, 1, [6]), (True, 2, [6, 1]), (True, None, [6, 1])),
+    ],
 )
-def test_nac_is_numpys(pooled: bool, layers: int, at: list[int]) -> None:
+def test_nac_is_numpys(pooled: bool, layers: int | None, at: list[int]) -> None:
     """Behind these modules; where 4×4 maps are pooled to the features, they count once."""
     model, alpha, full = network(pooled), 30.0, 3
     cuts = np.concatenate([[-1.0], edges(8).numpy(), [2.0]])
@@ -249,6 +252,7 @@ def test_nac_is_numpys(pooled: bool, layers: int, at: list[int]) -> None:
         expected -= np.mean(share, 0)
     detector = build_detector("nac", model, alpha=alpha, bins=8, full=full, layers=layers)
     found = detector.fit(TRAIN)(TEST)
+    assert detector.options["layers"] == len(at)
     np.testing.assert_allclose(found.numpy(), expected, atol=1e-12)
     assert len(np.unique(expected)) > 3
 
@@ -265,10 +269,12 @@ def test_nac_counts_images_that_are_evenly_spaced() -> None:
 
 def test_networks_without_maps_and_more_layers_than_there_are_are_refused() -> None:
     flat = nn.Sequential(nn.Flatten(), nn.Linear(64, 6), nn.ReLU(), nn.Linear(6, 3))
-    for name in ("rankfeat", "gram", "nac:layers=2"):
+    for name in ("rankfeat", "gram"):
         with pytest.raises(UnsupportedModelError, match=r"whose modules give feature maps .* none"):
             build_detector(name, flat).fit(TRAIN)(TEST)
     assert build_detector("nac", flat).fit(TRAIN)(TEST).isfinite().all()
+    with pytest.raises(UsageError, match="detector nac: expected layers <= 1, but got 2"):
+        build_detector("nac", flat, layers=2).fit(TRAIN)
     with pytest.raises(UsageError, match="detector nac: expected layers <= 3, but got 4"):
         build_detector("nac", network(), layers=4).fit(TRAIN)
 
