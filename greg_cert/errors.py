@@ -53,3 +53,7 @@ class DamagedFileWarning(GregCertWarning):
 
 class DataWarning(GregCertWarning):
     """A data source can be read, but perhaps does not hold what it seems to."""
+
+
+class PenaltyWarning(GregCertWarning):
+    """A gradient penalty is too small a part of the loss to change much."""

@@ -66,6 +66,21 @@ def absent_class_loss(ood_logits: Tensor) -> Tensor:
     return mean_or_zero(ood_logits.logsumexp(1) - ood_logits[:, -1])
 
 
+def openmix_loss(logits: Tensor, labels: Tensor, share: float) -> Tensor:
+    """Cross-entropy of mixtures λx + (1 − λ)x' to λ of the class of x and 1 − λ of the last class.
+
+    A scalar in nats of logits (M, K), of the classes (M,) of ID images x that outliers x' were
+    mixed with, and of `share` λ; the last class is that of outliers, which no ID sample has. An
+    empty batch contributes 0.
+
+    Raises:
+        UsageError: for logits that are not two-dimensional.
+    """
+    _check_logits(logits)
+    known = logits.gather(1, labels.unsqueeze(1)).squeeze(1)
+    return mean_or_zero(logits.logsumexp(1) - share * known - (1 - share) * logits[:, -1])
+
+
 def _check_logits(logits: Tensor) -> None:
     if logits.ndim != 2 or logits.shape[1] == 0:
         raise UsageError(f"expected ood_logits (M, K) with K >= 1, but got {tuple(logits.shape)}")
@@ -76,6 +91,13 @@ def mean_or_zero(values: Tensor) -> Tensor:
     return values.mean() if values.numel() else values.sum()
 
 
+class Mixture(NamedTuple):
+    """What the outliers of a step are mixed with, where its loss is about mixtures."""
+
+    labels: Tensor  # (M,), ID classes of the images that they are mixed with
+    share: float  # λ, the weight of those; that of the outliers is 1 − λ
+
+
 class Outputs(NamedTuple):
     """What an outlier loss may depend on, of one step."""
 
@@ -84,6 +106,7 @@ class Outputs(NamedTuple):
     ood_logits: Tensor  # (M, K)
     m_in: float
     m_out: float
+    mixture: Mixture | None = None
 
 
 @dataclass(frozen=True)
@@ -94,6 +117,13 @@ class OutlierLoss:
     source: str
     uses_margins: bool = False
     absent: bool = False  # whether the last logit is of a class that no ID sample has
+    mixes: bool = False  # whether outliers come mixed with ID images
+
+
+def _openmix(outputs: Outputs) -> Tensor:
+    if outputs.mixture is None:
+        raise UsageError("expected a mixture beside outlier_loss openmix, but got None")
+    return openmix_loss(outputs.ood_logits, *outputs.mixture)
 
 
 OUTLIER_LOSSES: dict[str, OutlierLoss] = {
@@ -110,5 +140,12 @@ OUTLIER_LOSSES: dict[str, OutlierLoss] = {
         lambda o: absent_class_loss(o.ood_logits),
         source="Jiang et al., DOS: Diverse Outlier Sampling for OOD Detection, ICLR 2024",
         absent=True,
+    ),
+    "openmix": OutlierLoss(
+        _openmix,
+        source="Zhu et al., OpenMix: Exploring Outlier Samples for Misclassification Detection, "
+        "CVPR 2023",
+        absent=True,
+        mixes=True,
     ),
 }

@@ -5,7 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
-from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, model_validator
+from pydantic import (
+    Field,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    model_validator,
+)
 
 from greg_cert.outlier_losses import OUTLIER_LOSSES
 from greg_cert.scores import SCORES
@@ -19,10 +26,13 @@ else:
     ScoreName = Literal[tuple(SCORES)]
     OutlierLossName = Literal["none", *OUTLIER_LOSSES]
 Strategy = Literal["random", "greedy", "dos", "two_ended", "posterior"]
+_Decay = Annotated[float, Field(ge=0, lt=1)]
+_MOMENTUM, _BETAS = 0.9, (0.9, 0.999)
 
 _MARGIN = {"score": "energy", "outlier_loss": "margin", "lambda_score": 0.1}
 _UNIFORM = {"score": "max_softmax", "outlier_loss": "uniform", "lambda_score": 0.5}
 _ABSENT = {"score": "absent_class", "outlier_loss": "absent_class", "lambda_score": 1.0}
+_MIXED = {"score": "absent_class", "outlier_loss": "openmix", "lambda_score": 1.0}
 _GRADIENT = {"gradient": True}
 # The methods, and what each sets where the configuration does not say otherwise.
 PRESETS: Mapping[str, Mapping[str, Any]] = {
@@ -32,10 +42,12 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
     "greg": {**_MARGIN, **_GRADIENT},
     "oe+grad": {**_UNIFORM, **_GRADIENT},
     "dos": {**_ABSENT, "strategy": "dos"},
+    "openmix": _MIXED,
     "poem": {**_MARGIN, "strategy": "posterior"},
     "poem+grad": {**_MARGIN, **_GRADIENT, "strategy": "posterior"},
     "greg+": {**_MARGIN, **_GRADIENT, "strategy": "two_ended"},
     "dos+grad": {**_ABSENT, **_GRADIENT, "strategy": "dos"},
+    "openmix+grad": {**_MIXED, **_GRADIENT},
 }
 if TYPE_CHECKING:
     Method = str
@@ -53,19 +65,28 @@ class StageConfig(Section):
     method: Method
     """`ce` cross-entropy; `oe` outlier exposure; `energy` the margin loss of the energy score;
     `greg` the gradient penalty too; `greg+` picks auxiliary samples by clustering besides; `dos`
-    diverse outliers of an absent class; `poem` outliers near the boundary, by posterior sampling;
-    `…+grad` any of these with the gradient penalty.
+    diverse outliers of an absent class; `openmix` mixtures of ID images and outliers, towards an
+    absent class; `poem` outliers near the boundary, by posterior sampling; `…+grad` any of these
+    with the gradient penalty.
     """
     epochs: PositiveInt
     """Passes over the ID training split."""
     lr: PositiveFloat
     """Learning rate at the start."""
-    schedule: Literal["cosine", "constant"] = "cosine"
-    """`cosine` to zero over the stage's steps, or `constant`."""
-    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
-    """Of SGD, with Nesterov's correction where it is positive."""
+    schedule: Literal["cosine", "constant", "steps"] = "cosine"
+    """`cosine` to zero over the stage's steps, `constant`, or a tenth after each of `milestones`
+    (`steps`).
+    """
+    milestones: tuple[PositiveInt, ...] = ()
+    """Epochs of `steps`, done when the rate falls."""
+    optimizer: Literal["sgd", "adam", "adamw"] = "sgd"
+    """`sgd`; `adam`, which the authors' code takes but for CIFAR without clusters; `adamw`."""
+    momentum: _Decay = _MOMENTUM
+    """Of `sgd`, with Nesterov's correction where it is positive."""
+    betas: tuple[_Decay, _Decay] = _BETAS
+    """Of `adam` and `adamw`: decay rates of the means of gradients and of their squares."""
     weight_decay: NonNegativeFloat = 5e-4
-    """L2 penalty of the weights."""
+    """L2 penalty of the weights, a part of the gradient; of `adamw` a part of the step instead."""
     batch_size: PositiveInt = 64
     """ID samples a step, over all processes."""
     score: ScoreName = "energy"
@@ -74,7 +95,8 @@ class StageConfig(Section):
     """
     outlier_loss: OutlierLossName = "none"
     """L_S: `margin` of the score; `uniform` cross-entropy of outliers to the uniform distribution;
-    `absent_class` cross-entropy of outliers to a class of their own.
+    `absent_class` cross-entropy of outliers to a class of their own; `openmix` that of mixtures
+    with ID images to both classes, by their shares.
     """
     lambda_score: NonNegativeFloat = 0.0
     """Weight λ_S of it."""
@@ -87,8 +109,9 @@ class StageConfig(Section):
     m_out: Margin = "auto"
     """Margin of auxiliary scores, or `auto`: their mean when the stage begins."""
     scaling: Literal["paper", "reference"] = "paper"
-    """`paper`: L_∇ is the sum of two means; `reference`: as the authors' code has it, that divided
-    by the number of samples in the step.
+    """`paper`: L_∇ is the sum of two mean norms; `reference`: as the authors' code has it, the mean
+    norm of the rows of one number's gradient by the whole batch, weaker by about the samples of a
+    step.
     """
     gradient_space: Literal["pixel", "normalized"] = "pixel"
     """Whether the gradient is by raw pixels in [0, 1] or by normalised ones."""
@@ -127,10 +150,25 @@ class StageConfig(Section):
     """How many clusters (`dos`, `two_ended`); by default one a sample wanted in a step, and 1,024
     in a `pool`.
     """
+    ranks: tuple[NonNegativeInt, PositiveInt] | None = None
+    """Which of a step's candidates are clustered, by rank of their score, the hardest being 0:
+    [16, 384] are ranks 16 to 383, as in the authors' DOS; None: all.
+    """
+    singletons: Literal["repeat", "random"] = "repeat"
+    """What stands for an end that its cluster is too small for: `repeat`, the image of the other
+    end; `random`, a candidate that is not taken yet, as in the authors' code.
+    """
+    mix_alpha: PositiveFloat = 10.0
+    """Both parameters of the beta distribution that a step's share of ID images in its mixtures is
+    drawn from (`openmix`).
+    """
     share_ends: bool = False
     """Whether both ends of `two_ended` serve both losses, as in the authors' code."""
-    augment: Literal["none", "shift", "shift_flip"] = "none"
-    """`shift`: random shifts by up to an eighth of the image; `shift_flip`: mirrored too."""
+    augment: Literal["none", "shift", "shift_flip", "resized_crop_flip"] = "none"
+    """`shift`: random shifts by up to an eighth of the image; `shift_flip`: mirrored too;
+    `resized_crop_flip`: parts of 8 to 100 % of the image, resized and mirrored, as is usual on
+    ImageNet; of image files on disk, parts of the whole picture.
+    """
     augment_share: Annotated[float, Field(gt=0, le=1)] = 1.0
     """Share of the images that are augmented, drawn anew each time."""
 
@@ -154,6 +192,19 @@ class StageConfig(Section):
             raise ValueError(
                 f"expected an outlier_loss or gradient beside method {self.method}, but got neither"
             )
+        before = [*self.milestones, self.epochs]
+        if (self.schedule == "steps") != bool(self.milestones) or before != sorted({*before}):
+            raise ValueError(
+                f"expected rising milestones below {self.epochs} epochs beside schedule steps "
+                f"alone, but got {list(self.milestones)} and {self.schedule}"
+            )
+        sgd = self.optimizer == "sgd"
+        other, usual = ("betas", _BETAS) if sgd else ("momentum", _MOMENTUM)
+        if getattr(self, other) != usual:
+            raise ValueError(
+                f"expected no {other} beside optimizer {self.optimizer}, "
+                f"but got {getattr(self, other)}"
+            )
         if SCORES[self.score].absent != self.has_absent_class:
             raise ValueError(
                 "expected score and outlier_loss to be both of an absent class or neither, "
@@ -175,6 +226,28 @@ class StageConfig(Section):
             )
         return self
 
+    @model_validator(mode="after")
+    def _enough_to_cluster(self) -> Self:
+        random = self.singletons == "random"
+        if self.ranks is None and not random:
+            return self
+        if self.strategy not in ("dos", "two_ended") or self.pool is not None:
+            raise ValueError(
+                "expected strategy dos or two_ended and no pool beside ranks or singletons, "
+                f"but got {self.strategy} and {self.pool or 'none'}"
+            )
+        candidates = self.batch_size * self.candidates
+        start, stop = self.ranks or (0, candidates)
+        left = max(0, min(stop, candidates) - start)
+        ends = 2 if random and self.strategy == "two_ended" else 1
+        wanted = self.batch_size * self.aux_ratio * ends
+        if left < wanted:
+            raise ValueError(
+                f"expected ranks and candidates to leave {wanted} to choose from in a step of "
+                f"{candidates} candidates, but got {left}"
+            )
+        return self
+
     @property
     def uses_outliers(self) -> bool:
         """Whether the stage needs auxiliary samples."""
@@ -187,10 +260,17 @@ class StageConfig(Section):
         return loss is not None and loss.absent
 
     @property
+    def mixes(self) -> bool:
+        """Whether outliers come mixed with ID images."""
+        loss = OUTLIER_LOSSES.get(self.outlier_loss)
+        return loss is not None and loss.mixes
+
+    @property
     def uses_margins(self) -> bool:
         """Whether margins have a say: in the margin loss, or in which samples are smoothed."""
         loss = OUTLIER_LOSSES.get(self.outlier_loss)
-        return self.gradient or (loss is not None and loss.uses_margins)
+        all_smoothed = self.scaling == "reference" and self.has_absent_class
+        return (self.gradient and not all_smoothed) or (loss is not None and loss.uses_margins)
 
     @property
     def chooses(self) -> bool:

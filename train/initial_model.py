@@ -29,7 +29,7 @@ def first_model(
     if train.sync_batchnorm and device.type == "cpu":
         raise ConfigError("train.sync_batchnorm: expected a GPU, but got the CPU")
     sizes = model_sizes(splits, absent_class=train.absent_class)
-    model = build_model(config.model.name, activation=config.model.activation, **sizes)
+    model = build_model(config.model.name, **config.model.choices, **sizes)
     init = train.init if initialise else None
     if init is None:
         return model, None

@@ -13,6 +13,9 @@ def learning_rate(stage: StageConfig, step: int, steps: int) -> float:
     """Of step `step` of a stage of `steps`, the first being 0."""
     if stage.schedule == "constant":
         return stage.lr
+    if stage.schedule == "steps":
+        epoch = step * stage.epochs // steps
+        return stage.lr * 0.1 ** sum(epoch >= done for done in stage.milestones)
     return stage.lr * 0.5 * (1 + math.cos(math.pi * step / steps))
 
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import fields, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -18,7 +19,7 @@ from greg_cert.errors import ConfigError, RunError
 from greg_cert.processes import Processes
 from greg_cert.runs.manifest import write_manifest
 from greg_cert.runs.records import RunFolder
-from greg_cert.runs.training_log import TrainingLogWriter
+from greg_cert.runs.training_log import TrainingLogWriter, read_training_log
 from greg_cert.scores import score_of
 from greg_cert.seeded import generator_for
 from greg_cert.stages import Margin, StageConfig
@@ -27,10 +28,12 @@ from greg_cert.train.divergence import FirstNonFinite
 from greg_cert.train.feed.batches import DeviceImages
 from greg_cert.train.feed.feed import Feed, Look
 from greg_cert.train.feed.pool import choose_for_epoch
+from greg_cert.train.gradient_notes import explained, note_share
 from greg_cert.train.initial_model import first_model, lipschitz_of
 from greg_cert.train.manifest import first_manifest, session_record
 from greg_cert.train.objective.step import Objective, Terms, compile_in_place
 from greg_cert.train.observer import Observer
+from greg_cert.train.optimizer import make_optimizer
 from greg_cert.train.outliers.choose import Picks
 from greg_cert.train.progress import Progress, check_place
 from greg_cert.train.schedule import learning_rate, terms_of_step
@@ -71,12 +74,11 @@ class Trainer:
             torch.nn.SyncBatchNorm.convert_sync_batchnorm(self.model)
         if train.compile:
             compile_in_place(self.model)
-        optimizer = torch.optim.SGD(self.model.parameters(), lr=1.0)
         # Fabric wraps the objective, which holds the model: both share the weights.
         self.objective: Any
         self.optimizer: Any
         objective = Objective(self.model, bf16=train.precision == "bf16")
-        self.objective, self.optimizer = fabric.setup(objective, optimizer)
+        self.objective = fabric.setup_module(objective)
         self.feed = Feed(
             train_set=DeviceImages(splits.train, self.device),
             aux_set=None if splits.aux is None else DeviceImages(splits.aux, self.device),
@@ -139,7 +141,9 @@ class Trainer:
         self.manifest, found = state
         try:
             self.model.load_state_dict(found.model)
-            self.optimizer.load_state_dict(found.optimizer)
+            if found.epoch or found.batch:  # else its stage makes a new one
+                self.optimizer = self._optimizer(self.config.train.stages[found.stage])
+                self.optimizer.load_state_dict(found.optimizer)
             if self.lipschitz is not None and found.lipschitz is not None:
                 self.lipschitz.load_state_dict(found.lipschitz)
         except (RuntimeError, ValueError, KeyError) as error:
@@ -173,25 +177,33 @@ class Trainer:
 
     def _stage(self, index: int, progress: Progress) -> Progress:
         stage = self.config.train.stages[index]
-        for group in self.optimizer.param_groups:
-            group["momentum"] = stage.momentum
-            group["nesterov"] = stage.momentum > 0
-            group["weight_decay"] = stage.weight_decay
         if self.lipschitz is not None:
             self.lipschitz.norm, self.lipschitz.score = float(stage.lipschitz_norm), stage.score
         if progress.epoch == progress.batch == 0:
-            self.optimizer.state.clear()  # a stage begins without the momentum of the one before
+            self.optimizer = self._optimizer(stage)  # without the state of the stage before
             progress = self._begin_stage(index, stage, progress)
         while progress.epoch < stage.epochs:
             step = self._epoch(stage, progress)
             progress = replace(
                 progress, epoch=progress.epoch + 1, batch=0, step=step, low=None, high=None
             )
+            self.processes.once(partial(self._note_penalty, index, stage, progress))
             if progress.epoch < stage.epochs:
                 self._save(progress)
         progress = Progress(stage=index + 1, step=progress.step)
         self._save(progress)
         return progress
+
+    def _optimizer(self, stage: StageConfig) -> Any:
+        return self.fabric.setup_optimizers(make_optimizer(stage, self.model.parameters()))
+
+    def _note_penalty(self, index: int, stage: StageConfig, progress: Progress) -> None:
+        """Once a stage, after its first epoch: what part of the loss its gradient penalty is."""
+        noted = self.manifest["stages"][index]
+        if stage.gradient and stage.lambda_grad and "penalty_share" not in noted:
+            first = progress.step - progress.epoch * self.feed.steps(stage)
+            noted |= note_share(index, stage, read_training_log(self.run.path), first)
+            write_manifest(self.run.path, self.manifest)
 
     def _begin_stage(self, index: int, stage: StageConfig, progress: Progress) -> Progress:
         """Choose the margins and note them."""
@@ -281,7 +293,7 @@ class Trainer:
             rate = learning_rate(stage, in_stage, stage.epochs * per_epoch)
             for group in self.optimizer.param_groups:
                 group["lr"] = rate
-            measure = step % train.log_every == 0
+            measure = in_stage % train.log_every == 0
             with self._explained(terms):
                 out = self.objective(batch, terms, measure)
             terms_first = {k: v for k, v in out.items() if k != "loss"}
@@ -315,19 +327,10 @@ class Trainer:
         if stage.lambda_lipschitz and self.lipschitz is not None:
             self.processes.align(self.lipschitz)  # each saw the variances of its own batch
 
-    @contextlib.contextmanager
-    def _explained(self, terms: Terms) -> Iterator[None]:
-        """Say what to do where an operation of the model cannot be differentiated twice."""
-        try:
-            yield
-        except RuntimeError as error:
-            if not terms.gradient or "derivative for" not in str(error):
-                raise
-            raise ConfigError(
-                f"train.stages: model {self.config.model.name} cannot be differentiated twice "
-                f"({str(error).splitlines()[0]}); set estimator: finite-difference"
-                + (" and precision: 32" if self.config.train.precision == "bf16" else "")
-            ) from error
+    def _explained(self, terms: Terms) -> contextlib.AbstractContextManager[None]:
+        if not terms.gradient:
+            return contextlib.nullcontext()
+        return explained(self.config.model.name, self.config.train.precision)
 
     def _means(self, out: Mapping[str, Tensor]) -> dict[str, float]:
         """Means over the processes."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -10,12 +11,14 @@ import typer
 from greg_cert.cli import screen
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Collection, Sequence
 
     from rich.table import Column, Table
     from rich.text import Text
 
+    from greg_cert.evaluation.evaluator import Evaluator
     from greg_cert.evaluation.seeds import Evaluated, SeedMean
+    from greg_cert.runs.subjects import Subject
 
 _MOST_SETS = 4  # tables of single runs that a terminal is given
 
@@ -45,8 +48,8 @@ def evaluate(
         typer.Option(
             "--list-detectors",
             is_eager=True,
-            callback=lambda v: _listed(v),
-            help="List the detectors with their options and sources, and stop.",
+            callback=lambda v: listed(v),
+            help="List the detectors with their sources and options, and stop.",
         ),
     ] = False,
     device: screen.Device = None,
@@ -60,6 +63,9 @@ def evaluate(
     paper; FPR95 (OOD recall) is OpenOOD's direction, ID samples rejected where 95 % of OOD samples
     are. Runs that differ in their seed alone are summed up as mean ± standard deviation.
 
+    Of several detectors each is told when it is done. One of `all` that a model or its data do not
+    suit is left out, with the reason, and the others go on; one that is named ends the command.
+
     Example: greg-cert evaluate runs/energy runs/greg+
 
     Example: greg-cert evaluate runs/greg+ --detector energy,ash,knn --out results
@@ -71,7 +77,7 @@ def evaluate(
     from greg_cert.devices import find_device
     from greg_cert.errors import UsageError
     from greg_cert.evaluation.evaluator import Evaluator
-    from greg_cert.evaluation.seeds import evaluated, over_seeds
+    from greg_cert.evaluation.seeds import over_seeds
     from greg_cert.evaluation.write import record_of, write_evaluation
     from greg_cert.runs.subjects import common_data, open_subject, unique_names
     from greg_cert.scores import SCORES
@@ -80,12 +86,14 @@ def evaluate(
     subjects = [open_subject(path, set_ or ()) for path in runs]
     if not 0 < tpr <= 1:
         raise UsageError(f"--tpr: expected a share in (0, 1], but got {tpr}")
-    chosen = specs(detector, list(DETECTORS))
-    asked: dict[str, str | None] = {}  # what is the same, however it is written, once
-    for spec in chosen:
+    asked: dict[str, tuple[str | None, bool]] = {}  # what is the same, however it is written, once
+    for spec, named in specs(detector, list(DETECTORS)).items():
         own = spec is None or spec in SCORES
-        asked.setdefault(str(spec if own else parse_detector(str(spec))), spec)
+        meant = str(spec if own else parse_detector(str(spec)))
+        first, before = asked.get(meant, (spec, False))
+        asked[meant] = first, before or named
     rows: list[Evaluated] = []
+    left_out: dict[str, dict[str, str]] = {}
     data: dict[Any, Any] = {}
     for name, subject in zip(unique_names(subjects), subjects, strict=True):
         key = subject.config.data  # a frozen record
@@ -95,11 +103,12 @@ def evaluate(
         with screen.bar(f"evaluate {name}") as tell:
             evaluator = Evaluator(subject, splits, tpr=tpr, scores=save, device=where)
             evaluator.observer = tell
-            rows += [evaluated(evaluator, subject, name, spec) for spec in asked.values()]
+            found, left_out[name] = _rows(evaluator, subject, name, asked.values())
+            rows += found
         if evaluator.unsaved:
             screen.note(evaluator.unsaved)
     means = over_seeds(rows)
-    record = record_of(rows, means, command=screen.command_line())
+    record = record_of(rows, means, command=screen.command_line(), left_out=left_out)
     screen.record(record)
     screen.out(summary(rows, means))
     if len(rows) <= _MOST_SETS:
@@ -112,8 +121,39 @@ def evaluate(
         screen.plain(*write_evaluation(out, rows, means, record))
 
 
-def specs(text: str | None, known: Sequence[str]) -> list[str | None]:
-    """The detectors asked for, None for a run's own score.
+def _rows(
+    evaluator: Evaluator,
+    subject: Subject,
+    run: str,
+    asked: Collection[tuple[str | None, bool]],
+) -> tuple[list[Evaluated], dict[str, str]]:
+    """A row for each detector of one run; and why one that was not named is left out."""
+    from greg_cert.errors import GregCertError
+    from greg_cert.evaluation.seeds import evaluated
+
+    rows: list[Evaluated] = []
+    reasons: dict[str, str] = {}
+    _ = evaluator.predictions  # so that a run that cannot be evaluated at all says so once
+    for done, (spec, named) in enumerate(asked, 1):
+        begun = time.monotonic()
+        try:
+            rows.append(evaluated(evaluator, subject, run, spec))
+        except Exception as error:
+            if named or (done == len(asked) and not rows):
+                raise
+            kind = "" if isinstance(error, GregCertError) else f"{type(error).__name__}: "
+            reasons[str(spec)] = f"{kind}{error}"
+            screen.note(f"{run}: detector {spec} is left out: {kind}{error}")
+            continue
+        if len(asked) > 1:
+            detector = rows[-1].detection.detector
+            seconds = time.monotonic() - begun
+            screen.step(f"{run}: {detector}, {seconds:.1f} s ({done} of {len(asked)})")
+    return rows, reasons
+
+
+def specs(text: str | None, known: Sequence[str]) -> dict[str | None, bool]:
+    """The detectors asked for, None for a run's own score; and whether each is named, or of `all`.
 
     Semicolons part detectors, and so do commas; one before `name=` belongs to the options of the
     detector before it.
@@ -122,20 +162,20 @@ def specs(text: str | None, known: Sequence[str]) -> list[str | None]:
         UsageError: where a text names none.
     """
     if text is None:
-        return [None]
-    found: list[str] = []
+        return {None: True}
+    found: list[tuple[str, bool]] = []
     for part in text.replace(";", ",").split(","):
         if part.strip() == "all":
-            found += [name for name in known if name not in found]
+            found += [(name, False) for name in known]
         elif found and "=" in part and ":" not in part:
-            found[-1] += "," + part.strip()
+            found[-1] = f"{found[-1][0]},{part.strip()}", True
         elif part.strip():
-            found.append(part.strip())
+            found.append((part.strip(), True))
     if not found:
         from greg_cert.errors import UsageError
 
         raise UsageError(f"--detector: expected names such as energy,ash, but got {text!r}")
-    return list(dict.fromkeys(found))
+    return {spec: (spec, True) in found for spec, _ in found}
 
 
 _TITLES = {
@@ -198,14 +238,15 @@ def _percentages(title: Text, names: Sequence[Column], metrics: Sequence[str]) -
     return Table(*names, *numbers, title=title, box=None, pad_edge=False)
 
 
-def _listed(asked: bool) -> None:
+def listed(asked: bool) -> None:
     """Print the detectors and stop, where that is asked for."""
     if not asked:
         return
     from greg_cert.detectors import DETECTORS
 
     for name, info in DETECTORS.items():
-        options = ", ".join(f"{k}={'auto' if v is None else v}" for k, v in info.defaults.items())
-        title = f"{info.title}{f' ({options})' if options else ''}"
-        screen.plain(f"{name:10s} {title}", f"{'':10s} {info.source}")
+        screen.plain(f"{name:10s} {info.title}", f"{'':10s} {info.source}")
+        for option in info.options:
+            value = "auto" if option.default is None else option.default
+            screen.plain(f"{'':10s} {option.name}={value}: {option.rule}")
     raise typer.Exit

@@ -15,6 +15,7 @@ from greg_cert.cli.settings import offers, verify_settings
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from greg_cert.data.geometry import Crop
     from greg_cert.evaluation.decision import Decision
     from greg_cert.verify.run.single_image import Verdict
 
@@ -100,17 +101,16 @@ def predict(
         )
 
 
-def read_image(path: Path, channels: int, size: int, crop: float = 1.0) -> Tensor:
+def read_image(path: Path, channels: int, size: int, crop: Crop = 1.0) -> Tensor:
     """One image file as (1, C, H, W) float32 in [0, 1], of the size that the model takes.
 
-    `crop` is the share of the shorter side that is kept, as in the run's ID data.
+    `crop` is what is kept of it, as in the run's ID data.
     """
-    from greg_cert.data.files.decode import decode_image
-    from greg_cert.data.geometry import conform
+    from greg_cert.data.files.decode import decode_image, fitted
     from greg_cert.data.types import unit_range
 
-    stored = decode_image(path, field="IMAGE")[None]
-    return unit_range(conform(stored, channels=channels, size=size, crop=crop))
+    stored, shape = decode_image(path, field="IMAGE"), {"channels": channels, "size": size}
+    return unit_range(fitted(stored, str(path), field="IMAGE", crop=crop, **shape)[None])
 
 
 def unique_stems(images: list[Path]) -> list[str]:

@@ -80,6 +80,12 @@ def note(*notes: str) -> None:
         sys.stderr.writelines(f"greg-cert: note: {' '.join(text.split())}\n" for text in notes)
 
 
+def step(line: str) -> None:
+    """Say on standard error, above a live bar, what has been done."""
+    if not _voice.quiet:
+        sys.stderr.write(f"{line}\n")
+
+
 def fail_on_violations(count: float, worst: str = "") -> None:
     """End the command, if an attack contradicts any certificate.
 

@@ -19,7 +19,9 @@ from greg_cert.config.verification import VerifyConfig
 from greg_cert.data.schema import DataConfig
 from greg_cert.models.names import (
     default_activation,
+    default_dropout,
     expected_activation,
+    expected_dropout,
     expected_model_name,
     is_model_name,
 )
@@ -47,23 +49,33 @@ class ModelConfig(Section):
     `mlp`, `cnn_small`, `lip_cnn` and `liresnet` alone. By default `maxmin` for the last two, `relu`
     for the others.
     """  # noqa: RUF001
+    dropout: float | None = None
+    """Share of features that training drops, of `wrn40_2` (by default 0.3) and `wrn16_2` (0)
+    alone; the authors' code has 0.
+    """
 
     @model_validator(mode="before")
     @classmethod
-    def _activation_of_the_model(cls, value: Any) -> Any:
-        """A resolved configuration names it, whatever later versions take for the default."""
-        if isinstance(value, dict) and value.get("activation") is None:
-            name = value.get("name")
-            if isinstance(name, str):
-                return {**value, "activation": default_activation(name)}
+    def _defaults_of_the_model(cls, value: Any) -> Any:
+        """A resolved configuration names them, whatever later versions take for the default."""
+        if isinstance(value, dict) and isinstance(name := value.get("name"), str):
+            own = {"activation": default_activation(name), "dropout": default_dropout(name)}
+            return {**value, **{k: v for k, v in own.items() if value.get(k) is None}}
         return value
 
     @model_validator(mode="after")
-    def _activation_fits(self) -> Self:
+    def _fits(self) -> Self:
         assert self.activation is not None
         if (expected := expected_activation(self.name, self.activation)) is not None:
             raise ValueError(f"activation: {expected}, but got {self.activation!r}")
+        if (expected := expected_dropout(self.name, self.dropout)) is not None:
+            raise ValueError(f"dropout: {expected}, but got {self.dropout!r}")
         return self
+
+    @property
+    def choices(self) -> dict[str, Any]:
+        """Arguments of `greg_cert.models.build_model` that do not follow from the data."""
+        return {"activation": self.activation, "dropout": self.dropout}
 
 
 class InitConfig(Section):
@@ -115,7 +127,7 @@ class TrainConfig(Section):
     sync_batchnorm: bool = False
     """Whether BatchNorm takes its statistics over all processes (GPUs only)."""
     log_every: PositiveInt = 10
-    """Steps between two rows of `metrics.jsonl`."""
+    """Steps between two rows of `metrics.jsonl`; the first step of a stage is one."""
     checkpoint_every: PositiveInt | None = None
     """Steps between two checkpoints, beside that at the end of each epoch."""
 

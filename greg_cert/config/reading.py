@@ -128,7 +128,7 @@ def _one_line(error: ValidationError) -> str:
     written: list[int | str] = []
     for before, part in zip(("", *loc), loc, strict=False):
         tag = part in _TAGS and (isinstance(before, int) or before in ("id", "id_test", "aux"))
-        if not tag and part not in ("float", "literal['auto']"):
+        if not tag and not str(part).startswith(_MEMBERS):
             written.append(part)
     field = dotted(written) or "config"
     found = problem["input"]
@@ -142,6 +142,7 @@ def _one_line(error: ValidationError) -> str:
     return f"{field}: {message[0].lower()}{message[1:]}{shown}{more}"
 
 
+_MEMBERS = ("float", "constrained-float", "literal[")
 _TAGS = frozenset(source.model_fields["source"].default for source in SOURCES)
 
 

@@ -80,10 +80,11 @@ class Detector:
         return self.info.needs == "features"
 
     def fit(self, images: Images | Tensor, labels: Tensor | None = None) -> Self:
-        """Itself, fitted on ID training data; a detector that needs no fitting is left as it is.
+        """Itself, fitted on ID data; a detector that needs no fitting is left as it is.
 
         Args:
-            images: a set, or raw images (N, C, H, W) in [0, 1].
+            images: the training data (data that the network was not trained on for a detector whose
+                `info.held_out` is true), as a set, or raw images (N, C, H, W) in [0, 1].
             labels: (N,) classes 0 … K − 1; by default those of the set.
 
         Raises:
@@ -108,7 +109,7 @@ class Detector:
             UsageError: as `fit`, or if the features are missing or not finite.
         """
         if self.requires_fit:
-            seen = [self._read(train)]
+            seen: list[Any] = [self._read(train)]
             if self.info.labelled:
                 seen.append(_checked_labels(self.name, labels, train.logits))
             self._make(seen)

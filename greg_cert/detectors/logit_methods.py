@@ -1,22 +1,27 @@
 """Detectors that read the logits alone. Higher = more OOD, for every score.
 
-MSP, MaxLogit, energy and the Weibull fit of OpenMax are pytorch-ood's. Three kernels are our own,
+MSP, MaxLogit, energy and the Weibull fit of OpenMax are pytorch-ood's. Four kernels are our own,
 because pytorch-ood's lose digits that confident networks need: it clips probabilities to
 [1e-7, 1 − 1e-7] for GEN, so that all samples above that tie, and at 1e-7 for the entropy, and its
-KL matching takes logarithms of probabilities that may be 0. OpenMax's second half is our own too:
-there, pytorch-ood leaves the distance to a class at 0 unless some sample of the batch is predicted
-as it, so that scores depend on what else is in the batch.
+KL matching takes logarithms of probabilities that may be 0. Its search for a temperature stops
+after fifty small steps, wherever it is. OpenMax's second half is our own too: there, pytorch-ood
+leaves the distance to a class at 0 unless some sample of the batch is predicted as it, so that
+scores depend on what else is in the batch.
 """
 
 from __future__ import annotations
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from pytorch_ood.detector import EnergyBased, MaxLogit, MaxSoftmax
 from pytorch_ood.detector.openmax.libnotmr import LibNotMR
+from scipy.optimize import minimize_scalar
 from torch import Tensor
 
 from greg_cert.detectors.fitted import Fitted, Score
+
+_TEMPERATURES = 0.05, 20.0  # among which one is sought
 
 
 def msp() -> Fitted:
@@ -57,6 +62,35 @@ def gen(*, gamma: float, top: int) -> Fitted:
         return (log_p.exp() * -torch.expm1(log_p)).pow(gamma).sum(1)
 
     return Fitted(score)
+
+
+def tempscale(logits: Tensor, labels: Tensor, *, temperature: float | None) -> Fitted:
+    """Maximum softmax probability of f/T: log((1 − p)/p) with p = max softmax(f(x)/T).
+
+    T has the least negative log-likelihood of the labels, which have to be of images that the
+    network was not trained on: where all are predicted, as often on training data, it falls with T,
+    and T is the least of the range sought, 0.05 … 20. The log-odds order as −p does, without ties
+    where p rounds to 1.
+
+    Source: Guo et al., ICML 2017, section 4.2; the score of f/T as in ODIN (Liang et al., ICLR
+    2018) without its perturbation, and in OpenOOD.
+    """
+
+    def against(logits: Tensor, y: Tensor, t: float) -> Tensor:
+        """Log-odds of all other classes against y (B, 1), (B,)."""
+        gaps = (logits - logits.gather(1, y)) / t
+        return torch.logsumexp(gaps.scatter(1, y, -torch.inf), dim=1)
+
+    def loss(log_t: float) -> float:
+        return float(F.softplus(against(logits, labels[:, None], np.exp(log_t))).mean())
+
+    if temperature is None:
+        found = minimize_scalar(
+            loss, bounds=np.log(_TEMPERATURES), method="bounded", options={"xatol": 1e-9}
+        )
+        temperature = float(np.exp(found.x))
+    t = temperature
+    return Fitted(lambda f: against(f, f.argmax(1, keepdim=True), t), {"temperature": t})
 
 
 def klm(train: Tensor) -> Fitted:

@@ -85,17 +85,26 @@ class Penultimate:
                 are not the output of one nn.Linear.
             UsageError: as `logits`.
         """
-        x = self._moved(x)
         if not features:
-            return Outputs(self._of_id_classes(self._twin(x)).cpu())
+            return Outputs(self.logits(x).cpu())
+        logits, z = self.logits_and_features(x)
+        return Outputs(logits.cpu(), z.cpu())
+
+    def logits_and_features(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Logits (B, K) and features (B, D) of raw images (B, C, H, W), as `logits` gives them.
+
+        Raises:
+            UnsupportedModelError, UsageError: as `outputs`.
+        """
+        x = self._moved(x)
         if isinstance(self._twin, Classifier):
             z = self._twin.features(x)
-            return Outputs(self._of_id_classes(self._twin.head(z)).cpu(), z.cpu())
+            return self._of_id_classes(self._twin.head(z)), z
         calls, logits = self._linear_calls(x)
         for layer, z, out in reversed(calls):
             if out.shape == logits.shape and torch.equal(out, logits):
                 self._last = layer
-                return Outputs(self._of_id_classes(logits).cpu(), z.cpu())
+                return self._of_id_classes(logits), z
         raise UnsupportedModelError(
             "expected a network whose logits are the output of an nn.Linear on features (B, D), "
             f"but got {type(self._twin).__name__}, whose logits come from elsewhere"

@@ -239,11 +239,13 @@ class Evaluator:
         detector = None if name in SCORES else build_detector(name, self._network, **options)
         if detector is not None and detector.requires_fit:
             self._tell(0, steps, f"{title}: fit")
+            part = "calibration" if detector.info.held_out else "train"
+            images = self.data.calibration if detector.info.held_out else self.data.train
             if detector.reads_images:
-                detector.fit(self.data.train)
+                detector.fit(images)
             else:
-                seen = self._outputs("train", self.data.train, detector.reads_features)
-                detector.fit_outputs(seen, self.data.train.labels)
+                seen = self._outputs(part, images, detector.reads_features)
+                detector.fit_outputs(seen, images.labels)
         found = {}
         for i, (part, images) in enumerate(self._parts.items(), 1):
             self._tell(i, steps, f"{title}: {part}")
@@ -313,7 +315,7 @@ class Evaluator:
         """All that saved values depend on."""
         versions = package_versions()
         return {
-            "schema": 2,
+            "schema": 3,
             "detector": name,
             "options": dict(options),
             **self._network_identity,

@@ -20,9 +20,16 @@ from greg_cert.runs.records import environment
 
 
 def record_of(
-    rows: Sequence[Evaluated], means: Sequence[SeedMean], *, command: str | None = None
+    rows: Sequence[Evaluated],
+    means: Sequence[SeedMean],
+    *,
+    command: str | None = None,
+    left_out: Mapping[str, Mapping[str, str]] | None = None,
 ) -> dict[str, Any]:
-    """All numbers as plain values; metrics are fractions of 1."""
+    """All numbers as plain values; metrics are fractions of 1.
+
+    `left_out` says of each run why which detectors have no row.
+    """
     return {
         "schema": 1,
         "runs": [
@@ -49,6 +56,7 @@ def record_of(
             }
             for mean in means
         ],
+        "left_out": {run: dict(reasons) for run, reasons in (left_out or {}).items() if reasons},
         "provenance": {**environment("cpu"), "command": command},
     }
 

@@ -22,18 +22,21 @@ class ModelInfo:
 
     Attributes:
         body: `file:function` in this folder, called with `in_channels`, `image_size` and `settings`
-            by name, and with `activation` where there is a choice; it gives a
+            by name, and with `activation` and `dropout` where there is a choice; it gives a
             `greg_cert.models.base.Body`, and its docstring the source.
         settings: Other arguments of it.
         activations: That may be chosen, the default first; `relu` also stands for fixed ones.
+        dropout: Share of features that training drops by default; None where there is no choice.
     """
 
     body: str
     settings: Mapping[str, int | float | str] = field(default_factory=dict)
     activations: tuple[str, ...] = ("relu",)
+    dropout: float | None = None
 
 
 _TORCHVISION = "torchvision_body:torchvision_body"
+_WIDE = "wide_resnet:wide_resnet_body"
 _RELU, _MAXMIN = ("relu", "maxmin"), ("maxmin", "relu")
 MODELS: Mapping[str, ModelInfo] = MappingProxyType(
     {
@@ -42,10 +45,8 @@ MODELS: Mapping[str, ModelInfo] = MappingProxyType(
         "lip_cnn": ModelInfo("small:lip_cnn_body", activations=_MAXMIN),
         "liresnet": ModelInfo("liresnet:liresnet_body", activations=_MAXMIN),
         "resnet18_32x32": ModelInfo("resnet:resnet18_body"),
-        "wrn16_2": ModelInfo("wide_resnet:wide_resnet_body", {"depth": 16, "widen": 2}),
-        "wrn40_2": ModelInfo(
-            "wide_resnet:wide_resnet_body", {"depth": 40, "widen": 2, "dropout": 0.3}
-        ),
+        "wrn16_2": ModelInfo(_WIDE, {"depth": 16, "widen": 2}, dropout=0.0),
+        "wrn40_2": ModelInfo(_WIDE, {"depth": 40, "widen": 2}, dropout=0.3),
         "densenet100": ModelInfo("densenet:densenet_body", {"depth": 100, "growth": 12}),
         "densenet121": ModelInfo(_TORCHVISION, {"name": "densenet121"}),
     }
@@ -111,6 +112,19 @@ def expected_activation(name: str, activation: str) -> str | None:
         return None
     able = ", ".join(CHOOSE_ACTIVATION)
     return f"expected relu, or with one of {able} one of {', '.join(ACTIVATION_NAMES)}"
+
+
+def default_dropout(name: str) -> float | None:
+    """The dropout of a model where none is given; None where it has no such choice."""
+    return MODELS[name].dropout if name in MODELS else None
+
+
+def expected_dropout(name: str, dropout: float | None) -> str | None:
+    """As `expected_activation`, of dropout."""
+    able = [n for n, m in MODELS.items() if m.dropout is not None]
+    if dropout is None or (name in able and 0 <= dropout < 1):
+        return None
+    return f"expected none, or with one of {', '.join(able)} one in [0, 1)"
 
 
 def expected_model_name(name: str) -> str:

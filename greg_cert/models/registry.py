@@ -8,7 +8,12 @@ from importlib import import_module
 
 from greg_cert.errors import UsageError
 from greg_cert.models.base import Body, Classifier
-from greg_cert.models.names import default_activation, expected_activation, model_info
+from greg_cert.models.names import (
+    default_activation,
+    expected_activation,
+    expected_dropout,
+    model_info,
+)
 
 
 def build_model(
@@ -20,6 +25,7 @@ def build_model(
     mean: Sequence[float],
     std: Sequence[float],
     activation: str | None = None,
+    dropout: float | None = None,
 ) -> Classifier:
     """A freshly initialised model of the registry, on the CPU in float32.
 
@@ -36,6 +42,8 @@ def build_model(
         std: per-channel standard deviation of raw pixels, length C, each > 0.
         activation: `relu` or `maxmin` for one of `greg_cert.models.names.CHOOSE_ACTIVATION`, `relu`
             for the others; by default the model's own, `maxmin` for `lip_cnn` and `liresnet`.
+        dropout: share of features that training drops, in [0, 1), of `wrn16_2` (0 by default) and
+            `wrn40_2` (0.3) alone.
 
     Returns:
         The model, in training mode.
@@ -48,6 +56,8 @@ def build_model(
     activation = default_activation(name) if activation is None else activation
     if (expected := expected_activation(name, activation)) is not None:
         raise UsageError(f"model.activation: {expected}, but got {activation!r} for {name}")
+    if (expected := expected_dropout(name, dropout)) is not None:
+        raise UsageError(f"model.dropout: {expected}, but got {dropout!r} for {name}")
     sizes = {"num_classes": num_classes, "in_channels": in_channels, "image_size": image_size}
     for field, value in sizes.items():
         if not isinstance(value, int) or isinstance(value, bool) or value < 1:
@@ -61,7 +71,11 @@ def build_model(
         raise UsageError(f"expected finite mean and std, but got {tuple(mean)} and {tuple(std)}")
     module, _, function = info.body.partition(":")
     make: Callable[..., Body] = getattr(import_module(f"greg_cert.models.{module}"), function)
-    choice = {"activation": activation} if len(info.activations) > 1 else {}
+    choice: dict[str, str | float] = {}
+    if len(info.activations) > 1:
+        choice["activation"] = activation
+    if info.dropout is not None:
+        choice["dropout"] = info.dropout if dropout is None else dropout
     body = make(in_channels=in_channels, image_size=image_size, **info.settings, **choice)
     return Classifier(
         body.module,

@@ -160,7 +160,7 @@ class RunFolder:
             )
         tensors, described = self.read_weights(), self.config.model
         try:
-            model = build_model(described.name, activation=described.activation, **sizes)
+            model = build_model(described.name, **described.choices, **sizes)
         except TypeError as error:
             raise RunError(f"run: manifest.json of {self.path} names odd sizes: {error}") from error
         try:

@@ -12,13 +12,14 @@ from greg_cert.config import dump_config, load_config, parse_config
 from greg_cert.errors import ConfigError
 
 ROOT = Path(__file__).parents[2]
+CE = {"method": "ce", "epochs": 1, "lr": 0.1}
 
 
 def minimal() -> dict[str, Any]:
     return {
         "data": {"id": {"source": "digits"}},
         "model": {"name": "mlp"},
-        "train": {"stages": [{"method": "ce", "epochs": 1, "lr": 0.1}]},
+        "train": {"stages": [dict(CE)]},
     }
 
 
@@ -68,12 +69,25 @@ def _with(path: str, value: Any) -> dict[str, Any]:
         ("train.stages.0.method", "gregg", ["train.stages[0].method", "'greg'", "'gregg'"]),
         ("train.stages.0.epoch", 3, ["train.stages[0].epoch", "unknown", "'epochs'"]),
         ("train.stages.0.m_in", "low", ["train.stages[0].m_in", "'low'"]),
+        ("train.stages.0.optimizer", "adagrad", ["train.stages[0].optimizer", "'adamw'"]),
+        ("train.stages", [{**CE, "betas": (0.9, 0.99)}], ["train.stages[0]", "sgd", "(0.9, 0.99)"]),
+        (
+            "train.stages",
+            [{**CE, "optimizer": "adam", "momentum": 0.8}],
+            ["stages[0]", "no momentum beside optimizer adam", "0.8"],
+        ),
         ("data.aux", {"source": "photographs", "n": 0}, ["data.aux.n", "0"]),
+        (
+            "data.id",
+            {"source": "folder", "path": "x", "crop": 2},
+            ["data.id.crop: ", "equal to 1", "2"],
+        ),
         ("data.aux", {"source": "clouds"}, ["data.aux", "clouds", "photographs"]),
         ("data.calibration", 1.5, ["data.calibration", "1.5"]),
         ("model", {}, ["model.name", "required"]),
         ("model.activation", "gelu", ["model.activation", "'maxmin'", "'gelu'"]),
         ("model", {"name": "wrn16_2", "activation": "maxmin"}, ["model", "liresnet", "'maxmin'"]),
+        ("model", {"name": "mlp", "dropout": 0.1}, ["model", "dropout: ", "wrn40_2", "0.1"]),
         ("verify", {"norm": "1"}, ["verify.norm", "'2' or 'inf'", "'1'"]),
         ("sed", 1, ["sed", "unknown", "'seed'"]),
     ],
@@ -107,6 +121,19 @@ def test_a_resolved_configuration_names_the_activation(
     again = parse_config(found.model_dump(mode="json"))
     assert found.model_dump(mode="json")["model"]["activation"] == activation
     assert again == found
+
+
+@pytest.mark.parametrize(
+    ("model", "dropout"),
+    [({"name": "wrn40_2"}, 0.3), ({"name": "wrn40_2", "dropout": 0}, 0.0), ({"name": "mlp"}, None)],
+)
+def test_a_resolved_configuration_names_the_dropout(
+    model: dict[str, Any], dropout: float | None
+) -> None:
+    found = parse_config(_with("model", model))
+    assert found.model_dump(mode="json")["model"]["dropout"] == dropout
+    assert found.model.choices["dropout"] == dropout
+    assert parse_config(found.model_dump(mode="json")) == found
 
 
 @pytest.mark.parametrize(

@@ -365,7 +365,7 @@ def test_no_lock_file_is_tracked() -> None:
 
 LONGEST, MOST_PARAMETERS = 350, 7
 PUBLIC = {
-    *("attack_radius", "certify", "global_lipschitz_radius", "gradient_penalty"),
+    *("attack_radius", "build_model", "certify", "global_lipschitz_radius", "gradient_penalty"),
     *("lipschitz_bound", "score_bound", "smoothed_decisions", "venue_style", "verify_runs"),
     "write_report",
 }

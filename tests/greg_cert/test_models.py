@@ -360,6 +360,28 @@ def spectral(matrix: Tensor) -> float:
     return float(torch.linalg.matrix_norm(matrix.detach(), ord=2))
 
 
+@pytest.mark.parametrize(("name", "own", "blocks"), [("wrn16_2", 0.0, 6), ("wrn40_2", 0.3, 18)])
+def test_dropout_is_as_chosen_and_weights_fit_whatever_it_is(
+    name: str, own: float, blocks: int
+) -> None:
+    def shares(**choice: float) -> list[float]:
+        return [m.p for m in build(name, **choice).modules() if isinstance(m, nn.Dropout)]
+
+    assert shares() == ([own] * blocks if own else [])
+    assert shares(dropout=0.0) == []
+    assert shares(dropout=0.2) == [0.2] * blocks
+    build(name, dropout=0.2).load_state_dict(build(name, dropout=0.0).state_dict())
+
+
+@pytest.mark.parametrize(
+    ("name", "dropout"), [("densenet100", 0.0), ("mlp", 0.1), ("wrn16_2", 1.0)]
+)
+def test_dropout_that_a_model_has_not_is_refused(name: str, dropout: float) -> None:
+    expected = rf"^model\.dropout: expected none, or .*wrn40_2.*, but got {dropout} for {name}$"
+    with pytest.raises(UsageError, match=expected):
+        build(name, dropout=dropout)
+
+
 @pytest.mark.parametrize("activation", ["relu", "maxmin"])
 def test_a_linear_residual_block_counts_as_one_operator(activation: str) -> None:
     """The product of dense norms of stem, I + W, down-sampling, neck and rows of the head."""

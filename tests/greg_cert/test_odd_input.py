@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -10,16 +11,18 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import typer
 import yaml
 from PIL import Image
 from torch import nn
 
-from greg_cert.cli.evaluate import by_set, evaluate, specs, summary
+from greg_cert.cli.evaluate import by_set, evaluate, listed, specs, summary
 from greg_cert.cli.predict import read_image, rounded_down, unique_stems
 from greg_cert.config import VerifyConfig
 from greg_cert.config.overrides import parse_override
 from greg_cert.data.tensors import splits_from_tensors
-from greg_cert.errors import ConfigError, RunError, UsageError
+from greg_cert.detectors import DETECTORS, logit_methods
+from greg_cert.errors import ConfigError, RunError, UnsupportedModelError, UsageError
 from greg_cert.evaluation import Evaluator
 from greg_cert.evaluation.decision import Decision
 from greg_cert.evaluation.seeds import Evaluated, SeedMean
@@ -43,6 +46,9 @@ def net(act="ReLU"):
     import torch
     torch.manual_seed(0)
     return nn.Sequential(nn.Flatten(), nn.Linear(64, 8), getattr(nn, act)(), nn.Linear(8, 10))
+
+def squashed():
+    return nn.Sequential(net(), nn.Tanh())  # its logits come from no linear layer
 """
 
 
@@ -102,11 +108,23 @@ def test_one_run_by_two_paths_is_one(folder: Path) -> None:
 
 
 def test_detectors_as_they_are_typed() -> None:
-    assert specs("knn:k=20, eps=1;ash,msp", ["x"]) == ["knn:k=20,eps=1", "ash", "msp"]
-    assert specs("a;all", ["a", "b"]) == ["a", "b"]
+    assert list(specs("knn:k=20, eps=1;ash,msp", ["x"])) == ["knn:k=20,eps=1", "ash", "msp"]
+    assert specs(None, ["a"]) == {None: True}
+    for text in ("a;all", "all,a"):  # the second is of `all` alone
+        assert specs(text, ["a", "b"]) == {"a": True, "b": False}
     for nothing in ("", ",", " ; "):
         with pytest.raises(UsageError, match="--detector"):
             specs(nothing, ["a"])
+
+
+def test_the_list_of_detectors_says_what_every_option_is(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    with pytest.raises(typer.Exit):
+        listed(True)
+    lines = [line.strip() for line in capsys.readouterr().out.splitlines()]
+    assert {"mdspp      Mahalanobis++", "k=10: neighbours, at most all training images"} <= {*lines}
+    assert len(lines) == sum(2 + len(info.options) for info in DETECTORS.values())
 
 
 def test_the_same_detector_is_evaluated_once(
@@ -117,6 +135,34 @@ def test_the_same_detector_is_evaluated_once(
     found = json.loads(capsys.readouterr().out)  # nothing else is there
     assert [r["detector"] for r in found["runs"]] == ["msp", "knn:k=2"]
     assert found["means"] == []
+
+
+def test_of_all_detectors_those_that_fit_are_evaluated(
+    folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    chosen = {name: DETECTORS[name] for name in ("msp", "openmax", "ash", "odin")}
+    monkeypatch.setattr("greg_cert.detectors.catalogue.DETECTORS", chosen)
+    monkeypatch.setattr("greg_cert.detectors.DETECTORS", chosen)
+    monkeypatch.setattr(logit_methods, "openmax", lambda *_, **__: {}[0])  # any error at all
+    path = describe(folder / "a.yaml", "odd_nets:squashed")
+    evaluate([path], detector="all", json=True)
+    said = capsys.readouterr()
+    found = json.loads(said.out)
+    assert [r["detector"] for r in found["runs"]] == ["msp", "odin"]
+    (name,), (reasons,) = {r["run"] for r in found["runs"]}, found["left_out"].values()
+    assert reasons["openmax"] == "KeyError: 0"
+    assert "output of an nn.Linear" in reasons["ash"]
+    lines = [line for line in said.err.splitlines() if f"{name}: " in line]
+    assert re.fullmatch(rf"{name}: msp, \d+\.\d s \(1 of 4\)", lines[0])
+    assert lines[1] == f"greg-cert: note: {name}: detector openmax is left out: KeyError: 0"
+    assert lines[2] == f"greg-cert: note: {name}: detector ash is left out: {reasons['ash']}"
+    assert re.fullmatch(rf"{name}: odin, \d+\.\d s \(4 of 4\)", lines[3])
+    for named in ("all,ash", "ash", "msp;ash"):
+        with pytest.raises(UnsupportedModelError, match=r"output of an nn\.Linear"):
+            evaluate([path], detector=named, quiet=True)
+    del chosen["msp"], chosen["odin"]
+    with pytest.raises(UnsupportedModelError, match=r"output of an nn\.Linear"):
+        evaluate([path], detector="all", quiet=True)  # where none fits
 
 
 @pytest.mark.parametrize("bad", [0.0, 1.5, float("nan")])

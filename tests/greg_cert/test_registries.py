@@ -57,8 +57,9 @@ OF_METHODS = words("verify")
 OF_SCORES = words("greg_cert/test_scores.py", "verify/test_scores.py")
 OF_LOSSES = words("train")
 OF_SOURCES = words("greg_cert/data")
-DETECTOR_TESTS = ("feature_methods", "line", "logit_methods", "penultimate", "map_methods", "pro")
-OF_DETECTORS = named_in(*(f"greg_cert/detectors/test_{n}.py" for n in DETECTOR_TESTS))
+OF_DETECTORS = named_in(
+    *(str(p.relative_to(TESTS)) for p in (TESTS / "greg_cert/detectors").glob("test_*.py"))
+)
 OF_MODELS = named_in("greg_cert/test_models.py", "greg_cert/test_weights.py")
 OF_ONNX = named_in("greg_cert/test_onnx.py")
 

@@ -43,7 +43,10 @@ def experiment(devices: int, **changes: Any) -> ExperimentConfig:
             **{"method": "greg+", "epochs": 1, "lr": 0.02, "batch_size": 20, "augment": "shift"},
             **{"scaling": "reference", "lambda_grad": 20.0},
         },
-        {"method": "poem+grad", "epochs": 1, "lr": 0.02, "batch_size": 20, "pool": 200},
+        {
+            **{"method": "poem+grad", "epochs": 1, "lr": 2e-4, "batch_size": 20, "pool": 200},
+            **{"optimizer": "adam", "weight_decay": 0.0},
+        },
     ]
     raw = {
         "data": {

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from picture_files import read
 from PIL import Image
 from safetensors.torch import load_file
 from torch import Tensor
@@ -67,20 +69,38 @@ def tensors(batch: Batch) -> list[Tensor]:
     return [t for t in (batch.images, batch.labels, batch.low, batch.high) if t is not None]
 
 
-@pytest.mark.parametrize("method", ["ce", "greg", "greg+", "dos", "poem"])
-def test_an_epoch_can_begin_at_any_step(method: str) -> None:
-    whole = list(feed().batches(stage(method), KEY))
-    late = list(feed().batches(stage(method), KEY, start=4))
+@pytest.mark.parametrize("augment", ["shift_flip", "resized_crop_flip"])
+@pytest.mark.parametrize("method", ["ce", "greg", "greg+", "dos", "poem", "openmix"])
+def test_an_epoch_can_begin_at_any_step(method: str, augment: str) -> None:
+    chosen = stage(method, augment=augment)
+    whole = list(feed().batches(chosen, KEY))
+    late = list(feed().batches(chosen, KEY, start=4))
     assert len(whole) == 6
     for one, two in zip(whole[4:], late, strict=True):
         assert all(torch.equal(a, b) for a, b in zip(tensors(one), tensors(two), strict=True))
 
 
-@pytest.mark.parametrize("picks", [None, Picks(torch.arange(30), torch.arange(30, 60))])
-def test_processes_share_one_batch(picks: Picks | None) -> None:
-    chosen = stage("greg+" if picks else "energy")
-    alone = feed().batches(chosen, KEY, picks=picks)
-    parts = zip(*(feed(r, 2).batches(chosen, KEY, picks=picks) for r in range(2)), strict=True)
+@pytest.mark.parametrize(
+    ("method", "picks"),
+    [
+        ("energy", None),
+        ("openmix", None),
+        ("greg+", Picks(torch.arange(30), torch.arange(30, 60))),
+    ],
+)
+@pytest.mark.parametrize("augment", ["shift_flip", "resized_crop_flip"])
+@pytest.mark.parametrize("disk", [False, True])
+def test_processes_share_one_batch(
+    method: str, picks: Picks | None, augment: str, disk: bool, tmp_path: Path
+) -> None:
+    chosen = stage(method, augment=augment)
+    sets = [feed(r, n) for r, n in ((0, 1), (0, 2), (1, 2))]
+    if disk:
+        _folder(tmp_path, ["a"], 90, seed=3)
+        files = read(tmp_path, labelled=False, channels=1, size=8, keep="disk")
+        sets = [replace(one, aux_set=DeviceImages(files, CPU)) for one in sets]
+    alone, *shares = (one.batches(chosen, KEY, picks=picks) for one in sets)
+    parts = zip(*shares, strict=True)
     for whole, pair in zip(alone, parts, strict=True):
         joined = [torch.cat(both) for both in zip(*map(tensors, pair), strict=True)]
         assert all(torch.equal(a, b) for a, b in zip(tensors(whole), joined, strict=True))

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from greg_cert.errors import UsageError
-from greg_cert.outlier_losses import energy_margin_loss
+from greg_cert.outlier_losses import absent_class_loss, energy_margin_loss, uniform_loss
 from greg_cert.train.objective.gradient_loss import correctly_detected, gradient_loss
 
 F64 = torch.float64
@@ -73,6 +73,25 @@ def test_scores_of_another_shape_are_refused_by_name(shape: tuple[int, ...]) -> 
         with pytest.raises(UsageError, match=rf"{name} of shape \(N,\)") as caught:
             energy_margin_loss(*pair, m_in=0, m_out=1)
         assert str(shape) in str(caught.value)
+
+
+# losses of logits
+
+
+@pytest.mark.parametrize("scale", [1.0, 30.0])
+def test_losses_of_logits_are_cross_entropies_to_their_target(scale: float) -> None:
+    """Mean −Σ_k t_k log p_k of the probabilities themselves, t = 1/K or the last class."""
+    logits = scale * np.random.default_rng(2).normal(size=(9, 6))
+    powers = np.exp(logits - logits.max(1, keepdims=True))
+    probability = powers / powers.sum(1, keepdims=True)
+    uniform, last = np.full((9, 6), 1 / 6), np.eye(6)[np.full(9, 5)]
+    for loss, target in ((uniform_loss, uniform), (absent_class_loss, last)):
+        given = torch.from_numpy(logits).requires_grad_()
+        found = loss(given)
+        expected = -(target * np.log(probability)).sum(1).mean()
+        assert found.item() == pytest.approx(expected, rel=1e-12)
+        (slope,) = torch.autograd.grad(found, given)
+        np.testing.assert_allclose(slope.numpy(), (probability - target) / 9, atol=1e-15)
 
 
 # who is smoothed

@@ -365,6 +365,24 @@ def test_float32_and_float64_have_steps_of_their_own() -> None:
     assert default < 0.1 * relative(weight_gradient(single, fine).double(), exact)
 
 
+# one number of the batch
+
+
+@pytest.mark.parametrize("estimator", ESTIMATORS)
+def test_a_product_of_all_samples_by_hand(estimator: str) -> None:
+    """F = a·x₁·x₂²: its gradient is a(x₂², 2x₁x₂), a row each."""
+    a = torch.tensor(0.5, dtype=F64, requires_grad=True)
+    x, weights = torch.tensor([[3.0], [2.0]], dtype=F64), torch.tensor([1.0, 4.0], dtype=F64)
+    number = lambda v: a * v[0, 0] * v[1, 0] ** 2  # noqa: E731
+    norms = gradient_penalty(number, x, estimator=estimator, weights=weights)
+    assert norms.tolist() == pytest.approx([2.0, 6.0], rel=1e-14)
+    (slope,) = torch.autograd.grad((weights * norms).sum(), a)
+    assert slope.item() == pytest.approx(4 + 4 * 12, rel=1e-5)
+    if estimator == "finite-difference":
+        with pytest.raises(UsageError, match="expected weights beside a score of the whole batch"):
+            gradient_penalty(number, x, estimator=estimator)
+
+
 # errors
 
 

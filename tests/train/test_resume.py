@@ -49,9 +49,12 @@ def whole(splits: DataSplits, tmp_path_factory: pytest.TempPathFactory) -> RunFo
     return fit(experiment(), splits, tmp_path_factory.mktemp("runs") / "whole")
 
 
+ADAM = {"pool": 300, "optimizer": "adam", "betas": (0.8, 0.99), "weight_decay": 0.0}
+
+
 @pytest.mark.parametrize(
     "changes",
-    [{"pool": 300}, {"model": "cnn_small", "lambda_lipschitz": 0.1, "penalty_every": 4}],
+    [ADAM, {"model": "cnn_small", "lambda_lipschitz": 0.1, "penalty_every": 4}],
 )
 def test_stopped_in_mid_epoch_a_run_goes_on_from_its_last_checkpoint(
     splits: DataSplits, tmp_path: Path, changes: dict[str, Any]
@@ -64,6 +67,14 @@ def test_stopped_in_mid_epoch_a_run_goes_on_from_its_last_checkpoint(
     cut = torch.load(RunFolder(folder).checkpoint_file, weights_only=True)
     assert cut["step"] == at - at % 3  # at most a few steps old
     assert cut["batch"] > 0
+    begun, (group,) = cut["optimizer"]["state"][0], cut["optimizer"]["param_groups"]
+    if "optimizer" in changes:
+        assert begun.keys() == {"step", "exp_avg", "exp_avg_sq"}
+        assert int(begun["step"]) == cut["batch"] + cut["epoch"] * (len(splits.train) // 20)
+        assert (group["betas"], group["weight_decay"]) == ((0.8, 0.99), 0.0)
+    else:
+        assert begun.keys() == {"momentum_buffer"}
+        assert (group["nesterov"], group["momentum"], group["weight_decay"]) == (True, 0.9, 5e-4)
     watcher = Stopper()
     resumed = fit(config, splits, folder, resume=True, observer=watcher)
     saved = torch.load(resumed.checkpoint_file, weights_only=True)["step"]

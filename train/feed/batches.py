@@ -9,7 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from greg_cert.data.files.on_disk import FileImages
 from greg_cert.data.types import Images, ImageSet
+from greg_cert.train.feed.crops import ResizedCrops
 
 
 def batch_indices(count: int, size: int, generator: torch.Generator) -> Iterator[Tensor]:
@@ -63,18 +65,37 @@ class DeviceImages:
         """Pixels across each image."""
         return self._set.image_shape[2]
 
-    def read(self, indices: Tensor) -> Tensor | None:
-        """The images as stored, on the CPU, for `pixels` later; None where they are resident."""
-        return None if self.resident else self._set.stored(indices)
+    def read(self, indices: Tensor, moves: Shifts | ResizedCrops | None = None) -> Tensor | None:
+        """The images as stored, on the CPU, for `pixels` later; None where they are resident.
 
-    def pixels(self, indices: Tensor, stored: Tensor | None = None) -> Tensor:
-        """Images (B, C, H, W), float32 in [0, 1]; of what was `stored` where it was read before."""
+        Of image files on disk, crops are taken here, of the whole pictures.
+        """
+        if self.resident:
+            return None
+        if isinstance(self._set, FileImages) and isinstance(moves, ResizedCrops):
+            return self._set.stored(indices, moves.box)
+        return self._set.stored(indices)
+
+    def pixels(
+        self,
+        indices: Tensor,
+        stored: Tensor | None = None,
+        moves: Shifts | ResizedCrops | None = None,
+    ) -> Tensor:
+        """Images (B, C, H, W), float32 in [0, 1], each moved in its own way.
+
+        They are made of what was `stored` where it was read before.
+        """
         if self._resident is not None:
             chosen = self._resident[indices.to(self._device)]
         else:
-            stored = self._set.stored(indices.cpu()) if stored is None else stored
+            stored = self.read(indices.cpu(), moves) if stored is None else stored
+            assert stored is not None
             chosen = stored.to(self._device, non_blocking=True)
-        return chosen.float() / 255 if chosen.dtype == torch.uint8 else chosen
+        images = chosen.float() / 255 if chosen.dtype == torch.uint8 else chosen
+        if isinstance(self._set, FileImages) and isinstance(moves, ResizedCrops):
+            return moves.mirror(images)
+        return images if moves is None else moves.apply(images)
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -14,11 +15,13 @@ from greg_cert.processes import Processes
 from greg_cert.seeded import generator_for
 from greg_cert.stages import StageConfig
 from greg_cert.train.feed.batches import DeviceImages, Draw, Shifts, batch_indices, draw_shifts
+from greg_cert.train.feed.crops import ResizedCrops, draw_crops
+from greg_cert.train.feed.mixing import mixed, mixing_share
 from greg_cert.train.objective.step import Batch
 from greg_cert.train.outliers.choose import Picks, choose
 
 # What each stream of random numbers is for, so that none is used twice.
-_ORDER, _AUXILIARY, _SHIFT_ID, _SHIFT_LOW, _SHIFT_HIGH, _CHOICE = range(1, 7)
+_ORDER, _AUXILIARY, _SHIFT_ID, _SHIFT_LOW, _SHIFT_HIGH, _CHOICE, _MIX = range(1, 8)
 
 
 @dataclass(frozen=True)
@@ -69,11 +72,11 @@ class Feed:
         plan = self._plan(stage, key, start, picks)
         if self.train_set.resident and (self.aux_set is None or self.aux_set.resident):
             for step in plan:
-                yield self._batch(stage, key, step, (None, None, None))
+                yield self._ready(stage, key, step, (None, None, None))
             return
-        with contextlib.closing(prefetch(plan, self._read)) as ready:
+        with contextlib.closing(prefetch(plan, partial(self._read, stage, key))) as ready:
             for step, stored in ready:
-                yield self._batch(stage, key, step, stored)
+                yield self._ready(stage, key, step, stored)
 
     def _plan(
         self, stage: StageConfig, key: tuple[int, ...], start: int, picks: Picks | None
@@ -99,16 +102,36 @@ class Feed:
                 chosen = pool is not None and stage.chooses
                 yield _Step(number, indices, low, None if stage.one_list else high, chosen)
 
-    def _read(self, step: _Step) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    def _read(
+        self, stage: StageConfig, key: tuple[int, ...], step: _Step
+    ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
         """What is read from disk for this process's share of a step."""
-        known = self.train_set.read(step.known[self.processes.share(len(step.known))])
-        low, high = (
-            None
-            if i is None or self.aux_set is None
-            else self.aux_set.read(i[self.processes.share(len(i))])
-            for i in (step.low, step.high)
+
+        def read(images: DeviceImages | None, indices: Tensor | None, use: int) -> Tensor | None:
+            if images is None or indices is None:
+                return None
+            mine = self.processes.share(len(indices))
+            crops = _crops(len(indices), stage, (*key, step.number, use))
+            return images.read(indices[mine], None if crops is None else crops.of(mine))
+
+        return (
+            read(self.train_set, step.known, _SHIFT_ID),
+            read(self.aux_set, step.low, _SHIFT_LOW),
+            read(self.aux_set, step.high, _SHIFT_HIGH),
         )
-        return known, low, high
+
+    def _ready(
+        self,
+        stage: StageConfig,
+        key: tuple[int, ...],
+        step: _Step,
+        stored: tuple[Tensor | None, Tensor | None, Tensor | None],
+    ) -> Batch:
+        batch = self._batch(stage, key, step, stored)
+        if not stage.mixes:
+            return batch
+        share = mixing_share(stage.mix_alpha, *key, step.number, _MIX)
+        return mixed(batch, share, smoothed=stage.uses_margins)
 
     def _batch(
         self,
@@ -179,9 +202,9 @@ class Feed:
 
         What was `stored` is of this process's share, the only slice that is ever asked for.
         """
-        shifts: Shifts | None = None
-        if stage.augment != "none":
-            shifts = draw_shifts(
+        moves: Shifts | ResizedCrops | None = _crops(len(indices), stage, key)
+        if stage.augment in ("shift", "shift_flip"):
+            moves = draw_shifts(
                 len(indices),
                 images.width,
                 generator_for(self.device, *key),
@@ -192,10 +215,19 @@ class Feed:
         def load(places: Tensor | slice) -> Tensor:
             on_cpu = places.cpu() if isinstance(places, Tensor) else places
             ready = stored if isinstance(places, slice) else None
-            found = images.pixels(indices[on_cpu], ready)
-            found = found if shifts is None else shifts.of(places).apply(found)
+            found = images.pixels(
+                indices[on_cpu], ready, None if moves is None else moves.of(places)
+            )
             return found.contiguous(
                 memory_format=torch.channels_last if self.channels_last else torch.contiguous_format
             )
 
         return load
+
+
+def _crops(count: int, stage: StageConfig, key: tuple[int, ...]) -> ResizedCrops | None:
+    """The crops of some images, where the stage takes such; the same whenever they are drawn."""
+    if stage.augment != "resized_crop_flip":
+        return None
+    generator = generator_for(torch.device("cpu"), *key)
+    return draw_crops(count, generator, share=stage.augment_share)

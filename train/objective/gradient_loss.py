@@ -21,12 +21,7 @@ def correctly_detected(scores: Tensor, is_id: Tensor, *, m_in: float, m_out: flo
 
 
 def gradient_loss(
-    id_norms: Tensor,
-    id_correct: Tensor,
-    ood_norms: Tensor,
-    ood_correct: Tensor,
-    *,
-    scaling: str = "paper",
+    id_norms: Tensor, id_correct: Tensor, ood_norms: Tensor, ood_correct: Tensor
 ) -> Tensor:
     """L_∇ = mean 1{correct}·‖∇S‖ over ID + the same over auxiliary samples.
 
@@ -35,28 +30,36 @@ def gradient_loss(
         id_correct: (N,) bool, S ≤ m_in.
         ood_norms: (M,) gradient norms of auxiliary samples.
         ood_correct: (M,) bool, S ≥ m_out.
-        scaling: `paper`, or `reference`: divided by N + M. The authors' code averages, over all
-            samples, norms of the gradient of a loss that is itself a sum of two means.
 
     Returns:
         A scalar, in score units per pixel unit. The means run over all samples, masked or not.
 
     Raises:
-        UsageError: for shapes that do not match, or an unknown scaling.
+        UsageError: for shapes that do not match.
     """
-    if scaling not in ("paper", "reference"):
-        raise UsageError(f"expected scaling in paper, reference, but got {scaling!r}")
-    total = _masked_mean(id_norms, id_correct) + _masked_mean(ood_norms, ood_correct)
-    if scaling == "paper":
-        return total
-    return total / max(1, len(id_norms) + len(ood_norms))
+    return _masked_mean(id_norms, id_correct) + _masked_mean(ood_norms, ood_correct)
 
 
-def _masked_mean(norms: Tensor, mask: Tensor) -> Tensor:
-    if norms.ndim != 1 or mask.shape != norms.shape:
+def smoothed_score(
+    id_scores: Tensor, id_correct: Tensor, ood_scores: Tensor, ood_correct: Tensor
+) -> Tensor:
+    """Scores past their margin: mean 1{correct}·S over ID + the same over auxiliary samples.
+
+    The authors' code (github.com/o4lc/Greg-OOD, train_sea.py) differentiates this one number by
+    the whole batch, as mean −relu(m_in − S) + mean relu(S − m_out), and penalises the mean, over
+    all N + M rows, of the norms of the rows of that gradient. Where samples share statistics every
+    row has a slope, also one that is not past its margin.
+
+    A scalar, of scores and masks as the norms and masks of `gradient_loss`, whose errors it has.
+    """
+    return _masked_mean(id_scores, id_correct) + _masked_mean(ood_scores, ood_correct)
+
+
+def _masked_mean(values: Tensor, mask: Tensor) -> Tensor:
+    if values.ndim != 1 or mask.shape != values.shape:
         raise UsageError(
-            "expected norms (N,) and a mask of the same shape, "
-            f"but got {tuple(norms.shape)} and {tuple(mask.shape)}"
+            "expected norms or scores (N,) and a mask of the same shape, "
+            f"but got {tuple(values.shape)} and {tuple(mask.shape)}"
         )
-    # Not a product: a masked sample must not matter even where its norm is infinite.
-    return mean_or_zero(torch.where(mask, norms, 0.0))
+    # Not a product: a masked sample must not matter even where its value is infinite.
+    return mean_or_zero(torch.where(mask, values, 0.0))

@@ -70,19 +70,20 @@ def gradient_penalty(
     Where ∇S = 0 both derivatives are defined as 0.
 
     Args:
-        score_fn: inputs (B, ...) to scores (B,); for `finite-difference` it must give every sample
-            the same function of its input as when `scores` were made (BatchNorm!).
+        score_fn: inputs (B, ...) to scores (B,), or to one number of the whole batch, a scalar; for
+            `finite-difference` it must be the same function of its inputs as when `scores` were
+            made (BatchNorm!).
         inputs: (B, ...), floating; a leaf that requires grad where `scores` are given.
-        scores: (B,) `score_fn(inputs)` with its graph, to save a forward pass; without `recording`
+        scores: `score_fn(inputs)` with its graph, to save a forward pass; without `recording`
             `double-backward` then falls back on PyTorch's own, slower derivatives. Another way to
             the same price is a `score_fn` that keeps its logits, for a loss on the same pass.
         estimator: `finite-difference` or `double-backward`.
         step: h, in the norm of the inputs; by default 1e-3, in float64 1e-6.
         select: (B,) bool, samples to penalise; the others get 0. With it, `score_fn` is called on
             the selected samples alone.
-        weights: (B,) ≥ 0, for scores that depend on the whole batch (BatchNorm in training mode),
-            where the finite difference cannot tell samples apart: what is right is then the
-            derivative of Σ weights·norms, or a multiple of it, and of no other combination.
+        weights: (B,) ≥ 0, for scores that depend on the whole batch (BatchNorm in training mode, or
+            a scalar), where the finite difference cannot tell samples apart: what is right is then
+            the derivative of Σ weights·norms, or a multiple of it, and of no other combination.
             Not together with `select`; `double-backward` needs neither.
         scale: σ, broadcastable to one input: the norm is ‖σ∇S‖₂, that of the gradient by inputs
             divided by σ, such as normalised pixels.
@@ -111,7 +112,10 @@ def gradient_penalty(
             scores = score_fn(inputs)
     elif not inputs.requires_grad or not (exact or inputs.is_leaf):
         raise UsageError("expected leaf inputs that require grad beside their scores")
-    _check_shape("scores", scores, inputs)
+    if scores.ndim:
+        _check_shape("scores", scores, inputs)
+    elif weights is None and not exact:
+        raise UsageError("expected weights beside a score of the whole batch, but got none")
     if weights is not None:
         _check_shape("weights", weights, inputs)
         if select is not None:
@@ -181,7 +185,11 @@ def _finite_difference(
 def _coupled(
     scores_beside: _ScoresBeside, scores: Tensor, h: float, weights: Tensor, norms: Tensor
 ) -> Tensor:
-    """Norms whose weighted sum has the derivative of Σ_j S_j along the weighted directions."""
+    """Norms whose weighted sum has the derivative of Σ_j S_j along the weighted directions.
+
+    Σ_j w_j ∂‖G_j‖ = ∂⟨Σ_j w_j u_j, ∇ΣS⟩ for the rows G_j of ∇ΣS, whose directions u_j stand still:
+    one step of all rows at once, each by its weight.
+    """
     largest = weights.max().clamp_min(torch.finfo(norms.dtype).tiny)
     slope = largest * (scores_beside(h * (weights / largest), None) - scores).sum() / h
     total = weights.sum()

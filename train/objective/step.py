@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -12,9 +12,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from greg_cert.models import Classifier
-from greg_cert.outlier_losses import OUTLIER_LOSSES, Outputs
+from greg_cert.outlier_losses import OUTLIER_LOSSES, Mixture, Outputs
 from greg_cert.scores import score_of
-from greg_cert.train.objective.gradient_loss import correctly_detected, gradient_loss
+from greg_cert.train.objective.gradient_loss import (
+    correctly_detected,
+    gradient_loss,
+    smoothed_score,
+)
 from greg_cert.train.objective.lipschitz import LipschitzPenalty
 from greg_cert.train.objective.penalty import Recording, gradient_penalty
 
@@ -30,6 +34,26 @@ class Batch:
     labels: Tensor  # (N,)
     low: Tensor | None = None  # (M, C, H, W)
     high: Tensor | None = None  # (M, C, H, W)
+    mixture: Mixture | None = None  # of `low`, where it is of mixtures
+
+    @property
+    def low_rows(self) -> slice:
+        """Which rows of `whole` are those of `low`."""
+        n = len(self.images)
+        return slice(n, n + (0 if self.low is None else len(self.low)))
+
+    @property
+    def high_rows(self) -> slice:
+        """Which rows of `whole` are those of `high`."""
+        low = self.low_rows
+        if self.high is self.low:
+            return low
+        return slice(low.stop, low.stop + (0 if self.high is None else len(self.high)))
+
+    def whole(self) -> Tensor:
+        """All images of the step, each once."""
+        high = None if self.high is self.low else self.high
+        return torch.cat([v for v in (self.images, self.low, high) if v is not None])
 
 
 @dataclass(frozen=True)
@@ -82,16 +106,8 @@ class Objective(nn.Module):
 
         `measure` asks for gradient norms even where no term needs them.
         """
-        parts = [batch.images]
-        same = batch.high is batch.low
-        if batch.low is not None:
-            parts.append(batch.low)
-        if batch.high is not None and not same:
-            parts.append(batch.high)
-        inputs = torch.cat(parts).requires_grad_(terms.gradient or measure)
+        inputs = batch.whole().requires_grad_(terms.gradient or measure)
         n = len(batch.images)
-        m = 0 if batch.low is None else len(batch.low)
-        first_high = n if same else n + m
 
         constant, nothing = None, contextlib.nullcontext()
         watch: contextlib.AbstractContextManager[None] = nothing
@@ -106,22 +122,10 @@ class Objective(nn.Module):
         with recording.record() if terms.gradient else nothing, watch:
             logits = self.logits(inputs)
             scores = score_of(terms.score)(logits)
-        out = {"ce": F.cross_entropy(logits[:n], batch.labels)}
-        loss = out["ce"]
-        if terms.outlier_loss != "none":
-            of_step = Outputs(
-                scores[:n], scores[n : n + m], logits[n : n + m], terms.m_in, terms.m_out
-            )
-            out["score_loss"] = OUTLIER_LOSSES[terms.outlier_loss].value(of_step)
-            loss = loss + terms.lambda_score * out["score_loss"]
+        out = self._value_losses(logits, batch, terms)
+        loss = _weighed(out, terms)
         if terms.gradient:
-            norms, correct = self._penalty(inputs, scores, n, first_high, terms, recording)
-            high = slice(first_high, None)
-            out["grad_loss"] = gradient_loss(
-                norms[:n], correct[:n], norms[high], correct[high], scaling=terms.scaling
-            )
-            if terms.scaling == "reference":  # of the whole step's samples, not this process's
-                out["grad_loss"] = out["grad_loss"] / terms.processes
+            out["grad_loss"] = self._gradient_loss(inputs, logits, batch, terms, recording)
             loss = loss + terms.lambda_grad * out["grad_loss"]
         if penalty is not None:
             constant = penalty()
@@ -132,51 +136,83 @@ class Objective(nn.Module):
             (gradient,) = torch.autograd.grad(scores.sum(), inputs, retain_graph=True)
             norms = torch.linalg.vector_norm(gradient.flatten(1), dim=1)
             out["grad_norm_id"] = norms[:n].mean()
-            if m:
+            if batch.low is not None:
                 out["grad_norm_aux"] = norms[n:].mean()
         out["accuracy"] = (logits[:n].argmax(1) == batch.labels).float().mean()
         out["score_id"] = scores[:n].mean()
-        if m:
+        if batch.low is not None:
             out["score_aux"] = scores[n:].mean()
         return {"loss": loss, **{k: v.detach() for k, v in out.items()}}
 
-    def _penalty(
-        self,
-        inputs: Tensor,
-        scores: Tensor,
-        n: int,
-        first_high: int,
-        terms: Terms,
-        recording: Recording,
-    ) -> tuple[Tensor, Tensor]:
-        """Gradient norms (B,) and where they count: correct ID samples and correct `high` ones."""
+    def _value_losses(self, logits: Tensor, batch: Batch, terms: Terms) -> dict[str, Tensor]:
+        """L_CE and L_S, which are of the logits (B, K) of a batch."""
+        n, low = len(batch.images), batch.low_rows
+        out = {"ce": F.cross_entropy(logits[:n], batch.labels)}
+        if terms.outlier_loss != "none":
+            scores = score_of(terms.score)(logits)
+            of_step = Outputs(
+                scores[:n], scores[low], logits[low], terms.m_in, terms.m_out, batch.mixture
+            )
+            out["score_loss"] = OUTLIER_LOSSES[terms.outlier_loss].value(of_step)
+        return out
+
+    def _gradient_loss(
+        self, inputs: Tensor, logits: Tensor, batch: Batch, terms: Terms, recording: Recording
+    ) -> Tensor:
+        """L_∇, in the form of the paper or in that of its authors' code."""
+        score, n, high = score_of(terms.score), len(batch.images), batch.high_rows
         place = torch.arange(len(inputs), device=inputs.device)
         is_id = place < n
-        correct = correctly_detected(scores.detach(), is_id, m_in=terms.m_in, m_out=terms.m_out)
-        correct = correct & (is_id | (place >= first_high))
+        correct = correctly_detected(
+            score(logits).detach(), is_id, m_in=terms.m_in, m_out=terms.m_out
+        )
+        correct = correct & (is_id | (place >= high.start))
         norms_of_batch = [m for m in self.model.modules() if m.training and isinstance(m, _NORMS)]
+        of_paper = terms.scaling == "paper"
 
-        def score_again(x: Tensor) -> Tensor:
+        def differentiated(found: Tensor) -> Tensor:
+            """What is differentiated by the inputs: the scores, or one number of the batch."""
+            if of_paper:
+                return score(found)
+            if score.absent:
+                return _weighed(self._value_losses(found, batch, terms), terms)
+            scores = score(found)
+            return smoothed_score(scores[:n], correct[:n], scores[high], correct[high])
+
+        def again(x: Tensor) -> Tensor:
             with _still(norms_of_batch):
-                return score_of(terms.score)(self.logits(x))
+                return differentiated(self.logits(x))
 
-        weights = torch.where(is_id, 1 / max(1, n), 1 / max(1, len(inputs) - first_high)) * correct
+        weights = None
+        if not of_paper:
+            weights = logits.new_ones(len(inputs))
+        elif norms_of_batch:  # the batch must stay whole
+            each = torch.where(is_id, 1 / max(1, n), 1 / max(1, high.stop - high.start))
+            weights = (each * correct).to(logits.dtype)
         norms = gradient_penalty(
-            score_again,
+            again,
             inputs,
-            scores=scores,
+            scores=differentiated(logits),
             estimator=terms.estimator,
-            # Where samples share statistics, the batch must stay whole.
-            select=None if norms_of_batch else correct,
-            weights=weights.to(scores.dtype) if norms_of_batch else None,
+            select=correct if weights is None else None,
+            weights=weights,
             scale=self._pixel_scale(inputs) if terms.gradient_space == "normalized" else None,
             recording=recording,
         )
-        return norms, correct
+        if of_paper:
+            return gradient_loss(norms[:n], correct[:n], norms[high], correct[high])
+        # The number is a mean, and so is that of the norms: over the samples of all processes.
+        return norms.mean() / terms.processes
 
     def _pixel_scale(self, inputs: Tensor) -> Tensor:
         """σ (C, 1, 1): pixels are normalised as (x − μ)/σ."""
         return self.model.normalize.weight.reshape(-1, 1, 1).reciprocal().to(inputs.dtype)
+
+
+def _weighed(losses: Mapping[str, Tensor], terms: Terms) -> Tensor:
+    """L_CE + λ_S·L_S."""
+    value = losses["ce"]
+    return value + terms.lambda_score * losses["score_loss"] if "score_loss" in losses else value
 
 
 def compile_in_place(model: nn.Module) -> None:

@@ -11,7 +11,12 @@ from torch import Tensor
 
 from greg_cert.stages import StageConfig
 from greg_cert.train.outliers.posterior import LinearPosterior, posterior_sample
-from greg_cert.train.outliers.sampling import dos_sample, greedy_sample, two_ended_sample
+from greg_cert.train.outliers.sampling import (
+    dos_sample,
+    greedy_sample,
+    two_ended_sample,
+    without_repeats,
+)
 
 # Log-odds of the regression's targets: probability 0.99 of being what they are.
 _CONFIDENCE = torch.tensor(4.595)
@@ -32,14 +37,15 @@ def choose(
     at each end; `posterior` needs the features (M, D) of ID samples too. The generator is on the
     features' device.
     """
+    if stage.ranks is not None:
+        among = scores.argsort(stable=True)[slice(*stage.ranks)]
+        features, scores = features[among], scores[among]
     clusters = stage.clusters or wanted
     options: dict[str, Any] = {"generator": generator, "check": False}
     options["per_cluster"] = max(1, wanted // clusters)
+    high = None
     if stage.strategy == "two_ended":
         low, high = two_ended_sample(features, scores, clusters, **options)
-        if not stage.share_ends:
-            return low, high
-        low = torch.cat([low, high])
     elif stage.strategy == "dos":
         low = dos_sample(features, scores, clusters, **options)
     elif stage.strategy == "greedy":
@@ -48,7 +54,20 @@ def choose(
         assert id_features is not None
         posterior = posterior_between(id_features, [features], check=False)
         low = posterior_sample(features, posterior, wanted, generator, check=False)
-    return low, low
+    if stage.singletons == "random":
+        filled = [_filled(end, wanted) for end in (low, high) if end is not None]
+        distinct = without_repeats(torch.cat(filled), len(scores), generator).split(wanted)
+        low, high = distinct[0], distinct[1] if high is not None else None
+    if stage.share_ends and high is not None:
+        low, high = torch.cat([low, high]), None
+    if stage.ranks is not None:
+        low, high = among[low], None if high is None else among[high]
+    return low, low if high is None else high
+
+
+def _filled(end: Tensor, wanted: int) -> Tensor:
+    """The places of an end, the first of them again until they are so many as wanted."""
+    return torch.cat([end, end[:1].expand(wanted - len(end))])
 
 
 def posterior_between(

@@ -158,3 +158,17 @@ def cluster_ends(
     begins = torch.searchsorted(grouped, grouped)  # where each one's cluster begins
     rank = torch.arange(len(order), device=order.device) - begins
     return order[rank < count]
+
+
+def without_repeats(taken: Tensor, count: int, generator: torch.Generator | None = None) -> Tensor:
+    """Places `taken` (M,) among `count` ≥ M, each repeat replaced by a random one that is not.
+
+    What was there once stays in its place. The host does not wait for the device.
+    """
+    order = torch.arange(len(taken), device=taken.device)
+    first = torch.full((count,), len(taken), device=taken.device)
+    first.scatter_reduce_(0, taken, order, "amin")
+    repeated = first[taken] != order
+    coins = torch.rand(count, generator=generator, device=taken.device)
+    others = (coins + (first < len(taken))).argsort()  # those that are taken last
+    return torch.where(repeated, others[(repeated.cumsum(0) - 1).clamp_min(0)], taken)

@@ -11,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from greg_cert.data.geometry import Crop, conform
 from greg_cert.data.reject import data_error
 
 if TYPE_CHECKING:
@@ -34,6 +35,21 @@ _TURNS = {
     7: "TRANSVERSE",
     8: "ROTATE_90",
 }
+
+
+def fitted(
+    image: Tensor, title: str, *, field: str, channels: int, size: int, crop: Crop
+) -> Tensor:
+    """One decoded image (1 or 3, H, W) as (channels, size, size), by `conform`.
+
+    Raises:
+        DataError: It is smaller than what `crop` is to cut from it.
+    """
+    height, width = image.shape[1:]
+    if crop == "image_size" and min(height, width) < size:
+        expected = f"images of at least {size}x{size} beside crop: image_size"
+        raise data_error(field, expected, f"{title!r} of {height}x{width}")
+    return conform(image[None], channels=channels, size=size, crop=crop)[0]
 
 
 def decode_image(path: Path, *, field: str) -> Tensor:

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from greg_cert.data.files.decode import decode_bytes
+from greg_cert.data.files.decode import decode_bytes, fitted
 from greg_cert.data.files.encoded import (
     BEGIN,
     FileKeys,
@@ -21,7 +21,7 @@ from greg_cert.data.files.encoded import (
 from greg_cert.data.files.listing import Listing
 from greg_cert.data.files.on_disk import FileImages, needs_shape, stays_on_disk
 from greg_cert.data.files.threads import fill
-from greg_cert.data.geometry import centre_side, conform
+from greg_cert.data.geometry import Crop, centre_side
 from greg_cert.data.labels import sound_labels
 from greg_cert.data.reject import data_error
 from greg_cert.data.sources.base import DataSource, Keep, Request
@@ -32,7 +32,7 @@ _CHUNK = 1024  # images decoded before they are put in their places
 
 
 def load_files(
-    listing: Listing, source: DataSource, request: Request, *, place: str, crop: float, keep: Keep
+    listing: Listing, source: DataSource, request: Request, *, place: str, crop: Crop, keep: Keep
 ) -> ImageSet | FileImages:
     """The set of the listed images; only the files that `limit` keeps are ever opened.
 
@@ -62,13 +62,20 @@ def load_files(
         if deep is None or side is None:
             first = _decode(files, int(rows[0]), place)[0]
             deep = deep or len(first)
-            side = side or centre_side(first.shape[1], first.shape[2], crop)
+            side = side or _side(first.shape[1], first.shape[2], crop, field)
         values = len(rows) * deep * side * side
     if stays_on_disk(keep, values):
         shape, sizes = needs_shape(channels, size, field=field), file_sizes(files, rows)
         return FileImages(source.title, place, files, rows, sizes, shape, crop, targets, classes)
     images, keys = _decode_all(files, rows, place, channels, size, crop)
     return ImageSet(source.title, images, targets, classes, keys)
+
+
+def _side(height: int, width: int, crop: Crop, field: str) -> int:
+    """The side that images have where none is configured."""
+    if crop == "image_size":
+        raise data_error(field, "data.image_size beside crop: image_size", "none")
+    return centre_side(height, width, crop)
 
 
 def _decode(files: Files, row: int, field: str) -> tuple[Tensor, bytes]:
@@ -78,11 +85,11 @@ def _decode(files: Files, row: int, field: str) -> tuple[Tensor, bytes]:
 
 
 def _decode_all(
-    files: Files, rows: Rows, field: str, channels: int | None, size: int | None, crop: float
+    files: Files, rows: Rows, field: str, channels: int | None, size: int | None, crop: Crop
 ) -> tuple[Tensor, FileKeys]:
     """All the images as uint8 (N, C, H, W), decoded in several threads, and their files' keys."""
     height, width = _decode(files, int(rows[0]), field)[0].shape[1:]
-    side = size or centre_side(height, width, crop)
+    side = size or _side(height, width, crop, field)
     threads = worth_threads(file_sizes(files, rows[:: max(1, len(rows) // 64)]))
     images = torch.empty((len(rows), channels or 1, side, side), dtype=torch.uint8)
     hashes, begins = np.empty((2, len(rows), 16), np.uint8)
@@ -101,7 +108,8 @@ def _decode_all(
         keys.sizes[at] = len(content)
         for kept, part in ((hashes, content), (begins, content[:BEGIN])):
             kept[at] = np.frombuffer(content_hash(part), np.uint8)
-        return conform(image[None], channels=channels or len(image), size=side, crop=crop)[0]
+        deep, title = channels or len(image), files.title(int(rows[at]))
+        return fitted(image, title, field=field, channels=deep, size=side, crop=crop)
 
     for start in range(0, len(rows), _CHUNK):
         found: list[Tensor] = [images[0]] * min(_CHUNK, len(rows) - start)

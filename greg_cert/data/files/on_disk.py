@@ -7,6 +7,7 @@ label and its file's size. Every call reads anew; the operating system caches fi
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -14,15 +15,19 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from greg_cert.data.files.decode import decode_bytes
+from greg_cert.data.files.decode import decode_bytes, fitted
 from greg_cert.data.files.encoded import BEGIN, Files, Rows, content_hash, worth_threads
 from greg_cert.data.files.threads import fill
-from greg_cert.data.geometry import conform
+from greg_cert.data.geometry import Crop, conform, resized
 from greg_cert.data.reject import data_error
 from greg_cert.data.scale import checked_pixels
 from greg_cert.data.types import Indices, selector, unit_range
 
 MEMORY_BYTES = 4 << 30  # `keep: auto` leaves larger sets on disk
+Part = Callable[[int, int, int], tuple[int, int, int, int] | None]
+"""Which part of a picture is taken: its place among those asked for, height and width to top, left,
+height and width, or None for what is taken anyway.
+"""
 _LOOKED_INTO = 256  # images whose content goes into a fingerprint
 
 
@@ -55,7 +60,7 @@ class FileImages(_OnDisk):
         rows: (N,) its own among them.
         sizes: (N,) bytes of each of its files when it was listed.
         image_shape: What images are brought to.
-        crop: Share of the shorter side that is kept.
+        crop: What is kept of each.
     """
 
     name: str
@@ -64,26 +69,34 @@ class FileImages(_OnDisk):
     rows: Rows
     sizes: Rows
     image_shape: tuple[int, int, int]
-    crop: float = 1.0
+    crop: Crop = 1.0
     labels: Tensor | None = None
     classes: tuple[str, ...] | None = None
 
-    def stored(self, indices: Indices | None = None) -> Tensor:
+    def stored(self, indices: Indices | None = None, box: Part | None = None) -> Tensor:
         """The images at `indices` (all when None), uint8 (B, C, H, W), decoded in several threads.
+
+        Of a picture that `box` gives a part of, that is taken, whatever `crop` is.
 
         Raises:
             DataError: A file cannot be read any more, or is no sound image.
         """
         rows = self.rows[self._at(indices)]
         images = torch.empty((len(rows), *self.image_shape), dtype=torch.uint8)
-        fill(images, lambda at: self._decoded(int(rows[at])), threads=worth_threads(self.sizes))
+        threads = worth_threads(self.sizes)
+        fill(images, lambda at: self._decoded(int(rows[at]), at, box), threads=threads)
         return images
 
-    def _decoded(self, row: int) -> Tensor:
+    def _decoded(self, row: int, at: int, box: Part | None) -> Tensor:
         content = self.files.content(row, field=self.field)
-        image = decode_bytes(content, self.files.title(row), field=self.field)
-        channels, size = self.image_shape[:2]
-        return conform(image[None], channels=channels, size=size, crop=self.crop)[0]
+        title, (channels, size, _) = self.files.title(row), self.image_shape
+        image = decode_bytes(content, title, field=self.field)
+        part = None if box is None else box(at, image.shape[1], image.shape[2])
+        if part is not None:
+            top, left, height, width = part
+            image = image[:, top : top + height, left : left + width]
+            return resized(image[None], channels=channels, size=size)[0]
+        return fitted(image, title, field=self.field, channels=channels, size=size, crop=self.crop)
 
     def subset(self, indices: Indices) -> FileImages:
         """See `Images`; shares the files."""

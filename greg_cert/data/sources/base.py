@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from greg_cert.data.types import Images
 
-Crop = Annotated[float, Field(gt=0, le=1)]
+Crop = Annotated[float, Field(gt=0, le=1)] | Literal["image_size"]
 Keep = Literal["auto", "memory", "disk"]
 
 DRAWN = {"aux": 10_000, "ood": 500}  # how many images are drawn where `n` is not given

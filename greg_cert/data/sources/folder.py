@@ -64,7 +64,7 @@ class FolderSource(DataSource):
     """The same as a text file."""
     crop: Crop = 1.0
     """Share of the shorter side that is kept when images are squared; 0.875 is ImageNet's
-    256-to-224 crop.
+    256-to-224 crop. `image_size`: the centre of that size is cut out and nothing is resized.
     """
     keep: Keep = "auto"
     """Where the images stay: decoded in "memory", or on "disk", from where they are read and

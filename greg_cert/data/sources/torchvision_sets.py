@@ -11,7 +11,9 @@ import warnings
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
+
+from pydantic import model_validator
 
 from greg_cert.data.reject import data_error
 from greg_cert.data.sources.base import Crop, DataSource, Keep, Request
@@ -33,6 +35,7 @@ class _Known:
         photographs: Path and label of each image file, where it is no array of images.
         splits: What torchvision calls our `train` and `test`; None where it takes `train=`.
         classes: How many there are, where torchvision has no names for them.
+        whole: What it calls all the splits, of sets of photographs that lie in one place.
     """
 
     home: str
@@ -41,6 +44,7 @@ class _Known:
     splits: dict[str, str] | None = None
     more: tuple[tuple[str, Any], ...] = ()
     classes: int = 10
+    whole: tuple[str, ...] = ()
 
 
 def _listed(dataset: Any) -> Iterable[tuple[str, int]]:
@@ -55,7 +59,13 @@ _KNOWN = {
     "CIFAR100": _Known(
         "cifar-100-python", "https://www.cs.toronto.edu/~kriz/cifar-100-python.tar.gz"
     ),
-    "DTD": _Known("dtd", "https://www.robots.ox.ac.uk/~vgg/data/dtd/", _listed, _SAME),
+    "DTD": _Known(
+        "dtd",
+        "https://www.robots.ox.ac.uk/~vgg/data/dtd/",
+        _listed,
+        _SAME,
+        whole=("train", "val", "test"),
+    ),
     "EMNIST": _Known(
         "EMNIST",
         "https://biometrics.nist.gov/cs_links/EMNIST/gzip.zip",
@@ -102,14 +112,21 @@ class TorchvisionSource(DataSource):
     """
     root: Path
     """Folder that holds, or is to hold, its files."""
-    split: Literal["train", "test"]
-    """Which of its images."""
+    split: Literal["train", "test", "all"]
+    """Which of its images; `all` is for DTD, whose three parts are one set of textures."""
     download: bool = False
     """Whether it may be fetched."""
     crop: Crop = 1.0
     """As for folders; only for the sets of photographs (DTD, Food101, GTSRB, Places365)."""
     keep: Keep = "auto"
     """As for folders; only for the sets of photographs."""
+
+    @model_validator(mode="after")
+    def _has_the_split(self) -> Self:
+        if self.split == "all" and not _KNOWN[self.dataset].whole:
+            sets = ", ".join(name for name, known in _KNOWN.items() if known.whole)
+            raise ValueError(f"expected split all for {sets} alone, but got {self.dataset}")
+        return self
 
     def _default_title(self) -> str:
         return self.dataset.lower()
@@ -120,7 +137,7 @@ class TorchvisionSource(DataSource):
         if self.dataset == "Places365" and self.split == "train":
             return root / "data_256_standard"
         known = _KNOWN[self.dataset]
-        return root / known.home.format(split=(known.splits or _SAME)[self.split])
+        return root / known.home.format(split=(known.splits or _SAME).get(self.split, self.split))
 
     def place(self) -> Path:
         """See `DataSource`."""
@@ -128,7 +145,8 @@ class TorchvisionSource(DataSource):
 
     def holds(self) -> frozenset[str]:
         """See `DataSource`; two splits lie in one place."""
-        return frozenset({f"{self.dataset}'s {self.split} split"})
+        parts = _KNOWN[self.dataset].whole if self.split == "all" else (self.split,)
+        return frozenset(f"{self.dataset}'s {part} split" for part in parts)
 
     def load(self, request: Request) -> Images:
         """The set; photographs are resized as they are read, the rest keep their size.
@@ -146,15 +164,16 @@ class TorchvisionSource(DataSource):
         from greg_cert.data.types import ImageSet
 
         known, field = _KNOWN[self.dataset], f"{request.field}.root"
-        dataset = _open(self, field=field)
+        parts = _open(self, field=field)
+        dataset = parts[0]
         if known.photographs is None and (self.keep == "disk" or self.crop != 1):
-            name = "keep: disk" if self.keep == "disk" else f"crop: {self.crop:g}"
+            name = "keep: disk" if self.keep == "disk" else f"crop: {self.crop}"
             sets = ", ".join(name for name, k in _KNOWN.items() if k.photographs)
             raise data_error(request.field, f"that only with sets of photographs ({sets})", name)
         names: list[str] = []
         if known.photographs is not None:
             root = str(self.root.expanduser())
-            pairs = list(known.photographs(dataset))
+            pairs = [pair for part in parts for pair in known.photographs(part)]
             names = [os.path.relpath(path, root).replace(os.sep, "/") for path, _ in pairs]
             labels = np.array([label for _, label in pairs], dtype=np.int64)
         else:
@@ -162,11 +181,11 @@ class TorchvisionSource(DataSource):
         classes = tuple(getattr(dataset, "classes", None) or map(str, range(known.classes)))
         if self.dataset == "EMNIST":  # its letters count from 1
             labels, classes = labels.astype(np.int64) - 1, classes[1:]
-        chosen = pick(len(dataset), self.limit, self.seed)
+        count = sum(map(len, parts))
+        chosen = pick(count, self.limit, self.seed)
         kept = None
         if request.labelled:
-            count, section = len(dataset), request.field
-            kept = sound_labels(labels, count, chosen, place=field, field=section)
+            kept = sound_labels(labels, count, chosen, place=field, field=request.field)
             if len(classes) != int(labels.max()) + 1:
                 found = f"labels up to {int(labels.max())}"
                 raise data_error(field, f"all {len(classes)} classes of {self.dataset}", found)
@@ -177,21 +196,24 @@ class TorchvisionSource(DataSource):
         return ImageSet(self.title, images, kept, classes if request.labelled else None)
 
 
-def _open(source: TorchvisionSource, *, field: str) -> Any:
+def _open(source: TorchvisionSource, *, field: str) -> list[Any]:
+    """The sets of torchvision with these images: one, or all the parts of a whole."""
     import numpy as np
     from torchvision import datasets
 
     known = _KNOWN[source.dataset]
-    split: dict[str, Any] = {"train": source.split == "train"}
-    if known.splits is not None:
-        split = {"split": known.splits[source.split]}
+    splits: list[dict[str, Any]] = [{"train": source.split == "train"}]
+    if source.split == "all":
+        splits = [{"split": part} for part in known.whole]
+    elif known.splits is not None:
+        splits = [{"split": known.splits[source.split]}]
     try:
         with warnings.catch_warnings():
             # CIFAR's pickles predate numpy's present rules for dtypes.
             warnings.simplefilter("ignore", np.exceptions.VisibleDeprecationWarning)
             kind = getattr(datasets, source.dataset)
-            root = source.root.expanduser()
-            return kind(root, download=source.download, **split, **dict(known.more))
+            root, more = source.root.expanduser(), dict(known.more)
+            return [kind(root, download=source.download, **split, **more) for split in splits]
     except Exception as error:  # parsers, sockets and archives each raise their own
         remedy = (
             f"Check the connection, or get it from {known.page} by hand"

@@ -28,8 +28,8 @@ def root(tmp_path: Path) -> Path:
 read = partial(picture_files.read, channels=3, size=24)
 
 
-@pytest.mark.parametrize("crop", [1.0, 0.875])
-def test_disk_and_memory_hold_the_same_pixels(root: Path, crop: float) -> None:
+@pytest.mark.parametrize("crop", [1.0, 0.875, "image_size"])
+def test_disk_and_memory_hold_the_same_pixels(root: Path, crop: Any) -> None:
     memory, disk = (read(root, keep=keep, crop=crop) for keep in ("memory", "disk"))
     assert isinstance(memory, ImageSet)
     assert isinstance(disk, FileImages)
@@ -53,6 +53,22 @@ def test_imagenets_crop_is_the_centre_of_the_resized_picture(tmp_path: Path) -> 
     found = read(tmp_path, crop=0.875, labelled=False, channels=1, size=224)
     expected = torch.from_numpy(ramp[144:368].copy())  # 512 -> 256 in the middle, 224 of that
     assert torch.equal(found.stored()[0, 0, 0], expected)
+
+
+@pytest.mark.parametrize("keep", ["memory", "disk"])
+def test_a_crop_of_the_image_size_is_the_centre_itself(tmp_path: Path, keep: str) -> None:
+    framed = np.zeros((36, 36, 3), np.uint8)
+    framed[2:34, 2:34] = inner = picture(32, 32, 3)
+    save(tmp_path / "lsun" / "a" / "1.png", framed)
+    found = read(tmp_path / "lsun", keep=keep, crop="image_size", size=32, labelled=False)
+    assert torch.equal(found.stored()[0], torch.from_numpy(inner).permute(2, 0, 1))
+    with pytest.raises(DataError, match=r"at least 40x40 beside crop: .*1\.png' of 36x36"):
+        read(tmp_path / "lsun", keep=keep, crop="image_size", size=40, labelled=False).stored()
+
+
+def test_a_crop_of_the_image_size_needs_that_size(root: Path) -> None:
+    with pytest.raises(DataError, match=r"data\.image_size beside crop: image_size, but got none"):
+        read(root, crop="image_size", size=None)
 
 
 def test_auto_goes_by_the_decoded_size(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from pydantic import ValidationError
 
 from greg_cert.data.sources.base import Request
 from greg_cert.data.sources.torchvision_sets import _KNOWN, TorchvisionSource
@@ -178,6 +179,8 @@ def write_dtd(root: Path, _: pytest.MonkeyPatch) -> None:
     labels = root / "dtd" / "dtd" / "labels"
     labels.mkdir()
     (labels / "test1.txt").write_text("\n".join(f"{name}/1.jpg" for name in names))
+    (labels / "train1.txt").write_text("woven/1.jpg\nbanded/1.jpg")
+    (labels / "val1.txt").write_text("woven/1.jpg\nbanded/1.jpg")
 
 
 def write_food101(root: Path, _: pytest.MonkeyPatch) -> None:
@@ -233,6 +236,23 @@ def test_sets_of_photographs(
     disk = read(name, tmp_path, shape=(3, 16), keep="disk")
     assert not isinstance(disk, ImageSet)
     assert torch.equal(disk.stored(), loaded.stored())
+
+
+def test_the_whole_of_dtd_is_its_three_parts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_dtd(tmp_path, monkeypatch)
+    for keep in ("memory", "disk"):
+        whole = read("DTD", tmp_path, shape=(3, 16), split="all", keep=keep)
+        assert whole.labels.tolist() == [1, 0, 1, 0, 0, 1]  # train, val, test
+        parts = [read("DTD", tmp_path, shape=(3, 16), split=split) for split in ("train", "test")]
+        assert torch.equal(whole.stored()[[0, 1, 4, 5]], torch.cat([p.stored() for p in parts]))
+    one, whole = (
+        TorchvisionSource(dataset="DTD", root=tmp_path, split=split) for split in ("test", "all")
+    )
+    assert one.holds() < whole.holds()
+    with pytest.raises(ValidationError, match="split all for DTD alone, but got SVHN"):
+        TorchvisionSource(dataset="SVHN", root=tmp_path, split="all")
 
 
 def test_photographs_of_other_sizes_or_cut_short(

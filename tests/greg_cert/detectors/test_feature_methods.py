@@ -9,32 +9,21 @@ import numpy as np
 import pytest
 import pytorch_ood.detector as ood
 import torch
+from feature_data import CENTERS, HEAD, LABELS, TEST, TRAIN, D, K, normal
 from torch import Tensor, nn
 
 from greg_cert.detectors import DETECTORS
+from greg_cert.detectors.features.gaussians import mds, mdspp, rmds
+from greg_cert.detectors.features.neighbours import knn, nnguide
+from greg_cert.detectors.features.prototypes import fdbd, nci, she
+from greg_cert.detectors.features.shaping import ash, ash_b, ash_p, lts, react, scale
+from greg_cert.detectors.features.subspace import vim
+from greg_cert.detectors.features.weights import dice, gradnorm
 from greg_cert.detectors.fitted import Fitted
-from greg_cert.detectors.gaussians import mds, rmds
-from greg_cert.detectors.neighbours import knn, neighbours, nnguide
 from greg_cert.detectors.penultimate import Head
-from greg_cert.detectors.prototypes import fdbd, nci, she
-from greg_cert.detectors.shaping import ash, ash_b, ash_p, lts, react, scale
-from greg_cert.detectors.subspace import vim
-from greg_cert.detectors.weights import dice, gradnorm
 from greg_cert.errors import UsageError
 from greg_cert.scores import energy
 
-D, K = 12, 4
-
-
-def normal(seed: int, *shape: int) -> Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed)).double()
-
-
-HEAD = Head(normal(0, K, D), normal(1, K))
-CENTERS = normal(2, K, D).abs() * 2 + HEAD.weight.clamp(min=0) * 2
-LABELS = torch.arange(160) % K
-TRAIN = (CENTERS[LABELS] + 0.5 * normal(3, 160, D)).clamp(min=0) + 0.01 * normal(4, 160, D).abs()
-TEST = (CENTERS[torch.arange(30) % K] + normal(5, 30, D)).abs()
 ONES = torch.tensor([[1.0, 0.0], [0.0, 1.0]]).double()
 PLAIN = Head(ONES, torch.zeros(2).double())  # two features that are the logits
 
@@ -149,11 +138,18 @@ def test_knn_is_the_distance_to_the_kth_neighbour_at_unit_length() -> None:
 
 
 def test_the_number_of_neighbours_goes_by_the_images_a_class() -> None:
-    cifar = [neighbours(None, 50, 50_000, classes) for classes in (10, 100)]
-    assert cifar == [50, 50]
-    assert [neighbours(None, 50, n, 10) for n in (1169, 600, 100, 7, 1)] == [50, 30, 5, 1, 1]
+    plenty = normal(11, 500, D)  # of K = 4 classes
+    for count, expected in ((500, 50), (400, 50), (160, 20), (9, 1), (1, 1)):
+        assert knn(HEAD, plenty[:count], k=None).options == {"k": expected}
     with pytest.raises(UsageError, match="expected k <= 5, the number of training images"):
-        neighbours(6, 50, 5, 10)
+        knn(HEAD, TRAIN[:5], k=6)
+
+
+def test_nnguides_neighbours_are_at_most_all_training_images() -> None:
+    assert DETECTORS["nnguide"].defaults == {"k": 10}  # the authors'
+    found = nnguide(HEAD, TRAIN[:7], k=10)
+    assert found.options == {"k": 7}
+    assert torch.equal(found.score(TEST), nnguide(HEAD, TRAIN[:7], k=7).score(TEST))
 
 
 def test_nnguide_is_guidance_times_energy() -> None:
@@ -186,6 +182,20 @@ def test_mds_and_rmds_are_numpys() -> None:
         background = (z - x.mean(0)) @ whole @ (z - x.mean(0))
         assert float(plain) == pytest.approx(min(distances), rel=1e-9)
         assert float(relative) == pytest.approx(min(distances) - background, rel=1e-9, abs=1e-8)
+
+
+def test_mdspp_is_numpys_at_unit_length_whatever_the_lengths_are() -> None:
+    x, y = (v / np.linalg.norm(v, axis=1, keepdims=True) for v in (TRAIN.numpy(), TEST.numpy()))
+    labels = LABELS.numpy()
+    means = np.stack([x[labels == k].mean(0) for k in range(K)])
+    precision = np.linalg.inv((x - means[labels]).T @ (x - means[labels]) / len(x))
+    gaps = y[:, None] - means
+    expected = np.einsum("bki,ij,bkj->bk", gaps, precision, gaps).min(1)
+    score = mdspp(HEAD, TRAIN, LABELS).score
+    np.testing.assert_allclose(score(TEST).numpy(), expected, rtol=1e-9)
+    longer = mdspp(HEAD, TRAIN * normal(12, 160, 1).abs(), LABELS).score
+    torch.testing.assert_close(longer(TEST * 7), score(TEST))
+    assert score(torch.zeros(1, D).double()).isfinite()
 
 
 def test_mahalanobis_ignores_constant_features_and_absent_classes() -> None:
@@ -260,7 +270,7 @@ def test_a_far_outlier_scores_above_every_training_sample() -> None:
     far = TRAIN.mean(0) + 50 * away * torch.tensor([[1.0], [-1.0]]).double()
     for method in (
         knn(HEAD, TRAIN, k=None),
-        nnguide(HEAD, TRAIN, k=None),
+        nnguide(HEAD, TRAIN, k=10),
         mds(HEAD, TRAIN, LABELS),
         vim(HEAD, TRAIN, dim=None),
     ):

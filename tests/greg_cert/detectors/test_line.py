@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from greg_cert.detectors.line import contributions, important, line, line_logits
+from greg_cert.detectors.features.line import contributions, important, line, line_logits
 from greg_cert.detectors.penultimate import Head
 
 

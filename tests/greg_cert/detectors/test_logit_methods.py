@@ -4,11 +4,21 @@ import math
 
 import pytest
 import torch
-from pytorch_ood.detector import GEN, Entropy, KLMatching, OpenMax
+import torch.nn.functional as F
+from pytorch_ood.detector import GEN, Entropy, KLMatching, OpenMax, TemperatureScaling
 from scipy.stats import weibull_min
 from torch import Tensor
 
-from greg_cert.detectors.logit_methods import ebo, entropy, gen, klm, mls, msp, openmax
+from greg_cert.detectors.logit_methods import (
+    ebo,
+    entropy,
+    gen,
+    klm,
+    mls,
+    msp,
+    openmax,
+    tempscale,
+)
 from greg_cert.scores import energy, max_logit, max_softmax
 
 
@@ -61,6 +71,43 @@ def test_pytorch_ood_agrees_where_it_does_not_clip() -> None:
     train = normal(2, 80, 6)
     theirs = KLMatching(None).fit_logits(train).predict_logits(logits)
     torch.testing.assert_close(klm(train).score(logits), theirs)
+
+
+def test_tempscale_has_the_least_loss_of_all_temperatures() -> None:
+    """By its derivative in 1/T, of which the loss is a convex function, and by pytorch-ood."""
+    logits, labels = logits_and_labels(3, 400, 5)
+    for scale in (0.3, 1.0, 4.0):
+        t = tempscale(scale * logits, labels, temperature=None).options["temperature"]
+        inverse = torch.tensor(1 / t, dtype=torch.float64, requires_grad=True)
+        loss = F.cross_entropy(scale * logits * inverse, labels)
+        (slope,) = torch.autograd.grad(loss, inverse)
+        assert abs(float(slope)) < 1e-6 * scale
+        theirs = TemperatureScaling(None).fit_logits(scale * logits, labels).t
+        assert loss < F.cross_entropy(scale * logits / theirs, labels) + 1e-12
+    assert t == pytest.approx(
+        tempscale(logits, labels, temperature=None).options["temperature"] * 4
+    )
+
+
+def test_tempscale_is_the_log_odds_of_the_softmax_at_its_temperature() -> None:
+    logits, labels = logits_and_labels(4, 60, 5)
+    p = torch.softmax(logits / 2.5, 1).amax(1)
+    fitted = tempscale(logits, labels, temperature=2.5)
+    assert fitted.options == {"temperature": 2.5}
+    torch.testing.assert_close(fitted.score(logits), torch.log((1 - p) / p))
+    theirs = TemperatureScaling(None)
+    theirs.t.data, theirs._is_fitted = torch.tensor(2.5).double(), True
+    order = fitted.score(logits).argsort()
+    assert torch.equal(theirs.predict_logits(logits).argsort(), order)
+    sure = 100 * F.one_hot(torch.arange(3)).double() * torch.tensor([1.0, 2.0, 3.0]).double()
+    assert (tempscale(sure, torch.arange(3), temperature=1.0).score(sure).diff() < 0).all()
+
+
+def test_where_every_label_is_predicted_the_temperature_is_the_least() -> None:
+    logits = 3 * F.one_hot(torch.arange(5)).double()
+    fitted = tempscale(logits, torch.arange(5), temperature=None)
+    assert fitted.options["temperature"] == pytest.approx(0.05, rel=1e-3)
+    assert fitted.score(logits).isfinite().all()
 
 
 def test_confident_samples_do_not_tie() -> None:

@@ -12,9 +12,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from greg_cert.detectors import DETECTORS, Penultimate, build_detector
-from greg_cert.detectors.inside.coverage import edges
-from greg_cert.detectors.inside.feature_maps import FeatureMaps
-from greg_cert.detectors.inside.gram import row_sums
+from greg_cert.detectors.network.coverage import edges
+from greg_cert.detectors.network.feature_maps import FeatureMaps
+from greg_cert.detectors.network.gram import row_sums
 from greg_cert.errors import UnsupportedModelError, UsageError
 from greg_cert.models import build_model
 from greg_cert.models.normalize import Normalize

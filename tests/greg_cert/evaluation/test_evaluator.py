@@ -18,6 +18,7 @@ from greg_cert.config import parse_config
 from greg_cert.data import DataSplits
 from greg_cert.data.groups import ood_groups
 from greg_cert.data.tensors import splits_from_tensors
+from greg_cert.detectors import build_detector
 from greg_cert.errors import DataError, RunError, UsageError
 from greg_cert.evaluation import Evaluator, evaluate_model
 from greg_cert.evaluation.leaderboard import openood_table, results_table
@@ -118,6 +119,15 @@ def test_saved_scores_are_read_while_nothing_changed(
                 changed.eval_ood()
         with pytest.raises(AssertionError, match="computed again"):
             again.eval_ood("knn:k=4")
+
+
+def test_what_needs_data_that_the_network_did_not_see_is_fitted_on_the_calibration_split() -> None:
+    splits, model = made(), Fixed()
+    evaluator = Evaluator(model, splits)  # one, which keeps the outputs of each split
+    for name in ("tempscale", "klm", "adascale"):
+        seen = splits.calibration if name == "tempscale" else splits.train
+        expected = build_detector(name, model).fit(seen).scores(splits.test)
+        assert np.array_equal(evaluator.detection(name).scores["test"], expected.numpy())
 
 
 def test_store_tells_apart_names_that_look_alike(tmp_path: Path) -> None:

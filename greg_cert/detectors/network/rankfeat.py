@@ -7,7 +7,7 @@ from pytorch_ood.detector import EnergyBased, RankFeat
 from torch import Tensor
 
 from greg_cert.detectors.fitted import Fitted, Score
-from greg_cert.detectors.inside.feature_maps import FeatureMaps
+from greg_cert.detectors.network.feature_maps import FeatureMaps
 from greg_cert.detectors.penultimate import Penultimate
 
 

@@ -10,6 +10,7 @@ features the two agree up to a factor, which a test says.
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from greg_cert.detectors.fitted import Fitted
@@ -26,6 +27,15 @@ def mds(head: Head, train: Tensor, labels: Tensor) -> Fitted:
     means, within = _class_means(train, labels)
     root = _inverse_root(within)
     return Fitted(lambda z: _squared_distances(z, means, root).amin(1))
+
+
+def mdspp(head: Head, train: Tensor, labels: Tensor) -> Fitted:
+    """Mahalanobis++: `mds` of features at length 1, in fitting and in scoring.
+
+    Source: Mueller and Hein, ICML 2025. A feature vector of zeros stays one.
+    """
+    plain = mds(head, F.normalize(train, dim=1), labels).score
+    return Fitted(lambda z: plain(F.normalize(z, dim=1)))
 
 
 def rmds(head: Head, train: Tensor, labels: Tensor) -> Fitted:

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from greg_cert.data import Images
 from greg_cert.detectors.fitted import Fitted
-from greg_cert.detectors.inside.feature_maps import FeatureMaps
+from greg_cert.detectors.network.feature_maps import FeatureMaps
 from greg_cert.detectors.penultimate import Penultimate, batches, rows_of
 
 _HELD_OUT = 10  # of so many training images one is kept from the ranges

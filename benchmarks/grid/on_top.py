@@ -1,0 +1,38 @@
+"""Post-hoc detectors on top of trained runs: what each adds to the run's own score."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+from greg_cert.data import load_data
+from greg_cert.detectors import DETECTORS
+from greg_cert.errors import GregCertError
+from greg_cert.evaluation import Evaluator
+from greg_cert.runs.records import RunFolder, environment
+
+RUNS = ("ce", "energy", "greg", "greg+")
+
+
+def detectors(run: RunFolder) -> dict[str, Any]:
+    """AUROC and FPR95 of each OOD set by every detector, with their published defaults."""
+    evaluator = Evaluator(run.path, load_data(run.config.data), scores=False)
+    found: dict[str, Any] = {}
+    for name in (None, *DETECTORS):
+        begun = time.process_time()
+        try:
+            sets = evaluator.detection(name).sets
+        except GregCertError as error:
+            found[name or "own"] = {"error": " ".join(str(error).split())}
+            continue
+        found[name or "own"] = {
+            "seconds": round(time.process_time() - begun, 1),
+            "ood": {s: {m: values[m] for m in ("auroc", "fpr95")} for s, values in sets.items()},
+        }
+    return {
+        "run": run.config.title,
+        "weights": run.weights_digest,
+        "groups": evaluator.groups,
+        "detectors": found,
+        **environment("cpu, one thread"),
+    }

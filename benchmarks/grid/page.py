@@ -1,0 +1,237 @@
+"""docs/results.md from the cells: tables, and what they say of each claim."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from statistics import mean, stdev
+from typing import Any
+
+from greg_cert.files import write_atomic
+from grid.settled import MATTERS, Cells, settled
+from grid.tasks import RUNS, SEEDS, TASKS
+from grid.verdicts import (
+    Cell,
+    Measure,
+    exceeds,
+    interval,
+    mean_of_sets,
+    median_radius,
+    share,
+    slope,
+    verdict,
+)
+
+MARK = "<!-- The tables below are written by benchmarks/claims.py. -->"
+
+
+def write_page(results: Path, page: Path) -> None:
+    """Write the tables of the page below its mark."""
+    before = page.read_text(encoding="utf-8").partition(MARK)[0] if page.exists() else ""
+    lines = [MARK, ""]
+    for task in TASKS:
+        if cells := read_cells(results / task, TASKS[task].runs):
+            chosen = json.loads((results / task / "chosen.json").read_text(encoding="utf-8"))
+            lines += section(task, cells, chosen)
+            lines += detector_tables(read_cells(results / task / "detectors", TASKS[task].runs))
+    write_atomic(page, before + "\n".join(lines).rstrip() + "\n")
+
+
+def read_cells(folder: Path, runs: Sequence[str]) -> dict[str, dict[int, Cell]]:
+    """The cells that are there."""
+    found: dict[str, dict[int, Cell]] = {}
+    for run in runs:
+        for seed in SEEDS:
+            file = folder / file_name(run, seed)
+            if file.exists():
+                found.setdefault(run, {})[seed] = json.loads(file.read_text(encoding="utf-8"))
+    return found
+
+
+def file_name(run: str, seed: int) -> str:
+    """Of a cell."""
+    return f"{run.replace(', ', '-').replace(' ', '-')}-{seed}.json"
+
+
+def section(task: str, cells: Cells, chosen: Mapping[str, Any]) -> list[str]:
+    """Everything of one task."""
+    one = next(iter(next(iter(cells.values())).values()))
+    every = [cell for of_run in cells.values() for cell in of_run.values()]
+    commits = sorted({str(cell["git_commit"])[:7] for cell in every})
+    versions = sorted({cell["versions"]["torch"] for cell in every})
+    seeds = sorted({seed for of_run in cells.values() for seed in of_run})
+    lines = [
+        f"## {TASKS[task].title}",
+        "",
+        f"Network `{one['model']['name']}`; seeds {', '.join(map(str, seeds))}; "
+        f"torch {', '.join(versions)}, one CPU thread; commits {', '.join(commits)}.",
+        "",
+        *chosen_table(cells, chosen),
+        *detection_table(cells),
+    ]
+    if "radii" in one:
+        lines += [*radius_table(cells, one), *auc_table(cells, one)]
+    claims = [(line.claim, line.runs, line.found, line.verdict) for line in settled(cells)]
+    heads = ("claim", "runs", "found [95 % interval]", "verdict")
+    return [*lines, "Claims:", "", *table(heads, claims)]
+
+
+def table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    """Markdown."""
+    lines = [f"| {' | '.join(heads)} |", "|" + " --- |" * len(heads)]
+    return [*lines, *(f"| {' | '.join(row)} |" for row in rows), ""]
+
+
+def over(cells: Mapping[int, Cell], measure: Measure, digits: int) -> str:
+    """Mean and standard deviation over seeds."""
+    values = [measure(cell) for cell in cells.values()]
+    if any(math.isinf(v) for v in values):
+        return "beyond the longest"
+    if len(values) == 1:
+        return f"{values[0]:.{digits}f}"
+    return f"{mean(values):.{digits}f} ± {stdev(values):.{digits}f}"
+
+
+def chosen_table(cells: Cells, chosen: Mapping[str, Any]) -> list[str]:
+    """The weights, and among which they were chosen."""
+    rows = []
+    for run in cells:
+        if RUNS[run].tries:
+            tried = "; ".join(
+                f"{key} {', '.join(f'{v:g}' for v in values)}"
+                for key, values in RUNS[run].tries.items()
+            )
+            taken = ", ".join(f"{k} {v:g}" for k, v in chosen[run]["chosen"].items())
+            rows.append((run, taken, tried))
+    return ["Weights:", "", *table(("run", "chosen", "among"), rows)]
+
+
+def detection_table(cells: Cells) -> list[str]:
+    """Accuracy, calibration, detection and slopes."""
+    one = next(iter(next(iter(cells.values())).values()))
+    groups = [g for g in ("near", "far") if g in one["groups"].values()]
+    heads = ["run", "accuracy", "ECE"]
+    heads += [f"{m}, {g}" for g in groups for m in ("AUROC", "FPR95")]
+    heads += ["‖∇S‖, ID", "‖∇S‖, OOD", "training, CPU s"]
+    rows = []
+    for run, of_run in cells.items():
+        row = [run]
+        row += [over(of_run, lambda c, k=k: c[k], 3) for k in ("accuracy", "ece")]  # type: ignore[misc]
+        row += [over(of_run, mean_of_sets(m, g), 3) for g in groups for m in ("auroc", "fpr95")]
+        row += [over(of_run, slope(of), 2) for of in ("id", "ood")]
+        seconds = [c["train_seconds"] for c in of_run.values() if c["train_seconds"] is not None]
+        rows.append([*row, f"{mean(seconds):.0f}" if seconds else "–"])
+    sets = list(one["ood"])
+    by_set = [
+        [run, *(over(of_run, lambda c, s=s: c["ood"][s]["auroc"], 3) for s in sets)]  # type: ignore[misc]
+        for run, of_run in cells.items()
+    ]
+    near = ", ".join(name for name, g in one["groups"].items() if g == "near") or "none"
+    return [
+        f"Detection on test data (near OOD: {near}); slopes are medians, the mean over OOD sets; "
+        "training is that of the last stage where the first is shared:",
+        "",
+        *table(heads, rows),
+        "AUROC of each OOD set:",
+        "",
+        *table(("run", *sets), by_set),
+    ]
+
+
+def radius_table(cells: Cells, one: Cell) -> list[str]:
+    """Certified and attacked radii in both norms."""
+    heads = ["run"]
+    for name in ("ℓ2", "ℓ∞"):
+        heads += [f"{name} {k}" for k in ("certified", "attack", "share", "estimate > attack")]
+    heads.append("L̄")
+    rows = []
+    for run, of_run in cells.items():
+        row = [run]
+        for norm, digits in (("2", 3), ("inf", 4)):
+            row += [
+                over(of_run, median_radius(norm, f"radius_{k}"), digits)
+                for k in ("certified", "attack")
+            ]
+            row += [over(of_run, share(norm), 2), over(of_run, exceeds(norm), 2)]
+        rows.append([*row, over(of_run, lambda c: c["lipschitz"], 1)])
+    every = [cell for of_run in cells.values() for cell in of_run.values()]
+    wrong = sum(r["violations"] for cell in every for r in cell["radii"].values())
+    how = "; ".join(
+        f"{'ℓ2' if norm == '2' else 'ℓ∞'} by `{r['settings']['method']}` up to "
+        f"{r['settings']['max_radius']:g}"
+        for norm, r in one["radii"].items()
+    )
+    n = len(one["radii"]["2"]["rows"])
+    return [
+        f"Radii of {n} test samples ({how}); medians over all, those that γ rejects as 0. "
+        "*Certified* is a proof, *attack* an upper bound, *share* the median of one over the "
+        "other where γ accepts; *estimate* is (γ − S)/‖∇S‖, with how often it exceeds "
+        f"the attack. {wrong} certificates contradicted.",
+        "",
+        *table(heads, rows),
+    ]
+
+
+def auc_table(cells: Cells, one: Cell) -> list[str]:
+    """AUROC under perturbation of OOD samples."""
+    sizes = list(next(iter(one["auc"].values())))
+
+    def value(radius: str, place: int) -> Measure:
+        return lambda cell: mean(of_set[radius][place] for of_set in cell["auc"].values())
+
+    rows = [
+        [run, *(over(of_run, value(r, place), 3) for r in sizes for place in (0, 1))]
+        for run, of_run in cells.items()
+    ]
+    heads = [f"{name}, {r}" for r in sizes for name in ("GAUC (proof)", "AAUC (attack)")]
+    return [
+        "AUROC where each OOD sample is moved in the worst way within an ℓ2 ball, mean of sets:",
+        "",
+        *table(("run", *heads), rows),
+    ]
+
+
+def detector_tables(cells: Cells) -> list[str]:
+    """What post-hoc detectors add to a run's own score, the largest gain first."""
+    lines: list[str] = []
+    for run, of_run in cells.items():
+        lines += [
+            f"Claim g: post-hoc detectors on top of {run}, AUROC and its gain over the run's own "
+            "score:",
+            "",
+            *detector_table(of_run),
+        ]
+    return lines
+
+
+def detector_table(of_run: Mapping[int, Cell]) -> list[str]:
+    """Of one run."""
+    one = next(iter(of_run.values()))
+    groups = [g for g in ("near", "far") if g in one["groups"].values()]
+
+    def value(name: str, group: str) -> Measure:
+        found = mean_of_sets("auroc", group)
+        return lambda c: found({"ood": c["detectors"][name]["ood"], "groups": c["groups"]})
+
+    rows: list[tuple[float, list[str]]] = []
+    for name in one["detectors"]:
+        if any("error" in cell["detectors"][name] for cell in of_run.values()):
+            why = next(c["detectors"][name].get("error", "") for c in of_run.values())
+            rows.append((-math.inf, [name, why or "failed for a seed", *["–"] * len(groups)]))
+            continue
+        row, first = [name], 0.0
+        for group in groups:
+            row.append(over(of_run, value(name, group), 3))
+        for group in groups:
+            own = value("own", group)
+            gain = interval([value(name, group)(c) - own(c) for c in of_run.values()])
+            base = mean(own(c) for c in of_run.values())
+            word = verdict(gain, least=MATTERS["auroc"], room=1 - base)
+            row.append("" if name == "own" else f"{gain.text(3)}: {word}")
+            first = first or gain.mean
+        rows.append((math.inf if name == "own" else first, row))
+    rows.sort(key=lambda r: -r[0])
+    heads = ["detector", *(f"AUROC, {g}" for g in groups), *(f"gain, {g}" for g in groups)]
+    return table(heads, [row[: len(heads)] for _, row in rows])

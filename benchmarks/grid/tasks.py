@@ -1,0 +1,240 @@
+"""What the grid of `claims.py` trains: the data, the runs, and what may be chosen for each."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from greg_cert.config import ExperimentConfig, load_config
+
+ROOT = Path(__file__).parents[2]
+SHARED = ROOT.parent / "shared" / "data"
+SEEDS = (0, 1, 2)
+
+Settings = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Run:
+    """One method of the grid: the last stage of a training.
+
+    Attributes:
+        method: preset of that stage.
+        settings: of that stage, beside the preset.
+        tries: values from which those of the grid are chosen, all combinations of them.
+        follows: the run whose chosen values this one takes, before it chooses its own.
+        shared: settings (of `tries` or not) that the first stage has too. A run that has some is
+            trained whole; the others begin with the weights of the task's first stage.
+        whole: whether it is trained whole in any case, as its network has another output.
+    """
+
+    method: str
+    settings: Settings = field(default_factory=dict)
+    tries: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
+    follows: str | None = None
+    shared: tuple[str, ...] = ()
+    whole: bool = False
+
+    def candidates(self) -> Iterator[dict[str, float]]:
+        """The combinations of values to choose from; one empty where there is no choice."""
+        for values in itertools.product(*self.tries.values()):
+            yield dict(zip(self.tries, values, strict=True))
+
+    @property
+    def alone(self) -> bool:
+        """Whether it is trained whole, from weights of its own."""
+        return self.whole or bool(self.shared)
+
+
+_MARGIN = {"lambda_score": (0.01, 0.03, 0.1)}
+_GRADIENT = {"lambda_grad": (0.1, 0.3, 1.0)}
+# Margins that no ID score reaches, as docs/choosing.md explains.
+_FAR = {"m_in": -60.0, "m_out": -4.0, "clip_grad": 5.0, "lambda_lipschitz_ramp": 0.0}
+RUNS: dict[str, Run] = {
+    "ce": Run("ce"),
+    "oe": Run("oe", tries={"lambda_score": (0.15, 0.5, 1.5)}),
+    # The slope of a probability is an order of magnitude below that of the energy.
+    "oe+grad": Run("oe+grad", tries={"lambda_grad": (0.3, 1.0, 3.0, 10.0)}, follows="oe"),
+    "energy": Run("energy", tries=_MARGIN),
+    "greg": Run("greg", tries=_GRADIENT, follows="energy"),
+    "greg+": Run("greg+", tries=_GRADIENT, follows="energy"),
+    "poem": Run("poem", tries=_MARGIN),
+    "poem+grad": Run("poem+grad", tries=_GRADIENT, follows="poem"),
+    "dos": Run("dos", tries={"lambda_score": (0.3, 1.0, 3.0)}, whole=True),
+    "openmix": Run("openmix", tries={"lambda_score": (0.3, 1.0, 3.0)}, whole=True),
+    "energy, far margins": Run(
+        "energy", {**_FAR}, {"lambda_score": (0.0005, 0.002, 0.008)}, shared=("clip_grad",)
+    ),
+    "lipschitz": Run(
+        "energy",
+        {**_FAR},
+        {"lambda_lipschitz": (0.003, 0.01, 0.03), "lambda_score": (0.0005, 0.002)},
+        shared=("lambda_lipschitz", "clip_grad"),
+    ),
+    "lipschitz+grad": Run(
+        "greg",
+        {**_FAR},
+        _GRADIENT,
+        follows="lipschitz",
+        shared=("lambda_lipschitz", "clip_grad"),
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Task:
+    """ID data, outliers, and how long a network is trained on them.
+
+    Attributes:
+        title: of its section.
+        config: file in configs/ whose auxiliary set, network and verification it takes.
+        data: what differs of its data; SHARED and WORK in a path are folders.
+        first: settings of the first stage, cross-entropy.
+        last: settings of the last stage, the method's.
+        runs: names in `RUNS`.
+        samples: test samples certified, the same under all runs; 0 for none.
+    """
+
+    title: str
+    config: str
+    data: Settings
+    first: Settings
+    last: Settings
+    runs: tuple[str, ...] = tuple(RUNS)
+    samples: int = 300
+
+    def experiment(
+        self, run: str, chosen: Settings, seed: int, work: Path, start: Path | None = None
+    ) -> ExperimentConfig:
+        """The configuration of a run, from the weights of the run folder `start` where it can.
+
+        `run` is a name in `runs`, or "start" for the first stage alone.
+        """
+        first: dict[str, Any] = {"method": "ce", **self.first}
+        stages, init = [first], None
+        if run != "start":
+            what = RUNS[run]
+            last = {**self.last, "method": what.method, **what.settings, **chosen}
+            if what.alone:
+                stages = [{**first, **{k: last[k] for k in what.shared}}, last]
+            else:
+                assert start is not None
+                stages, init = [last], str(start.resolve())
+        parts = {
+            **{f"data.{key}": value for key, value in self.data.items()},
+            "train.stages": stages,
+            **({} if init is None else {"train.init": init}),
+            "seed": seed,
+            "name": run,
+        }
+        sets = [f"{key}={json.dumps(value)}" for key, value in parts.items()]
+        sets = [s.replace("SHARED", str(SHARED)).replace("WORK", str(work)) for s in sets]
+        return load_config(ROOT / "configs" / self.config, sets)
+
+
+def make_digit_split(work: Path) -> None:
+    """Write WORK/mnist-split.npz, digits 0 to 7, and WORK/unknown.npy, 8 and 9 of the test set."""
+    path = work / "mnist-split.npz"
+    if path.exists():
+        return
+    stored = np.load(SHARED / "mnist.npz")
+    arrays = {}
+    for part in ("train", "test"):
+        known = stored[f"{part}_labels"] < 8
+        arrays |= {f"{part}_{k}": stored[f"{part}_{k}"][known] for k in ("images", "labels")}
+    work.mkdir(parents=True, exist_ok=True)
+    np.save(work / "unknown.npy", stored["test_images"][~known])
+    np.savez(path, **arrays)
+
+
+def _array(file: str, part: str, **more: Any) -> dict[str, Any]:
+    return {"source": "array", "path": file, "images": f"{part}_images", **more}
+
+
+def _cifar(part: str, **more: Any) -> dict[str, Any]:
+    archive = {"path": "SHARED/cifar10-jpeg.tar.xz", "inside": f"cifar10/{part}"}
+    return {"source": "folder", **archive, **more}
+
+
+_TINY = {
+    "source": "folder",
+    "path": "SHARED/tinyimagenet32-jpeg.tar.xz",
+    "inside": "tinyimagenet32/ood",
+    "name": "tinyimagenet",
+    "group": "near",
+}
+_TINY_FAR = {**_TINY, "group": "far"}  # photographs, beside digits
+_FAR_SETS = [
+    {"source": kind, "n": 1000, "group": "far"}
+    for kind in ("textures", "text", "uniform", "gaussian")
+]
+_DIGITS = _array("SHARED/mnist.npz", "test", limit=1000, name="mnist", group="far")
+_VEHICLES = ["airplane", "automobile", "ship", "truck"]
+_ANIMALS = ["bird", "cat", "deer", "dog", "frog", "horse"]
+_SPLIT = "WORK/mnist-split.npz"
+_MNIST: tuple[Settings, Settings] = (
+    {"epochs": 12, "lr": 0.1, "batch_size": 64, "augment": "shift"},
+    {"epochs": 6, "lr": 0.01, "batch_size": 64, "augment": "shift"},
+)
+_CIFAR: tuple[Settings, Settings] = (
+    {"epochs": 30, "lr": 0.05, "batch_size": 64, "augment": "shift_flip"},
+    {"epochs": 10, "lr": 0.01, "batch_size": 64, "augment": "shift_flip"},
+)
+_SPLIT_RUNS = ("ce", "oe", "oe+grad", "energy", "greg", "greg+", "dos", "lipschitz")
+TASKS: dict[str, Task] = {
+    "mnist": Task(
+        "MNIST (28×28, 10 classes, 5,950 training images)",
+        "mnist_energy.yaml",
+        {"ood": [_TINY_FAR, *_FAR_SETS]},
+        *_MNIST,
+    ),
+    "cifar10": Task(
+        "CIFAR-10 (32×32, 10 classes, 10,200 training images)",
+        "cifar10small_energy.yaml",
+        {"id": _cifar("train", limit=12000), "ood": [_TINY, _DIGITS, *_FAR_SETS]},
+        *_CIFAR,
+    ),
+    "mnist-split": Task(
+        "MNIST, digits 0 to 7 against 8 and 9",
+        "mnist_energy.yaml",
+        {
+            "id": _array(_SPLIT, "train", labels="train_labels", limit=7000),
+            "id_test": _array(_SPLIT, "test", labels="test_labels", limit=2000, name="test"),
+            "ood": [
+                {
+                    "source": "array",
+                    "path": "WORK/unknown.npy",
+                    "name": "digits 8 and 9",
+                    "group": "near",
+                },
+                _TINY_FAR,
+                *_FAR_SETS,
+            ],
+        },
+        *_MNIST,
+        _SPLIT_RUNS,
+        samples=0,
+    ),
+    "cifar10-split": Task(
+        "CIFAR-10, six animals against four vehicles",
+        "cifar10small_energy.yaml",
+        {
+            "id": _cifar("train", classes=_ANIMALS, limit=7200),
+            "id_test": _cifar("test", classes=_ANIMALS, name="test"),
+            "ood": [
+                _cifar("test", classes=_VEHICLES, limit=1000, name="vehicles", group="near"),
+                _TINY,
+                *_FAR_SETS,
+            ],
+        },
+        *_CIFAR,
+        _SPLIT_RUNS,
+        samples=0,
+    ),
+}

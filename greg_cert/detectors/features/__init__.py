@@ -1,0 +1,1 @@
+"""Detectors that read penultimate features and the head, and nothing else of the network."""
