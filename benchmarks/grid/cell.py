@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from greg_cert.certificates.certified_metrics import adversarial_auroc, guaranteed_auroc
+from greg_cert.config import VerifyConfig
 from greg_cert.data import DataSplits, Images, load_data
 from greg_cert.evaluation import Evaluator
 from greg_cert.files import write_atomic
@@ -23,13 +24,9 @@ from greg_cert.verify.attack.plan import AttackPlan
 from greg_cert.verify.run.runs import verify_runs
 from greg_cert.verify.run.selection import choose_samples
 from greg_cert.verify.scorer import Margin, score_function
-from grid.tasks import RUNS, TASKS
+from grid.tasks import RUNS, TASKS, proof
 
 BATCH = 50  # samples certified at once
-PROOFS = {  # norm: method, longest radius, options
-    "2": ("sdp-crown", 3.0, {}),
-    "inf": ("crown", 0.3, {"cuts": 0}),
-}
 AUC_RADII = (0.05, 0.1)  # ℓ2
 AUC_SAMPLES = 60  # of each OOD set
 GRADIENTS = 500  # samples of each set whose gradient is taken
@@ -92,7 +89,7 @@ def measured(
         )
         found["auc"] = perturbed_auc(model, splits, folder.config.score)
         out = folder.path.with_name(f"{folder.path.name}-verify")
-        found["radii"] = {norm: radii(folder, norm, out) for norm in PROOFS}
+        found["radii"] = {norm: radii(folder, norm, out) for norm in ("2", "inf")}
     return found | environment("cpu, one thread")
 
 
@@ -130,17 +127,9 @@ def _some(images: Images, count: int) -> torch.Tensor:
 
 def radii(run: RunFolder, norm: str, out: Path) -> dict[str, Any]:
     """Certified and attacked radii of the same test samples under each run; rejected ones are 0."""
-    method, most, options = PROOFS[norm]
-    settings = run.config.verify.model_copy(
-        update={
-            "method": method,
-            "norm": norm,
-            "samples": TASKS[run.path.parent.name.rpartition("-")[0]].samples,
-            "max_radius": most,
-            "batch": BATCH,
-            "options": options,
-        }
-    )
+    samples = TASKS[run.path.parent.name.rpartition("-")[0]].samples
+    how = proof(run.config.score, norm)
+    settings = VerifyConfig(samples=samples, batch=BATCH, **how)
     done = verify_runs([run], settings, out / norm)
     results = load_results(out / norm)
     name = results.runs[0]
@@ -153,7 +142,7 @@ def radii(run: RunFolder, norm: str, out: Path) -> dict[str, Any]:
             numbers = [0.0] * len(numbers)
         rows.append([index, int(kept[i]), *(_short(v) for v in numbers)])
     return {
-        "settings": {"method": method, "max_radius": most, **options},
+        "settings": how,
         "violations": done.violations,
         "seconds": results.summary.runs[name].seconds,
         "columns": ["index", "accepted", *ROW[1:]],

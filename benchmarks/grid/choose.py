@@ -28,7 +28,7 @@ from greg_cert.files import write_atomic
 from greg_cert.runs.records import RunFolder
 from greg_cert.train import fit
 from greg_cert.verify.run.on_calibration import measure
-from grid.tasks import RUNS, Task
+from grid.tasks import RUNS, Task, proof
 
 ACCURACY, FPR = 0.01, 0.01
 HELD_OUT = 0.1  # share of the auxiliary images
@@ -85,9 +85,9 @@ class Chooser:
             numbers: dict[str, Any] = {"error": " ".join(str(error).split())}
         else:
             seconds = time.process_time() - begun
-            proof = VerifyConfig(method="sdp-crown", samples=SAMPLES, max_radius=3.0, batch=20)
+            how = VerifyConfig(samples=SAMPLES, batch=20, **proof(config.score, "2"))
             model = RunFolder(folder).load_model()
-            of_run = measure(model, splits, held_out, proof, score=config.score)
+            of_run = measure(model, splits, held_out, how, score=config.score)
             numbers = {k: of_run.numbers[k] for k in _KEPT} | {"train_seconds": round(seconds, 1)}
         write_atomic(note, json.dumps(numbers) + "\n")
         print(f"{self.work.name}: {name}: {numbers}", flush=True)

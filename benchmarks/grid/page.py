@@ -159,7 +159,7 @@ def radius_table(cells: Cells, one: Cell) -> list[str]:
     every = [cell for of_run in cells.values() for cell in of_run.values()]
     wrong = sum(r["violations"] for cell in every for r in cell["radii"].values())
     how = "; ".join(
-        f"{'ℓ2' if norm == '2' else 'ℓ∞'} by `{r['settings']['method']}` up to "
+        f"{'ℓ2' if norm == '2' else 'ℓ∞'} by {' and '.join(r['settings']['method'])} up to "
         f"{r['settings']['max_radius']:g}"
         for norm, r in one["radii"].items()
     )
