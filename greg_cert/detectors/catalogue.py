@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 Value = int | float
 Kind = Literal["fraction", "count", "positive", "nonnegative"]
-Needs = Literal["logits", "features", "gradients"]
+Needs = Literal["logits", "features", "network"]
 
 
 @dataclass(frozen=True)
@@ -34,9 +34,10 @@ class DetectorInfo:
     Attributes:
         name: Short name, OpenOOD's where it has one.
         title: What tables call it.
-        module: File below this folder with its code, a function of its name (`-` as `_`).
-        needs: What it reads: logits, penultimate features (and the head), or gradients with
-            respect to the pixels (and so the network itself).
+        module: File below this folder with its code, a function of its name (`-` as `_`); or the
+            full name of a module, in a room that reads this one.
+        needs: What it reads: logits, penultimate features (and the head), or images, on which it
+            runs the network itself.
         source: Authors, title of the paper, venue and year.
         fitted: Whether it has to see ID training data first.
         held_out: Whether that has to be ID data that the network was not trained on instead, such
@@ -66,18 +67,22 @@ class DetectorInfo:
     def method(self) -> Callable[..., Any]:
         """Its code, which gives a `greg_cert.detectors.fitted.Fitted`.
 
-        Called with the `Head` where it needs features, or with the network where it needs
-        gradients; then, where it is fitted, with features (N, D) or logits (N, K) of the training
-        data, or the images themselves where it needs gradients, and labels (N,) where it needs
+        Called with the `Head` where it needs features, or with the `Penultimate` where it needs the
+        network; then, where it is fitted, with features (N, D) or logits (N, K) of the training
+        data, or the images themselves where it needs the network, and labels (N,) where it needs
         them; then with its options by name.
         """
-        code = import_module(f"greg_cert.detectors.{self.module}")
+        above = self.module.startswith("greg_cert.")
+        code = import_module(self.module if above else f"greg_cert.detectors.{self.module}")
         found: Callable[..., Any] = getattr(code, self.name.replace("-", "_"))
         return found
 
 
 _T = Option("temperature", "positive", 1.0, "divides the logits")
 _ASH = (Option("percentile", "fraction", 0.9, "share of the features set to 0"),)
+
+_RADIUS = "radius of the ball in raw pixels, "
+_PASSES = Option("passes", "count", 4000, "most passes of the network that a sample may cost")
 
 _ASH_PAPER = (
     "Djurisic et al., 'Extremely Simple Activation Shaping for Out-of-Distribution Detection', "
@@ -90,6 +95,18 @@ _VIM_PAPER = "Wang et al., 'ViM: Out-Of-Distribution with Virtual-logit Matching
 _SCALING_PAPER = (
     "Hendrycks et al., 'Scaling Out-of-Distribution Detection for Real-World Settings', ICML 2022"
 )
+
+_PRO_PAPER = (
+    "Chen et al., 'Leveraging Perturbation Robustness to Enhance Out-of-Distribution Detection', "
+    "CVPR 2025"
+)
+
+
+def _path(eps: float, steps: int) -> tuple[Option, ...]:
+    """Options of a search that climbs."""
+    size = Option("eps", "nonnegative", eps, "size of a step in raw pixels")
+    return size, Option("steps", "count", steps, "how many")
+
 
 # A table, an entry a detector.
 # fmt: off
@@ -125,12 +142,12 @@ _ALL = (
         options=(Option("tail", "count", 20,
                         "largest distances of a class, which the Weibull fits"),
                  Option("alpha", "count", 3, "how many of the largest logits are revised"))),
-    DetectorInfo("odin", "ODIN", "gradients", "gradients",
+    DetectorInfo("odin", "ODIN", "network.gradients", "network",
         source="Liang et al., 'Enhancing The Reliability of Out-of-distribution Image Detection "
                "in Neural Networks', ICLR 2018",
         options=(Option("temperature", "positive", 1000.0, "divides the logits"),
                  Option("eps", "nonnegative", 0.0014, "step in raw pixels"))),
-    DetectorInfo("adascale", "AdaSCALE-A", "gradients", "gradients",
+    DetectorInfo("adascale", "AdaSCALE-A", "network.gradients", "network",
         source="Regmi, 'AdaSCALE: Adaptive Scaling for OOD Detection', arXiv 2025", fitted=True,
         aliases=("adascale-a",),
         options=(Option("p_min", "fraction", 0.6, "left out of the sum where features shift most"),
@@ -230,6 +247,42 @@ _ALL = (
         source="Liu and Qin, 'Detecting Out-of-Distribution Through the Lens of Neural "
                "Collapse', CVPR 2025", fitted=True,
         options=(Option("alpha", "nonnegative", 1e-4, "weight of the features' l1 norm"),)),
+    DetectorInfo("rankfeat", "RankFeat", "network.rankfeat", "network",
+        source="Song et al., 'RankFeat: Rank-1 Feature Removal for Out-of-distribution Detection', "
+               "NeurIPS 2022", options=(_T,)),
+    DetectorInfo("gram", "Gram", "network.gram", "network",
+        source="Sastry and Oore, 'Detecting Out-of-Distribution Examples with Gram Matrices', ICML "
+               "2020", fitted=True,
+        options=(Option("powers", "count", 10, "orders of the Gram matrices, 1 to this"),)),
+    DetectorInfo("nac", "NAC-UE", "network.coverage", "network",
+        source="Liu et al., 'Neuron Activation Coverage: Rethinking Out-of-distribution Detection "
+               "and Generalization', ICLR 2024", fitted=True,
+        options=(Option("alpha", "positive", 100.0, "steepness of the sigmoid"),
+                 Option("bins", "count", 50, "intervals of a neuron's state, made even"),
+                 Option("full", "count", 50, "training images that cover an interval"),
+                 Option("images", "count", 1000, "training images that are counted"),
+                 Option("layers", "count", None,
+                        "penultimate features and last stages: 4, or all if fewer"))),
+    DetectorInfo("pro-msp", "PRO-MSP", "network.pro", "network", source=_PRO_PAPER,
+        options=(_T, *_path(0.00075, 1))),
+    DetectorInfo("pro-ent", "PRO-ENT", "network.pro", "network", source=_PRO_PAPER,
+        options=_path(0.00035, 2)),
+    DetectorInfo("pro-gen", "PRO-GEN", "network.pro", "network", source=_PRO_PAPER,
+        options=(Option("gamma", "positive", 0.1, "exponent"),
+                 Option("top", "count", 100, "how many of the largest probabilities"),
+                 *_path(0.000025, 3))),
+    DetectorInfo("pro-energy", "PRO energy", "network.pro", "network", source=_PRO_PAPER,
+        aliases=("pro-ebo",), options=(_T, *_path(0.00035, 2))),
+    DetectorInfo("certified-energy", "Certified energy, l-inf (proven bound)",
+        "greg_cert.verify.score_detector", "network",
+        source="proven bound of the score of " + _PRO_PAPER,
+        options=(Option("eps", "positive", 0.0007, _RADIUS + "pro-energy's"), _PASSES)),
+    DetectorInfo("certified-energy-l2", "Certified energy, l2 (proven bound)",
+        "greg_cert.verify.score_detector", "network",
+        source="proven bound of the score of " + _PRO_PAPER,
+        options=(Option("eps", "positive", 0.02,
+                        _RADIUS + "which holds pro-energy's path on 784 of them"),
+                 _PASSES)),
 )
 # fmt: on
 

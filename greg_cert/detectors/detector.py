@@ -70,6 +70,11 @@ class Detector:
         self._score: Score | None = None
 
     @property
+    def reads_images(self) -> bool:
+        """Whether it runs the network itself, so that `Outputs` do not serve."""
+        return self.info.needs == "network"
+
+    @property
     def reads_features(self) -> bool:
         """Whether `Outputs` for it need features."""
         return self.info.needs == "features"
@@ -89,7 +94,7 @@ class Detector:
         """
         if not self.requires_fit:
             return self
-        if self.info.needs == "gradients":
+        if self.reads_images:
             self._make([images])
             return self
         labels = images.labels if labels is None and not isinstance(images, Tensor) else labels
@@ -117,7 +122,7 @@ class Detector:
             UsageError: before `fit`, where the detector requires it.
         """
         self._check_fitted()
-        if self.info.needs == "gradients":
+        if self.reads_images:
             return self._made()(x)
         return self.scores_of_outputs(self.network.outputs(x, features=self.reads_features))
 
@@ -133,12 +138,10 @@ class Detector:
     def scores_of_outputs(self, outputs: Outputs) -> Tensor:
         """Scores (N,) from what the network gives for images (`Penultimate.outputs_of`).
 
-        So that many detectors share one run of the network. Those that need gradients with respect
-        to the images cannot.
+        So that many detectors share one run of the network. Those that run it themselves cannot.
 
         Raises:
-            UsageError: as a call, if the features are missing or not finite, or for a detector that
-                needs gradients.
+            UsageError: as a call, if the features are missing or not finite, or for one of those.
         """
         self._check_fitted()
         values, score = self._read(outputs), self._made()
@@ -165,8 +168,8 @@ class Detector:
 
     def _read(self, outputs: Outputs) -> Tensor:
         """What the method reads of the outputs: features or logits, all finite."""
-        if self.info.needs == "gradients":
-            raise UsageError(f"detector {self.name}: expected images, which it differentiates by")
+        if self.reads_images:
+            raise UsageError(f"detector {self.name}: expected images, on which it runs the network")
         values = outputs.features if self.reads_features else outputs.logits
         if values is None:
             raise UsageError(f"detector {self.name}: expected outputs with features, but got none")

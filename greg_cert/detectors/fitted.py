@@ -16,5 +16,5 @@ Score = Callable[[Tensor], Tensor]
 class Fitted:
     """A method that is ready to score."""
 
-    score: Score  # (B, K) logits, or (B, D) features, to (B,) scores; higher = more OOD
+    score: Score  # logits (B, K), features (B, D) or images to scores (B,); higher = more OOD
     options: Mapping[str, Value] = field(default_factory=dict)  # those that a rule picked

@@ -118,6 +118,11 @@ class Penultimate:
         return Outputs(logits, torch.cat(read) if read else None)
 
     @property
+    def module(self) -> nn.Module:
+        """The frozen float64 copy itself, in evaluation mode; its outputs are not cut to K."""
+        return self._twin
+
+    @property
     def head(self) -> Head:
         """W (K, D) and b (K,) of the ID classes, on the CPU; zeros where the layer has no bias.
 
@@ -175,6 +180,11 @@ def batches(images: Images | Tensor) -> Iterator[Tensor]:
         yield from map(unit_range, images.split(batch_size(_checked(images).shape[1:])))
     else:
         yield from set_batches(images)
+
+
+def rows_of(images: Images | Tensor, indices: Tensor) -> Images | Tensor:
+    """The images at `indices` (M,) of a set, or of raw images (N, C, H, W)."""
+    return images[indices] if isinstance(images, Tensor) else images.subset(indices)
 
 
 def _checked(images: Tensor) -> Tensor:

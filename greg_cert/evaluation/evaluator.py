@@ -241,7 +241,7 @@ class Evaluator:
             self._tell(0, steps, f"{title}: fit")
             part = "calibration" if detector.info.held_out else "train"
             images = self.data.calibration if detector.info.held_out else self.data.train
-            if detector.info.needs == "gradients":
+            if detector.reads_images:
                 detector.fit(images)
             else:
                 seen = self._outputs(part, images, detector.reads_features)
@@ -252,7 +252,7 @@ class Evaluator:
             if detector is None:
                 logits = self._test_logits if part == "test" else logits_of(self.model, images)
                 scores = score_of(name)(logits)
-            elif detector.info.needs == "gradients":
+            elif detector.reads_images:
                 scores = detector.scores(images)
             else:
                 seen = self._outputs(part, images, detector.reads_features)

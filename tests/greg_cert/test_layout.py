@@ -168,7 +168,9 @@ PACKAGE = {
     "detectors": ("core", "data", "models", "runs"),
     "report": ("certificates", "config", "core", "runs"),
     "evaluation": ("core", "data", "detectors", "report", "runs"),
-    "verify": ("certificates", "config", "core", "data", "evaluation", "models", "runs"),
+    "verify": (
+        *("certificates", "config", "core", "data", "detectors", "evaluation", "models", "runs"),
+    ),
     "train": ("config", "core", "data", "models", "report", "runs", "verify"),
     "cli": (
         *("certificates", "config", "core", "data", "detectors", "evaluation", "report", "runs"),

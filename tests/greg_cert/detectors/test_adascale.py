@@ -88,14 +88,14 @@ def test_adascale_refuses_what_it_cannot_do() -> None:
     with pytest.raises(UsageError, match=r"expected p_min <= p_max, 0.5, but got 0.6"):
         build_detector("adascale", network(), p_max=0.5).fit(images(1, 5))
     detector = build_detector("adascale", network())
-    with pytest.raises(UsageError, match="expected images, which it differentiates by"):
+    with pytest.raises(UsageError, match="expected images, on which it runs the network"):
         detector.fit_outputs(detector.network.outputs(images(1, 5)))
     defaults = {"p_min": 0.6, "p_max": 0.85, "weight": 10.0, "share": 0.05, "eps": 0.113}
     assert DETECTORS["adascale"].defaults == defaults  # the author's
 
 
 def test_adascale_is_fitted_on_evenly_spaced_images(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("greg_cert.detectors.gradients._MOST_IMAGES", 4)
+    monkeypatch.setattr("greg_cert.detectors.network.gradients._MOST_IMAGES", 4)
     train, test = images(1, 11), images(2, 6)
     few = build_detector("adascale", network()).fit(train).scores(test)
     chosen = build_detector("adascale", network()).fit(train[[0, 2, 5, 8]]).scores(test)

@@ -19,7 +19,7 @@ from greg_cert.metrics import auroc
 from greg_cert.models import build_model
 
 FITTED = [name for name, info in DETECTORS.items() if info.fitted]
-ON_OUTPUTS = [name for name, info in DETECTORS.items() if info.needs != "gradients"]
+ON_OUTPUTS = [name for name, info in DETECTORS.items() if info.needs != "network"]
 
 
 @pytest.fixture(scope="module")

@@ -12,7 +12,7 @@ from torch import Tensor
 from greg_cert.data import Images
 from greg_cert.detectors.features.shaping import sum_ratio
 from greg_cert.detectors.fitted import Fitted
-from greg_cert.detectors.penultimate import Penultimate, batches
+from greg_cert.detectors.penultimate import Penultimate, batches, rows_of
 from greg_cert.errors import UsageError
 from greg_cert.scores import energy
 
@@ -89,7 +89,7 @@ def adascale(
 
     if len(images) > _MOST_IMAGES:
         chosen = torch.arange(_MOST_IMAGES) * len(images) // _MOST_IMAGES
-        images = images[chosen] if isinstance(images, Tensor) else images.subset(chosen)
+        images = rows_of(images, chosen)
     seen = torch.cat([shifted(x)[1] for x in batches(images)]).sort().values
     head = network.head
 
