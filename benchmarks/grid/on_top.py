@@ -11,14 +11,15 @@ from greg_cert.errors import GregCertError
 from greg_cert.evaluation import Evaluator
 from greg_cert.runs.records import RunFolder, environment
 
-RUNS = ("ce", "energy", "greg", "greg+")
+RUNS = ("energy", "greg+")
+_LEFT_OUT = ("certified-energy-l2",)  # as `certified-energy`, at several times its cost
 
 
 def detectors(run: RunFolder) -> dict[str, Any]:
-    """AUROC and FPR95 of each OOD set by every detector, with their published defaults."""
+    """AUROC and FPR95 of each OOD set by post-hoc detectors, with their published defaults."""
     evaluator = Evaluator(run.path, load_data(run.config.data), scores=False)
     found: dict[str, Any] = {}
-    for name in (None, *DETECTORS):
+    for name in (None, *(name for name in DETECTORS if name not in _LEFT_OUT)):
         begun = time.process_time()
         try:
             sets = evaluator.detection(name).sets
