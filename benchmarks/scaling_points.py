@@ -31,6 +31,7 @@ from greg_cert.verify.run.runs import verify_runs
 Action = Callable[[], dict[str, Any] | None]
 DIM = 128  # of features, where they do not grow
 PER_IMAGE = 6  # candidates for each ID image
+POOL_PART = 2**14  # rows of a pool that the posterior is given at once
 RUNS = 6
 SLOPE = 0.05  # distance of the threshold, in slopes
 
@@ -78,7 +79,7 @@ def posterior(grows: str, _: Path, size: int) -> Action:
     generator = torch.Generator().manual_seed(0)
 
     def action() -> None:
-        found = posterior_between(known, [features])
+        found = posterior_between(known, features.split(POOL_PART))
         posterior_sample(features, found, len(known), generator)
 
     action()
