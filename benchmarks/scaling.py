@@ -102,9 +102,9 @@ def table(parts: dict[str, Any]) -> str:
             rows, fit = series["points"], series["exponents"]
             cells = [name, f"{series['axis']} " + _joined(f"{r['size']:,}" for r in rows)]
             cells += [_joined(f"{r['seconds']:.3g}" for r in rows), _exponents(fit, "seconds")]
-            cells += [_joined(f"{r['peak_bytes'] / MIB:.3g}" for r in rows)]
+            cells += [_joined(_mib(r["peak_bytes"]) for r in rows)]
             cells += [_exponents(fit, "peak_bytes")]
-            cells += [_joined(f"{r[k] / MIB:.3g}" for r in rows if k in r) for k in extra]
+            cells += [_joined(_mib(r[k]) for r in rows if k in r) for k in extra]
             lines.append(_row(cells))
         lines.append("")
     return "\n".join(lines)
@@ -125,6 +125,10 @@ def _row(cells: list[str]) -> str:
 
 def _joined(texts: Any) -> str:
     return " / ".join(texts)
+
+
+def _mib(count: float) -> str:
+    return f"{count / MIB:.3g}" if count < 999.5 * MIB else f"{count / MIB:,.0f}"
 
 
 def _exponents(fit: dict[str, float | None], key: str) -> str:
