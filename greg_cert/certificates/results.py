@@ -86,7 +86,7 @@ class Results:
         found: dict[str, None] = {}
         for frame in (self.ood, self.ood_scores):
             if frame is not None:
-                found |= dict.fromkeys(frame.loc[frame["run"] == run, "dataset"])
+                found |= dict.fromkeys(frame.loc[frame["run"] == run, "dataset"].unique())
         return tuple(found)
 
     def ood_of(self, run: str, dataset: str) -> pd.DataFrame | None:

@@ -14,6 +14,7 @@ from greg_cert.detectors.fitted import Score
 from greg_cert.detectors.names import check_options, parse_detector
 from greg_cert.detectors.penultimate import Outputs, Penultimate, batches
 from greg_cert.errors import UsageError
+from greg_cert.runs.inference import gathered
 
 _ROWS = 2048  # of features or logits scored at once
 
@@ -132,7 +133,8 @@ class Detector:
         Raises:
             UsageError: as a call.
         """
-        return torch.cat([self(x) for x in batches(images)])
+        (scores,) = gathered(((self(x),) for x in batches(images)), len(images))
+        return scores
 
     @torch.no_grad()
     def scores_of_outputs(self, outputs: Outputs) -> Tensor:
@@ -145,7 +147,9 @@ class Detector:
         """
         self._check_fitted()
         values, score = self._read(outputs), self._made()
-        return torch.cat([score(rows).to(torch.float64) for rows in values.split(_ROWS)])
+        parts = ((score(rows).to(torch.float64),) for rows in values.split(_ROWS))
+        (scores,) = gathered(parts, len(values))
+        return scores
 
     def _check_fitted(self) -> None:
         if self.requires_fit and self._score is None:

@@ -13,7 +13,7 @@ from greg_cert.data import Images
 from greg_cert.data.types import unit_range
 from greg_cert.errors import UnsupportedModelError, UsageError
 from greg_cert.models import Classifier
-from greg_cert.runs.inference import batch_size, device_of, evaluation_copy, set_batches
+from greg_cert.runs.inference import batch_size, device_of, evaluation_copy, gathered, set_batches
 
 
 class Head(NamedTuple):
@@ -112,10 +112,11 @@ class Penultimate:
 
     def outputs_of(self, images: Images | Tensor, *, features: bool = True) -> Outputs:
         """`outputs` of a whole set, in batches; images on disk are decoded meanwhile."""
-        parts = [self.outputs(x, features=features) for x in batches(images)]
-        logits = torch.cat([part.logits for part in parts])
-        read = [part.features for part in parts if part.features is not None]
-        return Outputs(logits, torch.cat(read) if read else None)
+
+        def part(x: Tensor) -> tuple[Tensor, ...]:
+            return tuple(t for t in self.outputs(x, features=features) if t is not None)
+
+        return Outputs(*gathered(map(part, batches(images)), len(images)))
 
     @property
     def module(self) -> nn.Module:

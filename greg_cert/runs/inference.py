@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import itertools
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Iterable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -81,5 +81,27 @@ def logits_of(
     device = device or device_of(model)
     twin = evaluation_copy(model, dtype, device)
     with contextlib.closing(set_batches(images)) as ready:
-        parts = [twin(pixels.to(device, dtype)).cpu() for pixels in ready]
-    return torch.cat(parts)
+        parts = ((twin(pixels.to(device, dtype)).cpu(),) for pixels in ready)
+        (logits,) = gathered(parts, len(images))
+    return logits
+
+
+def gathered(parts: Iterable[tuple[Tensor, ...]], count: int) -> list[Tensor]:
+    """Each of several tensors of `count` rows, of which every part brings the next ones.
+
+    What `torch.cat` would give, but no part outlives its turn: thousands of small tensors, each
+    allocated above the activations of its batch, keep the heap from being used again, and memory
+    grows by those of every batch.
+    """
+    whole: list[Tensor] = []
+    begin = 0
+    for part in parts:
+        if not whole:
+            whole = [rows.new_empty((count, *rows.shape[1:])) for rows in part]
+        end = begin + len(part[0])
+        for kept, rows in zip(whole, part, strict=True):
+            kept[begin:end] = rows
+            del rows
+        begin = end
+        del part
+    return whole

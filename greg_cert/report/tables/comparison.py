@@ -8,11 +8,8 @@ certified radii, the runs and OOD sets, the runs and single methods.
 
 from __future__ import annotations
 
-import inspect
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -20,12 +17,12 @@ import pandas as pd
 from greg_cert.certificates.method_columns import OPTIONAL_METHODS, holds
 from greg_cert.certificates.methods import PROOF
 from greg_cert.certificates.results import Results
+from greg_cert.report.tables.bootstrap import resampled_medians
 from greg_cert.report.wording import one_line, p_value
 
 CONFIDENCE = 0.95
 RESAMPLES = 9999
 CERTIFIED = "certified radii"
-_BATCH_ELEMENTS = 2_000_000  # resampled values held at once, about 16 MB an array
 
 
 @dataclass(frozen=True)
@@ -72,17 +69,6 @@ class Comparison:
             return False
         p = self.p if self.holm is None else self.holm
         return p is not None and p < 1 - CONFIDENCE
-
-
-def ratio_of_medians(run: np.ndarray, baseline: np.ndarray, axis: int = -1) -> Any:
-    """Median of `run` over median of `baseline` along `axis`; not finite where the latter is 0."""
-    with np.errstate(divide="ignore", invalid="ignore"):
-        return np.median(run, axis=axis) / np.median(baseline, axis=axis)
-
-
-def median_difference(run: np.ndarray, baseline: np.ndarray, axis: int = -1) -> Any:
-    """Median of the paired differences `run - baseline` along `axis`."""
-    return np.median(run - baseline, axis=axis)
 
 
 def holm(p_values: Sequence[float | None]) -> list[float | None]:
@@ -158,18 +144,17 @@ def _compare(
     )
     from scipy import stats  # takes a second to import, which most commands need not wait for
 
-    ratio = float(ratio_of_medians(run, baseline))
     low, high, least, most = _intervals(run, baseline, seed, resamples)
-    defined = bool(np.isfinite(ratio))
+    middle = float(np.median(baseline))
     return Comparison(
         str(ours["run"].iloc[0]),
         str(theirs["run"].iloc[0]),
         len(both),
-        ratio if defined else None,
-        low if defined else None,
-        high if defined else None,
+        float(np.median(run)) / middle if middle else None,
+        low if middle else None,
+        high if middle else None,
         float(stats.wilcoxon(run, baseline).pvalue) if (run != baseline).any() else None,
-        float(median_difference(run, baseline)),
+        float(np.median(run - baseline)),
         least,
         most,
     )
@@ -181,30 +166,14 @@ def _intervals(
     """Ends of the intervals of the ratio and of the difference, over the same resamples."""
     if len(ours) < 2:
         return None, None, None, None
-    from scipy import stats
-
-    def both(run: np.ndarray, baseline: np.ndarray, axis: int = -1) -> np.ndarray:
-        return np.stack([f(run, baseline, axis) for f in (ratio_of_medians, median_difference)])
-
-    # scipy 1.15 renamed the argument.
-    name = "rng" if "rng" in inspect.signature(stats.bootstrap).parameters else "random_state"
-    with warnings.catch_warnings():
-        # Resampled baseline medians of 0 are dealt with below.
-        warnings.simplefilter("ignore")
-        found = stats.bootstrap(
-            (ours, theirs),
-            both,
-            n_resamples=resamples,
-            batch=max(1, _BATCH_ELEMENTS // len(ours)),
-            vectorized=True,
-            paired=True,
-            confidence_level=CONFIDENCE,
-            method="percentile",  # BCa's jackknife degenerates on a median
-            **{name: np.random.default_rng(seed)},
-        )
-    low, high = (tuple(map(float, ends)) for ends in found.confidence_interval)
-    finite = bool(np.isfinite(found.bootstrap_distribution[0]).all())
-    return low[0] if finite else None, high[0] if finite else None, low[1], high[1]
+    # Percentiles of the resamples: BCa's jackknife degenerates on a median.
+    medians = resampled_medians(np.stack([ours, theirs, ours - theirs]), resamples, seed)
+    tails = [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2]
+    least, most = map(float, np.quantile(medians[:, 2], tails))
+    if not medians[:, 1].all():
+        return None, None, least, most
+    low, high = map(float, np.quantile(medians[:, 0] / medians[:, 1], tails))
+    return low, high, least, most
 
 
 def comparison_lines(comparisons: Sequence[Comparison]) -> list[str]:
