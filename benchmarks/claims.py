@@ -5,9 +5,9 @@ Run: python benchmarks/claims.py [TASK …] --work WORK [--runs RUN …] [--seed
 
 A TASK is a key of `grid.tasks.TASKS`, by default all; a RUN a key of `grid.tasks.RUNS`. For each
 task the weights λ are chosen first, on calibration data (`grid.choose`), and written to
-docs/results/TASK/chosen.json; with `--choose` that is all. Then each run and seed is a cell:
-trained, evaluated, certified and attacked (`grid.cell`), and written to
-docs/results/TASK/RUN-SEED.json; with `--detectors` the runs of `grid.on_top` are scored by all
+docs/results/TASK/chosen.json, or taken from another task; with `--choose` that is all. Then each
+run and seed is a cell: trained, evaluated, certified and attacked (`grid.cell`), and written to
+docs/results/TASK/RUN-SEED.json; with `--detectors` the runs of `grid.on_top` are scored by
 post-hoc detectors, too, as docs/results/TASK/detectors/RUN-SEED.json. What is there is not done
 again, and WORK keeps run folders and certificates, so that an interrupted cell goes on where it
 was. All of it runs on one CPU thread.
@@ -63,8 +63,8 @@ def cells(task: str, given: argparse.Namespace) -> None:
     """Choose the weights of a task, then fill its cells."""
     work = given.work.resolve()
     make_digit_split(work)
-    folder = RESULTS / task
-    chooser = Chooser(TASKS[task], work / f"{task}-choose", folder / "chosen.json")
+    folder, of = RESULTS / task, TASKS[task].weights or task
+    chooser = Chooser(TASKS[of], work / f"{of}-choose", RESULTS / of / "chosen.json")
     runs = [run for run in TASKS[task].runs if run in given.runs]
     chosen = chooser(runs)
     for seed in () if given.choose else given.seeds:

@@ -33,8 +33,8 @@ def write_page(results: Path, page: Path) -> None:
     lines = [MARK, ""]
     for task in TASKS:
         if cells := read_cells(results / task, TASKS[task].runs):
-            chosen = json.loads((results / task / "chosen.json").read_text(encoding="utf-8"))
-            lines += section(task, cells, chosen)
+            weights = results / (TASKS[task].weights or task) / "chosen.json"
+            lines += section(task, cells, json.loads(weights.read_text(encoding="utf-8")))
             lines += detector_tables(read_cells(results / task / "detectors", TASKS[task].runs))
     write_atomic(page, before + "\n".join(lines).rstrip() + "\n")
 
@@ -68,7 +68,7 @@ def section(task: str, cells: Cells, chosen: Mapping[str, Any]) -> list[str]:
         f"Network `{one['model']['name']}`; seeds {', '.join(map(str, seeds))}; "
         f"torch {', '.join(versions)}, one CPU thread; commits {', '.join(commits)}.",
         "",
-        *chosen_table(cells, chosen),
+        *chosen_table(task, cells, chosen),
         *detection_table(cells),
     ]
     if "radii" in one:
@@ -94,7 +94,7 @@ def over(cells: Mapping[int, Cell], measure: Measure, digits: int) -> str:
     return f"{mean(values):.{digits}f} ± {stdev(values):.{digits}f}"
 
 
-def chosen_table(cells: Cells, chosen: Mapping[str, Any]) -> list[str]:
+def chosen_table(task: str, cells: Cells, chosen: Mapping[str, Any]) -> list[str]:
     """The weights, and among which they were chosen."""
     rows = []
     for run in cells:
@@ -105,7 +105,12 @@ def chosen_table(cells: Cells, chosen: Mapping[str, Any]) -> list[str]:
             )
             taken = ", ".join(f"{k} {v:g}" for k, v in chosen[run]["chosen"].items())
             rows.append((run, taken, tried))
-    return ["Weights:", "", *table(("run", "chosen", "among"), rows)]
+    whose = TASKS[task].weights
+    return [
+        f"Weights{f', those of {whose}' if whose else ''}:",
+        "",
+        *table(("run", "chosen", "among"), rows),
+    ]
 
 
 def detection_table(cells: Cells) -> list[str]:
