@@ -11,6 +11,7 @@ from grid.verdicts import (
     Cell,
     Interval,
     Measure,
+    exceeds,
     harmless,
     interval,
     mean_of_sets,
@@ -26,9 +27,11 @@ PENALTY: tuple[Pair, ...] = (("oe+grad", "oe"), ("greg", "energy"), ("poem+grad"
 TWO_ENDED: tuple[Pair, ...] = (("greg+", "greg"),)
 PROOF: tuple[Pair, ...] = (("lipschitz", "energy"), ("lipschitz", "energy, far margins"))
 PENALISED = (*PENALTY, ("greg+", "energy"), *PROOF)
+ESTIMATED = ("energy", "greg", "greg+", "lipschitz")
 _POINT = 0.01  # of accuracy
 MATTERS = {"auroc": 0.005, "fpr95": 0.01}  # the smallest gains
 _RATIO = math.log(1.05)
+_SOME = 0.01  # of the samples
 
 
 @dataclass(frozen=True)
@@ -71,6 +74,15 @@ def settled(cells: Cells) -> Iterator[Line]:
             for kind in ("certified", "attack"):
                 radius = median_radius(norm, f"radius_{kind}")
                 yield _ratio("e: radii grow", pair, cells, f"{kind}, {title}", radius, 1)
+    for run in (run for run in ESTIMATED if run in cells and "radii" in one):
+        for norm, title in (("2", "ℓ2"), ("inf", "ℓ∞")):
+            found = interval([exceeds(norm)(cell) for cell in cells[run].values()])
+            yield Line(
+                "f: the estimate (γ − S)/‖∇S‖ exceeds an attack",
+                run,
+                f"{title}: {found.text(0, 100)} % of the accepted samples",
+                verdict(found, least=_SOME, room=math.inf),
+            )
 
 
 def _known(pairs: Sequence[Pair], cells: Cells) -> list[Pair]:
