@@ -23,7 +23,7 @@ from typing import Any
 from greg_cert.config import VerifyConfig
 from greg_cert.data import DataSplits, Images, load_data
 from greg_cert.data.withheld import hold_out
-from greg_cert.errors import TrainingError
+from greg_cert.errors import ConfigError, TrainingError
 from greg_cert.files import write_atomic
 from greg_cert.runs.records import RunFolder
 from greg_cert.train import fit
@@ -81,7 +81,7 @@ class Chooser:
         begun = time.process_time()
         try:
             fit(config, splits, folder, resume=folder.exists())
-        except TrainingError as error:
+        except (ConfigError, TrainingError) as error:
             numbers: dict[str, Any] = {"error": " ".join(str(error).split())}
         else:
             seconds = time.process_time() - begun

@@ -200,7 +200,7 @@ class Summary(_Record):
     baseline: str | None = None
     score: str = "energy"
     engine: str | None = None
-    method: str | None = None
+    method: str | list[str] | None = None
     methods: list[str] = Field(default_factory=list)
     classes: list[str] = Field(default_factory=list)
     complete: bool = True

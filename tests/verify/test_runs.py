@@ -83,6 +83,15 @@ def test_the_summary_keeps_the_contract_and_agrees_with_the_rows(verified: Path)
             assert key in run
 
 
+def test_several_methods_at_once_are_written_and_read(
+    trained: dict[str, RunFolder], tmp_path: Path
+) -> None:
+    settings = VerifyConfig(samples=3, method=("lipschitz", "crown"), cuts=0)
+    verify_runs([trained["fast"]], settings, tmp_path)
+    summary = load_results(tmp_path).summary
+    assert (summary.method, summary.methods) == (["lipschitz", "crown"], ["crown", "lipschitz"])
+
+
 def test_threshold_and_metrics_follow_from_the_weights(
     verified: Path, trained: dict[str, RunFolder]
 ) -> None:

@@ -81,7 +81,7 @@ def summary_of(job: Job, done: Verification, baseline: str | None) -> dict[str, 
         "sides": list(settings.sides),
         "score": job.runs[0].score,
         "clip": False,
-        "method": settings.method,
+        "method": asked if isinstance(asked := settings.method, str) else list(asked),
         "methods": list(chosen_methods(settings.method)),
         "correct": settings.correct,
         "smoothing": {
