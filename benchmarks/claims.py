@@ -24,7 +24,7 @@ from typing import Any
 
 import torch
 from grid import on_top
-from grid.cell import measured, trained
+from grid.cell import measured, task_data, trained
 from grid.choose import Chooser
 from grid.page import file_name, write_page
 from grid.tasks import ROOT, RUNS, SEEDS, TASKS, make_digit_split
@@ -78,7 +78,7 @@ def cells(task: str, given: argparse.Namespace) -> None:
             file = folder / "detectors" / file_name(run, seed)
             if given.detectors and not file.exists():
                 done = trained(task, run, chosen[run]["chosen"], seed, work)
-                write(file, on_top.detectors(done))
+                write(file, on_top.detectors(done, task_data(task, work)))
 
 
 def write(file: Path, found: dict[str, Any]) -> None:

@@ -19,10 +19,11 @@ import time
 import warnings
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from statistics import mean, median, stdev
+from statistics import mean, median
 from typing import Any
 
 import torch
+from page_parts import folder_name, spread, table
 
 from greg_cert.config import load_config
 from greg_cert.data import load_data
@@ -117,11 +118,6 @@ GRID = {
         100,
     ),
 }
-
-
-def folder_name(run: str) -> str:
-    """Of a run, as part of a path."""
-    return run.replace(", ", "-").replace(" ", "-")
 
 
 def trained(data: str, seed: int, work: Path) -> dict[str, tuple[RunFolder, float]]:
@@ -233,13 +229,6 @@ def cell(data: str, seed: int, work: Path, samples: int | None) -> dict[str, Any
     }
 
 
-def spread(values: list[float], digits: int) -> str:
-    """Mean and standard deviation."""
-    if len(values) == 1:
-        return f"{values[0]:.{digits}f}"
-    return f"{mean(values):.{digits}f} ± {stdev(values):.{digits}f}"
-
-
 def section(data: str, cells: list[dict[str, Any]]) -> list[str]:
     """Markdown of one kind of data."""
     grid = GRID[data]
@@ -254,10 +243,10 @@ def section(data: str, cells: list[dict[str, Any]]) -> list[str]:
         f"{MAX_RADIUS:g}); {sum(c['violations'] for c in cells)} certificates contradicted; "
         f"torch {', '.join(versions)}, one CPU thread; commits {', '.join(commits)}.",
         "",
-        "| run | accuracy | ECE | AUROC, mean of sets | FPR95, mean of sets | certified (proof) "
-        "| attack (upper bound) | share | (γ − S)/L̄ (proof) | L̄ | training, CPU s |",
-        "|" + " --- |" * 11,
     ]
+    heads = ["run", "accuracy", "ECE", "AUROC, mean of sets", "FPR95, mean of sets"]
+    heads += ["certified (proof)", "attack (upper bound)", "share", "(γ − S)/L̄ (proof)", "L̄"]
+    figures = []
     for name in grid.runs:
         rows = [c["runs"][name] for c in cells]
 
@@ -268,28 +257,30 @@ def section(data: str, cells: list[dict[str, Any]]) -> list[str]:
             return spread([mean(m[key] for m in row["ood"].values()) for row in rows], 3)
 
         seconds = median(row["train_seconds"] for row in rows)
-        lines.append(
-            f"| {name} | {over('accuracy', 3)} | {over('ece', 3)} | {ood('auroc')} | "
-            f"{ood('fpr95')} | {over('certified', 3)} | {over('attack', 3)} | {over('share', 2)} | "
-            f"{over('lipschitz', 3)} | {over('constant', 1)} | {seconds:.0f} |"
+        figures.append(
+            [
+                *(name, over("accuracy", 3), over("ece", 3), ood("auroc"), ood("fpr95")),
+                *(over("certified", 3), over("attack", 3), over("share", 2)),
+                *(over("lipschitz", 3), over("constant", 1), f"{seconds:.0f}"),
+            ]
         )
-    lines += ["", "AUROC of each OOD set:", ""]
+    lines += [*table([*heads, "training, CPU s"], figures), "", "AUROC of each OOD set:", ""]
     sets = list(cells[0]["runs"][next(iter(grid.runs))]["ood"])
-    lines += ["| run | " + " | ".join(sets) + " |", "|" + " --- |" * (1 + len(sets))]
+    by_set = []
     for name in grid.runs:
         found = [
             spread([c["runs"][name]["ood"][s]["auroc"] for c in cells], 3).replace(" ± 0.000", "")
             for s in sets
         ]
-        lines.append(f"| {name} | " + " | ".join(found) + " |")
+        by_set.append([name, *found])
     lines += [
+        *table(["run", *sets], by_set),
         "",
         "Ratios of median certified radii, over all certified samples, those that γ rejects as 0 "
         "(95 % paired bootstrap interval of each seed):",
         "",
-        "| run | against | " + " | ".join(f"seed {c['seed']}" for c in cells) + " | mean |",
-        "|" + " --- |" * (3 + len(cells)),
     ]
+    ratios = []
     first = next(iter(grid.runs))
     for one in cells[0]["comparisons"]:
         penalised = grid.runs[one["run"]].config.endswith("_lipschitz.yaml")
@@ -302,12 +293,9 @@ def section(data: str, cells: list[dict[str, Any]]) -> list[str]:
             if (found["run"], found["baseline"]) == (one["run"], one["baseline"])
         ]
         each = [f"{f['ratio']:.2f} ({f['low']:.2f} to {f['high']:.2f})" for f in same]
-        lines.append(
-            f"| {one['run']} | {one['baseline']} | "
-            + " | ".join(each)
-            + f" | {spread([f['ratio'] for f in same], 2)} |"
-        )
-    return [*lines, ""]
+        ratios.append([one["run"], one["baseline"], *each, spread([f["ratio"] for f in same], 2)])
+    heads = ["run", "against", *(f"seed {c['seed']}" for c in cells), "mean"]
+    return [*lines, *table(heads, ratios), ""]
 
 
 def write_page() -> None:

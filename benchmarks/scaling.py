@@ -24,6 +24,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from page_parts import table
 from scaling_points import SERIES
 from verify_scaling import peak_resident
 
@@ -88,7 +89,7 @@ def measured(part: str, folder: Path) -> dict[str, Any]:
     return {"environment": environment(device), "series": series}
 
 
-def table(parts: dict[str, Any]) -> str:
+def tables(parts: dict[str, Any]) -> str:
     """The points and exponents as Markdown, a table a part."""
     lines = []
     for part, found in parts.items():
@@ -97,7 +98,7 @@ def table(parts: dict[str, Any]) -> str:
         extra = [k for k in _extra(found) if k.endswith("bytes")]
         titles = ["", "sizes", "CPU s", "exponent", "peak MiB", "exponent"]
         titles += [k.removesuffix("_bytes") + ", MiB" for k in extra]
-        lines += [f"**{part}** ({made})", "", _row(titles), _row(["---"] * len(titles))]
+        points = []
         for name, series in found["series"].items():
             rows, fit = series["points"], series["exponents"]
             cells = [name, f"{series['axis']} " + _joined(f"{r['size']:,}" for r in rows)]
@@ -105,8 +106,8 @@ def table(parts: dict[str, Any]) -> str:
             cells += [_joined(_mib(r["peak_bytes"]) for r in rows)]
             cells += [_exponents(fit, "peak_bytes")]
             cells += [_joined(_mib(r[k]) for r in rows if k in r) for k in extra]
-            lines.append(_row(cells))
-        lines.append("")
+            points.append(cells)
+        lines += [f"**{part}** ({made})", "", *table(titles, points), ""]
     return "\n".join(lines)
 
 
@@ -117,10 +118,6 @@ def _extra(found: dict[str, Any]) -> list[str]:
 
 
 _USUAL = ("size", "seconds", "peak_bytes")
-
-
-def _row(cells: list[str]) -> str:
-    return f"| {' | '.join(cells)} |"
 
 
 def _joined(texts: Any) -> str:
@@ -142,7 +139,7 @@ def write(file: Path, parts: dict[str, Any]) -> None:
     _, end, after = rest.partition(END)
     if not mark or not end:
         raise SystemExit(f"{file}: expected the lines {BEGIN} and {END}")
-    write_atomic(file, f"{before}{BEGIN}\n{table(parts)}{END}{after}")
+    write_atomic(file, f"{before}{BEGIN}\n{tables(parts)}{END}{after}")
 
 
 def main() -> None:
@@ -166,7 +163,7 @@ def main() -> None:
     if options.write:
         write(options.write, parts)
     else:
-        print(table(parts))
+        print(tables(parts))
 
 
 if __name__ == "__main__":

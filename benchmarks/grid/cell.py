@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import time
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import torch
+from page_parts import folder_name
 
 from greg_cert.certificates.certified_metrics import adversarial_auroc, guaranteed_auroc
 from greg_cert.config import VerifyConfig
@@ -33,15 +35,19 @@ GRADIENTS = 500  # samples of each set whose gradient is taken
 ROW = ("index", "radius_certified", "radius_attack", "radius_gradient", "radius_lipschitz")
 
 
+@cache
+def task_data(task: str, work: Path) -> DataSplits:
+    """Of all its runs and seeds."""
+    return load_data(TASKS[task].experiment("start", {}, 0, work).data)
+
+
 def trained(task: str, run: str, chosen: dict[str, float], seed: int, work: Path) -> RunFolder:
     """The complete run, from the task's first stage where it can be."""
     what, folder = TASKS[task], work / f"{task}-{seed}"
-    start = folder / "start"
-    data = what.experiment("start", {}, seed, work).data
-    path = folder / run.replace(", ", "-").replace(" ", "-")
+    start, path = folder / "start", folder / folder_name(run)
     if (done := RunFolder(path)).complete:
         return done
-    splits = load_data(data)
+    splits = task_data(task, work)
     if not RUNS[run].alone:
         fit(what.experiment("start", {}, seed, work), splits, start, resume=start.exists())
     begun, fresh = time.process_time(), not path.exists()
@@ -57,7 +63,7 @@ def measured(
 ) -> dict[str, Any]:
     """Everything that is told of a run."""
     folder = trained(task, run, chosen, seed, work)
-    splits = load_data(folder.config.data)
+    splits = task_data(task, work)
     evaluator = Evaluator(folder.path, splits)
     predicted, detection = evaluator.predictions, evaluator.detection()
     seconds = folder.path / "seconds.json"
@@ -83,13 +89,13 @@ def measured(
         name: gradient_norms(model, images, folder.config.score)
         for name, images in {"id": splits.test, **splits.ood}.items()
     }
-    if TASKS[task].samples:
+    if samples := TASKS[task].samples:
         found["lipschitz"] = global_lipschitz_bound(
             model, splits.test.image_shape, score=folder.config.score
         )
         found["auc"] = perturbed_auc(model, splits, folder.config.score)
         out = folder.path.with_name(f"{folder.path.name}-verify")
-        found["radii"] = {norm: radii(folder, norm, out) for norm in ("2", "inf")}
+        found["radii"] = {norm: radii(folder, norm, samples, out) for norm in ("2", "inf")}
     return found | environment("cpu, one thread")
 
 
@@ -104,15 +110,14 @@ def perturbed_auc(model: torch.nn.Module, splits: DataSplits, score: str) -> dic
     """GAUC (proof) and AAUC (attack) of each OOD set at each radius, ID samples being clean."""
     with torch.no_grad():
         clean = score_of(score)(model(_some(splits.test, 1000))).numpy()
+    attacked_score, plan = score_function(model, score), AttackPlan(Margin(0.0, "ood"))
     found: dict[str, Any] = {}
     for name, images in splits.ood.items():
         x = _some(images, AUC_SAMPLES)
         for radius in AUC_RADII:
             bound = score_bound(model, x, radius, score=score)
-            plan = AttackPlan(Margin(0.0, "ood"))
-            attacked = attacked_scores(
-                score_function(model, score), x, torch.full((len(x),), radius).double(), plan
-            )
+            balls = torch.full((len(x),), radius).double()
+            attacked = attacked_scores(attacked_score, x, balls, plan)
             found.setdefault(name, {})[f"{radius:g}"] = [
                 guaranteed_auroc(clean, bound.numpy()),
                 adversarial_auroc(clean, attacked.numpy()),
@@ -125,9 +130,8 @@ def _some(images: Images, count: int) -> torch.Tensor:
     return images.pixels(choose_samples(len(images), min(count, len(images)), 0)).double()
 
 
-def radii(run: RunFolder, norm: str, out: Path) -> dict[str, Any]:
+def radii(run: RunFolder, norm: str, samples: int, out: Path) -> dict[str, Any]:
     """Certified and attacked radii of the same test samples under each run; rejected ones are 0."""
-    samples = TASKS[run.path.parent.name.rpartition("-")[0]].samples
     how = proof(run.config.score, norm)
     settings = VerifyConfig(samples=samples, batch=BATCH, **how)
     done = verify_runs([run], settings, out / norm)

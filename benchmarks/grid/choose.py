@@ -15,10 +15,12 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
+
+from page_parts import folder_name
 
 from greg_cert.config import VerifyConfig
 from greg_cert.data import DataSplits, Images, load_data
@@ -35,8 +37,6 @@ HELD_OUT = 0.1  # share of the auxiliary images
 SAMPLES = 40
 _SEED = 0
 _KEPT = ("accuracy", "calibration_error", "auroc", "fpr", "radius_certified", "radius_attack")
-
-Numbers = Mapping[str, Any]
 
 
 @dataclass(frozen=True)
@@ -70,13 +70,13 @@ class Chooser:
     def _measured(
         self, run: str, settings: dict[str, float], splits: DataSplits, held_out: Images
     ) -> dict[str, Any]:
-        name = "-".join([run.replace(", ", "-"), *(f"{v:g}" for v in settings.values())])
-        folder = self.work / name.replace(" ", "-")
+        name = "-".join([folder_name(run), *(f"{v:g}" for v in settings.values())])
+        folder = self.work / name
         note = folder.with_name(f"{folder.name}.json")
         if note.exists():
             known: dict[str, Any] = json.loads(note.read_text(encoding="utf-8"))
             return known
-        start = None if run == "start" or RUNS[run].alone else self.work / "start"
+        start = None if RUNS[run].alone else self.work / "start"
         config = self.task.experiment(run, settings, _SEED, self.work.parent, start)
         begun = time.process_time()
         try:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from typing import Any
 
-from greg_cert.data import load_data
+from greg_cert.data import DataSplits
 from greg_cert.detectors import DETECTORS
 from greg_cert.errors import GregCertError
 from greg_cert.evaluation import Evaluator
@@ -15,9 +15,9 @@ RUNS = ("energy", "greg+")
 _LEFT_OUT = ("certified-energy-l2",)  # as `certified-energy`, at several times its cost
 
 
-def detectors(run: RunFolder) -> dict[str, Any]:
+def detectors(run: RunFolder, splits: DataSplits) -> dict[str, Any]:
     """AUROC and FPR95 of each OOD set by post-hoc detectors, with their published defaults."""
-    evaluator = Evaluator(run.path, load_data(run.config.data), scores=False)
+    evaluator = Evaluator(run.path, splits, scores=False)
     found: dict[str, Any] = {}
     for name in (None, *(name for name in DETECTORS if name not in _LEFT_OUT)):
         begun = time.process_time()

@@ -6,8 +6,10 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from statistics import mean, stdev
+from statistics import mean
 from typing import Any
+
+from page_parts import folder_name, spread, table
 
 from greg_cert.files import write_atomic
 from grid.settled import MATTERS, Cells, settled
@@ -52,7 +54,7 @@ def read_cells(folder: Path, runs: Sequence[str]) -> dict[str, dict[int, Cell]]:
 
 def file_name(run: str, seed: int) -> str:
     """Of a cell."""
-    return f"{run.replace(', ', '-').replace(' ', '-')}-{seed}.json"
+    return f"{folder_name(run)}-{seed}.json"
 
 
 def section(task: str, cells: Cells, chosen: Mapping[str, Any]) -> list[str]:
@@ -75,13 +77,7 @@ def section(task: str, cells: Cells, chosen: Mapping[str, Any]) -> list[str]:
         lines += [*radius_table(cells, one), *auc_table(cells, one)]
     claims = [(line.claim, line.runs, line.found, line.verdict) for line in settled(cells)]
     heads = ("claim", "runs", "found [95 % interval]", "verdict")
-    return [*lines, "Claims:", "", *table(heads, claims)]
-
-
-def table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    """Markdown."""
-    lines = [f"| {' | '.join(heads)} |", "|" + " --- |" * len(heads)]
-    return [*lines, *(f"| {' | '.join(row)} |" for row in rows), ""]
+    return [*lines, "Claims:", "", *table(heads, claims), ""]
 
 
 def over(cells: Mapping[int, Cell], measure: Measure, digits: int) -> str:
@@ -89,9 +85,7 @@ def over(cells: Mapping[int, Cell], measure: Measure, digits: int) -> str:
     values = [measure(cell) for cell in cells.values()]
     if any(math.isinf(v) for v in values):
         return "beyond the longest"
-    if len(values) == 1:
-        return f"{values[0]:.{digits}f}"
-    return f"{mean(values):.{digits}f} ± {stdev(values):.{digits}f}"
+    return spread(values, digits)
 
 
 def chosen_table(task: str, cells: Cells, chosen: Mapping[str, Any]) -> list[str]:
@@ -110,6 +104,7 @@ def chosen_table(task: str, cells: Cells, chosen: Mapping[str, Any]) -> list[str
         f"Weights{f', those of {whose}' if whose else ''}:",
         "",
         *table(("run", "chosen", "among"), rows),
+        "",
     ]
 
 
@@ -139,9 +134,11 @@ def detection_table(cells: Cells) -> list[str]:
         "training is that of the last stage where the first is shared:",
         "",
         *table(heads, rows),
+        "",
         "AUROC of each OOD set:",
         "",
         *table(("run", *sets), by_set),
+        "",
     ]
 
 
@@ -176,6 +173,7 @@ def radius_table(cells: Cells, one: Cell) -> list[str]:
         f"the attack. {wrong} certificates contradicted.",
         "",
         *table(heads, rows),
+        "",
     ]
 
 
@@ -195,6 +193,7 @@ def auc_table(cells: Cells, one: Cell) -> list[str]:
         "AUROC where each OOD sample is moved in the worst way within an ℓ2 ball, mean of sets:",
         "",
         *table(("run", *heads), rows),
+        "",
     ]
 
 
@@ -207,6 +206,7 @@ def detector_tables(cells: Cells) -> list[str]:
             "score:",
             "",
             *detector_table(of_run),
+            "",
         ]
     return lines
 

@@ -76,13 +76,8 @@ def tempscale(logits: Tensor, labels: Tensor, *, temperature: float | None) -> F
     2018) without its perturbation, and in OpenOOD.
     """
 
-    def against(logits: Tensor, y: Tensor, t: float) -> Tensor:
-        """Log-odds of all other classes against y (B, 1), (B,)."""
-        gaps = (logits - logits.gather(1, y)) / t
-        return torch.logsumexp(gaps.scatter(1, y, -torch.inf), dim=1)
-
     def loss(log_t: float) -> float:
-        return float(F.softplus(against(logits, labels[:, None], np.exp(log_t))).mean())
+        return float(F.softplus(odds_against(logits / np.exp(log_t), labels)).mean())
 
     if temperature is None:
         found = minimize_scalar(
@@ -90,7 +85,13 @@ def tempscale(logits: Tensor, labels: Tensor, *, temperature: float | None) -> F
         )
         temperature = float(np.exp(found.x))
     t = temperature
-    return Fitted(lambda f: against(f, f.argmax(1, keepdim=True), t), {"temperature": t})
+    return Fitted(lambda f: odds_against(f / t, f.argmax(1)), {"temperature": t})
+
+
+def odds_against(logits: Tensor, y: Tensor) -> Tensor:
+    """Log-odds (B,) of all other classes against y (B,) in the softmax of logits (B, K)."""
+    gaps = logits - logits.gather(1, y[:, None])
+    return torch.logsumexp(gaps.scatter(1, y[:, None], -torch.inf), dim=1)
 
 
 def klm(train: Tensor) -> Fitted:

@@ -35,6 +35,7 @@ class _Step:
     choose: bool
 
 
+_Stored = tuple[Tensor | None, Tensor | None, Tensor | None]  # of a step's three sets, if read
 Look = Callable[[Tensor], tuple[Tensor, Tensor]]
 """Images (B, C, H, W) to features (B, D) and scores (B,) of the model as it stands."""
 
@@ -69,14 +70,22 @@ class Feed:
 
         `picks` are the auxiliary images of the whole epoch, where the stage has a pool.
         """
+
+        def finished(step: _Step, stored: _Stored) -> Batch:
+            batch = self._batch(stage, key, step, stored)
+            if not stage.mixes:
+                return batch
+            share = mixing_share(stage.mix_alpha, *key, step.number, _MIX)
+            return mixed(batch, share, smoothed=stage.uses_margins)
+
         plan = self._plan(stage, key, start, picks)
         if self.train_set.resident and (self.aux_set is None or self.aux_set.resident):
             for step in plan:
-                yield self._ready(stage, key, step, (None, None, None))
+                yield finished(step, (None, None, None))
             return
         with contextlib.closing(prefetch(plan, partial(self._read, stage, key))) as ready:
             for step, stored in ready:
-                yield self._ready(stage, key, step, stored)
+                yield finished(step, stored)
 
     def _plan(
         self, stage: StageConfig, key: tuple[int, ...], start: int, picks: Picks | None
@@ -102,9 +111,7 @@ class Feed:
                 chosen = pool is not None and stage.chooses
                 yield _Step(number, indices, low, None if stage.one_list else high, chosen)
 
-    def _read(
-        self, stage: StageConfig, key: tuple[int, ...], step: _Step
-    ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    def _read(self, stage: StageConfig, key: tuple[int, ...], step: _Step) -> _Stored:
         """What is read from disk for this process's share of a step."""
 
         def read(images: DeviceImages | None, indices: Tensor | None, use: int) -> Tensor | None:
@@ -120,25 +127,12 @@ class Feed:
             read(self.aux_set, step.high, _SHIFT_HIGH),
         )
 
-    def _ready(
-        self,
-        stage: StageConfig,
-        key: tuple[int, ...],
-        step: _Step,
-        stored: tuple[Tensor | None, Tensor | None, Tensor | None],
-    ) -> Batch:
-        batch = self._batch(stage, key, step, stored)
-        if not stage.mixes:
-            return batch
-        share = mixing_share(stage.mix_alpha, *key, step.number, _MIX)
-        return mixed(batch, share, smoothed=stage.uses_margins)
-
     def _batch(
         self,
         stage: StageConfig,
         key: tuple[int, ...],
         step: _Step,
-        stored: tuple[Tensor | None, Tensor | None, Tensor | None],
+        stored: _Stored,
     ) -> Batch:
         at = (*key, step.number)
         mine = self.processes.share(len(step.known))

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from greg_cert.detectors.fitted import Fitted, Score
-from greg_cert.detectors.logit_methods import ebo, entropy, gen, msp
+from greg_cert.detectors.logit_methods import ebo, entropy, gen, msp, odds_against
 from greg_cert.detectors.penultimate import Penultimate
 
 _ROWS = 64  # of images whose network is kept until it is differentiated
@@ -31,9 +31,7 @@ def pro_msp(network: Penultimate, *, temperature: float, eps: float, steps: int)
     """
 
     def odds(logits: Tensor) -> Tensor:
-        largest, k = logits.max(1)
-        others = logits.scatter(1, k.unsqueeze(1), -torch.inf)
-        return (others / temperature).logsumexp(1) - largest / temperature
+        return odds_against(logits / temperature, logits.argmax(1))
 
     value = msp().score
     return _ascent(network, lambda logits: value(logits / temperature), odds, eps, steps)
