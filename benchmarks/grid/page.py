@@ -126,8 +126,8 @@ def candidate_table(chosen: Mapping[str, Any]) -> list[str]:
             rows.append([run, f"**{what}**" if taken else what, *numbers])
     heads = ("run", "values", "accuracy", "ECE", "AUROC", "FPR95", "certified", "attack")
     return [
-        "All that was tried, one seed, on **calibration data** and held-out auxiliary images (those "
-        "that were taken in bold; the last runs were tried for defaults alone):",
+        "All that was tried, one seed, on **calibration data** and held-out auxiliary images "
+        "(those that were taken in bold; the last runs were tried for defaults alone):",
         "",
         *table(heads, rows),
         "",
