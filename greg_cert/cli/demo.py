@@ -62,7 +62,9 @@ def demo(
     for name in CONFIGS:
         with as_file(files("greg_cert.configs") / name) as path:
             config = load_config(path, set_ or ())
-        splits, folder = load_data(config.data), out / "runs" / config.title
+        folder = out / "runs" / config.title
+        with screen.waiting("read the data"):
+            splits = load_data(config.data)
         with screen.training_bars() as bar:
             watch = bar(f"train {config.title}")
             runs.append(fit(config, splits, folder, observer=watch, command=screen.command_line()))

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-from contextlib import nullcontext
 from pathlib import Path
 from typing import Annotated
 
@@ -36,20 +34,12 @@ def train(
 
     experiment = load_config(config, set_ or ())
     folder = out or Path("runs") / experiment.title
-    splits = load_data(experiment.data)
-    # One of several processes of a launcher: the first one speaks for all.
-    first = (os.environ.get("RANK") or os.environ.get("LOCAL_RANK") or "0") == "0"
-    with screen.training_bars() if first else nullcontext() as bar:
-        run = fit(
-            experiment,
-            splits,
-            folder,
-            resume=resume,
-            observer=None if bar is None else bar(experiment.title),
-            command=screen.command_line(),
-        )
-    if first:
-        if loaded := run.manifest.get("init"):
-            screen.plain(f"init: {loaded['summary']}")
-        screen.plain(f"run: {run.path}")
-        screen.record({"schema": 1, "run": run.path, "manifest": run.manifest})
+    with screen.waiting("read the data"):
+        splits = load_data(experiment.data)
+    with screen.training_bars() as bar:
+        watch, command = bar(experiment.title), screen.command_line()
+        run = fit(experiment, splits, folder, resume=resume, observer=watch, command=command)
+    if loaded := run.manifest.get("init"):
+        screen.plain(f"init: {loaded['summary']}")
+    screen.plain(f"run: {run.path}")
+    screen.record({"schema": 1, "run": run.path, "manifest": run.manifest})

@@ -88,7 +88,8 @@ def measured_runs(plan: Plan) -> list[TunedRun]:
             "go on with --resume"
         )
     data = next(plan.runs())[1].data
-    splits, held_out = load_data(data, tests=False), None
+    with screen.waiting("read the data"):
+        splits, held_out = load_data(data, tests=False), None
     if plan.held_out and splits.aux is not None:
         kept, held_out = hold_out(splits.aux, plan.held_out, most=MOST_HELD_OUT, seed=data.seed)
         splits = replace(splits, aux=kept)
@@ -127,7 +128,8 @@ def _trained(
 
     known, begun = _read_note(folder), RunFolder(folder).config_file.exists()
     # Which also imports what training needs, so that no run is charged for it.
-    check(config, splits)
+    with screen.waiting(f"prepare {title}"):
+        check(config, splits)
     start = time.process_time()
     with screen.training_bars() as bar:
         watch = bar(f"train {title}")
