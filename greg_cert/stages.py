@@ -278,6 +278,11 @@ class StageConfig(Section):
         return self.uses_outliers and self.strategy != "random"
 
     @property
+    def chooses_by_features(self) -> bool:
+        """Whether candidates are compared by their penultimate features, too."""
+        return self.chooses and self.strategy != "greedy"
+
+    @property
     def one_list(self) -> bool:
         """Whether the same auxiliary samples serve L_S and L_∇."""
         return self.strategy != "two_ended" or self.share_ends

@@ -50,7 +50,7 @@ def fit(
             that the processes cannot share.
         TrainingError: when a loss is not finite; names the step, the term and the checkpoint.
     """
-    run = RunFolder(folder)
+    run = RunFolder(folder, config.model.code)
     _check_methods(config, splits)
     fabric = make_fabric(config.train)
     processes = Processes(fabric.global_rank, fabric.world_size)
@@ -66,7 +66,7 @@ def fit(
         if fresh:
             processes.once(lambda: _make_folder(run, config))
         trainer.train()
-    return RunFolder(folder)  # a new one, which has read nothing yet
+    return RunFolder(folder, config.model.code)  # a new one, which has read nothing yet
 
 
 def check(config: ExperimentConfig, splits: DataSplits) -> None:

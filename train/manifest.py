@@ -9,6 +9,7 @@ import yaml
 
 from greg_cert.config import ExperimentConfig, dump_config
 from greg_cert.data import DataSplits
+from greg_cert.runs.networks import code_digest
 from greg_cert.runs.records import config_digest, environment, model_sizes
 from greg_cert.runs.weights import LoadReport
 
@@ -33,6 +34,7 @@ def first_manifest(
         "score": config.score,
         "seed": config.seed,
         "model": model_sizes(splits, absent_class=config.train.absent_class),
+        "code": {code: code_digest(code) for code in config.model.code},
         "init": None if loaded is None else loaded.to_dict(),
         "data": splits.fingerprints(),
         "split_sizes": {

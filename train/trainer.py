@@ -16,6 +16,7 @@ from greg_cert.config import ExperimentConfig
 from greg_cert.data import DataSplits
 from greg_cert.digests import tensors_digest
 from greg_cert.errors import ConfigError, RunError
+from greg_cert.models.last_layer import pass_with_features
 from greg_cert.processes import Processes
 from greg_cert.runs.manifest import write_manifest
 from greg_cert.runs.records import RunFolder
@@ -160,8 +161,8 @@ class Trainer:
             write_manifest(self.run.path, self.manifest)
             return None
         before = self.run.manifest
-        for part in ("data", "model"):
-            if before.get(part) != self.manifest[part]:
+        for part in ("data", "model", "code"):
+            if before.get(part, {}) != self.manifest[part]:
                 raise RunError(f"resume: the {part} of {self.run.path} changed since it was begun")
         # Versions and times of every session that had a part in the weights.
         manifest = {
@@ -246,13 +247,15 @@ class Trainer:
             self.model.eval()
             bf16 = self.config.train.precision == "bf16"
             with torch.autocast(images.device.type, torch.bfloat16, enabled=bf16):
-                features = self.model.features(images)
-                logits = self.model.head(features).float()
+                found = pass_with_features(self.model, images)
+                logits = found.logits.float()
             self.model.train(was_training)
             scores = score_of(score)(logits)
             self.non_finite.see(self.done, {"score": scores})
             if self._at_once:
                 self.non_finite.check()
+            # Without a last linear layer no stage chooses by features (`first_model`).
+            features = logits if found.features is None else found.features
             return features.float(), scores
 
         return look
@@ -330,7 +333,7 @@ class Trainer:
     def _explained(self, terms: Terms) -> contextlib.AbstractContextManager[None]:
         if not terms.gradient:
             return contextlib.nullcontext()
-        return explained(self.config.model.name, self.config.train.precision)
+        return explained(self.config.network, self.config.train.precision)
 
     def _means(self, out: Mapping[str, Tensor]) -> dict[str, float]:
         """Means over the processes."""

@@ -32,7 +32,7 @@ BATCH = 50  # samples certified at once
 AUC_RADII = (0.05, 0.1)  # ℓ2
 AUC_SAMPLES = 60  # of each OOD set
 GRADIENTS = 500  # samples of each set whose gradient is taken
-ROW = ("index", "radius_certified", "radius_attack", "radius_gradient", "radius_lipschitz")
+ROW = ("index", "radius_certified", "radius_attack", "radius_gradient")
 
 
 @cache

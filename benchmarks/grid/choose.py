@@ -85,7 +85,9 @@ class Chooser:
             numbers: dict[str, Any] = {"error": " ".join(str(error).split())}
         else:
             seconds = time.process_time() - begun
-            how = VerifyConfig(samples=SAMPLES, batch=20, **proof(config.score, "2"))
+            proven = proof(config.score, "2")
+            proven["method"] = ("lipschitz", *proven["method"])
+            how = VerifyConfig(samples=SAMPLES, batch=20, **proven)
             model = RunFolder(folder).load_model()
             of_run = measure(model, splits, held_out, how, score=config.score)
             numbers = {k: of_run.numbers[k] for k in _KEPT} | {"train_seconds": round(seconds, 1)}

@@ -86,12 +86,13 @@ def proof(score: str, norm: str) -> dict[str, Any]:
     """How the radii of a run with this score are proven: settings of `VerifyConfig`.
 
     The maximum softmax probability is bounded by a row for each class, which `sdp-crown` does no
-    better than `crown` and at several times its cost.
+    better than `crown` and at several times its cost. `lipschitz` beside them took a third of the
+    time, and had the larger radius at 4 of 600 balls of the first cell.
     """
     if norm == "inf":
-        return {"norm": norm, "method": ("lipschitz", "crown"), "max_radius": 0.3, "cuts": 0}
+        return {"norm": norm, "method": ("crown",), "max_radius": 0.3, "cuts": 0}
     method = "crown" if score == "max_softmax" else "sdp-crown"
-    return {"norm": norm, "method": ("lipschitz", method), "max_radius": 3.0, "cuts": 0}
+    return {"norm": norm, "method": (method,), "max_radius": 3.0, "cuts": 0}
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -44,6 +45,7 @@ def check(
             "--data", help="Read data and weights too, as a training or evaluation would."
         ),
     ] = False,
+    trust: screen.Trust = None,
     json: screen.Json = False,
     quiet: screen.Quiet = False,
 ) -> None:
@@ -64,7 +66,7 @@ def check(
             words = f"{found.title}: {found.network}, {found.method}"
             if data:
                 with screen.waiting(f"read the data of {path}"):
-                    record["data"] = _sizes(path, found)
+                    record["data"] = _sizes(path, found, trust or ())
                 words += "; " + ", ".join(f"{k} {v}" for k, v in record["data"].items())
             screen.plain(f"{path}: ok ({words})")
         except GregCertError as error:
@@ -117,7 +119,9 @@ def _file(path: Path) -> Path:
     return path / "config.yaml" if path.is_dir() else path
 
 
-def _sizes(path: Path, config: ExperimentConfig | OwnModelConfig) -> dict[str, int]:
+def _sizes(
+    path: Path, config: ExperimentConfig | OwnModelConfig, trust: Sequence[str]
+) -> dict[str, int]:
     """How many images each role has, once all is known to be fit for what comes next.
 
     That is a training for an experiment, and an evaluation for a run that was trained or a model
@@ -130,8 +134,10 @@ def _sizes(path: Path, config: ExperimentConfig | OwnModelConfig) -> dict[str, i
     from greg_cert.runs.subjects import Subject, common_data
     from greg_cert.train import check
 
-    run = RunFolder(path)
+    run = RunFolder(path, tuple(trust))
     if isinstance(config, ExperimentConfig) and not run.complete:
+        if path.is_dir():
+            run.check_code()
         splits = load_data(config.data)
         check(config, splits)
     else:

@@ -18,6 +18,7 @@ def doctor(
     seconds: Annotated[
         float, typer.Option(min=0.0, help="What is not expected to fit into these is left out.")
     ] = 12.0,
+    trust: screen.Trust = None,
     json: screen.Json = False,
     quiet: screen.Quiet = False,
 ) -> None:
@@ -35,7 +36,7 @@ def doctor(
     from greg_cert.verify.run.diagnose import diagnosed
     from greg_cert.verify.run.method_trials import duration
 
-    folder = open_subject(run)
+    folder = open_subject(run, trust=trust or ())
     with screen.waiting(f"read {run}"):
         model = folder.load_model()
         sizes = folder.manifest["model"]

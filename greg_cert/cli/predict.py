@@ -32,6 +32,7 @@ def predict(
         typer.Option(help="Folder for the attacked images: PNG, and .npy with the exact pixels."),
     ] = None,
     settings: Any = None,
+    trust: screen.Trust = None,
     json: screen.Json = False,
     quiet: screen.Quiet = False,
 ) -> None:
@@ -55,7 +56,7 @@ def predict(
     from greg_cert.verify.certificates import ContradictionWarning
     from greg_cert.verify.run.single_image import verdicts_on
 
-    subject = open_subject(run)
+    subject = open_subject(run, trust=trust or ())
     chosen = verify_settings(subject.config.verify, **settings)
     where = find_device(chosen.device)
     with screen.waiting(f"read {run}"):

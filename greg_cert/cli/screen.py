@@ -36,6 +36,14 @@ Device = Annotated[
     str | None,
     typer.Option(help="auto (a CUDA device where there is one), cpu, cuda or cuda:N."),
 ]
+Trust = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--trust",
+        metavar="PACKAGE.MODULE:NAME",
+        help="Code that a run folder names as its network and that may run; may be repeated.",
+    ),
+]
 Set = Annotated[
     list[str] | None,
     typer.Option(

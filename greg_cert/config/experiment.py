@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
-    AfterValidator,
     BeforeValidator,
     Field,
     NonNegativeInt,
@@ -15,6 +14,7 @@ from pydantic import (
     model_validator,
 )
 
+from greg_cert.config.network import Network
 from greg_cert.config.verification import VerifyConfig
 from greg_cert.data.schema import DataConfig
 from greg_cert.models.names import (
@@ -22,28 +22,15 @@ from greg_cert.models.names import (
     default_dropout,
     expected_activation,
     expected_dropout,
-    expected_model_name,
-    is_model_name,
 )
 from greg_cert.scores import SCORES
 from greg_cert.section import Section
 from greg_cert.stages import Method, ScoreName, StageConfig
 
 
-def _known(name: str) -> str:
-    if not is_model_name(name):
-        raise ValueError(expected_model_name(name))
-    return name
+class ModelConfig(Network):
+    """Which network: one of `greg_cert.models`, or your own."""
 
-
-ModelName = Annotated[str, AfterValidator(_known)]
-
-
-class ModelConfig(Section):
-    """Which network of `greg_cert.models`; its sizes follow from the data."""
-
-    name: ModelName
-    """Name in the registry, or `torchvision/NAME` of one of its classifiers."""
     activation: Literal["relu", "maxmin"] | None = None
     """`relu`, or `maxmin` (pairs of channels sorted), which loses nothing of an ℓ2 ball; that for
     `mlp`, `cnn_small`, `lip_cnn` and `liresnet` alone. By default `maxmin` for the last two, `relu`
@@ -65,6 +52,12 @@ class ModelConfig(Section):
 
     @model_validator(mode="after")
     def _fits(self) -> Self:
+        self.check_one()
+        if self.name is None:
+            for field, value in self.choices.items():
+                if value is not None:
+                    raise ValueError(f"{field}: expected none beside factory, but got {value!r}")
+            return self
         assert self.activation is not None
         if (expected := expected_activation(self.name, self.activation)) is not None:
             raise ValueError(f"activation: {expected}, but got {self.activation!r}")
@@ -76,6 +69,11 @@ class ModelConfig(Section):
     def choices(self) -> dict[str, Any]:
         """Arguments of `greg_cert.models.build_model` that do not follow from the data."""
         return {"activation": self.activation, "dropout": self.dropout}
+
+    @property
+    def code(self) -> tuple[str, ...]:
+        """The code that making the network runs: its factory, if it has one."""
+        return () if self.factory is None else (self.factory,)
 
 
 class InitConfig(Section):
@@ -191,10 +189,21 @@ class ExperimentConfig(Section):
     verify: VerifyConfig = VerifyConfig()
     """Defaults of `greg-cert verify`."""
 
+    @model_validator(mode="after")
+    def _scale_of_pixels(self) -> Self:
+        if self.model.name is None and not self.model.normalize:
+            for i, stage in enumerate(self.train.stages):
+                if stage.gradient and stage.gradient_space == "normalized":
+                    raise ValueError(
+                        f"train.stages[{i}].gradient_space: expected pixel, or model.normalize, as "
+                        "what a factory's network does with pixels is not known"
+                    )
+        return self
+
     @property
     def network(self) -> str:
         """What tables call the network."""
-        return self.model.name
+        return self.model.name or self.model.factory or ""
 
     @property
     def method(self) -> Method:

@@ -4,51 +4,35 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Annotated, Any, Self
+from typing import Annotated, Self
 
 from pydantic import Field, NonNegativeInt, model_validator
 
-from greg_cert.config.experiment import Init, ModelName
+from greg_cert.config.experiment import Init
+from greg_cert.config.network import Network
 from greg_cert.config.verification import VerifyConfig
 from greg_cert.data.schema import DataConfig
 from greg_cert.section import Section
 from greg_cert.stages import ScoreName
 
 
-class OwnNetwork(Section):
+class OwnNetwork(Network):
     """A network that was trained elsewhere."""
 
-    factory: Annotated[str, Field(pattern=r"^[A-Za-z_][\w.]*:[A-Za-z_][\w.]*$")] | None = None
-    """`package.module:function` or `package.module:Class` that makes it, called with `arguments`.
-    It is imported and run, so it must be code that you trust.
-    """
-    arguments: dict[str, Any] = Field(default_factory=dict)
-    """Keyword arguments of `factory`."""
-    name: ModelName | None = None
-    """A network of ours instead of a factory, as in `model.name` of an experiment."""
     onnx: Path | None = None
     """An ONNX file instead of a factory, with its weights; nothing in it is executed. It needs the
     extra `onnx`.
     """
     weights: Init = None
     """Their file, or nothing where `factory` loads them itself."""
-    normalize: bool = False
-    """Whether (x - mean)/std stands before the network, which otherwise takes raw pixels in [0, 1];
-    networks of ours have it inside.
-    """
 
     @model_validator(mode="after")
     def _one_origin(self) -> Self:
-        if (self.factory, self.name, self.onnx).count(None) != 2:
-            raise ValueError("expected one of factory or name or onnx, and no other of them")
+        self.check_one(onnx=self.onnx)
         if self.name is not None and self.weights is None:
             raise ValueError("expected weights beside name")
         if self.onnx is not None and self.weights is not None:
             raise ValueError("expected no weights beside onnx, whose file holds them")
-        if self.factory is None and self.arguments:
-            raise ValueError("expected arguments beside factory alone")
-        if self.name is not None and self.normalize:
-            raise ValueError("expected normalize beside factory or onnx, not beside name")
         return self
 
 

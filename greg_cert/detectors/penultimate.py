@@ -13,6 +13,7 @@ from greg_cert.data import Images
 from greg_cert.data.types import unit_range
 from greg_cert.errors import UnsupportedModelError, UsageError
 from greg_cert.models import Classifier
+from greg_cert.models.last_layer import pass_with_features
 from greg_cert.runs.inference import batch_size, device_of, evaluation_copy, gathered, set_batches
 
 
@@ -65,7 +66,9 @@ class Penultimate:
         self.device = device_of(model)
         self.num_classes = num_classes
         self._twin = evaluation_copy(model, torch.float64)
-        self._last = self._twin.head if isinstance(self._twin, Classifier) else None
+        self._last: nn.Linear | None = None
+        if isinstance(self._twin, Classifier):
+            self._last = self._twin.head
 
     def logits(self, x: Tensor) -> Tensor:
         """Logits (B, K) of raw images (B, C, H, W), on the model's device; differentiable in x.
@@ -97,18 +100,14 @@ class Penultimate:
             UnsupportedModelError, UsageError: as `outputs`.
         """
         x = self._moved(x)
-        if isinstance(self._twin, Classifier):
-            z = self._twin.features(x)
-            return self._of_id_classes(self._twin.head(z)), z
-        calls, logits = self._linear_calls(x)
-        for layer, z, out in reversed(calls):
-            if out.shape == logits.shape and torch.equal(out, logits):
-                self._last = layer
-                return self._of_id_classes(logits), z
-        raise UnsupportedModelError(
-            "expected a network whose logits are the output of an nn.Linear on features (B, D), "
-            f"but got {type(self._twin).__name__}, whose logits come from elsewhere"
-        )
+        found = pass_with_features(self._twin, x)
+        if found.features is None:
+            raise UnsupportedModelError(
+                "expected a network whose logits are the output of an nn.Linear on features "
+                f"(B, D), but got {type(self._twin).__name__}, whose logits come from elsewhere"
+            )
+        self._last = found.layer
+        return self._of_id_classes(found.logits), found.features
 
     def outputs_of(self, images: Images | Tensor, *, features: bool = True) -> Outputs:
         """`outputs` of a whole set, in batches; images on disk are decoded meanwhile."""
@@ -153,22 +152,6 @@ class Penultimate:
                 f"but got {self.num_classes}"
             )
         return logits[:, : self.num_classes]
-
-    def _linear_calls(self, x: Tensor) -> tuple[list[tuple[nn.Linear, Tensor, Tensor]], Any]:
-        """The nn.Linear that ran on (B, D), in order, with input and output; and the logits."""
-        calls: list[tuple[nn.Linear, Tensor, Tensor]] = []
-
-        def note(layer: nn.Module, inputs: tuple[Any, ...], out: Any) -> None:
-            if isinstance(layer, nn.Linear) and inputs[0].ndim == 2:
-                calls.append((layer, inputs[0].clone(), out.clone()))  # others may write in place
-
-        layers = [layer for layer in self._twin.modules() if isinstance(layer, nn.Linear)]
-        handles = [layer.register_forward_hook(note) for layer in layers]
-        try:
-            return calls, self._twin(x)
-        finally:
-            for handle in handles:
-                handle.remove()
 
 
 def batches(images: Images | Tensor) -> Iterator[Tensor]:

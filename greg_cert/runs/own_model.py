@@ -2,11 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
-import json
-import sys
-from collections.abc import Iterator
-from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -20,8 +15,8 @@ from greg_cert.data import DataSplits, load_data
 from greg_cert.digests import json_digest, tensors_digest
 from greg_cert.errors import RunError
 from greg_cert.models import build_model
-from greg_cert.models.normalize import Normalize
 from greg_cert.models.onnx.file import OnnxFile, read_onnx
+from greg_cert.runs.networks import check_logits, made_by, normalised
 from greg_cert.runs.records import environment, model_sizes
 from greg_cert.runs.weights import LoadReport, load_foreign
 from greg_cert.scores import SCORES
@@ -73,9 +68,9 @@ class OwnModel:
             options = {k: v for k, v in given if k != "weights"}
             report = load_foreign(model, given.weights, **options)
         if described.normalize:
-            model = nn.Sequential(Normalize(self._splits.mean, self._splits.std), model)
+            model = normalised(model, self._sizes)
         model = model.to("cpu", torch.float32).eval()
-        _check_logits(model, self._splits, self.config)
+        check_logits(model, self._splits.calibration.pixels([0]), self._sizes, self.config.network)
         return model, report
 
     def _onnx(self, path: Path) -> OnnxFile:
@@ -122,73 +117,3 @@ class OwnModel:
             "weights_sha256": self.weights_digest,
             **environment("cpu"),
         }
-
-
-def made_by(factory: str, arguments: dict[str, Any]) -> nn.Module:
-    """What `package.module:name`, called with the arguments, makes.
-
-    Raises:
-        RunError: it cannot be imported, fails, or makes something else than a module.
-    """
-    module_name, _, name = factory.partition(":")
-    field = "model.factory"
-    try:
-        with _at_home():
-            place: Any = importlib.import_module(module_name)
-        for part in name.split("."):
-            place = getattr(place, part)
-    except (Exception, SystemExit) as error:  # a module may raise anything while it is imported
-        raise RunError(
-            f"{field}: expected package.module:name that can be imported from here, "
-            f"but got {factory!r} ({type(error).__name__}: {error})"
-        ) from error
-    try:
-        with _at_home():
-            model = place(**arguments)
-    except (Exception, SystemExit) as error:
-        given = json.dumps(arguments, default=str)
-        raise RunError(
-            f"{field}: {factory} failed with arguments {given} ({type(error).__name__}: {error})"
-        ) from error
-    if not isinstance(model, nn.Module):
-        raise RunError(
-            f"{field}: expected {factory} to give a torch.nn.Module, "
-            f"but got a {type(model).__name__}"
-        )
-    return model
-
-
-@contextmanager
-def _at_home() -> Iterator[None]:
-    """The current folder importable, as `python -m` has it, and what is printed on standard error.
-
-    Standard output is for results; a factory may tell of its progress there.
-    """
-    here = str(Path.cwd())
-    sys.path.insert(0, here)
-    try:
-        with redirect_stdout(sys.stderr):
-            yield
-    finally:
-        if here in sys.path:
-            sys.path.remove(here)
-
-
-def _check_logits(model: nn.Module, splits: DataSplits, config: OwnModelConfig) -> None:
-    classes = splits.num_classes + SCORES[config.score].absent
-    pixels = splits.calibration.pixels([0])
-    try:
-        with torch.no_grad():
-            logits = model(pixels)
-    except Exception as error:
-        raise RunError(
-            f"model: {config.network} cannot take images of shape {tuple(pixels.shape)} "
-            f"({type(error).__name__}: {error})"
-        ) from error
-    found = tuple(logits.shape) if isinstance(logits, torch.Tensor) else type(logits).__name__
-    if found != (1, classes):
-        raise RunError(
-            f"model: expected logits (1, {classes}) of one image, one a class"
-            f"{' and one of the absent class' if SCORES[config.score].absent else ''}, "
-            f"but {config.network} gives {found}"
-        )

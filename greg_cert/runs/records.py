@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import platform
 import subprocess
+import warnings
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cached_property
@@ -20,10 +21,10 @@ from greg_cert.config import ExperimentConfig, dump_config, parse_config
 from greg_cert.config.yaml_text import load_yaml
 from greg_cert.data import DataSplits, load_data
 from greg_cert.digests import json_digest, tensors_digest
-from greg_cert.errors import ConfigError, RunError
+from greg_cert.errors import ConfigError, GregCertWarning, RunError
 from greg_cert.files import write_atomic
-from greg_cert.models import Classifier, build_model
 from greg_cert.runs.manifest import MANIFEST_FILE, check_file, read_manifest
+from greg_cert.runs.networks import code_digest, make_network
 from greg_cert.runs.training_log import METRICS_FILE
 from greg_cert.tensor_file import check_ties, read_tensors, write_tensors
 
@@ -45,9 +46,16 @@ _PACKAGES = (
 
 @dataclass(frozen=True)
 class RunFolder:
-    """The files of one run, by name."""
+    """The files of one run, by name.
+
+    Attributes:
+        path: the folder.
+        trust: factories (`package.module:name`) that may be imported and run to make its network,
+            where it was trained with one; no other code that a run folder names is ever run.
+    """
 
     path: Path
+    trust: tuple[str, ...] = ()
 
     @property
     def config_file(self) -> Path:
@@ -141,12 +149,12 @@ class RunFolder:
             check_file(self.manifest, self.weights_file, digest or tensors_digest(tensors))
         return tensors
 
-    def load_model(self) -> Classifier:
+    def load_model(self) -> nn.Module:
         """The trained model, on the CPU in evaluation mode.
 
         Raises:
             RunError: if the run is not complete, or its weights are corrupt, of another model, or
-                not the ones of the manifest.
+                not the ones of the manifest, or its network is made by code that is not in `trust`.
         """
         if not self.complete:
             raise RunError(
@@ -159,9 +167,10 @@ class RunFolder:
                 f"run: expected model sizes in manifest.json of {self.path}, but got none"
             )
         tensors, described = self.read_weights(), self.config.model
+        self.check_code()
         try:
-            model = build_model(described.name, **described.choices, **sizes)
-        except TypeError as error:
+            model = make_network(described, sizes)
+        except (TypeError, KeyError) as error:
             raise RunError(f"run: manifest.json of {self.path} names odd sizes: {error}") from error
         try:
             model.load_state_dict(tensors)
@@ -172,6 +181,27 @@ class RunFolder:
             ) from error
         check_ties(model.state_dict(), tensors, self.weights_file)
         return model.eval()
+
+    def check_code(self) -> None:
+        """Refuse code of the network that is not in `trust`; note that its file has changed.
+
+        Raises:
+            RunError: says how to trust it.
+        """
+        for code in self.config.model.code:
+            if code not in self.trust:
+                raise RunError(
+                    f"run: the network of {self.path} is made by {code}, code that is imported "
+                    f"from here and run; if you trust it, say --trust {code} (in Python "
+                    f"RunFolder(path, trust=({code!r},)))"
+                )
+            if self.manifest.get("code", {}).get(code) != code_digest(code):
+                warnings.warn(
+                    f"{self.path}: the file of {code} is not the one that the run was trained "
+                    "with; what follows is of the network that it makes now",
+                    GregCertWarning,
+                    stacklevel=2,
+                )
 
 
 def config_digest(raw: object) -> str:

@@ -46,15 +46,16 @@ class Subject(Protocol):
         """Its data."""
 
 
-def open_subject(path: Path, overrides: Sequence[str] = ()) -> Subject:
+def open_subject(path: Path, overrides: Sequence[str] = (), trust: Sequence[str] = ()) -> Subject:
     """The run in a folder, or the model that a YAML file describes.
 
-    `overrides` name other OOD test sets, as `data.ood[0].n=50` (`greg_cert.config.overrides`).
+    `overrides` name other OOD test sets, as `data.ood[0].n=50` (`greg_cert.config.overrides`), and
+    `trust` the factories that a run folder may name as its network.
 
     Raises:
         ConfigError: an override of anything else: the rest is what the model was trained with.
     """
-    subject: Subject = RunFolder(path)
+    subject: Subject = RunFolder(path, tuple(trust))
     if path.suffix in (".yaml", ".yml") and not path.is_dir():
         subject = OwnModel(path)
     for text in overrides:

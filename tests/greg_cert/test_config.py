@@ -84,7 +84,7 @@ def _with(path: str, value: Any) -> dict[str, Any]:
         ),
         ("data.aux", {"source": "clouds"}, ["data.aux", "clouds", "photographs"]),
         ("data.calibration", 1.5, ["data.calibration", "1.5"]),
-        ("model", {}, ["model.name", "required"]),
+        ("model", {}, ["model: ", "one of name or factory"]),
         ("model.activation", "gelu", ["model.activation", "'maxmin'", "'gelu'"]),
         ("model", {"name": "wrn16_2", "activation": "maxmin"}, ["model", "liresnet", "'maxmin'"]),
         ("model", {"name": "mlp", "dropout": 0.1}, ["model", "dropout: ", "wrn40_2", "0.1"]),

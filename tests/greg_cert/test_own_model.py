@@ -128,8 +128,8 @@ def test_what_cannot_be_made_is_refused_by_name(
 @pytest.mark.parametrize(
     ("model", "said"),
     [
-        ({}, "factory or name"),
-        ({"factory": "a:b", "name": "mlp"}, "factory or name"),
+        ({}, "one of name or factory"),
+        ({"factory": "a:b", "name": "mlp"}, "one of name or factory"),
         ({"name": "mlp"}, "weights"),
         ({"name": "mpl", "weights": "w.pt"}, "mlp"),
         ({"factory": "os.system"}, "factory"),

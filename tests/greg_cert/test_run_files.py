@@ -255,7 +255,7 @@ def test_a_run_whose_model_ties_weights_is_checked_too(
     def tied(*_: Any, **__: Any) -> nn.Module:
         return Tied()
 
-    monkeypatch.setattr("greg_cert.runs.records.build_model", tied)
+    monkeypatch.setattr("greg_cert.runs.networks.build_model", tied)
     values = state()
     values["two.weight"][0, 1] = -1.0
     write_tensors(run.weights_file, values)

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from greg_cert.models import Classifier
+from greg_cert.models.normalize import Normalize
 from greg_cert.outlier_losses import OUTLIER_LOSSES, Mixture, Outputs
 from greg_cert.scores import score_of
 from greg_cert.train.objective.gradient_loss import (
@@ -90,7 +90,7 @@ class Objective(nn.Module):
             gradient norms are float32 in any case.
     """
 
-    def __init__(self, model: Classifier, *, bf16: bool = False) -> None:
+    def __init__(self, model: nn.Module, *, bf16: bool = False) -> None:
         super().__init__()
         self.model, self.bf16 = model, bf16
         self.lipschitz: LipschitzPenalty | None = None
@@ -206,7 +206,8 @@ class Objective(nn.Module):
 
     def _pixel_scale(self, inputs: Tensor) -> Tensor:
         """σ (C, 1, 1): pixels are normalised as (x − μ)/σ."""
-        return self.model.normalize.weight.reshape(-1, 1, 1).reciprocal().to(inputs.dtype)
+        first = next(m for m in self.model.modules() if isinstance(m, Normalize))
+        return first.weight.reshape(-1, 1, 1).reciprocal().to(inputs.dtype)
 
 
 def _weighed(losses: Mapping[str, Tensor], terms: Terms) -> Tensor:
