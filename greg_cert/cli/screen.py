@@ -49,7 +49,8 @@ Set = Annotated[
     typer.Option(
         "--set",
         metavar="KEY=VALUE",
-        help="A setting on top of the file, as train.epochs=5; may be repeated.",
+        help="A setting on top of the file, as train.epochs=5 (of every stage) or "
+        "train.stages[1].method=greg+; may be repeated.",
     ),
 ]
 

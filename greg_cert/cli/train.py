@@ -25,6 +25,8 @@ def train(
 
     Example: greg-cert train configs/digits_gregplus.yaml --out runs/greg+
 
+    Example: greg-cert train experiment.yaml --set train.stages[1].method=greg+ --out runs/greg+
+
     Example: greg-cert train experiment.yaml --set seed=1 --set train.epochs=5 --out runs/seed1
     """
     screen.speak(json=json, quiet=quiet)
