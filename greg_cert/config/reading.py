@@ -42,8 +42,8 @@ def read_experiment(path: Path) -> dict[str, Any]:
     raw = read_mapping(path)
     if _is_own_model(raw):
         raise ConfigError(
-            f"config: expected an experiment, but {path} has no `train`: add it, or, where the model "
-            "is trained already, give the file to evaluate, verify, predict or doctor"
+            f"config: expected an experiment, but {path} has no `train`: add it, or, where the "
+            "model is trained already, give the file to evaluate, verify, predict or doctor"
         )
     return raw
 
