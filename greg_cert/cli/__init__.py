@@ -46,7 +46,7 @@ def main() -> None:
 
 
 def _run() -> None:
-    if said := first_word(sys.argv[1:]):
+    if sys.stderr.isatty() and (said := first_word(sys.argv[1:])):
         sys.stderr.write(f"{said}\n")
         sys.stderr.flush()
     from greg_cert.cli import screen
