@@ -184,16 +184,22 @@ def _bar(*, time_left: bool = True) -> Iterator[Progress]:
         yield bar
 
 
+def _preparing(bar: Progress, title: str, shown: str = "") -> TaskID:
+    """A bar that moves without an end; nothing where it cannot move, as in a file."""
+    visible = bar.console.is_interactive
+    return bar.add_task(title, total=None, visible=visible, shown=shown)
+
+
 class TrainingBar:
     """Progress of a training run: losses and gradient norm beside the bar."""
 
     def __init__(self, title: str, bar: Progress) -> None:
         self._bar = bar
-        self._task: TaskID = bar.add_task(title, total=None, shown="prepare")
+        self._task: TaskID = _preparing(bar, title, "prepare")
 
     def begin(self, steps: int, done: int) -> None:
         """See `greg_cert.train.observer.Observer`."""
-        self._bar.reset(self._task, total=steps, completed=done, shown="")
+        self._bar.reset(self._task, total=steps, completed=done, visible=True, shown="")
 
     def step(self, stage: str, epoch: int, values: Mapping[str, float]) -> None:
         """See `greg_cert.train.observer.Observer`."""
@@ -227,7 +233,7 @@ class VerifyBar:
         self._bar, self._clock = bar, clock
         self._begun: dict[tuple[str, str], tuple[TaskID, int, float]] = {}
         # Data are read and models evaluated before the first sample is.
-        self._before: TaskID | None = bar.add_task("read data and models", total=None, shown="")
+        self._before: TaskID | None = _preparing(bar, "read data and models")
 
     def __call__(self, tick: Tick) -> None:
         """See `greg_cert.verify.run.job.Progress`."""

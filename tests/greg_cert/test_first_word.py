@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pty
 import signal
 import subprocess
 import sys
@@ -71,9 +72,38 @@ def test_a_signal_ends_with_one_line(
     monkeypatch.setattr(commands, "app", work)
     assert exit_code("train", "x.yaml") == 128 + number
     said = capsys.readouterr().err.splitlines()
-    assert said[1:] == [f"greg-cert: {word}; go on with: greg-cert train x.yaml --resume"]
+    assert said == [f"greg-cert: {word}; go on with: greg-cert train x.yaml --resume"]
     assert cleaned
     assert signal.getsignal(number) is before
+
+
+def run(code: str, folder: Path, stderr: int = subprocess.PIPE) -> subprocess.CompletedProcess[str]:
+    """`greg-cert verify RUN` in a process of its own, where `code` stands for the commands."""
+    main = (
+        "import sys, greg_cert.cli as cli; from greg_cert.cli import commands\n"
+        f"def work():\n    {code}\n"
+        "commands.app = work; sys.argv = ['greg-cert', 'verify', 'RUN']; cli.main()"
+    )
+    return subprocess.run(
+        [sys.executable, "-c", main],
+        cwd=folder,
+        stdout=subprocess.PIPE,
+        stderr=stderr,
+        text=True,
+        check=False,
+        env={**os.environ, "PYTHONPATH": f"{ROOT}:{folder}"},
+    )
+
+
+def test_the_word_is_for_a_terminal(tmp_path: Path) -> None:
+    assert run("pass", tmp_path).stderr == ""
+    ours, theirs = pty.openpty()
+    try:
+        assert run("pass", tmp_path, stderr=theirs).returncode == 0
+        assert os.read(ours, 1000) == b"greg-cert verify: loading libraries ...\r\n"
+    finally:
+        os.close(ours)
+        os.close(theirs)
 
 
 def test_a_signal_during_an_import_ends_the_process_at_once(tmp_path: Path) -> None:
@@ -83,23 +113,9 @@ def test_a_signal_during_an_import_ends_the_process_at_once(tmp_path: Path) -> N
         "try:\n    os.kill(os.getpid(), signal.SIGINT)\n"
         "except BaseException:\n    pass\n"
     )
-    code = (
-        "import sys, greg_cert.cli as cli; from greg_cert.cli import commands\n"
-        "def work():\n    import stubborn; print('went on')\n"
-        "commands.app = work; sys.argv = ['greg-cert', 'verify', 'RUN']; cli.main()"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", code],
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        check=False,
-        env={**os.environ, "PYTHONPATH": f"{ROOT}:{tmp_path}"},
-    )
+    done = run("import stubborn; print('went on')", tmp_path)
     assert (done.returncode, done.stdout) == (130, "")
-    assert done.stderr.splitlines()[1:] == [
-        "greg-cert: interrupted; go on with: greg-cert verify RUN"
-    ]
+    assert done.stderr == "greg-cert: interrupted; go on with: greg-cert verify RUN\n"
 
 
 def test_what_is_being_done_stands_beside_the_sign_of_life(
