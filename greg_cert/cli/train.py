@@ -32,10 +32,13 @@ def train(
     screen.speak(json=json, quiet=quiet)
     from greg_cert.config import load_config
     from greg_cert.data import load_data
+    from greg_cert.files import is_vacant
     from greg_cert.train import fit
 
     experiment = load_config(config, set_ or ())
     folder = out or Path("runs") / experiment.title
+    if resume and is_vacant(folder):
+        screen.note(f"--resume: there is no run in {folder} yet, so one begins")
     with screen.waiting("read the data"):
         splits = load_data(experiment.data)
     with screen.training_bars() as bar:

@@ -64,6 +64,7 @@ def measured_runs(plan: Plan) -> list[TunedRun]:
     from greg_cert.data import load_data
     from greg_cert.data.withheld import hold_out
     from greg_cert.errors import UsageError
+    from greg_cert.files import is_vacant
 
     if not set(chosen_methods(plan.settings.method)) & set(PROOFS):
         raise UsageError(
@@ -82,7 +83,9 @@ def measured_runs(plan: Plan) -> list[TunedRun]:
             f"--values: expected values that differ in letters and digits, but {twice[0]} would "
             "serve two of them"
         )
-    if not plan.resume and plan.out.exists() and (plan.out.is_file() or any(plan.out.iterdir())):
+    if plan.resume and is_vacant(plan.out):
+        screen.note(f"--resume: nothing is in {plan.out} yet, so the first run begins")
+    elif not plan.resume and not is_vacant(plan.out):
         raise UsageError(
             f"--out: expected a new or empty folder, but {plan.out} has content; name another, or "
             "go on with --resume"
