@@ -5,7 +5,8 @@ Run: python benchmarks/claims.py [TASK …] --work WORK [--runs RUN …] [--seed
 
 A TASK is a key of `grid.tasks.TASKS`, by default all; a RUN a key of `grid.tasks.RUNS`. For each
 task the weights λ are chosen first, on calibration data (`grid.choose`), and written to
-docs/results/TASK/chosen.json, or taken from another task; with `--choose` that is all. Then each
+docs/results/TASK/chosen.json, or taken from another task; with `--choose` that is all, and what
+defaults are judged by is tried, too. Then each
 run and seed is a cell: trained, evaluated, certified and attacked (`grid.cell`), and written to
 docs/results/TASK/RUN-SEED.json; with `--detectors` the runs of `grid.on_top` are scored by
 post-hoc detectors, too, as docs/results/TASK/detectors/RUN-SEED.json. What is there is not done
@@ -27,7 +28,7 @@ from grid import on_top
 from grid.cell import measured, task_data, trained
 from grid.choose import Chooser
 from grid.page import file_name, write_page
-from grid.tasks import ROOT, RUNS, SEEDS, TASKS, make_digit_split
+from grid.tasks import EXTRA, ROOT, RUNS, SEEDS, TASKS, make_digit_split
 
 from greg_cert.files import write_atomic
 
@@ -66,7 +67,7 @@ def cells(task: str, given: argparse.Namespace) -> None:
     folder, of = RESULTS / task, TASKS[task].weights or task
     chooser = Chooser(TASKS[of], work / f"{of}-choose", RESULTS / of / "chosen.json")
     runs = [run for run in TASKS[task].runs if run in given.runs]
-    chosen = chooser(runs)
+    chosen = chooser([*runs, *EXTRA] if given.choose else runs)
     for seed in () if given.choose else given.seeds:
         for run in runs:
             file = folder / file_name(run, seed)

@@ -31,10 +31,11 @@ _MOMENTUM, _BETAS = 0.9, (0.9, 0.999)
 
 _MARGIN = {"score": "energy", "outlier_loss": "margin", "lambda_score": 0.1}
 _UNIFORM = {"score": "max_softmax", "outlier_loss": "uniform", "lambda_score": 0.5}
-_ABSENT = {"score": "absent_class", "outlier_loss": "absent_class", "lambda_score": 1.0}
+_ABSENT = {"score": "absent_class", "outlier_loss": "absent_class", "lambda_score": 0.3}
 _MIXED = {"score": "absent_class", "outlier_loss": "openmix", "lambda_score": 1.0}
 _GRADIENT = {"gradient": True}
-# The methods, and what each sets where the configuration does not say otherwise.
+# The methods, and what each sets where the configuration does not say otherwise. What each default
+# rests on is told in docs/choosing.md.
 PRESETS: Mapping[str, Mapping[str, Any]] = {
     "ce": {},
     "oe": _UNIFORM,
@@ -102,8 +103,8 @@ class StageConfig(Section):
     """Weight λ_S of it."""
     gradient: bool = False
     """Whether the norm of the score's input gradient is penalised."""
-    lambda_grad: NonNegativeFloat = 1.0
-    """Weight λ_∇ of the gradient loss."""
+    lambda_grad: NonNegativeFloat = 0.03
+    """Weight λ_∇ of the gradient loss; by default 1 beside scaling reference."""
     m_in: Margin = "auto"
     """Margin of ID scores, or `auto`: their mean when the stage begins."""
     m_out: Margin = "auto"
@@ -177,7 +178,10 @@ class StageConfig(Section):
     def _fill_in(cls, values: Any) -> Any:
         if not isinstance(values, dict) or not isinstance(values.get("method"), str):
             return values
-        return {**PRESETS.get(values["method"], {}), **values}
+        preset = dict(PRESETS.get(values["method"], {}))
+        if values.get("scaling") == "reference":
+            preset["lambda_grad"] = 1.0
+        return {**preset, **values}
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:

@@ -66,12 +66,11 @@ class Certifier:
                 self._proofs[name] = method, method.prepare(problem)
         methods = {*options.methods}
         if options.lipschitz or {"lipschitz", "best"} & methods:
-            # The local constant costs more than sdp-crown's radius, and is asked for by its name.
-            # As a rung of `best` the constant of the whole space has to do.
-            local = "lipschitz" in methods or methods.isdisjoint({"best", "sdp-crown"})
             constant = options.settings["lipschitz"]
             assert isinstance(constant, Lipschitz)
-            self._lipschitz = constant.prepare(problem, local=local)
+            # The local constant costs as much as a radius by other proofs, so it is asked for by
+            # its name; that of the whole space costs a forward pass.
+            self._lipschitz = constant.prepare(problem, local="lipschitz" in methods)
         self.graphs = [*problem.graphs]
 
     @torch.no_grad()

@@ -99,7 +99,7 @@ class Chooser:
         """What is known of these runs, and of others from before."""
         found = json.loads(self.file.read_text(encoding="utf-8")) if self.file.exists() else {}
         wanted = {"ce", *runs, *(RUNS[run].follows for run in runs)}
-        missing = [run for run in self.task.runs if run in wanted and run not in found]
+        missing = [run for run in RUNS if run in wanted and run not in found]
         if missing:
             data = self.task.experiment("start", {}, _SEED, self.work.parent).data
             splits = load_data(data, tests=False)

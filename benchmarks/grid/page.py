@@ -13,7 +13,7 @@ from page_parts import folder_name, spread, table
 
 from greg_cert.files import write_atomic
 from grid.settled import MATTERS, Cells, settled
-from grid.tasks import RUNS, SEEDS, TASKS
+from grid.tasks import EXTRA, RUNS, SEEDS, TASKS
 from grid.verdicts import (
     Cell,
     Measure,
@@ -71,6 +71,7 @@ def section(task: str, cells: Cells, chosen: Mapping[str, Any]) -> list[str]:
         f"torch {', '.join(versions)}, one CPU thread; commits {', '.join(commits)}.",
         "",
         *chosen_table(task, cells, chosen),
+        *([] if TASKS[task].weights else candidate_table(chosen)),
         *detection_table(cells),
     ]
     if "radii" in one:
@@ -104,6 +105,31 @@ def chosen_table(task: str, cells: Cells, chosen: Mapping[str, Any]) -> list[str
         f"Weights{f', those of {whose}' if whose else ''}:",
         "",
         *table(("run", "chosen", "among"), rows),
+        "",
+    ]
+
+
+def candidate_table(chosen: Mapping[str, Any]) -> list[str]:
+    """What each of the values tried gave on calibration data."""
+    columns = ("accuracy", "calibration_error", "auroc", "fpr")
+    radii = ("radius_certified", "radius_attack")
+    rows = []
+    for run, found in chosen.items():
+        for candidate in found["candidates"]:
+            values, failed = candidate["values"], candidate.get("error")
+            what = ", ".join(f"{k} {v:g}" for k, v in values.items())
+            if failed is None:
+                numbers = [f"{candidate[c]:.3f}" for c in (*columns, *radii)]
+            else:
+                numbers = ["failed", *["–"] * (len(columns) + len(radii) - 1)]
+            taken = len(found["candidates"]) > 1 and values == found["chosen"] and run not in EXTRA
+            rows.append([run, f"**{what}**" if taken else what, *numbers])
+    heads = ("run", "values", "accuracy", "ECE", "AUROC", "FPR95", "certified", "attack")
+    return [
+        "All that was tried, one seed, on **calibration data** and held-out auxiliary images "
+        "(those that were taken in bold; the last runs were tried for defaults alone):",
+        "",
+        *table(heads, rows),
         "",
     ]
 

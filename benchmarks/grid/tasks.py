@@ -79,7 +79,16 @@ RUNS: dict[str, Run] = {
         {"lambda_lipschitz": (0.003, 0.01, 0.03), "lambda_score": (0.0005, 0.002)},
         shared=("lambda_lipschitz", "clip_grad"),
     ),
+    "greg, every k steps": Run("greg", tries={"penalty_every": (2, 4, 8)}, follows="greg"),
+    "greg, reference": Run(
+        "greg",
+        {"scaling": "reference"},
+        {"lambda_grad": (1.0, 8.0, 64.0)},
+        follows="energy",
+    ),
 }
+# For defaults: measured as candidates alone, on calibration data.
+EXTRA = ("greg, every k steps", "greg, reference")
 
 
 def proof(score: str, norm: str) -> dict[str, Any]:
@@ -115,7 +124,7 @@ class Task:
     data: Settings
     first: Settings
     last: Settings
-    runs: tuple[str, ...] = tuple(RUNS)
+    runs: tuple[str, ...] = tuple(run for run in RUNS if run not in EXTRA)
     samples: int = 300
     weights: str | None = None
 

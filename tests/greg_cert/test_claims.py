@@ -134,7 +134,11 @@ def test_the_page_says_what_the_cells_say() -> None:
         "energy": {s: cell(ROWS, 0.6 + 0.01 * s) for s in range(3)},
         "greg": {s: cell(longer, 0.7 + 0.011 * s) for s in range(3)},
     }
-    chosen = {run: {"chosen": {"lambda_score": 0.3}} for run in cells}
+    numbers = dict.fromkeys(("accuracy", "calibration_error", "auroc", "fpr"), 0.5)
+    numbers |= {"radius_certified": 0.25, "radius_attack": 1.0}
+    tried = [{"values": {"lambda_score": v}, **numbers} for v in (0.1, 0.3)]
+    tried.append({"values": {"lambda_score": 9.0}, "error": "not finite"})
+    chosen = {run: {"candidates": tried, "chosen": {"lambda_score": 0.3}} for run in cells}
     lines = section("cifar10", cells, chosen)
     gain = next(v for v in lines if v.startswith("| a: the penalty") and "AUROC, near" in v)
     assert "| greg \N{MINUS SIGN} energy | AUROC, near: +0.101 [" in gain
@@ -146,3 +150,9 @@ def test_the_page_says_what_the_cells_say() -> None:
     )
     assert "\N{MULTIPLICATION SIGN} 2.00 [2.00, 2.00] | confirmed" in grown
     assert "| greg | lambda_score 0.3 | lambda_grad 0.01, 0.03, 0.1, 0.3, 1 |" in lines
+    row = "0.500 | 0.500 | 0.500 | 0.500 | 0.250 | 1.000 |"
+    assert f"| greg | lambda_score 0.1 | {row}" in lines
+    assert f"| greg | **lambda_score 0.3** | {row}" in lines
+    assert (
+        "| greg | lambda_score 9 | failed | \u2013 | \u2013 | \u2013 | \u2013 | \u2013 |" in lines
+    )
