@@ -87,7 +87,8 @@ def tune(
     plan = Plan(tuned, for_, seeds, settings, held_out, folder, resume, screen.command_line())
     screen.plain(f"setting: {', '.join(tuned.keys)}{f' ({tuned.why})' if tuned.why else ''}")
     runs = measured_runs(plan)
-    files, sheet, record = write_tuning(plan, runs)
+    with screen.waiting("draw the picture"):
+        files, sheet, record = write_tuning(plan, runs)
     screen.record({**record, "files": files})
     screen.out(terminal_table(sheet))
     screen.plain(*(f"  {remark}" for remark in sheet.remarks), *files)

@@ -64,6 +64,7 @@ def measured_runs(plan: Plan) -> list[TunedRun]:
     from greg_cert.data import load_data
     from greg_cert.data.withheld import hold_out
     from greg_cert.errors import UsageError
+    from greg_cert.files import is_vacant
 
     if not set(chosen_methods(plan.settings.method)) & set(PROOFS):
         raise UsageError(
@@ -82,13 +83,16 @@ def measured_runs(plan: Plan) -> list[TunedRun]:
             f"--values: expected values that differ in letters and digits, but {twice[0]} would "
             "serve two of them"
         )
-    if not plan.resume and plan.out.exists() and (plan.out.is_file() or any(plan.out.iterdir())):
+    if plan.resume and is_vacant(plan.out):
+        screen.note(f"--resume: nothing is in {plan.out} yet, so the first run begins")
+    elif not plan.resume and not is_vacant(plan.out):
         raise UsageError(
             f"--out: expected a new or empty folder, but {plan.out} has content; name another, or "
             "go on with --resume"
         )
     data = next(plan.runs())[1].data
-    splits, held_out = load_data(data, tests=False), None
+    with screen.waiting("read the data"):
+        splits, held_out = load_data(data, tests=False), None
     if plan.held_out and splits.aux is not None:
         kept, held_out = hold_out(splits.aux, plan.held_out, most=MOST_HELD_OUT, seed=data.seed)
         splits = replace(splits, aux=kept)
@@ -127,7 +131,8 @@ def _trained(
 
     known, begun = _read_note(folder), RunFolder(folder).config_file.exists()
     # Which also imports what training needs, so that no run is charged for it.
-    check(config, splits)
+    with screen.waiting(f"prepare {title}"):
+        check(config, splits)
     start = time.process_time()
     with screen.training_bars() as bar:
         watch = bar(f"train {title}")

@@ -101,6 +101,7 @@ class DrawnSource(DataSource):
     """A source that draws as many images as asked: 10,000 as auxiliary set, 500 as OOD test set."""
 
     n: PositiveInt | None = None
+    """How many images are drawn; by default 10,000 as auxiliary set, 500 as OOD test set."""
 
     def load(self, request: Request) -> Images:
         """See `DataSource`."""

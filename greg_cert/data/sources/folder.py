@@ -51,7 +51,9 @@ class FolderSource(DataSource):
     without being unpacked.
     """
     inside: PurePosixPath | None = None
-    """Folder inside the archive that holds the classes; by default its top."""
+    """Folder inside the archive that holds the classes; by default its top, or the only folder that
+    does, as where the archive holds one folder with all in it.
+    """
     classes: ClassNames | None = None
     """Class folders to read, in the order of their labels, or the name of a list in
     `greg_cert.data.files.class_lists`; by default all, sorted.
@@ -143,7 +145,7 @@ def _listed_in(path: Path, *, field: str) -> tuple[str, ...]:
     """The names in a text file: one a line, without comments and blank lines."""
     path = path.expanduser()
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8-sig")  # editors on Windows begin with a mark
     except (OSError, UnicodeDecodeError) as error:
         found = f"{str(path)!r} ({type(error).__name__}: {error})"
         raise data_error(field, "a readable text file, one class a line", found) from error
