@@ -15,7 +15,8 @@ from greg_cert.evaluation.leaderboard import openood_mean_table, openood_table, 
 from greg_cert.evaluation.seeds import Evaluated, SeedMean
 from greg_cert.evaluation.sheet import evaluation_sheet
 from greg_cert.files import write_atomic
-from greg_cert.report.tables.forms import BOOKTABS, latex_sheet, markdown_sheet
+from greg_cert.report.latex.tables import BOOKTABS, latex_sheet
+from greg_cert.report.tables.forms import markdown_sheet
 from greg_cert.runs.records import environment
 
 
