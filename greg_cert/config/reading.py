@@ -114,7 +114,7 @@ def revised(config: _Config, overrides: Sequence[str]) -> _Config:
 
 def _parse(kind: type[_Config], raw: dict[str, Any], base: Path | None) -> _Config:
     try:
-        config = kind.model_validate(raw)
+        config = kind.model_validate(raw, context={} if base is None else {"base": base})
     except ValidationError as error:
         kinds = ExperimentConfig, OwnModelConfig
         raise ConfigError(one_line(error, kind, kinds)) from error

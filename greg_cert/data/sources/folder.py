@@ -11,7 +11,7 @@ from pydantic import BeforeValidator, Field, model_validator
 from greg_cert.data.files.class_lists import CLASS_LISTS
 from greg_cert.data.files.classes import ClassChoice
 from greg_cert.data.reject import data_error
-from greg_cert.data.sources.base import Crop, DataSource, Keep, Request
+from greg_cert.data.sources.base import Crop, Keep, Request, StoredSource
 
 if TYPE_CHECKING:
     from greg_cert.data.types import Images
@@ -40,7 +40,7 @@ ClassNames = Annotated[
 _LISTS = ("classes", "classes_file", "exclude_classes", "exclude_classes_file")
 
 
-class FolderSource(DataSource):
+class FolderSource(StoredSource):
     """Image files: `path/<class>/*` with labels; `path/*` also serves where none are needed."""
 
     labelled: ClassVar[bool] = True
