@@ -14,6 +14,7 @@ from greg_cert.errors import UsageError
 
 # `.NAME.PROCESS-RANDOM.tmp`, and without the process as earlier versions wrote it.
 _TEMPORARY = re.compile(r"\..+\.(?:(\d{1,10})-)?[0-9a-f]{12}\.tmp")
+_LONGEST = 120  # bytes of a name that is made of a text
 _OLD = 3600.0  # seconds without a write, after which the writer is taken for dead
 _being_written: set[Path] = set()
 _swept: set[Path] = set()  # folders
@@ -86,6 +87,12 @@ def _runs(process: int) -> bool:
     except (OSError, OverflowError):
         return True
     return True
+
+
+def file_name(text: str) -> str:
+    """A text as the name of one file or folder: letters and digits of any script, and `_.+=-`."""
+    plain = re.sub(r"[^\w.+=-]+", "_", text).encode("utf-8")[:_LONGEST].decode("utf-8", "ignore")
+    return plain.lstrip(".") or "_"
 
 
 def write_atomic(path: Path, content: bytes | str) -> Path:

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from greg_cert import files
-from greg_cert.files import atomic_path, is_vacant, sweep, write_atomic
+from greg_cert.files import atomic_path, file_name, is_vacant, sweep, write_atomic
 
 RANDOM = "0123456789ab"
 
@@ -80,3 +80,22 @@ def test_vacant_is_nothing_or_an_empty_folder(tmp_path: Path, dead: int) -> None
     file = made(tmp_path, dead)
     assert is_vacant(tmp_path)
     assert not is_vacant(file)
+
+
+@pytest.mark.parametrize(
+    ("text", "name"),
+    [
+        ("GReg+", "GReg+"),
+        ("λ = 0.1, ours", "λ_=_0.1_ours"),
+        ("../../x", "_.._x"),
+        ("..", "_"),
+        ("", "_"),
+        ("a\nb\0c:d", "a_b_c_d"),
+        ("é" * 200, "é" * 60),
+        ("a" + "é" * 200, "a" + "é" * 59),
+    ],
+)
+def test_a_text_as_a_file_name(text: str, name: str, tmp_path: Path) -> None:
+    assert file_name(text) == name
+    (tmp_path / file_name(text)).touch()
+    assert len(list(tmp_path.iterdir())) == 1
