@@ -23,8 +23,14 @@ def dead() -> int:
     return process.pid
 
 
-def made(folder: Path, writer: int | None, age: float = 0.0, name: str = "x.json") -> Path:
-    number = "" if writer is None else f"{writer}-"
+def made(
+    folder: Path,
+    writer: int | None,
+    age: float = 0.0,
+    name: str = "x.json",
+    machine: str = files._MACHINE,
+) -> Path:
+    number = "" if writer is None else f"{machine}-{writer}-"
     path = folder / f".{name}.{number}{RANDOM}.tmp"
     path.write_text("half")
     then = path.stat().st_mtime - age
@@ -53,10 +59,14 @@ def test_only_ours_and_only_of_the_dead(tmp_path: Path, dead: int) -> None:
         made(tmp_path, None, age=4000),
         made(tmp_path, os.getppid(), age=4000, name="y"),
     ]
-    kept = [made(tmp_path, os.getppid()), made(tmp_path, None, name="z")]
+    kept = [
+        made(tmp_path, os.getppid()),
+        made(tmp_path, None, name="z"),
+        made(tmp_path, dead, machine="abcdef"),
+    ]
     (tmp_path / ".hidden.tmp").write_text("theirs")
-    (tmp_path / f"x.{dead}-{RANDOM}.tmp").write_text("theirs")
-    (tmp_path / f".x.{dead}-{RANDOM}.tmp").mkdir()
+    (tmp_path / f"x.{files._MACHINE}-{dead}-{RANDOM}.tmp").write_text("theirs")
+    (tmp_path / f".x.{files._MACHINE}-{dead}-{RANDOM}.tmp").mkdir()
     assert not is_vacant(tmp_path)
     sweep(tmp_path)
     assert not any(path.exists() for path in left)
