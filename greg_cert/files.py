@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import os
+import platform
 import re
 import secrets
 import time
@@ -12,8 +14,10 @@ from pathlib import Path
 
 from greg_cert.errors import UsageError
 
-# `.NAME.PROCESS-RANDOM.tmp`, and without the process as earlier versions wrote it.
-_TEMPORARY = re.compile(r"\..+\.(?:(\d{1,10})-)?[0-9a-f]{12}\.tmp")
+# `.NAME.MACHINE-PROCESS-RANDOM.tmp`, and with the last part alone as earlier versions wrote it.
+_TEMPORARY = re.compile(r"\..+\.(?:([0-9a-f]{6})-(\d{1,10})-)?[0-9a-f]{12}\.tmp")
+_MACHINE = hashlib.sha256(platform.node().encode()).hexdigest()[:6]
+_LONGEST = 120  # bytes of a name that is made of a text
 _OLD = 3600.0  # seconds without a write, after which the writer is taken for dead
 _being_written: set[Path] = set()
 _swept: set[Path] = set()  # folders
@@ -30,7 +34,8 @@ def atomic_path(path: Path) -> Iterator[Path]:
     if folder not in _swept:
         _swept.add(folder)
         sweep(folder)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(6)}.tmp")
+    writer = f"{_MACHINE}-{os.getpid()}-{secrets.token_hex(6)}"
+    temporary = path.with_name(f".{path.name}.{writer}.tmp")
     _being_written.add(temporary.absolute())
     try:
         yield temporary
@@ -67,9 +72,9 @@ def _is_left_over(path: Path) -> bool:
             return True
     except OSError:
         return False
-    if found[1] is None:
+    if found[1] != _MACHINE:  # whose processes are not seen from here
         return False
-    writer = int(found[1])
+    writer = int(found[2])
     if writer == os.getpid():
         return path.absolute() not in _being_written
     return not _runs(writer)
@@ -86,6 +91,12 @@ def _runs(process: int) -> bool:
     except (OSError, OverflowError):
         return True
     return True
+
+
+def file_name(text: str) -> str:
+    """A text as the name of one file or folder: letters and digits of any script, and `_.+=-`."""
+    plain = re.sub(r"[^\w.+=-]+", "_", text).encode("utf-8")[:_LONGEST].decode("utf-8", "ignore")
+    return plain.lstrip(".") or "_"
 
 
 def write_atomic(path: Path, content: bytes | str) -> Path:

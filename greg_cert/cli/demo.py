@@ -43,7 +43,7 @@ def demo(
     from greg_cert.config import load_config
     from greg_cert.data import load_data
     from greg_cert.errors import UsageError
-    from greg_cert.files import is_vacant
+    from greg_cert.files import file_name, is_vacant
     from greg_cert.train import fit
 
     out = out or Path("greg-cert-toy" if toy else "greg-cert-demo")
@@ -63,7 +63,7 @@ def demo(
     for name in CONFIGS:
         with as_file(files("greg_cert.configs") / name) as path:
             config = load_config(path, set_ or ())
-        folder = out / "runs" / config.title
+        folder = out / "runs" / file_name(config.title)
         with screen.waiting("read the data"):
             splits = load_data(config.data)
         with screen.training_bars() as bar:

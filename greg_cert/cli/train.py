@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from json import dumps
 from pathlib import Path
 from typing import Annotated
 
@@ -13,6 +14,9 @@ from greg_cert.cli import screen
 def train(
     config: Annotated[Path, typer.Argument(help="YAML file of the experiment.")],
     out: Annotated[Path | None, typer.Option(help="Run folder; runs/NAME by default.")] = None,
+    name: Annotated[
+        str | None, typer.Option(help="What tables, figures and files call the run: `name`.")
+    ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with a stopped run.")] = False,
     set_: screen.Set = None,
     json: screen.Json = False,
@@ -23,7 +27,7 @@ def train(
     Several processes: torchrun --nproc-per-node 2 -m greg_cert train CONFIG, with train.devices
     set to as many.
 
-    Example: greg-cert train configs/digits_gregplus.yaml --out runs/greg+
+    Example: greg-cert train configs/digits_gregplus.yaml --name "GReg+" --out runs/greg+
 
     Example: greg-cert train experiment.yaml --set train.stages[1].method=greg+ --out runs/greg+
 
@@ -32,11 +36,12 @@ def train(
     screen.speak(json=json, quiet=quiet)
     from greg_cert.config import load_config
     from greg_cert.data import load_data
-    from greg_cert.files import is_vacant
+    from greg_cert.files import file_name, is_vacant
     from greg_cert.train import fit
 
-    experiment = load_config(config, set_ or ())
-    folder = out or Path("runs") / experiment.title
+    named = [] if name is None else [f"name={dumps(name, ensure_ascii=False)}"]
+    experiment = load_config(config, [*(set_ or ()), *named])
+    folder = out or Path("runs") / file_name(experiment.title)
     if resume and is_vacant(folder):
         screen.note(f"--resume: there is no run in {folder} yet, so one begins")
     with screen.waiting("read the data"):

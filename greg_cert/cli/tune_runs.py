@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -11,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from greg_cert.cli import screen
+from greg_cert.files import file_name
 
 if TYPE_CHECKING:
     from greg_cert.config import ExperimentConfig, VerifyConfig
@@ -44,11 +44,6 @@ class Plan:
                 seed = config.seed + k
                 name = file_name(value) + (f"-seed{seed}" if self.seeds > 1 else "")
                 yield value, config.model_copy(update={"seed": seed}), self.out / "runs" / name
-
-
-def file_name(value: str) -> str:
-    """A value as the name of a folder."""
-    return re.sub(r"[^\w.+=-]+", "_", value).lstrip(".") or "_"
 
 
 def measured_runs(plan: Plan) -> list[TunedRun]:

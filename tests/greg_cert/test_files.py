@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from greg_cert import files
-from greg_cert.files import atomic_path, is_vacant, sweep, write_atomic
+from greg_cert.files import atomic_path, file_name, is_vacant, sweep, write_atomic
 
 RANDOM = "0123456789ab"
 
@@ -23,8 +23,14 @@ def dead() -> int:
     return process.pid
 
 
-def made(folder: Path, writer: int | None, age: float = 0.0, name: str = "x.json") -> Path:
-    number = "" if writer is None else f"{writer}-"
+def made(
+    folder: Path,
+    writer: int | None,
+    age: float = 0.0,
+    name: str = "x.json",
+    machine: str = files._MACHINE,
+) -> Path:
+    number = "" if writer is None else f"{machine}-{writer}-"
     path = folder / f".{name}.{number}{RANDOM}.tmp"
     path.write_text("half")
     then = path.stat().st_mtime - age
@@ -53,10 +59,14 @@ def test_only_ours_and_only_of_the_dead(tmp_path: Path, dead: int) -> None:
         made(tmp_path, None, age=4000),
         made(tmp_path, os.getppid(), age=4000, name="y"),
     ]
-    kept = [made(tmp_path, os.getppid()), made(tmp_path, None, name="z")]
+    kept = [
+        made(tmp_path, os.getppid()),
+        made(tmp_path, None, name="z"),
+        made(tmp_path, dead, machine="abcdef"),
+    ]
     (tmp_path / ".hidden.tmp").write_text("theirs")
-    (tmp_path / f"x.{dead}-{RANDOM}.tmp").write_text("theirs")
-    (tmp_path / f".x.{dead}-{RANDOM}.tmp").mkdir()
+    (tmp_path / f"x.{files._MACHINE}-{dead}-{RANDOM}.tmp").write_text("theirs")
+    (tmp_path / f".x.{files._MACHINE}-{dead}-{RANDOM}.tmp").mkdir()
     assert not is_vacant(tmp_path)
     sweep(tmp_path)
     assert not any(path.exists() for path in left)
@@ -80,3 +90,22 @@ def test_vacant_is_nothing_or_an_empty_folder(tmp_path: Path, dead: int) -> None
     file = made(tmp_path, dead)
     assert is_vacant(tmp_path)
     assert not is_vacant(file)
+
+
+@pytest.mark.parametrize(
+    ("text", "name"),
+    [
+        ("GReg+", "GReg+"),
+        ("λ = 0.1, ours", "λ_=_0.1_ours"),
+        ("../../x", "_.._x"),
+        ("..", "_"),
+        ("", "_"),
+        ("a\nb\0c:d", "a_b_c_d"),
+        ("é" * 200, "é" * 60),
+        ("a" + "é" * 200, "a" + "é" * 59),
+    ],
+)
+def test_a_text_as_a_file_name(text: str, name: str, tmp_path: Path) -> None:
+    assert file_name(text) == name
+    (tmp_path / file_name(text)).touch()
+    assert len(list(tmp_path.iterdir())) == 1

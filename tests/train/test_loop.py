@@ -237,6 +237,25 @@ def test_resuming_nothing_says_so_and_begins(
         assert last == "greg-cert: error: resume is True"
 
 
+@pytest.mark.parametrize(
+    ("name", "folder"), [("GReg+", "GReg+"), ("1e3", "1e3"), ("../out: λ", "_out_λ")]
+)
+def test_a_run_is_named_on_the_command_line(
+    name: str, folder: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[Any] = []
+
+    def told(config: ExperimentConfig, _: object, path: Path, **__: object) -> None:
+        asked.extend((config.name, path))
+        raise UsageError("enough")
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("greg_cert.train.fit", told)
+    (tmp_path / "x.yaml").write_text(dump_config(experiment()))
+    assert exit_code("train", "x.yaml", "--set", "name=other", "--name", name) == 2
+    assert asked == [name, Path("runs") / folder]
+
+
 def test_a_folder_with_other_content_is_left_alone(splits: DataSplits, tmp_path: Path) -> None:
     (tmp_path / "precious.txt").write_text("mine")
     for resume in (False, True):

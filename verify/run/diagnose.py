@@ -152,7 +152,7 @@ def _with_norms(found: Diagnosis, graph: Graph, deadline: float, tell: Tell) -> 
     speed, layers, left = _SPEED, list(found.layers), 0.0
     ops = [(i, op) for i, n in enumerate(graph.nodes) if isinstance(op := n.op, (Conv, Linear))]
     for done, (i, op) in enumerate(sorted(ops, key=lambda pair: norm_operations(pair[1]))):
-        tell(f"operator norms: {layers[i].name}, {done + 1} of {len(ops)}")
+        tell(f"operator norm of layer {layers[i].name} ({done + 1} of {len(ops)})")
         work = norm_operations(op)
         start = time.monotonic()
         if start + work / speed > until:
