@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from greg_cert.errors import GregCertError
 
-_PATIENCE = 60  # seconds of one example, which takes milliseconds
+_PATIENCE = 30  # seconds of one example, which takes milliseconds
 
 
 def examples(count: int) -> settings:
@@ -64,7 +64,7 @@ def works_or_refuses(call: Callable[[], Any]) -> Any:
 
 
 DEEP: list[Any] = []
-for _ in range(400):
+for _ in range(150):
     DEEP = [DEEP]
 VALUES = st.sampled_from(
     [
@@ -72,7 +72,7 @@ VALUES = st.sampled_from(
         *("", "x", "\x1b[31m", "a\nb", "=1+1", "\u202e", "\0", "../../x", "x" * 5000, "1" * 5000),
         *([], {}, [1], {"a": 1}, [[]], {"\x1b": {}}, DEEP),
     ]
-)
+).map(copy.deepcopy)
 """Plain values that hardly any field can have."""
 
 
@@ -120,12 +120,12 @@ def damaged(draw: st.DrawFn, content: bytes) -> bytes:
     return bytes(found)
 
 
-OBSTACLES = ("gone", "empty", "folder", "fifo", "loop", "endless", "nothing", "long")
+OBSTACLES = ("gone", "empty", "folder", "fifo", "loop", "endless", "nothing")
 
 
 def put_obstacle(path: Path, kind: str) -> None:
     """Put something else in the place of a file."""
-    if path.is_dir() and not path.is_symlink():
+    if not path.is_symlink() and path.is_dir():
         shutil.rmtree(path)
     path.unlink(missing_ok=True)
     if kind == "empty":
@@ -138,5 +138,3 @@ def put_obstacle(path: Path, kind: str) -> None:
         path.symlink_to(path.name)
     elif kind in ("endless", "nothing"):
         path.symlink_to("/dev/zero" if kind == "endless" else "/dev/null")
-    elif kind == "long":
-        path.symlink_to("x" * 300 if len(path.name) < 250 else "x")

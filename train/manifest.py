@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -66,8 +67,10 @@ def continued(
     Raises:
         RunError: the run was begun with other data or another model, or an entry is damaged.
     """
-    for part in ("data", "model", "code"):
-        if before.get(part, {}) != own[part]:
+    required: dict[str, object] = {"data": {}, "model": {}, "code": {}}
+    for part in (*required, "method", "score", "seed", "split_sizes"):
+        told = before.get(part, required.get(part, own[part]))  # earlier versions lack the others
+        if json.dumps(told, sort_keys=True) != json.dumps(own[part], sort_keys=True):
             raise RunError(f"resume: the {part} of {folder} changed since it was begun")
     lists = {part: before.get(part, []) for part in ("resumed", "stages")}
     for part, found in lists.items():
