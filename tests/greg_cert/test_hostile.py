@@ -212,6 +212,36 @@ def test_files_of_a_run(stopped: Any, data: Any) -> None:
         works_or_refuses(lambda: load_checkpoint(folder / "checkpoint" / "last.pt"))
 
 
+@pytest.mark.parametrize(
+    ("place", "value"),
+    [
+        (("optimizer",), 1.5),
+        (("optimizer", "param_groups", 0, "betas"), 1.5),
+        (("optimizer", "param_groups", 0, "weight_decay"), 7.0),
+        (("optimizer", "state", 0, "exp_avg"), True),
+        (("optimizer", "state", 0, "exp_avg_sq"), torch.zeros(1)),
+        (("optimizer", "state", 0, "step"), torch.tensor(float("nan"))),
+        (("model",), None),
+        (("model", "head.bias"), torch.full((10,), float("nan"))),
+    ],
+)
+def test_checkpoints_of_another_state(stopped: Any, place: Any, value: Any) -> None:
+    config, splits, part, _ = stopped
+    folder = part.parent / "edited"
+    shutil.rmtree(folder, ignore_errors=True)
+    shutil.copytree(part, folder)
+    path = folder / "checkpoint" / "last.pt"
+    state = torch.load(path, weights_only=True)
+    here = state
+    for key in place[:-1]:
+        here = here[key]
+    here[place[-1]] = value
+    del state[DIGEST]
+    torch.save(state | {DIGEST: _digest(state)}, path)
+    with pytest.raises(RunError, match="expected the state of this model and its optimiser"):
+        fit(config, splits, folder, resume=True, observer=Stopping(0))
+
+
 def test_more_classes_than_the_weights_have(stopped: Any, tmp_path: Path) -> None:
     shutil.copytree(stopped[3], tmp_path / "run")
     path = tmp_path / "run" / "manifest.json"
