@@ -65,8 +65,8 @@ def read_frame(path: Path) -> FrameFile:
         notes = {k.decode(): v.decode() for k, v in metadata.items() if k not in _OF_ARROW}
         told = notes.pop(_DIGEST, None)
         found = None if told is None else frame_digest(frame, notes)
-    except FileNotFoundError:
-        raise
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise FileNotFoundError(str(error)) from error
     except Exception as error:  # damaged files raise anything, deep within pyarrow and pandas
         line = " ".join(str(error).split())[:200]
         raise RunError(f"{path}: expected a whole parquet file, but got: {line}") from error
