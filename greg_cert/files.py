@@ -3,12 +3,24 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import os
+import platform
+import re
 import secrets
+import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from greg_cert.errors import UsageError
+
+# `.NAME.MACHINE-PROCESS-RANDOM.tmp`, and with the last part alone as earlier versions wrote it.
+_TEMPORARY = re.compile(r"\..+\.(?:([0-9a-f]{6})-(\d{1,10})-)?[0-9a-f]{12}\.tmp")
+_MACHINE = hashlib.sha256(platform.node().encode()).hexdigest()[:6]
+_LONGEST = 120  # bytes of a name that is made of a text
+_OLD = 3600.0  # seconds without a write, after which the writer is taken for dead
+_being_written: set[Path] = set()
+_swept: set[Path] = set()  # folders
 
 
 @contextlib.contextmanager
@@ -16,8 +28,15 @@ def atomic_path(path: Path) -> Iterator[Path]:
     """A temporary path beside `path`, moved over it when the block ends without an error.
 
     A reader sees the old file or the new one, never a part; a failure leaves the old one alone.
+    What killed processes left in the folder is removed.
     """
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(6)}.tmp")
+    folder = path.parent.absolute()
+    if folder not in _swept:
+        _swept.add(folder)
+        sweep(folder)
+    writer = f"{_MACHINE}-{os.getpid()}-{secrets.token_hex(6)}"
+    temporary = path.with_name(f".{path.name}.{writer}.tmp")
+    _being_written.add(temporary.absolute())
     try:
         yield temporary
         with temporary.open("rb") as stream:
@@ -25,6 +44,59 @@ def atomic_path(path: Path) -> Iterator[Path]:
         temporary.replace(path)  # os.replace: atomic within one folder
     finally:
         temporary.unlink(missing_ok=True)
+        _being_written.discard(temporary.absolute())
+
+
+def is_vacant(folder: Path) -> bool:
+    """Whether there is nothing at a path but perhaps a folder with leftovers of killed writers."""
+    if not folder.is_dir():
+        return not folder.exists()
+    return all(map(_is_left_over, folder.iterdir()))
+
+
+def sweep(folder: Path) -> None:
+    """Remove temporary files of ours whose writers are dead; what cannot be removed stays."""
+    with contextlib.suppress(OSError):
+        for path in folder.iterdir():
+            if _is_left_over(path):
+                path.unlink(missing_ok=True)
+
+
+def _is_left_over(path: Path) -> bool:
+    """Whether a path is a temporary file of `atomic_path` whose writer is dead."""
+    found = _TEMPORARY.fullmatch(path.name)
+    try:
+        if found is None or not path.is_file() or path.is_symlink():
+            return False
+        if time.time() - path.stat().st_mtime > _OLD:
+            return True
+    except OSError:
+        return False
+    if found[1] != _MACHINE:  # whose processes are not seen from here
+        return False
+    writer = int(found[2])
+    if writer == os.getpid():
+        return path.absolute() not in _being_written
+    return not _runs(writer)
+
+
+def _runs(process: int) -> bool:
+    """Whether a process of that number runs on this machine."""
+    if os.name == "nt":  # where a signal, even 0, would end it
+        return True
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except (OSError, OverflowError):
+        return True
+    return True
+
+
+def file_name(text: str) -> str:
+    """A text as the name of one file or folder: letters and digits of any script, and `_.+=-`."""
+    plain = re.sub(r"[^\w.+=-]+", "_", text).encode("utf-8")[:_LONGEST].decode("utf-8", "ignore")
+    return plain.lstrip(".") or "_"
 
 
 def write_atomic(path: Path, content: bytes | str) -> Path:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import shutil
 from pathlib import Path
 
 import torch
@@ -9,6 +11,7 @@ import torch
 from greg_cert.config import ExperimentConfig, dump_config
 from greg_cert.data import DataSplits
 from greg_cert.errors import ConfigError, RunError
+from greg_cert.files import is_vacant
 from greg_cert.processes import Processes
 from greg_cert.runs.records import RunFolder, write_config
 from greg_cert.train.fabric import make_fabric
@@ -35,7 +38,8 @@ def fit(
     Args:
         config: the experiment.
         splits: its data.
-        folder: where to write; must be new or empty unless `resume` is set.
+        folder: where to write; must be new or empty unless `resume` is set. What fails before its
+            first step leaves nothing there.
         resume: go on with an interrupted run; a complete one is left as it is.
         observer: sees every step.
         command: the command line, for the manifest.
@@ -65,7 +69,12 @@ def fit(
         trainer = Trainer(config, splits, run, fabric, watching, command)
         if fresh:
             processes.once(lambda: _make_folder(run, config))
-        trainer.train()
+        try:
+            trainer.train()
+        except BaseException:
+            if fresh and processes.first and not trainer.done:
+                _unmake_folder(run)
+            raise
     return RunFolder(folder, config.model.code)  # a new one, which has read nothing yet
 
 
@@ -125,7 +134,7 @@ def _is_fresh(run: RunFolder, config: ExperimentConfig, resume: bool) -> bool:
     """Whether the folder is still to be made; raises where it cannot serve."""
     if run.path.exists() and not run.path.is_dir():
         raise RunError(f"out: expected a folder, but got the file {run.path}")
-    if not run.path.is_dir() or not any(run.path.iterdir()):
+    if is_vacant(run.path):
         return True
     if not resume:
         raise RunError(
@@ -145,3 +154,13 @@ def _make_folder(run: RunFolder, config: ExperimentConfig) -> None:
         write_config(run, config)
     except OSError as error:
         raise RunError(f"out: cannot write to {run.path}: {error}") from error
+
+
+def _unmake_folder(run: RunFolder) -> None:
+    """Remove what a start wrote that failed before its first step, and the folder if empty."""
+    for file in (run.config_file, run.manifest_file, run.metrics_file):
+        file.unlink(missing_ok=True)
+    for folder in (run.events_folder, run.checkpoint_file.parent):
+        shutil.rmtree(folder, ignore_errors=True)
+    with contextlib.suppress(OSError):
+        run.path.rmdir()

@@ -122,8 +122,8 @@ class Trainer:
         self.processes.once(self._finish)
 
     def _open_log(self, rows: str | None) -> None:
-        events = self.run.path / "tensorboard"
-        self.log = TrainingLogWriter(self.run.metrics_file, events, self.done, rows)
+        files = self.run.metrics_file, self.run.events_folder
+        self.log = TrainingLogWriter(*files, self.done, rows)
 
     def _finish(self) -> None:
         assert self.log is not None

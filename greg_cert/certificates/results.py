@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +50,7 @@ class Results:
     ood: pd.DataFrame | None = None  # rows of `ood_certificates.parquet`
     ood_scores: pd.DataFrame | None = None  # of `ood_scores.parquet`
     test_scores: pd.DataFrame | None = None  # of `scores.parquet`
+    whole: Results | None = None  # what these were chosen from, where they are a part
 
     @property
     def runs(self) -> tuple[str, ...]:
@@ -59,6 +61,17 @@ class Results:
     def samples(self) -> int:
         """Number of samples in each run."""
         return len(self.frame) // len(self.runs)
+
+    def only(self, runs: Sequence[str]) -> Results:
+        """The results of these runs alone, in this order; without a baseline if it is not one."""
+        summary = self.summary.model_copy(
+            update={
+                "runs": {run: self.summary.runs[run] for run in runs},
+                "baseline": self.summary.baseline if self.summary.baseline in runs else None,
+            }
+        )
+        frame = pd.concat([self.of(run) for run in runs], ignore_index=True)
+        return replace(self, frame=frame, summary=summary, whole=self.whole or self)
 
     def of(self, run: str) -> pd.DataFrame:
         """The rows of one run, by ascending sample index."""

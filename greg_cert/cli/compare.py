@@ -54,7 +54,8 @@ def compare(
     from greg_cert.report.tables.notes import left_out_words
 
     style = venue_style(venue, columns, palette=palette)
-    done = merge_verifications(folders, out, baseline=baseline, command=screen.command_line())
+    with screen.waiting("put the folders together"):
+        done = merge_verifications(folders, out, baseline=baseline, command=screen.command_line())
     for name, others in done.same.items():
         screen.note(f"run {name} is in {', '.join(others)} too, with the same rows; kept once")
     if done.left_out:

@@ -43,10 +43,11 @@ def demo(
     from greg_cert.config import load_config
     from greg_cert.data import load_data
     from greg_cert.errors import UsageError
+    from greg_cert.files import file_name, is_vacant
     from greg_cert.train import fit
 
     out = out or Path("greg-cert-toy" if toy else "greg-cert-demo")
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+    if not is_vacant(out):
         raise UsageError(
             f"--out: expected a new or empty folder, but {out} has content; name another with --out"
         )
@@ -62,7 +63,9 @@ def demo(
     for name in CONFIGS:
         with as_file(files("greg_cert.configs") / name) as path:
             config = load_config(path, set_ or ())
-        splits, folder = load_data(config.data), out / "runs" / config.title
+        folder = out / "runs" / file_name(config.title)
+        with screen.waiting("read the data"):
+            splits = load_data(config.data)
         with screen.training_bars() as bar:
             watch = bar(f"train {config.title}")
             runs.append(fit(config, splits, folder, observer=watch, command=screen.command_line()))

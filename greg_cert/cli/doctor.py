@@ -37,12 +37,14 @@ def doctor(
     from greg_cert.verify.run.method_trials import duration
 
     folder = open_subject(run, trust=trust or ())
-    model = folder.load_model()
-    sizes = folder.manifest["model"]
-    shape = (sizes["in_channels"], sizes["image_size"], sizes["image_size"])
-    samples = _samples(folder, model)
-    pieces = diagnosed(model, shape, samples=samples, seconds=seconds)
-    with screen.waiting(f"look at {run}"):
+    with screen.waiting(f"read {run}"):
+        model = folder.load_model()
+        sizes = folder.manifest["model"]
+        shape = (sizes["in_channels"], sizes["image_size"], sizes["image_size"])
+        screen.doing("read the data and choose samples")
+        samples = _samples(folder, model)
+    pieces = diagnosed(model, shape, samples=samples, seconds=seconds, tell=screen.doing)
+    with screen.waiting("trace the network"):
         found = next(pieces)
     if found.layers:
         screen.out(_layers(found, f"{folder.config.title}: {folder.config.network}"))

@@ -99,7 +99,8 @@ def evaluate(
     for name, subject in zip(unique_names(subjects), subjects, strict=True):
         key = subject.config.data  # a frozen record
         first, splits = data.get(key, (subject, None))
-        splits = common_data([first, subject], splits) if splits else common_data([subject])
+        with screen.waiting(f"read the data of {name}"):
+            splits = common_data([first, subject], splits) if splits else common_data([subject])
         data[key] = (first, splits)
         with screen.bar(f"evaluate {name}") as tell:
             evaluator = Evaluator(subject, splits, tpr=tpr, scores=save, device=where)

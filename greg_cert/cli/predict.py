@@ -59,7 +59,8 @@ def predict(
     subject = open_subject(run, trust=trust or ())
     chosen = verify_settings(subject.config.verify, **settings)
     where = find_device(chosen.device)
-    model = subject.load_model().to(where)  # which sees to what the manifest must tell
+    with screen.waiting(f"read {run}"):
+        model = subject.load_model().to(where)  # which sees to what the manifest must tell
     sizes = subject.manifest["model"]
     crop = getattr(subject.config.data.id, "crop", 1.0)
     pixels = torch.cat(

@@ -16,9 +16,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from greg_cert.launcher import first_process
+
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
     from rich.progress import Progress, TaskID
+    from rich.status import Status
 
     from greg_cert.verify.run.job import Tick
 
@@ -46,7 +49,8 @@ Set = Annotated[
     typer.Option(
         "--set",
         metavar="KEY=VALUE",
-        help="A setting on top of the file, as train.epochs=5; may be repeated.",
+        help="A setting on top of the file, as train.epochs=5 (of every stage) or "
+        "train.stages[1].method=greg+; may be repeated.",
     ),
 ]
 
@@ -57,14 +61,19 @@ class _Voice:
 
     json: bool = False
     quiet: bool = False
+    status: Status | None = None  # the moving sign of life, while there is one
 
 
 _voice = _Voice()
 
 
 def speak(*, json: bool = False, quiet: bool = False) -> None:
-    """Settle what the command prints: as its options `--json` and `--quiet` say."""
-    _voice.json, _voice.quiet = json, quiet
+    """Settle what the command prints: as its options `--json` and `--quiet` say.
+
+    Of several processes of a launcher the first one speaks for all.
+    """
+    first = first_process()
+    _voice.json, _voice.quiet = json and first, quiet or not first
 
 
 def out(*parts: RenderableType) -> None:
@@ -175,20 +184,25 @@ def _bar(*, time_left: bool = True) -> Iterator[Progress]:
         yield bar
 
 
+def _preparing(bar: Progress, title: str, shown: str = "") -> TaskID:
+    """A bar that moves without an end; nothing where it cannot move, as in a file."""
+    visible = bar.console.is_interactive
+    return bar.add_task(title, total=None, visible=visible, shown=shown)
+
+
 class TrainingBar:
     """Progress of a training run: losses and gradient norm beside the bar."""
 
     def __init__(self, title: str, bar: Progress) -> None:
-        self._bar, self._title = bar, title
-        self._task: TaskID | None = None
+        self._bar = bar
+        self._task: TaskID = _preparing(bar, title, "prepare")
 
     def begin(self, steps: int, done: int) -> None:
         """See `greg_cert.train.observer.Observer`."""
-        self._task = self._bar.add_task(self._title, total=steps, completed=done, shown="")
+        self._bar.reset(self._task, total=steps, completed=done, visible=True, shown="")
 
     def step(self, stage: str, epoch: int, values: Mapping[str, float]) -> None:
         """See `greg_cert.train.observer.Observer`."""
-        assert self._task is not None
         if values:
             names = {
                 "ce": "CE",
@@ -218,9 +232,14 @@ class VerifyBar:
     def __init__(self, bar: Progress, clock: Callable[[], float] = time.monotonic) -> None:
         self._bar, self._clock = bar, clock
         self._begun: dict[tuple[str, str], tuple[TaskID, int, float]] = {}
+        # Data are read and models evaluated before the first sample is.
+        self._before: TaskID | None = _preparing(bar, "read data and models")
 
     def __call__(self, tick: Tick) -> None:
         """See `greg_cert.verify.run.job.Progress`."""
+        if self._before is not None:
+            self._bar.remove_task(self._before)
+            self._before = None
         key = tick.step, tick.run
         if key not in self._begun:
             task = self._bar.add_task(f"{tick.step} {tick.run}", total=tick.of, shown="")
@@ -256,8 +275,21 @@ def waiting(what: str) -> Iterator[None]:
     if _voice.quiet:
         yield
         return
-    with _error_console().status(what.replace("[", r"\[")):
-        yield
+    with _error_console().status(_no_markup(what)) as _voice.status:
+        try:
+            yield
+        finally:
+            _voice.status = None
+
+
+def doing(what: str) -> None:
+    """Say beside the sign of life, where there is one, what is being done now."""
+    if _voice.status is not None:
+        _voice.status.update(_no_markup(what))
+
+
+def _no_markup(text: str) -> str:
+    return text.replace("[", r"\[")
 
 
 @contextmanager

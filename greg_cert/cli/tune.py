@@ -70,6 +70,7 @@ def tune(
     from greg_cert.cli.tune_runs import Plan, measured_runs, write_tuning
     from greg_cert.config.tuned import load_tuned
     from greg_cert.errors import UsageError
+    from greg_cert.files import file_name
 
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise UsageError("tune: expected one process, but got several of a launcher")
@@ -80,14 +81,15 @@ def tune(
         raise UsageError(f"--values: expected values such as 0,0.01,0.1, but got {values!r}")
     tuned = load_tuned(config, for_, typed, set_ or ())
     first = next(iter(tuned.configs.values()))
-    folder = out or Path("tune") / first.title
+    folder = out or Path("tune") / file_name(first.title)
     settings = verify_settings(
         first.verify, samples=samples, method=method, device=device, side="id", auc_radii=()
     )
     plan = Plan(tuned, for_, seeds, settings, held_out, folder, resume, screen.command_line())
     screen.plain(f"setting: {', '.join(tuned.keys)}{f' ({tuned.why})' if tuned.why else ''}")
     runs = measured_runs(plan)
-    files, sheet, record = write_tuning(plan, runs)
+    with screen.waiting("draw the picture"):
+        files, sheet, record = write_tuning(plan, runs)
     screen.record({**record, "files": files})
     screen.out(terminal_table(sheet))
     screen.plain(*(f"  {remark}" for remark in sheet.remarks), *files)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -11,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from greg_cert.cli import screen
+from greg_cert.files import file_name
 
 if TYPE_CHECKING:
     from greg_cert.config import ExperimentConfig, VerifyConfig
@@ -46,11 +46,6 @@ class Plan:
                 yield value, config.model_copy(update={"seed": seed}), self.out / "runs" / name
 
 
-def file_name(value: str) -> str:
-    """A value as the name of a folder."""
-    return re.sub(r"[^\w.+=-]+", "_", value).lstrip(".") or "_"
-
-
 def measured_runs(plan: Plan) -> list[TunedRun]:
     """Train and measure every run, or read what an earlier call left.
 
@@ -64,6 +59,7 @@ def measured_runs(plan: Plan) -> list[TunedRun]:
     from greg_cert.data import load_data
     from greg_cert.data.withheld import hold_out
     from greg_cert.errors import UsageError
+    from greg_cert.files import is_vacant
 
     if not set(chosen_methods(plan.settings.method)) & set(PROOFS):
         raise UsageError(
@@ -82,13 +78,16 @@ def measured_runs(plan: Plan) -> list[TunedRun]:
             f"--values: expected values that differ in letters and digits, but {twice[0]} would "
             "serve two of them"
         )
-    if not plan.resume and plan.out.exists() and (plan.out.is_file() or any(plan.out.iterdir())):
+    if plan.resume and is_vacant(plan.out):
+        screen.note(f"--resume: nothing is in {plan.out} yet, so the first run begins")
+    elif not plan.resume and not is_vacant(plan.out):
         raise UsageError(
             f"--out: expected a new or empty folder, but {plan.out} has content; name another, or "
             "go on with --resume"
         )
     data = next(plan.runs())[1].data
-    splits, held_out = load_data(data, tests=False), None
+    with screen.waiting("read the data"):
+        splits, held_out = load_data(data, tests=False), None
     if plan.held_out and splits.aux is not None:
         kept, held_out = hold_out(splits.aux, plan.held_out, most=MOST_HELD_OUT, seed=data.seed)
         splits = replace(splits, aux=kept)
@@ -127,7 +126,8 @@ def _trained(
 
     known, begun = _read_note(folder), RunFolder(folder).config_file.exists()
     # Which also imports what training needs, so that no run is charged for it.
-    check(config, splits)
+    with screen.waiting(f"prepare {title}"):
+        check(config, splits)
     start = time.process_time()
     with screen.training_bars() as bar:
         watch = bar(f"train {title}")

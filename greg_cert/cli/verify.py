@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-from contextlib import nullcontext
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -11,6 +9,7 @@ import typer
 
 from greg_cert.cli import screen
 from greg_cert.cli.settings import offers, verify_settings
+from greg_cert.launcher import first_process
 
 
 @offers()
@@ -101,9 +100,7 @@ def verify_and_report(
     from greg_cert.report import load_results, summary_table, write_report
     from greg_cert.verify.run.runs import verify_runs
 
-    # One of several processes of a launcher: the first one speaks for all.
-    first = os.environ.get("RANK", "0") == "0"
-    with screen.verify_bar() if first else nullcontext() as bar:
+    with screen.verify_bar() as bar:
         done = verify_runs(
             folders,
             settings,
@@ -113,7 +110,7 @@ def verify_and_report(
             progress=bar,
             **options,
         )
-    if not first:
+    if not first_process():
         return
     screen.record(
         {

@@ -9,13 +9,14 @@ import json
 import re
 import types
 import typing
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from greg_cert.config.fields import items, nearest, sections
+from greg_cert.config.fields import items, nearest, sections, tag_of
 from greg_cert.errors import ConfigError
 
 _WORDS = {
@@ -81,21 +82,29 @@ def _keys(record: type[BaseModel], before: str) -> list[Key]:
         found.append(
             Key(key, _values(field.annotation), _default(field), _one_line(field.description))
         )
-        inner: dict[str, Key] = {}
+        inner: dict[str, dict[str, Key]] = {}  # by key, then by the kind of a union
         parts = [(key, kind) for kind in sections(field.annotation)]
         parts += [(f"{key}[]", s) for item in items(field.annotation) for s in sections(item)]
         for where, kind in parts:
             for one in _keys(kind, where):
-                known = inner.get(one.key)  # the kinds of a union share some keys
-                inner[one.key] = one if known is None else _joined(known, one)
-        found += inner.values()
+                inner.setdefault(one.key, {})[tag_of(kind) or ""] = one
+        found += [_joined(kinds, len(parts)) for kinds in inner.values()]
     return found
 
 
-def _joined(one: Key, other: Key) -> Key:
-    values = one.values if other.values in one.values else f"{one.values} | {other.values}"
-    default = one.default if one.default == other.default else f"{one.default} | {other.default}"
-    return Key(one.key, values, default, one.meaning or other.meaning)
+def _joined(kinds: Mapping[str, Key], of: int) -> Key:
+    """One key of several of the `of` kinds of a union, by their names; says which have it."""
+    meanings: dict[str, list[str]] = {}
+    for tag, one in kinds.items():
+        meanings.setdefault(one.meaning, []).append(tag)
+    told = [
+        meaning if len(tags) == of else f"Of {', '.join(tags)}{': ' * bool(meaning)}{meaning}"
+        for meaning, tags in meanings.items()
+    ]
+    values = dict.fromkeys(v for one in kinds.values() for v in one.values.split(" | "))
+    defaults = dict.fromkeys(one.default for one in kinds.values())
+    key = next(iter(kinds.values())).key
+    return Key(key, " | ".join(values), " | ".join(defaults), " ".join(told))
 
 
 def _values(annotation: Any) -> str:

@@ -80,7 +80,9 @@ class InitConfig(Section):
     """Weights to begin with: of a run, or of a file from elsewhere. Every key of it must fit."""
 
     weights: Path
-    """Run folder, or a `.safetensors`, `.pt` or `.pth` file; nothing in it is executed."""
+    """Run folder, or a `.safetensors`, `.pt` or `.pth` file, or the `.safetensors.index.json` of
+    several; nothing in it is executed.
+    """
     allow_missing: tuple[str, ...] = ()
     """Names here (or patterns such as `head.*`) that may stay as initialised."""
     allow_unexpected: tuple[str, ...] = ()
@@ -177,7 +179,7 @@ class ExperimentConfig(Section):
     """Everything that makes a run."""
 
     name: Annotated[str, Field(min_length=1)] | None = None
-    """What tables call the run; by default its method."""
+    """What tables, figures and files call the run; by default its method."""
     seed: NonNegativeInt = 0
     """Of weights, batches and clusters."""
     data: DataConfig

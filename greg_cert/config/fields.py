@@ -46,9 +46,41 @@ def all_sections(record: type[BaseModel]) -> set[type[BaseModel]]:
     return found
 
 
+_SYNONYMS = {
+    "lr": ("learning_rate", "base_lr", "eta"),
+    "batch_size": ("batch", "bs", "batchsize", "minibatch"),
+    "epochs": ("num_epochs", "n_epochs", "max_epochs"),
+    "weight_decay": ("wd", "l2", "decay"),
+    "schedule": ("scheduler", "lr_schedule", "lr_scheduler"),
+    "optimizer": ("optim", "optimiser"),
+    "augment": ("augmentation", "transforms", "aug"),
+    "name": ("arch", "architecture", "net", "network", "title"),
+    "source": ("type", "kind", "dataset"),
+    "path": ("root", "dir", "folder", "file"),
+    "n": ("num_samples", "n_samples", "size"),
+    "samples": ("num_samples", "n_samples", "n"),
+    "max_radius": ("eps", "epsilon", "radius"),
+    "seed": ("random_seed", "random_state"),
+    "init": ("checkpoint", "pretrained"),
+    "devices": ("gpus", "num_gpus"),
+}
+"""What others call our keys."""
+
+
 def nearest(word: str, known: Iterable[str]) -> str | None:
-    """The known word that a mistyped one was meant to be, where one is near."""
-    return next(iter(difflib.get_close_matches(word, list(known), n=1)), None)
+    """The known word that another was meant to be: a synonym, or mistyped; None where none is."""
+    names, low = list(known), word.lower()
+    if low in names and low != word:
+        return low
+    if meant := [name for name in names if low in _SYNONYMS.get(name, ())]:
+        return meant[0]
+    return next(iter(difflib.get_close_matches(low, names, n=1)), None)
+
+
+def tag_of(record: type[BaseModel]) -> str | None:
+    """What tells a record from others of a union: the one value of its `source`."""
+    field = record.model_fields.get("source")
+    return None if field is None else field.default
 
 
 def dotted(path: Iterable[str | int]) -> str:

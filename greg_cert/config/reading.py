@@ -10,11 +10,10 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from greg_cert.config.experiment import ExperimentConfig
-from greg_cert.config.fields import all_sections, dotted, nearest
 from greg_cert.config.overrides import apply_overrides
 from greg_cert.config.own_model import OwnModelConfig
+from greg_cert.config.problems import one_line
 from greg_cert.config.yaml_text import load_yaml
-from greg_cert.data.sources.table import SOURCES
 from greg_cert.errors import ConfigError
 from greg_cert.section import Section
 
@@ -30,8 +29,29 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> ExperimentConfig:
         ConfigError: for a missing or unreadable file, an unknown key, or a value out of range; one
             line that names the field, what was expected and what was found.
     """
-    raw = apply_overrides(read_mapping(path), overrides, ExperimentConfig)
+    raw = apply_overrides(read_experiment(path), overrides, ExperimentConfig)
     return parse_config(raw, base=path.resolve().parent)
+
+
+def read_experiment(path: Path) -> dict[str, Any]:
+    """The mapping in the YAML file of an experiment.
+
+    Raises:
+        ConfigError: as `read_mapping`, or for the description of a model from elsewhere.
+    """
+    raw = read_mapping(path)
+    if _is_own_model(raw):
+        raise ConfigError(
+            f"config: expected an experiment, but {path} has no `train`: add it, or, where the "
+            "model is trained already, give the file to evaluate, verify, predict or doctor"
+        )
+    return raw
+
+
+def _is_own_model(raw: dict[str, Any]) -> bool:
+    model = raw.get("model")
+    keys = ("factory", "onnx", "weights")
+    return "train" not in raw and isinstance(model, dict) and not model.keys().isdisjoint(keys)
 
 
 def load_own_model(path: Path) -> OwnModelConfig:
@@ -51,13 +71,9 @@ def load_any(path: Path, overrides: Sequence[str] = ()) -> ExperimentConfig | Ow
     It is the latter where it has no `train`, but a `model` with `factory`, `onnx` or `weights`.
     """
     raw, base = read_mapping(path), path.resolve().parent
-    model = raw.get("model")
-    own = (
-        "train" not in raw
-        and isinstance(model, dict)
-        and not model.keys().isdisjoint(("factory", "onnx", "weights"))
-    )
-    kind: type[ExperimentConfig | OwnModelConfig] = OwnModelConfig if own else ExperimentConfig
+    kind: type[ExperimentConfig | OwnModelConfig] = ExperimentConfig
+    if _is_own_model(raw):
+        kind = OwnModelConfig
     return _parse(kind, apply_overrides(raw, overrides, kind), base)
 
 
@@ -98,9 +114,10 @@ def revised(config: _Config, overrides: Sequence[str]) -> _Config:
 
 def _parse(kind: type[_Config], raw: dict[str, Any], base: Path | None) -> _Config:
     try:
-        config = kind.model_validate(raw)
+        config = kind.model_validate(raw, context={} if base is None else {"base": base})
     except ValidationError as error:
-        raise ConfigError(_one_line(error)) from error
+        kinds = ExperimentConfig, OwnModelConfig
+        raise ConfigError(one_line(error, kind, kinds)) from error
     return config if base is None else kind.model_validate(_anchor(config, base))
 
 
@@ -118,36 +135,3 @@ def _anchor(value: Any, base: Path) -> Any:
     if isinstance(value, Path):
         return base / value.expanduser()
     return value
-
-
-def _one_line(error: ValidationError) -> str:
-    """The first problem, as `field: expected …, but got …`."""
-    problem = error.errors()[0]
-    # The members of a union stand in the location; the user wrote no such key.
-    loc = problem["loc"]
-    written: list[int | str] = []
-    for before, part in zip(("", *loc), loc, strict=False):
-        tag = part in _TAGS and (isinstance(before, int) or before in ("id", "id_test", "aux"))
-        if not tag and not str(part).startswith(_MEMBERS):
-            written.append(part)
-    field = dotted(written) or "config"
-    found = problem["input"]
-    message = problem["msg"].removeprefix("Value error, ")
-    more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
-    if problem["type"] == "extra_forbidden":
-        return f"{field}: unknown key{_hint(str(loc[-1]))}{more}"
-    if problem["type"] == "missing":
-        return f"{field}: required, but missing{more}"
-    shown = "" if isinstance(found, dict) else f", but got {found!r}"
-    return f"{field}: {message[0].lower()}{message[1:]}{shown}{more}"
-
-
-_MEMBERS = ("float", "constrained-float", "literal[")
-_TAGS = frozenset(source.model_fields["source"].default for source in SOURCES)
-
-
-def _hint(given: str) -> str:
-    """The nearest key of any section: the same may be known elsewhere, but not here."""
-    kinds = all_sections(ExperimentConfig) | all_sections(OwnModelConfig)
-    near = nearest(given, {name for kind in kinds for name in kind.model_fields} - {given})
-    return f"; did you mean {near!r}?" if near else ""

@@ -10,7 +10,7 @@ from typing import Any
 from greg_cert.config.experiment import ExperimentConfig, ModelConfig, TrainConfig
 from greg_cert.config.fields import nearest
 from greg_cert.config.overrides import apply_overrides, parse_override
-from greg_cert.config.reading import parse_config, read_mapping
+from greg_cert.config.reading import parse_config, read_experiment
 from greg_cert.errors import ConfigError, UsageError
 from greg_cert.stages import StageConfig
 
@@ -42,7 +42,7 @@ def load_tuned(path: Path, setting: str, values: Sequence[str], overrides: Seque
         ConfigError: as `load_config`, and for a setting that training does not depend on.
         UsageError: for values that are the same.
     """
-    raw = apply_overrides(read_mapping(path), overrides, ExperimentConfig)
+    raw = apply_overrides(read_experiment(path), overrides, ExperimentConfig)
     base = path.resolve().parent
     parse_config(raw, base)  # what is wrong at any value
     keys, why = _keys(setting, raw)

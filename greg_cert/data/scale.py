@@ -19,6 +19,7 @@ from greg_cert.errors import DataWarning
 _DARK = 1 / 8  # a set without a pixel above this share of white is worth a word
 _LOOKED_AT = 64  # images on disk
 _BLOCK = 1024
+_ROUNDING = 1e-5  # of white
 
 
 def white_of(dtype: np.dtype[np.generic], scale: float | Literal["auto"], *, field: str) -> float:
@@ -53,7 +54,7 @@ def checked_pixels(
     `white_of`, by default for "auto".
 
     Raises:
-        DataError: A value is not finite or not in [0, white].
+        DataError: A value is not finite or not in [0, white], up to `without_rounding`.
     """
     white = white_of(images.dtype, "auto", field=field) if white is None else white
     whole = images.dtype.kind in "bui"
@@ -63,15 +64,21 @@ def checked_pixels(
     pixels = np.empty(images.shape, dtype=np.uint8 if grey else np.float32)
     for start in range(0, len(images), _BLOCK):
         block: NDArray[Any] = np.asarray(images[start : start + _BLOCK])
-        if not whole and white == 1:
-            block = block.astype(np.float32)
+        if not whole:
+            block = without_rounding(block.astype(np.float32 if white == 1 else np.float64), white)
         _check_range(block, rows[start : start + _BLOCK], white, field)
         if grey:
             block = block.astype(np.uint8) * np.uint8(255 / white)
         elif white != 1:
-            block = block.astype(np.float64) / white
+            block = block / np.float64(white)
         pixels[start : start + _BLOCK] = block
     return torch.from_numpy(pixels)
+
+
+def without_rounding(values: NDArray[Any], white: float) -> NDArray[Any]:
+    """Floats of which those that lie outside of [0, white] by a rounding are at its ends."""
+    inside = values.clip(0, white)
+    return np.where(abs(values - inside) <= _ROUNDING * white, inside, values)
 
 
 def _check_range(values: NDArray[Any], rows: Rows, white: float, field: str) -> None:

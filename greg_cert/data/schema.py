@@ -9,11 +9,13 @@ from __future__ import annotations
 from collections import Counter
 from functools import reduce
 from operator import or_
-from typing import TYPE_CHECKING, Annotated, Literal, Self
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
-from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
+from pydantic import Field, NonNegativeInt, PositiveInt, ValidationInfo, model_validator
 
 from greg_cert.data.sources.base import DataSource
+from greg_cert.data.sources.missing import present
 from greg_cert.data.sources.table import SOURCES
 from greg_cert.section import Section
 
@@ -59,6 +61,22 @@ class DataConfig(Section):
     """
     std: tuple[Annotated[float, Field(gt=0, le=1)], ...] | None = None
     """Per-channel standard deviation that the model divides by; by default as `mean`."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _take_what_is_there(cls, values: Any, info: ValidationInfo) -> Any:
+        """Of each source with another for where it is missing, one; paths as the caller says."""
+        if not isinstance(values, dict):
+            return values
+        base = (info.context or {}).get("base", Path())
+        taken = dict(values)
+        for role in ("id", "id_test", "aux"):
+            if role in values:
+                taken[role] = present(values[role], base, f"data.{role}")
+        if isinstance(values.get("ood"), (list, tuple)):
+            sets = enumerate(values["ood"])
+            taken["ood"] = [present(source, base, f"data.ood[{i}]") for i, source in sets]
+        return taken
 
     @model_validator(mode="after")
     def _check(self) -> Self:

@@ -10,7 +10,7 @@ from torch import Tensor
 from greg_cert.data.duplicates import Content, apart
 from greg_cert.data.load import moments
 from greg_cert.data.reject import data_error
-from greg_cert.data.scale import tell_if_dark
+from greg_cert.data.scale import tell_if_dark, without_rounding
 from greg_cert.data.splits import stratified_split
 from greg_cert.data.types import DataSplits, ImageSet
 from greg_cert.errors import DataError
@@ -92,4 +92,6 @@ def _set(name: str, images: Tensor, labels: Tensor) -> ImageSet:
 
 
 def _stored(images: Tensor) -> Tensor:
-    return images if images.dtype == torch.uint8 else images.detach().cpu().float()
+    if images.dtype == torch.uint8:
+        return images
+    return torch.from_numpy(without_rounding(images.detach().cpu().float().numpy(), 1.0))

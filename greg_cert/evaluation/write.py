@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,8 +13,9 @@ from greg_cert.errors import UsageError
 from greg_cert.evaluation.leaderboard import openood_mean_table, openood_table, results_table
 from greg_cert.evaluation.seeds import Evaluated, SeedMean
 from greg_cert.evaluation.sheet import evaluation_sheet
-from greg_cert.files import write_atomic
-from greg_cert.report.tables.forms import BOOKTABS, latex_sheet, markdown_sheet
+from greg_cert.files import file_name, write_atomic
+from greg_cert.report.latex.tables import BOOKTABS, latex_sheet
+from greg_cert.report.tables.forms import markdown_sheet
 from greg_cert.runs.records import environment
 
 
@@ -107,17 +107,13 @@ def write_evaluation(
         if like.sets:
             tables.append((f"{mean.title}-{mean.detector}-mean", openood_mean_table(mean, like)))
     for title, table in tables:
-        name, number = _file_name(title), 1
+        name, number = file_name(title), 1
         while f"openood/{name}.csv" in files:  # runs may have names that differ in "/" alone
             number += 1
-            name = f"{_file_name(title)}-{number}"
+            name = f"{file_name(title)}-{number}"
         files[f"openood/{name}.csv"] = table.rename_axis("dataset").to_csv(lineterminator="\n")
     try:
         (out / "openood").mkdir(parents=True, exist_ok=True)
         return [write_atomic(out / name, text) for name, text in files.items()]
     except OSError as error:
         raise UsageError(f"out {out}: cannot be written ({error.strerror or error})") from error
-
-
-def _file_name(text: str) -> str:
-    return re.sub(r"[^\w.+=-]+", "_", text)

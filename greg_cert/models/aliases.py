@@ -7,6 +7,7 @@ whole network. Each architecture lists its own aliases beside its layers.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 
 HEADS: tuple[str, ...] = ("fc", "linear", "classifier", "head", "classifier.1", "heads.head")
@@ -47,6 +48,15 @@ def begins_with(name: str, path: str) -> bool:
     `layer1` does not hold `layer10.weight`.
     """
     return not path or f"{name}.".startswith(f"{path}.")
+
+
+def most_common_prefix(names: Sequence[str]) -> str:
+    """The prefix of `WRAPPERS` that more than half of the names share, or ""."""
+    first = Counter(name.partition(".")[0] for name in names)
+    wrapper, count = first.most_common(1)[0] if first else ("", 0)
+    if wrapper not in WRAPPERS or 2 * count <= len(names):
+        return ""
+    return shared_prefix([name for name in names if begins_with(name, wrapper)])
 
 
 def shared_prefix(names: Sequence[str]) -> str:

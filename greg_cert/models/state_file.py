@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import warnings
 from collections.abc import Mapping
@@ -12,6 +13,7 @@ import torch
 from torch import Tensor
 
 from greg_cert.errors import RunError
+from greg_cert.models.pickled_numbers import numbers_allowed
 from greg_cert.tensor_file import read_tensors
 
 TORCH_SUFFIXES = (".pt", ".pth", ".ckpt", ".bin", ".tar")
@@ -30,6 +32,8 @@ ENTRIES = (
     "params_ema",
 )
 _GLOBAL = re.compile(r"GLOBAL ([\w.]+)")
+_INDEX = ".safetensors.index.json"
+_PART = re.compile(r"(.+)-\d+-of-(\d+)\.safetensors")
 _DEPTH = 3  # {"ema": {"model": {"state_dict": …}}}
 
 
@@ -38,6 +42,9 @@ class State(NamedTuple):
 
     values: Mapping[str, Any]  # tensors; what is none is kept, to be judged by the reader
     entry: str  # where in the file they stood, such as `state_dict`; empty for the top
+    parts: tuple[
+        Path, ...
+    ] = ()  # the files that hold them, where the one that was read is an index
 
 
 def read_state(path: Path, entry: str | None = None) -> State:
@@ -53,14 +60,21 @@ def read_state(path: Path, entry: str | None = None) -> State:
     """
     if not path.is_file():
         raise RunError(f"weights: expected a checkpoint file, but got {path}")
+    if path.name.endswith(_INDEX):
+        return _read_parts(path)
     if path.suffix == ".safetensors":
+        if part := _PART.fullmatch(path.name):
+            raise RunError(
+                f"weights: expected all parts of a file, but {path} is one of {int(part[2])}: give "
+                f"the index beside it, {part[1]}{_INDEX}"
+            )
         content: Any = read_tensors(path).tensors
     elif path.suffix in TORCH_SUFFIXES:
         content = _read_torch(path)
     else:
         raise RunError(
-            f"weights: expected a file named .safetensors, {', '.join(TORCH_SUFFIXES)}, "
-            f"but got {path}"
+            f"weights: expected a file named .safetensors, {', '.join(TORCH_SUFFIXES)} or "
+            f"{_INDEX}, but got {path}"
         )
     return _find_state(content, path) if entry is None else _state_at(entry, content, path)
 
@@ -95,9 +109,32 @@ def _state_at(entry: str, content: Any, path: Path) -> State:
     return State(found, entry)
 
 
+def _read_parts(index: Path) -> State:
+    """The tensors of several safetensors files, by the index that says which holds which."""
+    expected = f"weights: expected {index} to name files beside it by tensor (weight_map)"
+    try:
+        told = json.loads(index.read_text(encoding="utf-8-sig"))["weight_map"]
+        names = {str(key): str(name) for key, name in told.items()}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        line = " ".join(str(error).split())
+        raise RunError(f"{expected}, but got {type(error).__name__}: {line}") from error
+    if odd := [n for n in names.values() if n != Path(n).name or not n.endswith(".safetensors")]:
+        raise RunError(f"{expected}, but got {odd[0]!r}")
+    parts = {name: index.parent / name for name in sorted(set(names.values()))}
+    read = {name: read_tensors(path).tensors for name, path in parts.items()}
+    held = sorted((key, name) for name, tensors in read.items() for key in tensors)
+    if odd_ones := set(held) ^ set(names.items()):
+        key, name = min(odd_ones)
+        found = "has, but not by it" if (key, name) in held else "should have by it, but has not"
+        raise RunError(
+            f"weights: expected {index} to fit its files, but got {key}, which {name} {found}"
+        )
+    return State({k: read[name][k] for k, name in names.items()}, "", tuple(parts.values()))
+
+
 def _read_torch(path: Path) -> Any:
     try:
-        with warnings.catch_warnings():
+        with numbers_allowed(), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about pickle protocols and TorchScript
             return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a corrupt file may raise anything: KeyError, IndexError, EOFError

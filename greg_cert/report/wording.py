@@ -62,6 +62,11 @@ def fpr_name(tpr: float) -> str:
     return f"FPR{100 * tpr:g}"
 
 
+def number(value: float, form: str = "g") -> str:
+    """A number in a form of `format`, with the sign that print has for minus."""
+    return format(value, form).replace("-", "\u2212")
+
+
 def count(number: int, noun: str) -> str:
     """A count with its noun, in the plural unless it is one."""
     return f"{number} {noun}" if number == 1 else f"{number} {noun}s"

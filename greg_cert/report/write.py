@@ -15,11 +15,13 @@ from greg_cert.report.figures.registry import FigureSpec, chosen_figures, figure
 from greg_cert.report.figures.render import Rendered, render
 from greg_cert.report.figures.style import FigureStyle
 from greg_cert.report.figures.training import SLOPE_TERMS
-from greg_cert.report.latex_figures import latex_figures
+from greg_cert.report.latex.figures import latex_figures
+from greg_cert.report.latex.tables import latex_table
+from greg_cert.report.names import check_names, listed
 from greg_cert.report.page.document import html_page
 from greg_cert.report.page.pictures import Pictures, given_pictures, kept_pictures
 from greg_cert.report.tables.comparison import compare
-from greg_cert.report.tables.forms import latex_table, markdown_table
+from greg_cert.report.tables.forms import markdown_table
 from greg_cert.report.trained_runs import likely_folders, match_runs
 from greg_cert.runs.training_log import TrainingLog, read_training_log
 
@@ -71,6 +73,8 @@ def write_report(
     seed: int = 0,
     runs: Sequence[Path] | None = None,
     svg: bool = False,
+    rows: Sequence[str] = (),
+    columns: Sequence[str] = (),
 ) -> ReportFiles:
     """The report of a verification: page, tables, figures, and the figures as LaTeX floats.
 
@@ -95,25 +99,29 @@ def write_report(
             they are looked for around `folder`, and a log that cannot be read is noted and left
             out.
         svg: write each figure as SVG too.
+        rows: the runs to show, in this order, by default all. p-values stay corrected for all runs,
+            and a proof that an attack contradicts in any run is reported.
+        columns: columns of the tables by their names, such as `certified`, in this order; by
+            default all.
 
     Raises:
         RunError: the folder lacks something, or is damaged; or one of `runs` is no run of this
             verification, or its log is damaged.
         DataError: an image has the wrong shape, type or values.
-        UsageError: `out` cannot be made or written.
+        UsageError: `out` cannot be made or written; or no run or column has one of the names.
     """
     target = _target(folder, out)
     given = None if images is None else given_pictures(images)
-    results = load_results(Path(folder))
+    results = chosen_runs(load_results(Path(folder)), rows)
     pictures = kept_pictures(results) if given is None else given
     logs, notes = _training_logs(results, runs)
     comparisons = compare(results, seed=seed)
-    specs = figure_specs(results, logs)
+    markdown = markdown_table(results, comparisons, columns, title=title)
+    latex = latex_table(results, comparisons, style.paper, columns)
+    specs = figure_specs(results, logs, attack=style.attack)
     drawn = _drawn(specs, results, style, svg)
     figures = [(spec, drawn[spec.name].png) for spec in specs]
-    page = html_page(results, comparisons, figures, pictures, title=title)
-    markdown = markdown_table(results, comparisons, title=title)
-    latex = latex_table(results, comparisons)
+    page = html_page(results, comparisons, figures, pictures, title=title, columns=columns)
     floats = latex_figures(results, specs, style)
     with _writing(target):
         return ReportFiles(
@@ -135,6 +143,7 @@ def write_figures(
     style: FigureStyle = _DEFAULT_STYLE,
     runs: Sequence[Path] | None = None,
     svg: bool = False,
+    rows: Sequence[str] = (),
 ) -> dict[str, FigureFiles]:
     """The figures named by `only`, all where empty; page and tables are left as they are.
 
@@ -145,12 +154,25 @@ def write_figures(
         RunError: as for `write_report`.
     """
     target = _target(folder, out)
-    results = load_results(Path(folder))
+    results = chosen_runs(load_results(Path(folder)), rows)
     logs, _ = _training_logs(results, runs)
     specs = chosen_figures(figure_specs(results, logs), only)
     drawn = _drawn(specs, results, style, svg)
     with _writing(target):
         return _write_figures(target, drawn)
+
+
+def chosen_runs(results: Results, rows: Sequence[str]) -> Results:
+    """The results of the runs named, in this order; all of them where none is.
+
+    A name that no run has may be several, with commas between them.
+
+    Raises:
+        UsageError: for a name that no run has.
+    """
+    names = listed(rows, results.runs)
+    check_names("--rows", names, results.runs)
+    return results.only(names) if names else results
 
 
 def _target(folder: Path, out: Path | None) -> Path:

@@ -78,6 +78,11 @@ class RunFolder:
         return self.path / METRICS_FILE
 
     @property
+    def events_folder(self) -> Path:
+        """The rows of metrics as TensorBoard's events."""
+        return self.path / "tensorboard"
+
+    @property
     def checkpoint_file(self) -> Path:
         """State to resume from."""
         return self.path / "checkpoint" / "last.pt"

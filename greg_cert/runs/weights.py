@@ -13,7 +13,13 @@ import torch
 from torch import Tensor, nn
 
 from greg_cert.errors import RunError
-from greg_cert.models.aliases import begins_with, own_name, renamed, shared_prefix
+from greg_cert.models.aliases import (
+    begins_with,
+    most_common_prefix,
+    own_name,
+    renamed,
+    shared_prefix,
+)
 from greg_cert.models.base import Classifier
 from greg_cert.models.state_file import State, read_state
 from greg_cert.tensor_file import check_ties
@@ -28,7 +34,7 @@ class LoadReport:
     """What became of every tensor of a checkpoint file and of a model."""
 
     path: Path
-    sha256: str  # of the file
+    sha256: str  # of the file, and of the parts that it names where it is an index
     entry: str  # where in the file the tensors stood; empty for the top
     prefix: str  # what every name in the file began with and was taken off, such as `module.`
     loaded: tuple[str, ...]  # the model's tensors that now come from the file
@@ -111,11 +117,23 @@ def load_foreign(
     with torch.no_grad():
         for here, value in values.items():
             own[here].copy_(value)
-    with path.open("rb") as stream:
-        digest = hashlib.file_digest(stream, "sha256").hexdigest()
     return LoadReport(
-        path, digest, state.entry, plan.prefix, tuple(values), tuple(plan.kept), tuple(plan.ignored)
+        path,
+        _sha256(path, *state.parts),
+        state.entry,
+        plan.prefix,
+        tuple(values),
+        tuple(plan.kept),
+        tuple(plan.ignored),
     )
+
+
+def _sha256(*paths: Path) -> str:
+    digest = hashlib.sha256()
+    for path in paths:
+        with path.open("rb") as stream:
+            hashlib.file_digest(stream, lambda: digest)  # goes on with what it has
+    return digest.hexdigest()
 
 
 @dataclass
@@ -138,6 +156,12 @@ class _Plan:
         hint = ""
         if misfits and all(name.startswith("head.") for name in (*missing, *misfits)):
             hint = "; allow_missing 'head.*' begins with a new head"
+        if not any(found for kind, found in self.problems.items() if kind != _UNEXPECTED):
+            names = self.problems[_UNEXPECTED]
+            if len(names) > _SHOWN:
+                plain = (name.removeprefix(self.prefix) for name in names)
+                names = sorted({f"{name.partition('.')[0]}.*" for name in plain})
+            hint = f"; allow_unexpected: [{', '.join(names)}] leaves them out"
         raise RunError(
             f"weights: expected the tensors of the model in {path}, "
             f"but got {'; '.join(problems)}{hint}"
@@ -154,11 +178,23 @@ def _match_names(
     names = {key: renamed(key, rename) for key in state.values}
     # What may be ignored need not share the prefix, such as n_averaged beside module.*.
     wanted = [name for key, name in names.items() if not _matches(key, allow_unexpected)]
-    plan = _Plan(shared_prefix(list(names.values())) or shared_prefix(wanted))
+
+    def place(name: str) -> str | None:
+        here = name if name in own else own_name(name, aliases)
+        return here if here in own else None
+
+    def fits(prefix: str) -> int:
+        return sum(place(name.removeprefix(prefix)) is not None for name in wanted)
+
+    prefix = shared_prefix(list(names.values())) or shared_prefix(wanted)
+    common = most_common_prefix(wanted)  # with a stray one beside it, such as criterion.weight
+    if not prefix and fits(common) > fits(""):
+        prefix = common
+    plan = _Plan(prefix)
     for key, name in names.items():
         plain = name.removeprefix(plan.prefix)
-        here = plain if plain in own else own_name(plain, aliases)
-        if here is None or here not in own:
+        here = place(plain)
+        if here is None:
             allowed = _matches(key, allow_unexpected) or _matches(plain, allow_unexpected)
             (plan.ignored if allowed else plan.problems[_UNEXPECTED]).append(key)
             continue
@@ -177,13 +213,16 @@ def _match_values(
     no_normalization = not any(here.startswith("normalize.") for here in plan.sources)
     for here, target in own.items():
         allowed = _matches(here, allow_missing)
-        if here not in plan.sources:
+        # Of tensors that the model ties some formats keep one.
+        twin = (n for n in plan.sources if _is_one(own[n], target))
+        source = here if here in plan.sources else next(twin, None)
+        if source is None:
             usual = _is_counter(here) or (
                 here.startswith("normalize.") and no_normalization and not plan.native
             )
             (plan.kept if usual or allowed else plan.problems[_MISSING]).append(here)
             continue
-        key = plan.sources[here]
+        key = plan.sources[source]
         if why := _misfit(state.values[key], target):
             if allowed:
                 plan.kept.append(here)
@@ -193,6 +232,16 @@ def _match_values(
             continue
         values[here] = state.values[key].detach().to(target.dtype)
     return values
+
+
+def _is_one(one: Tensor, other: Tensor) -> bool:
+    """Whether two tensors are the same numbers in the same memory."""
+    return (
+        (one.data_ptr(), one.dtype, one.shape, one.stride())
+        == (other.data_ptr(), other.dtype, other.shape, other.stride())
+        and other.numel() > 0
+        and not other.is_meta
+    )
 
 
 def _misfit(value: Any, target: Tensor) -> str:

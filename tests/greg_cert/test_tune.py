@@ -15,10 +15,10 @@ import yaml
 from commands import error_of, exit_code
 from PIL import Image
 
-from greg_cert.cli.tune_runs import file_name
 from greg_cert.config import parse_config
 from greg_cert.data import load_data
 from greg_cert.errors import RunError
+from greg_cert.files import file_name
 from greg_cert.report.wording import MISSING
 from greg_cert.runs.records import RunFolder
 from greg_cert.runs.subjects import common_data

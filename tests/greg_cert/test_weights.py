@@ -215,7 +215,8 @@ def test_prefixes_and_nesting_come_off(
 def test_a_prefix_that_not_all_share_stays(state: dict[str, Tensor], tmp_path: Path) -> None:
     wrapped = {f"module.{k}": v for k, v in state.items()}
     path = save({**wrapped, "n_averaged": torch.tensor(3)}, tmp_path / "w.pt")
-    with pytest.raises(RunError, match=r"missing: .*unexpected: module\."):
+    said = r"got 1 unexpected: n_averaged; allow_unexpected: \[n_averaged\] leaves them out$"
+    with pytest.raises(RunError, match=said):
         load_foreign(ours("wrn16_2"), path)
     report = load_foreign(ours("wrn16_2"), path, allow_unexpected=["n_averaged"])
     assert (report.prefix, report.ignored) == ("module.", ("n_averaged",))
@@ -258,7 +259,8 @@ def test_an_unexpected_tensor_is_refused_unless_named(
 ) -> None:
     state |= {f"projection.{i}.weight": torch.ones(2) for i in range(6)}
     path, model = save(state, tmp_path / "w.safetensors"), ours("wrn16_2")
-    refused(model, path, r"6 unexpected: (projection\.\d\.weight, ){3}.* and 2 more$")
+    hint = r"; allow_unexpected: \[projection\.\*\] leaves them out$"
+    refused(model, path, r"6 unexpected: (projection\.\d\.weight, ){3}.* and 2 more" + hint)
     refused(model, path, "1 unexpected", allow_unexpected=["projection.[0-4].weight"])
     refused(model, path, "6 unexpected", allow_missing=["*"])
     report = load_foreign(model, path, allow_unexpected=["projection.*"])

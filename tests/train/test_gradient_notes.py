@@ -87,7 +87,7 @@ def test_where_no_sample_is_smoothed_it_says_that(splits: DataSplits, tmp_path: 
 def test_stopped_in_the_epoch_the_share_is_the_same(splits: DataSplits, tmp_path: Path) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")  # a large one says nothing
-        config = experiment(penalty_every=2)
+        config = experiment(penalty_every=2, lambda_grad=1.0)
         whole = fit(config, splits, tmp_path / "whole")
         at = 4 * (len(splits.train) // 20) - 3
         with pytest.raises(Stopped):

@@ -11,15 +11,16 @@ from typing import Any
 
 import pytest
 import torch
-from commands import FORKS
+from commands import FORKS, exit_code
 from safetensors.torch import load_file
-from trained import Stopper, rows_of, same_weights
+from trained import Stopped, Stopper, rows_of, same_weights
 
-from greg_cert.config import ExperimentConfig, parse_config
+from greg_cert.config import ExperimentConfig, dump_config, parse_config
 from greg_cert.data import DataSplits, load_data
-from greg_cert.errors import RunError, TrainingError
+from greg_cert.errors import ConfigError, RunError, TrainingError, UsageError
 from greg_cert.runs.records import RunFolder
 from greg_cert.train import fit
+from greg_cert.train.trainer import Trainer
 
 
 def experiment(**changes: Any) -> ExperimentConfig:
@@ -190,6 +191,69 @@ def test_a_loss_that_blows_up_stops_with_step_and_term(splits: DataSplits, tmp_p
     with pytest.raises(TrainingError, match=r"step \d+: \w+ is not finite.*checkpoint"):
         fit(experiment(train={"stages": stages}), splits, tmp_path / "a")
     assert not RunFolder(tmp_path / "a").complete
+
+
+def test_a_start_that_fails_before_its_first_step_leaves_nothing(
+    splits: DataSplits, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def failing(trainer: Trainer, *_: object) -> None:
+        assert trainer.run.manifest_file.exists()
+        raise ConfigError("margins")
+
+    (tmp_path / "there").mkdir()
+    with monkeypatch.context() as patched:
+        patched.setattr(Trainer, "_begin_stage", failing)
+        for folder in (tmp_path / "new", tmp_path / "there"):
+            with pytest.raises(ConfigError, match="margins"):
+                fit(experiment(), splits, folder)
+            assert not folder.exists()
+    with pytest.raises(Stopped):
+        fit(experiment(), splits, tmp_path / "begun", observer=Stopper(2))
+    assert RunFolder(tmp_path / "begun").config_file.exists()
+    with pytest.raises(Stopped):  # a resumed run is left as it was found
+        fit(experiment(), splits, tmp_path / "begun", resume=True, observer=Stopper(1))
+    assert RunFolder(tmp_path / "begun").config_file.exists()
+
+
+def test_resuming_nothing_says_so_and_begins(
+    splits: DataSplits,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def told(*_: object, **given: object) -> None:
+        raise UsageError(f"resume is {given['resume']}")
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("greg_cert.train.fit", told)
+    (tmp_path / "x.yaml").write_text(dump_config(experiment()))
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "config.yaml").touch()
+    said = "greg-cert: note: --resume: there is no run in new yet, so one begins"
+    for out, lines in (("new", [said]), ("other", [])):
+        assert exit_code("train", "x.yaml", "--resume", "--out", out) == 2
+        *found, last = capsys.readouterr().err.splitlines()
+        assert [line for line in found if line.strip()] == lines
+        assert last == "greg-cert: error: resume is True"
+
+
+@pytest.mark.parametrize(
+    ("name", "folder"), [("GReg+", "GReg+"), ("1e3", "1e3"), ("../out: λ", "_out_λ")]
+)
+def test_a_run_is_named_on_the_command_line(
+    name: str, folder: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[Any] = []
+
+    def told(config: ExperimentConfig, _: object, path: Path, **__: object) -> None:
+        asked.extend((config.name, path))
+        raise UsageError("enough")
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("greg_cert.train.fit", told)
+    (tmp_path / "x.yaml").write_text(dump_config(experiment()))
+    assert exit_code("train", "x.yaml", "--set", "name=other", "--name", name) == 2
+    assert asked == [name, Path("runs") / folder]
 
 
 def test_a_folder_with_other_content_is_left_alone(splits: DataSplits, tmp_path: Path) -> None:

@@ -30,7 +30,14 @@ from greg_cert.verify.graph.sizes import sample_bytes
 from greg_cert.verify.graph.trace import trace_model
 from greg_cert.verify.lipschitz import global_constant, norm_from_below, operator_norm
 from greg_cert.verify.operators.costs import iteration_operations, norm_operations
-from greg_cert.verify.run.method_trials import Samples, Trial, made_up, tried_methods
+from greg_cert.verify.run.method_trials import (
+    Samples,
+    Tell,
+    Trial,
+    made_up,
+    silent,
+    tried_methods,
+)
 
 _NORMS_SHARE = 0.5  # of the time, that norms may take
 _SPEED = 3e9  # operations a second, before any were timed
@@ -99,6 +106,7 @@ def diagnosed(
     *,
     samples: Samples | None = None,
     seconds: float = math.inf,
+    tell: Tell = silent,
 ) -> Iterator[Diagnosis]:
     """What is known so far, again and again: layers and engines, then norms, then each method.
 
@@ -107,6 +115,7 @@ def diagnosed(
         input_shape: of one input.
         samples: on which methods are tried; made up where there are none.
         seconds: in which to answer, about: what is not expected to fit is left out, and says so.
+        tell: called with what is begun and may take long.
     """
     deadline = time.monotonic() + seconds
     try:
@@ -127,22 +136,23 @@ def diagnosed(
         unfinished=True,
     )
     yield found
-    found = _with_norms(found, graph, deadline)
+    found = _with_norms(found, graph, deadline, tell)
     yield found
     samples = made_up(model, input_shape) if samples is None else samples
-    tried = tried_methods(model, graph, samples, found.lipschitz, found.norms_left, deadline)
-    for trial in tried:
+    left = found.norms_left
+    for trial in tried_methods(model, graph, samples, found.lipschitz, left, deadline, tell):
         found = replace(found, trials=(*found.trials, trial))
         yield found
     yield replace(found, unfinished=False)
 
 
-def _with_norms(found: Diagnosis, graph: Graph, deadline: float) -> Diagnosis:
+def _with_norms(found: Diagnosis, graph: Graph, deadline: float, tell: Tell) -> Diagnosis:
     """The diagnosis with the norms that can be proven in the time, the cheapest first."""
     until = time.monotonic() + _NORMS_SHARE * (deadline - time.monotonic())
     speed, layers, left = _SPEED, list(found.layers), 0.0
     ops = [(i, op) for i, n in enumerate(graph.nodes) if isinstance(op := n.op, (Conv, Linear))]
-    for i, op in sorted(ops, key=lambda pair: norm_operations(pair[1])):
+    for done, (i, op) in enumerate(sorted(ops, key=lambda pair: norm_operations(pair[1]))):
+        tell(f"operator norm of layer {layers[i].name} ({done + 1} of {len(ops)})")
         work = norm_operations(op)
         start = time.monotonic()
         if start + work / speed > until:
@@ -156,6 +166,7 @@ def _with_norms(found: Diagnosis, graph: Graph, deadline: float) -> Diagnosis:
         if time.monotonic() + iteration_operations(op) / speed < until:
             below = norm_from_below(op)
         layers[i] = replace(layers[i], norm=norm, norm_from_below=below)
+    tell("the Lipschitz constant of the energy")
     whole = math.nan if left else global_constant(graph, "energy", 2.0)
     return replace(found, layers=tuple(layers), lipschitz=whole, norms_left=left)
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -27,6 +27,12 @@ _ROWS = 16  # at once, where one alone takes no time
 _COUNT = 3
 _MAX_RADIUS = 2.0
 _SOON = 0.05  # seconds
+
+Tell = Callable[[str], None]
+
+
+def silent(_: str) -> None:
+    """Tells nobody."""
 
 
 @dataclass(frozen=True)
@@ -67,6 +73,7 @@ def tried_methods(
     lipschitz: float,
     norms_left: float,
     deadline: float,
+    tell: Tell = silent,
 ) -> Iterator[Trial]:
     """Each bounding method in turn, the cheapest first, until the monotonic clock's `deadline`.
 
@@ -85,6 +92,7 @@ def tried_methods(
             why = f"about {duration(needs + expected)} for the first sample{once}"
             yield Trial(method, 0, expected, math.nan, why)
             continue
+        tell(f"try {method}, about {duration(expected)} a sample")
         radii, spent = _radii(model, graph, method, x[:1], samples)
         error = max(0.1, spent / guess) if spent > 0.1 else min(1.0, error)
         done, seconds = 1, spent

@@ -91,7 +91,10 @@ def _opened(path: str, modified: int, size: int) -> ArchiveFiles:
 def _read_zip(path: str) -> ArchiveFiles:
     archive = zipfile.ZipFile(path)
     try:
-        members = [m for m in archive.infolist() if not m.is_dir() and _wanted(m.filename)]
+        # Some programs on Windows part folders by backslashes.
+        every = [(m.filename.replace("\\", "/"), m) for m in archive.infolist()]
+        chosen = [(n, m) for n, m in every if not n.endswith("/") and _wanted(n)]
+        names, members = [str(PurePosixPath(n)) for n, _ in chosen], [m for _, m in chosen]
         for member in members:
             _check_size(member.filename, member.file_size)
             if member.flag_bits & 1:
@@ -105,7 +108,7 @@ def _read_zip(path: str) -> ArchiveFiles:
             return member.read(most)
 
     sizes = [member.file_size for member in members]
-    return ArchiveFiles(path, [member.filename for member in members], sizes, part)
+    return ArchiveFiles(path, names, sizes, part)
 
 
 def _read_tar(path: str) -> ArchiveFiles:

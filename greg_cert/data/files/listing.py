@@ -14,6 +14,7 @@ from greg_cert.data.files.decode import SUFFIXES
 from greg_cert.data.files.encoded import Files, Rows
 from greg_cert.data.reject import data_error
 
+_SHOWN = 5  # folders that an error names
 _LITTER = {"thumbs.db", "desktop.ini"}  # as hidden files, these are left by file managers
 
 
@@ -81,7 +82,10 @@ def _checked(tree: _Folder | _Archive, folder: str, *, field: str) -> list[str]:
     for name in names:
         if not name.lower().endswith(SUFFIXES) or "/" in name:
             found = tree.title(f"{folder}/{name.rstrip('/')}" if folder else name.rstrip("/"))
-            raise data_error(field, f"only {', '.join(SUFFIXES)} files", repr(found))
+            hint = ""
+            if "/" in name and folder:
+                hint = f"If the classes are the folders in {tree.title(folder)!r}, name that one"
+            raise data_error(field, f"only {', '.join(SUFFIXES)} files", repr(found), hint=hint)
     return names
 
 
@@ -118,6 +122,8 @@ class _Archive:
 
     def __init__(self, path: Path, inside: PurePosixPath | None, *, field: str) -> None:
         self._archive = open_archive(path, field=field)
+        if inside is None:
+            inside = _only_folder(self._archive.names, path, field=field)
         self._top = f"{path}/{inside}" if inside else str(path)
         start = "" if inside in (None, PurePosixPath()) else f"{inside}/"
         self._rows = {
@@ -146,3 +152,23 @@ class _Archive:
         """See `_Folder`."""
         rows = [self._rows[path] for path in paths]
         return self._archive, np.array(rows, dtype=np.int64)
+
+
+def _only_folder(names: list[str], path: Path, *, field: str) -> PurePosixPath | None:
+    """The folder in an archive that holds the class folders, where it is one below the top.
+
+    Raises:
+        DataError: Several do.
+    """
+    holders = {name.rsplit("/", 2)[0] if name.count("/") > 1 else "" for name in names}
+    if not holders or "" in holders:  # an image at the top, or in a class there
+        return None
+    if len(holders) > 1:
+        shown = ", ".join(sorted(holders)[:_SHOWN])
+        more = f" and {len(holders) - _SHOWN} more" if len(holders) > _SHOWN else ""
+        raise data_error(
+            f"{field.removesuffix('.path')}.inside",
+            f"the folder in {str(path)!r} that holds the classes, of {shown}{more}",
+            "none",
+        )
+    return PurePosixPath(holders.pop())

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 from pydantic import Field
 
 from greg_cert.data.reject import data_error
-from greg_cert.data.sources.base import DataSource, Keep, Request
+from greg_cert.data.sources.base import Keep, Request, StoredSource
 from greg_cert.errors import DataError
 
 if TYPE_CHECKING:
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     _Array = NDArray[np.generic]
 
 
-class ArraySource(DataSource):
+class ArraySource(StoredSource):
     """Images in a `.npz` (with labels where needed) or `.npy` file; nothing is ever unpickled."""
 
     labelled: ClassVar[bool] = True

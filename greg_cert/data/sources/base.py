@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import Field, NonNegativeInt, PositiveInt
+from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
 
 from greg_cert.data.files.classes import ClassChoice
 from greg_cert.section import Section
@@ -97,10 +97,26 @@ class DataSource(Section):
         return None
 
 
+class StoredSource(DataSource):
+    """A source of files on this machine, which may name another one for where they are missing."""
+
+    otherwise: dict[str, Any] | None = None
+    """Another source, taken where there is nothing at `path`. A resolved configuration holds the
+    one that was taken.
+    """
+
+    @model_validator(mode="after")
+    def _settled(self) -> Self:
+        if self.otherwise is not None:  # `DataConfig` has taken one of the two
+            raise ValueError("expected otherwise in the sources of a `data` section alone")
+        return self
+
+
 class DrawnSource(DataSource):
     """A source that draws as many images as asked: 10,000 as auxiliary set, 500 as OOD test set."""
 
     n: PositiveInt | None = None
+    """How many images are drawn; by default 10,000 as auxiliary set, 500 as OOD test set."""
 
     def load(self, request: Request) -> Images:
         """See `DataSource`."""

@@ -11,7 +11,7 @@ from pydantic import BeforeValidator, Field, model_validator
 from greg_cert.data.files.class_lists import CLASS_LISTS
 from greg_cert.data.files.classes import ClassChoice
 from greg_cert.data.reject import data_error
-from greg_cert.data.sources.base import Crop, DataSource, Keep, Request
+from greg_cert.data.sources.base import Crop, Keep, Request, StoredSource
 
 if TYPE_CHECKING:
     from greg_cert.data.types import Images
@@ -40,7 +40,7 @@ ClassNames = Annotated[
 _LISTS = ("classes", "classes_file", "exclude_classes", "exclude_classes_file")
 
 
-class FolderSource(DataSource):
+class FolderSource(StoredSource):
     """Image files: `path/<class>/*` with labels; `path/*` also serves where none are needed."""
 
     labelled: ClassVar[bool] = True
@@ -51,7 +51,9 @@ class FolderSource(DataSource):
     without being unpacked.
     """
     inside: PurePosixPath | None = None
-    """Folder inside the archive that holds the classes; by default its top."""
+    """Folder inside the archive that holds the classes; by default its top, or the only folder that
+    does, as where the archive holds one folder with all in it.
+    """
     classes: ClassNames | None = None
     """Class folders to read, in the order of their labels, or the name of a list in
     `greg_cert.data.files.class_lists`; by default all, sorted.
@@ -143,7 +145,7 @@ def _listed_in(path: Path, *, field: str) -> tuple[str, ...]:
     """The names in a text file: one a line, without comments and blank lines."""
     path = path.expanduser()
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8-sig")  # editors on Windows begin with a mark
     except (OSError, UnicodeDecodeError) as error:
         found = f"{str(path)!r} ({type(error).__name__}: {error})"
         raise data_error(field, "a readable text file, one class a line", found) from error

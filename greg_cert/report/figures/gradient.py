@@ -9,7 +9,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 from greg_cert.certificates.results import Results
 from greg_cert.report.figures.clouds import RASTER_ABOVE, cloud_axes, label_axes
 from greg_cert.report.figures.style import FigureStyle
-from greg_cert.report.wording import norm_tex
+from greg_cert.report.wording import norm_tex, number
 
 
 def draw_gradient(results: Results, style: FigureStyle) -> Figure:
@@ -31,7 +31,7 @@ def draw_gradient(results: Results, style: FigureStyle) -> Figure:
             panel.set_xscale("log")
             subs = (1.0, 2.0, 5.0) if len(figure.axes) == 1 else (1.0, 3.0)
             panel.xaxis.set_major_locator(LogLocator(subs=subs))
-            panel.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+            panel.xaxis.set_major_formatter(FuncFormatter(lambda value, _: number(value)))
             panel.xaxis.set_minor_formatter(NullFormatter())
         elif len(positive):
             panel.set_xlim(0, 1.05 * float(positive.max()))

@@ -42,24 +42,32 @@ def name_limit(
 
 def legend_columns(labels: Sequence[str], width: float, style: FigureStyle) -> int:
     """How many entries of a legend stand side by side in so many inches."""
-    longest = max((width_of(label, style) for label in labels), default=1.0)
+    lines = [line for label in labels for line in label.split("\n")]
+    longest = max((width_of(line, style) for line in lines), default=1.0)
     return max(1, min(len(labels), int(width / (longest + 4.6 * style.small / 72))))
 
 
 def new_axes(
-    style: FigureStyle, entries: Sequence[tuple[Any, str]], *, aspect: float = 0.66
+    style: FigureStyle, entries: Sequence[tuple[Any, str]], *, aspect: float = 0.66, title: str = ""
 ) -> tuple[Figure, Axes]:
     """An empty figure whose legend, of handles and labels, lies above the axes and hides no data.
 
-    `aspect` is height over width of the part below the legend, at one column's width.
+    `aspect` is height over width of the part below the legend, at one column's width; `title` is
+    that of the legend.
     """
-    columns = legend_columns([label for _, label in entries], style.width, style)
-    lines = -(-len(entries) // columns)
+    labels = [label for _, label in entries]
+    columns = legend_columns(labels, style.width, style)
+    lines = -(-len(entries) // columns) * max(
+        (label.count("\n") + 1 for label in labels), default=1
+    )
+    lines += bool(title)
     figure = new_figure(style, aspect * min(style.width, 4.5) + lines * 1.35 * style.small / 72)
     axes = panel_axes(figure, (1, 1, 1), 6 if style.width < 5 else 10)
     if entries:
-        handles, labels = zip(*entries, strict=True)
-        figure.legend(handles, labels, loc="outside upper center", ncols=columns, **CLOSE)
+        handles = [handle for handle, _ in entries]
+        above: Any = {"ncols": columns, **CLOSE, "title": title or None}
+        above["title_fontsize"] = style.small
+        figure.legend(handles, labels, loc="outside upper center", **above)
     return figure, axes
 
 

@@ -7,13 +7,12 @@ where the scores of all test samples are kept; `training_figure` needs the logs 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from matplotlib.figure import Figure
 
 from greg_cert.certificates.results import Results
 from greg_cert.certificates.summary_file import Summary
-from greg_cert.errors import UsageError
 from greg_cert.report import wording
 from greg_cert.report.figures.bands import draw_fraction, draw_ood_fpr
 from greg_cert.report.figures.bracket import draw_bracket
@@ -22,6 +21,7 @@ from greg_cert.report.figures.histogram import draw_histogram
 from greg_cert.report.figures.scores import draw_scores
 from greg_cert.report.figures.style import FigureStyle
 from greg_cert.report.figures.training import draw_training
+from greg_cert.report.names import check_names
 from greg_cert.runs.training_log import TrainingLog
 
 
@@ -52,9 +52,9 @@ FIGURES = (
         "radius_histogram",
         "Certified radii",
         draw_histogram,
-        "Certified {norm} radii (proof; {ball}). Vertical lines: medians over all samples. The "
-        "legend counts the samples that are not drawn, because their radius is 0: {wrong} before "
-        "any perturbation, or without a proof.",
+        "Certified {norm} radii (proof; {ball}). Vertical lines: medians over all samples, which "
+        "the legend names; it counts the samples that are not drawn, because their radius is 0: "
+        "{wrong} before any perturbation, or without a proof.",
     ),
     FigureSpec(
         "certified_fraction",
@@ -97,7 +97,8 @@ SCORE_FIGURE = FigureSpec(
     "Scores and the threshold",
     draw_scores,
     "The OOD score over all samples of the test sets, verified or not: share of the samples per "
-    "bin, the outermost bins with what lies beyond. A panel a run; the scores of two networks are "
+    "bin, the outermost bins with what lies beyond; a bar that is cut at the top has its share "
+    "beside it. A panel a run; the scores of two networks are "
     "not on one scale. Vertical line: the threshold \u03b3, which accepts {tpr} of the ID "
     "calibration split. The legend names the share accepted, that is, at or below \u03b3. "
     "Measured on clean samples; nothing here is a proof.",
@@ -105,9 +106,18 @@ SCORE_FIGURE = FigureSpec(
 )
 
 
-def figure_specs(results: Results, logs: Mapping[str, TrainingLog]) -> list[FigureSpec]:
-    """Every figure that there are data for; `logs` are those of the runs that measured slopes."""
-    specs = [*FIGURES]
+def figure_specs(
+    results: Results, logs: Mapping[str, TrainingLog], *, attack: bool = False
+) -> list[FigureSpec]:
+    """Every figure that there are data for; `logs` are those of the runs that measured slopes.
+
+    `attack` is that of the figures' style.
+    """
+    radii = (
+        " Light outlines: radii at which an attack succeeded (upper bound), where one was found."
+    )
+    histogram, *others = FIGURES
+    specs = [replace(histogram, text=histogram.text + radii) if attack else histogram, *others]
     specs += [OOD_FIGURE] if results.ood is not None else []
     specs += [SCORE_FIGURE] if results.test_scores is not None else []
     specs += [training_figure(logs)] if logs else []
@@ -121,11 +131,10 @@ def chosen_figures(specs: Sequence[FigureSpec], only: Sequence[str]) -> list[Fig
         UsageError: for a name that no figure has, or one that there are no data for.
     """
     here = {spec.name: spec for spec in specs}
+    every = {spec.name for spec in (*FIGURES, OOD_FIGURE, SCORE_FIGURE, training_figure({}))}
     for name in only:
-        if name not in here:
-            known = (*FIGURES, OOD_FIGURE, SCORE_FIGURE, training_figure({}))
-            why = ", for which there are no data" if name in {s.name for s in known} else ""
-            raise UsageError(f"--only: expected one of {', '.join(here)}, but got {name!r}{why}")
+        why = ", for which there are no data" if name in every else ""
+        check_names("--only", [name], list(here), why)
     return [spec for spec in specs if not only or spec.name in only]
 
 

@@ -5,12 +5,13 @@ A panel a run, because the scores of two networks are not on one scale.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
+from matplotlib.patheffects import withStroke
 
 from greg_cert.certificates.results import Results
 from greg_cert.certificates.score_file import OOD, TEST
@@ -24,11 +25,12 @@ from greg_cert.report.figures.panels import (
     panel_axes,
 )
 from greg_cert.report.figures.style import FigureStyle, RunStyle, drawable, run_styles
-from greg_cert.report.wording import short_names
+from greg_cert.report.wording import number, short_names
 
 MOST_SETS = 3  # OOD sets that are drawn one by one; more of them are drawn as one
 NARROW = 2.2  # inches of a panel below which its heading takes two lines
 _TITLE, _SHARE = ": share accepted", ": 100.0 %"
+CUT = 2.0  # a bar may be so many times as high as the highest one of ID samples
 TAIL = 0.002  # share of the samples at either end that the outermost bins gather
 
 
@@ -134,13 +136,15 @@ def _draw_run(
     threshold: float,
     style: FigureStyle,
 ) -> None:
-    edges = bin_edges(groups, threshold, style.bins)
-    for (name, sets), fill in zip(groups.items(), _fills(groups), strict=True):
-        draw_bars(axes, bin_shares(sets, edges), edges, looks[name], fill, linewidth=1.2)
+    fewest = min(len(values) for sets in groups.values() for values in sets)
+    edges = bin_edges(groups, threshold, style.bins_of(fewest))
+    shares = {name: bin_shares(sets, edges) for name, sets in groups.items()}
+    for (name, heights), fill in zip(shares.items(), _fills(groups), strict=True):
+        draw_bars(axes, heights, edges, looks[name], fill, linewidth=1.2)
     axes.axvline(threshold, color="0.1", linewidth=1.0)
     left = threshold < (edges[0] + edges[-1]) / 2
     axes.annotate(
-        rf"$\gamma$ = {threshold:.4g}",
+        rf"$\gamma$ = {number(threshold, '.4g')}",
         (threshold, 1.0),
         xycoords=axes.get_xaxis_transform(),
         xytext=(3 if left else -3, -2),
@@ -149,6 +153,35 @@ def _draw_run(
         va="top",
         fontsize=style.small,
     )
-    axes.set_xlim(edges[0], edges[-1])
+    margin = 0.01 * (edges[-1] - edges[0])
+    axes.set_xlim(edges[0] - margin, edges[-1] + margin)
+    tallest = max(float(heights.max()) for heights in shares.values())
+    highest = min(tallest, CUT * float(next(iter(shares.values())).max()))
     # Room above the bars for the name of the threshold.
-    axes.set_ylim(0, 1.2 * axes.dataLim.y1 if axes.dataLim.y1 > 0 else 1.0)
+    axes.set_ylim(0, 1.2 * highest)
+    _mark_cut(axes, shares.values(), edges, style)
+
+
+def _mark_cut(
+    axes: Axes, shares: Iterable[np.ndarray], edges: np.ndarray, style: FigureStyle
+) -> None:
+    """Beside each population's tallest bar that leaves the frame, the share it stands for."""
+    line = 0
+    for heights in shares:
+        k = int(heights.argmax())
+        if heights[k] <= axes.get_ylim()[1]:
+            continue
+        line += 1  # below the name of the threshold
+        left = k < len(heights) / 2
+        text = axes.annotate(
+            f"{100 * heights[k]:.0f} %",
+            (edges[k + 1] if left else edges[k], 1.0),
+            xycoords=axes.get_xaxis_transform(),
+            xytext=(2 if left else -2, -2 - 1.25 * line * style.small),
+            textcoords="offset points",
+            ha="left" if left else "right",
+            va="top",
+            fontsize=style.small,
+            color="0.1",
+        )
+        text.set_path_effects([withStroke(linewidth=2, foreground="white")])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -9,11 +10,13 @@ from typing import Any
 from matplotlib.font_manager import get_font_names
 
 from greg_cert.errors import UsageError
+from greg_cert.report.paper import ANY_PAPER, Paper
 from greg_cert.report.wording import short_names
 
 SINGLE_COLUMN = 3.25
 DOUBLE_COLUMN = 6.75
 SMALLEST_TYPE = 7.0
+MOST_BINS = 30
 SERIF = "STIXGeneral"  # comes with matplotlib; its letters are those of Times
 
 PALETTES: dict[str, tuple[str, ...]] = {
@@ -37,9 +40,11 @@ class FigureStyle:
         font_size: size of labels; legend and ticks are half a point smaller. At least 7.5.
         font: a family that matplotlib knows, for example "STIXGeneral" to match Times.
         dpi: dots per inch of the PNG.
-        bins: number of bins of the histograms.
+        bins: number of bins of the histograms; by default as many as their samples bear.
         palette: `colour` or `grey`.
         spans: whether a figure spans both columns of a page, for LaTeX; None: as its width says.
+        paper: the page that tables are laid out for, in LaTeX.
+        attack: whether the histogram of certified radii shows those of the attack too.
     """
 
     width: float = SINGLE_COLUMN
@@ -47,9 +52,11 @@ class FigureStyle:
     font_size: float = 8.0
     font: str = "DejaVu Sans"
     dpi: int = 300
-    bins: int = 30
+    bins: int | None = None
     palette: str = "colour"
     spans: bool | None = None
+    paper: Paper = ANY_PAPER
+    attack: bool = False
 
     def __post_init__(self) -> None:
         for name, value, least in (
@@ -57,7 +64,7 @@ class FigureStyle:
             ("height", 1.5 if self.height is None else self.height, 1.5),
             ("font_size", self.font_size, SMALLEST_TYPE + 0.5),
             ("dpi", self.dpi, 50),
-            ("bins", self.bins, 1),
+            ("bins", 1 if self.bins is None else self.bins, 1),
         ):
             if not value >= least:
                 raise UsageError(f"figure {name}: expected at least {least:g}, but got {value!r}")
@@ -74,6 +81,10 @@ class FigureStyle:
     def wide(self) -> bool:
         """Whether a figure is meant for the whole width of a page of two columns."""
         return self.width > 5.0 if self.spans is None else self.spans
+
+    def bins_of(self, samples: int) -> int:
+        """Bins of a histogram: those asked for, else by Rice's rule, and 30 at most."""
+        return self.bins or min(MOST_BINS, math.ceil(2 * max(samples, 1) ** (1 / 3)))
 
     @property
     def small(self) -> float:

@@ -17,6 +17,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormat
 from greg_cert.report.figures.clouds import RASTER_ABOVE
 from greg_cert.report.figures.panels import name_limit, new_axes, width_of
 from greg_cert.report.figures.style import FigureStyle, RunStyle, run_styles
+from greg_cert.report.wording import number
 from greg_cert.runs.training_log import TrainingLog
 
 SIDE_BY_SIDE = 5.0  # inches of width from which panels stand beside each other
@@ -117,7 +118,7 @@ def _scale(axes: Axes, columns: Sequence[np.ndarray]) -> None:
         axes.set_ylim(low / 1.5, 1.3 * float(found.max()))  # a wild first step may lie below
         if high < 1000 * low:
             axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
-        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: number(value)))
         axes.yaxis.set_minor_formatter(NullFormatter())
     elif found.min() >= 0:
         axes.set_ylim(0, 1.05 * (float(found.max()) or 1.0))

@@ -11,24 +11,17 @@ from dataclasses import dataclass
 
 from greg_cert.errors import UsageError
 from greg_cert.report.figures.style import DOUBLE_COLUMN, SERIF, FigureStyle
+from greg_cert.report.paper import ANY_PAPER, POINTS, Paper
 
-POINTS = 72.27  # TeX points in an inch
 _CM = 2.54
 
 
 @dataclass(frozen=True)
-class Venue:
-    """One layout."""
+class Venue(Paper):
+    """One layout: its widths, and the type of figures."""
 
-    text: float  # width in inches
-    gap: float | None = None  # between two columns, in inches; None where the page has one
     font: str = SERIF  # near that of the text
     font_size: float = 8.0  # points; that of the captions or a little smaller
-
-    @property
-    def column(self) -> float:
-        """Width of one column in inches."""
-        return self.text if self.gap is None else (self.text - self.gap) / 2
 
 
 # icml2024.sty: 6.75in, columnsep 0.25in; Times. AISTATS took its layout from there.
@@ -36,12 +29,12 @@ _ICML = Venue(6.75, 0.25)
 # cvpr.sty (author kit of CVPR, ICCV, WACV and 3DV): 6.875in, columnsep 0.3125in; Times.
 _CVPR = Venue(6.875, 0.3125)
 # llncs.cls: 12.2cm; Computer Modern, which STIX is nearest to.
-_LNCS = Venue(12.2 / _CM)
+_LNCS = Venue(12.2 / _CM, None)
 
 VENUES: dict[str, Venue] = {
     # neurips_2023.sty and iclr2024_conference.sty: 5.5in; Times.
-    "neurips": Venue(5.5),
-    "iclr": Venue(5.5),
+    "neurips": Venue(5.5, None),
+    "iclr": Venue(5.5, None),
     "icml": _ICML,
     "aistats": _ICML,
     "cvpr": _CVPR,
@@ -49,16 +42,16 @@ VENUES: dict[str, Venue] = {
     "wacv": _CVPR,
     "eccv": _LNCS,
     "lncs": _LNCS,
-    # aaai24.sty: 7in, columnsep 0.375in; Times.
-    "aaai": Venue(7.0, 0.375),
+    # aaai24.sty: 7in, columnsep 0.375in; Times; no type of tables below 9 pt.
+    "aaai": Venue(7.0, 0.375, smallest=9.0),
     # acmart.cls, sigconf: letter paper less 54pt on both sides, columnsep 2pc; Libertine 9 pt.
     "acm": Venue((8.5 * POINTS - 108) / POINTS, 24 / POINTS, font_size=7.5),
     # IEEEtran.cls: 43pc of text, columns of 21pc, journal and conference alike; Times.
     "ieee": Venue(516 / POINTS, 12 / POINTS),
     # jmlr2e.sty: 6in; 11 pt Computer Modern.
-    "jmlr": Venue(6.0, font_size=9.0),
+    "jmlr": Venue(6.0, None, font_size=9.0),
     # tmlr.sty: 6.5in; Computer Modern Bright, without serifs.
-    "tmlr": Venue(6.5, font="DejaVu Sans"),
+    "tmlr": Venue(6.5, None, font="DejaVu Sans"),
     # acl.sty: 16cm, columnsep 0.6cm; Times.
     "acl": Venue(16 / _CM, 0.6 / _CM),
     # usenix-2020-09.sty: 7in, columnsep 0.33in; Times.
@@ -75,8 +68,9 @@ def venue_style(
     font_size: float | None = None,
     font: str | None = None,
     dpi: int = 300,
-    bins: int = 30,
+    bins: int | None = None,
     palette: str = "colour",
+    attack: bool = False,
 ) -> FigureStyle:
     """The style of figures for one venue; fields of `FigureStyle` given beside it override it.
 
@@ -89,7 +83,7 @@ def venue_style(
     if columns not in (None, 1, 2):
         raise UsageError(f"--columns: expected 1 or 2, but got {columns}")
     if name is None:
-        found = Venue(DOUBLE_COLUMN, 0.25, FigureStyle.font, FigureStyle.font_size)
+        found = Venue(DOUBLE_COLUMN, 0.25, font=FigureStyle.font, font_size=FigureStyle.font_size)
         spans = None if columns is None else columns == 2
     else:
         key = name.lower()
@@ -107,5 +101,7 @@ def venue_style(
         dpi=dpi,
         bins=bins,
         palette=palette,
+        attack=attack,
         spans=spans,
+        paper=ANY_PAPER if name is None else found,
     )

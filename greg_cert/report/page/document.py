@@ -30,8 +30,12 @@ def html_page(
     pictures: Mapping[Key, Shown],
     *,
     title: str,
+    columns: Sequence[str] = (),
 ) -> str:
-    """The whole page; `figures` come with their PNG bytes, `pictures` show the listed samples."""
+    """The whole page; `figures` come with their PNG bytes, `pictures` show the listed samples.
+
+    `columns` are those of the tables, all where there are none.
+    """
     summary = results.summary
     return _PAGES.get_template("page.html.jinja").render(
         title=title,
@@ -41,7 +45,7 @@ def html_page(
         notes=notes_of(results),
         alarm=warning(results) is not None,
         statement=statement(results, comparisons),
-        sheets=all_sheets(results, comparisons),
+        sheets=all_sheets(results, comparisons, columns),
         meanings=_meanings(results),
         figures=[(spec, spec.caption(summary), png) for spec, png in figures],
         pictured=bool(pictures),

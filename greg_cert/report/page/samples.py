@@ -109,7 +109,7 @@ def _columns(
         return lambda r: wording.radius(float(r.get(column, math.nan)), digits, summary.max_radius)
 
     def number(column: str) -> Callable[[Record], str]:
-        return lambda r: f"{float(r[column]):.4g}"
+        return lambda r: wording.number(float(r[column]), ".4g")
 
     def first_order(r: Record) -> str:
         infinite = math.isinf(float(r.get("radius_gradient", math.nan)))
@@ -152,14 +152,14 @@ def _card(results: Results, row: Record, shown: Shown | None, digits: int) -> Ca
     facts |= {
         f"certified, {PROOF}": found,
         f"attack, {UPPER}": wording.radius(attack, digits, summary.max_radius),
-        "threshold": f"{gamma:#.4g}",
-        "score": f"{score:#.4g}",
+        "threshold": wording.number(gamma, "#.4g"),
+        "score": wording.number(score, "#.4g"),
     }
     if shown is None:
         return Card(int(row["index"]), {}, facts, "")
     if shown.score is not None and shown.predicted is not None:
         decision = "rejected" if shown.score > gamma else "accepted"
-        facts["score, attacked"] = f"{shown.score:#.4g}"
+        facts["score, attacked"] = wording.number(shown.score, "#.4g")
         facts["then"] = f"{decision}, predicted {wording.class_name(summary, shown.predicted)}"
     images = {"clean": shown.clean}
     remark = ""

@@ -6,23 +6,38 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from greg_cert.certificates.method_columns import OPTIONAL_METHODS
-from greg_cert.certificates.methods import ESTIMATE, PROOF, UPPER
+from greg_cert.certificates.methods import PROOF, TABLE, UPPER, Method
 from greg_cert.certificates.summary_file import Summary
 from greg_cert.report import wording
 from greg_cert.report.tables.rows import SideRow
 from greg_cert.report.tables.sheets import CHECK, COUNT, Column, R
 
 VIOLATIONS = Column[SideRow](
-    CHECK, "Violations", "viol.", lambda r: str(r.violations), lambda r: r.violations > 0
+    *(CHECK, "Violations", "viol.", lambda r: str(r.violations), lambda r: r.violations > 0),
+    key="violations",
+    note="Violations: certificates that an attack contradicts, expected 0.",
 )
-SAMPLES = Column[SideRow](COUNT, "n", "n", lambda r: str(r.samples))
+SAMPLES = Column[SideRow](COUNT, "n", "n", lambda r: str(r.samples), key="n")
+
+SINGLE_METHODS = "Columns named by a method: radii proven by that method alone."
 
 
 def percents(
-    status: str, title: str, short: str, pick: Callable[[R], float | None], digits: int = 2
+    status: str,
+    title: str,
+    short: str,
+    pick: Callable[[R], float | None],
+    digits: int = 2,
+    *,
+    key: str,
+    note: str = "",
 ) -> Column[R]:
     """A column of fractions, shown in per cent."""
-    return Column(status, title, short, lambda row: wording.percent(pick(row), digits))
+
+    def cell(row: R) -> str:
+        return wording.percent(pick(row), digits)
+
+    return Column(status, title, short, cell, key=key, note=note)
 
 
 @dataclass(frozen=True)
@@ -34,27 +49,40 @@ class RadiusColumns:
     max_radius: float | None  # up to where attacks searched
 
     def column(
-        self, status: str, title: str, short: str, pick: Callable[[R], float | None]
+        self,
+        status: str,
+        title: str,
+        short: str,
+        pick: Callable[[R], float | None],
+        *,
+        key: str,
+        note: str = "",
     ) -> Column[R]:
         """One column; its title has a place for the norm."""
-        return Column(
-            status,
-            title.format(wording.norm_name(self.norm)),
-            short,
-            lambda row: wording.radius(pick(row), self.digits, self.max_radius),
-        )
+        title = title.format(wording.norm_name(self.norm))
 
-    def certified(self) -> list[Column[SideRow]]:
+        def cell(row: R) -> str:
+            return wording.radius(pick(row), self.digits, self.max_radius)
+
+        return Column(status, title, short, cell, key=key, note=note)
+
+    def certified(self, summary: Summary) -> list[Column[SideRow]]:
         """Median and mean of the certified radii."""
         median, mean = "Certified {} radius, median", "Certified {} radius, mean"
-        return [
-            self.column(PROOF, median, "median", lambda r: r.certified_median),
-            self.column(PROOF, mean, "mean", lambda r: r.certified_mean),
-        ]
+        note = certified_words(summary)
+        picked = {
+            "certified": (median, "median", lambda r: r.certified_median),
+            "certified-mean": (mean, "mean", lambda r: r.certified_mean),
+        }
+        return [self.column(PROOF, *how, key=key, note=note) for key, how in picked.items()]
 
     def attack(self) -> Column[SideRow]:
         """Median of the attack radii."""
-        return self.column(UPPER, "Attack {} radius, median", "attack", lambda r: r.attack_median)
+        return self.column(
+            *(UPPER, "Attack {} radius, median", "attack", lambda r: r.attack_median),
+            key="attack",
+            note="Upper bound: the smallest perturbation that an attack found.",
+        )
 
     def methods(self, status: str, rows: Sequence[SideRow]) -> list[Column[SideRow]]:
         """Medians of the optional methods of one status; a dash where a record lacks one."""
@@ -63,7 +91,11 @@ class RadiusColumns:
             return lambda row: row.methods.get(column)
 
         return [
-            self.column(status, f"{m.title} {{}} radius, median", m.title, of(m.column))
+            self.column(
+                *(status, f"{m.title} {{}} radius, median", m.title, of(m.column)),
+                key=m.name,
+                note=_method_note(m),
+            )
             for m in OPTIONAL_METHODS
             if m.status == status and any(m.column in row.methods for row in rows)
         ]
@@ -76,18 +108,20 @@ def radius_words(summary: Summary) -> str:
     return f"Radii in the {norm} norm of raw pixels in [0,1], {wording.ball(summary)}{searched}"
 
 
-def method_words(rows: Sequence[SideRow]) -> str:
-    """What the optional radii are, for the end of a caption; empty where there are none."""
-    here = [m for m in OPTIONAL_METHODS if any(m.column in row.methods for row in rows)]
-    words = ""
-    if proofs := ", ".join(m.title for m in here if m.status == PROOF):
-        words += (
-            f" {proofs}: radii proven by that method alone; certified is the largest proof of "
-            "those asked for."
-        )
-    if any(m.status == ESTIMATE for m in here):
-        words += (
-            " CLEVER: margin over the largest gradient that an extreme-value fit expects in the "
-            "ball, an estimate without proof; medians over the samples that have one."
-        )
-    return words
+def certified_words(summary: Summary) -> str:
+    """Which proofs the certified radius is the largest of."""
+    proofs = [m.title for m in TABLE if m.status == PROOF and m.name in summary.methods]
+    if not proofs:
+        return "Certified: proven by bound propagation, or by a Lipschitz bound."
+    if len(proofs) == 1:
+        return f"Certified: proven by the method {proofs[0]}."
+    return f"Certified: the largest radius that {', '.join(proofs[:-1])} or {proofs[-1]} proves."
+
+
+def _method_note(method: Method) -> str:
+    if method.status == PROOF:
+        return SINGLE_METHODS
+    return (
+        "CLEVER: margin over the largest gradient that an extreme-value fit expects in the ball, "
+        "an estimate without proof; medians over the samples that have one."
+    )

@@ -18,7 +18,7 @@ from greg_cert.certificates.method_columns import OPTIONAL_METHODS, holds
 from greg_cert.certificates.methods import PROOF
 from greg_cert.certificates.results import Results
 from greg_cert.report.tables.bootstrap import resampled_medians
-from greg_cert.report.wording import one_line, p_value
+from greg_cert.report.wording import number, one_line, p_value
 
 CONFIDENCE = 0.95
 RESAMPLES = 9999
@@ -91,8 +91,12 @@ def holm(p_values: Sequence[float | None]) -> list[float | None]:
 def compare(results: Results, *, seed: int = 0, resamples: int = RESAMPLES) -> list[Comparison]:
     """Every other run against the baseline; empty where no baseline is named.
 
-    The certified radii come first, then those of single methods, then those of each OOD set.
+    The certified radii come first, then those of single methods, then those of each OOD set. Of
+    results that are a part of others, p-values are corrected for all runs that were compared.
     """
+    if results.whole is not None:
+        every = compare(results.whole, seed=seed, resamples=resamples)
+        return [c for c in every if {c.run, c.baseline} <= set(results.runs)]
     if (baseline := results.summary.baseline) is None:
         return []
     others = [run for run in results.runs if run != baseline]
@@ -209,8 +213,10 @@ def comparison_line(comparison: Comparison) -> str:
 def difference_words(comparison: Comparison) -> str:
     """The median paired difference with its interval."""
     low, high = comparison.difference_low, comparison.difference_high
-    ends = "" if low is None or high is None else f" ({low:.3g} to {high:.3g})"
-    return f"median paired difference {comparison.difference:.3g}{ends}"
+    ends = (
+        "" if low is None or high is None else f" ({number(low, '.3g')} to {number(high, '.3g')})"
+    )
+    return f"median paired difference {number(comparison.difference, '.3g')}{ends}"
 
 
 def rank_words(comparison: Comparison) -> str:

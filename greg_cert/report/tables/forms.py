@@ -3,69 +3,23 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from itertools import groupby, pairwise
 
 from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from greg_cert.certificates.method_columns import OPTIONAL_METHODS
 from greg_cert.certificates.results import Results
+from greg_cert.report.names import check_names
 from greg_cert.report.tables.comparison import Comparison, compare
 from greg_cert.report.tables.notes import beside_every_table
 from greg_cert.report.tables.ood_sheets import ood_sheets
 from greg_cert.report.tables.runs_sheet import runs_sheet
-from greg_cert.report.tables.sheets import COUNT, MEASURED, Line, Sheet
+from greg_cert.report.tables.sheets import COUNT, Line, Sheet
 from greg_cert.report.tables.smoothing import smoothing_sheet
 from greg_cert.report.wording import one_line
-
-_TEX = {
-    "\\": r"\textbackslash{}",
-    **{c: "\\" + c for c in "{}$&#%_"},
-    "[": "{[}",  # after a line break, a bare bracket would be its argument
-    "]": "{]}",
-    "^": r"\textasciicircum{}",
-    "~": r"\textasciitilde{}",
-    "<": r"\textless{}",
-    ">": r"\textgreater{}",
-    "|": r"\textbar{}",
-    "\u2013": "--",
-    "…": r"\dots{}",
-    "≤": r"$\le$",
-    "∞": r"$\infty$",
-    "∇": r"$\nabla$",
-    "\u03b1": r"$\alpha$",
-    "β": r"$\beta$",
-    "\u03b3": r"$\gamma$",
-    "ε": r"$\varepsilon$",
-    "λ": r"$\lambda$",
-    "\u03c3": r"$\sigma$",
-    "\u201c": "``",
-    "\u201d": "''",
-    "\u2019": "'",
-    "\u2014": "---",
-    "≥": r"$\ge$",
-    "\u00d7": r"$\times$",
-    "\u2016": r"$\Vert$",
-    "±": r"$\pm$",
-}
-BOOKTABS = "% Needs \\usepackage{booktabs}.\n"
-_LONG_NAME = 20
-_MANY_COLUMNS = 12
-_P_VALUE = re.compile(r"\bp (=|\\textless\{\}) (\d[\d.]*)(?:e([+-]\d+))?")
-
-
-def _tex_p_value(match: re.Match[str]) -> str:
-    sign = "=" if match[1] == "=" else "<"
-    power = rf" \times 10^{{{int(match[3])}}}" if match[3] else ""
-    return f"$p {sign} {match[2]}{power}$"
-
-
-def escape_tex(text: str) -> str:
-    r"""Text with every character that LaTeX treats specially written so that it prints itself."""
-    text = re.sub("\u2113([12∞])", lambda m: f"\0{m[1]}", one_line(text).replace("\0", " "))
-    text = "".join(_TEX.get(c, c) for c in text)
-    text = text.replace("\0$\\infty$", r"$\ell_\infty$")
-    return re.sub("\0([12])", r"$\\ell_\1$", text)
 
 
 def escape_markdown(text: str) -> str:
@@ -74,19 +28,55 @@ def escape_markdown(text: str) -> str:
     return text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
 
 
-def all_sheets(results: Results, comparisons: list[Comparison]) -> list[Sheet]:
-    """Every table of the report: the runs, the OOD side and the smoothed detector where asked."""
+def all_sheets(
+    results: Results, comparisons: list[Comparison], columns: Sequence[str] = ()
+) -> list[Sheet]:
+    """Every table of the report: the runs, the OOD side and the smoothed detector where asked.
+
+    With `columns`, each has those of these names that it has, in this order, and one without any is
+    left out, as are comparisons of radii that are not shown.
+
+    Raises:
+        UsageError: for a name that no column has.
+    """
+    comparisons = shown_comparisons(comparisons, columns)
     smoothed = smoothing_sheet(results)
     tables = [runs_sheet(results, comparisons), *ood_sheets(results, comparisons)]
-    return tables if smoothed is None else [*tables, smoothed]
+    if smoothed is not None:
+        tables.append(smoothed)
+    return _with_columns(tables, columns) if columns else tables
+
+
+def shown_comparisons(comparisons: list[Comparison], columns: Sequence[str]) -> list[Comparison]:
+    """The comparisons but those of methods whose column was not asked for."""
+    hidden = {f"{m.title} radii" for m in OPTIONAL_METHODS if columns and m.name not in columns}
+    return [c for c in comparisons if c.quantity not in hidden]
+
+
+_BESIDE = {"n", "violations"}  # columns of every table, which alone say nothing
+
+
+def _with_columns(tables: list[Sheet], columns: Sequence[str]) -> list[Sheet]:
+    known = dict.fromkeys(head.key for sheet in tables for head in sheet.heads)
+    check_names("--table-columns", columns, list(known))
+    wanted = {*columns} - _BESIDE or {*columns}
+    return [
+        sheet.only(list(dict.fromkeys(columns)))
+        for sheet in tables
+        if any(head.key in wanted for head in sheet.heads)
+    ]
 
 
 def markdown_table(
-    results: Results, comparisons: list[Comparison], *, title: str = "Results"
+    results: Results,
+    comparisons: list[Comparison],
+    columns: Sequence[str] = (),
+    *,
+    title: str = "Results",
 ) -> str:
     """The tables in Markdown: notes, then caption, rows and remarks of each."""
     blocks = [f"> {escape_markdown(note)}" for note in beside_every_table(results)]
-    first, *others = all_sheets(results, comparisons)
+    first, *others = all_sheets(results, comparisons, columns)
     blocks += [markdown_sheet(first, title), *(markdown_sheet(s, s.title) for s in others)]
     return "\n\n".join(blocks) + "\n"
 
@@ -107,73 +97,15 @@ def markdown_sheet(sheet: Sheet, heading: str) -> str:
     return "\n\n".join(blocks)
 
 
-def latex_table(results: Results, comparisons: list[Comparison]) -> str:
-    """The tables as LaTeX floats that need no package but booktabs."""
-    notes = " ".join(beside_every_table(results))
-    first, *others = all_sheets(results, comparisons)
-    floats = [latex_sheet(first, first.caption, notes)]
-    floats += [latex_sheet(sheet, f"{sheet.title}. {sheet.caption}", notes) for sheet in others]
-    return BOOKTABS + "\n".join(floats)
-
-
-def latex_sheet(sheet: Sheet, caption: str, notes: str = "") -> str:
-    """One table as a LaTeX float that needs booktabs alone."""
-    stubs = len(sheet.stubs)
-    heads, rules, at = [], [], stubs + 1
-    for status, width in sheet.groups:
-        label = {COUNT: "", MEASURED: rf"{MEASURED}, \%"}.get(status, status)
-        heads.append(rf"\multicolumn{{{width}}}{{c}}{{{label}}}")
-        if status != COUNT:
-            rules.append(rf"\cmidrule(lr){{{at}-{at + width - 1}}}")
-        at += width
-    long = [
-        any(len(one_line(line.names[k])) > _LONG_NAME for line in sheet.lines) for k in range(stubs)
-    ]
-    first = "".join(r"p{0.16\linewidth}" if wide else "l" for wide in long)
-    body = []
-    for line in sheet.lines:
-        names = [
-            # Let a long name break at its joints.
-            r"\raggedright " + re.sub(r"(\\_|[-/.+])", r"\1\\hspace{0pt}", escape_tex(name))
-            if wide
-            else escape_tex(name)
-            for name, wide in zip(line.names, long, strict=True)
-        ]
-        body.append(" & ".join([*names, *(escape_tex(cell) for cell in line.cells)]) + r" \\")
-    wide_table = len(sheet.heads) > _MANY_COLUMNS
-    size = r"\scriptsize" if wide_table else r"\footnotesize" if any(long) else r"\small"
-    caption = " ".join(part for part in (caption, notes) if part)
-    lines = [
-        r"\begin{table*}[t]",
-        r"\centering",
-        size,
-        rf"\setlength{{\tabcolsep}}{{{2 if wide_table else 3}pt}}",
-        rf"\caption{{{escape_tex(caption)}}}",
-        rf"\label{{tab:{sheet.key}}}",
-        rf"\begin{{tabular}}{{{first}{'r' * len(sheet.heads)}}}",
-        r"\toprule",
-        " & ".join([*([""] * stubs), *heads]) + r" \\",
-        " ".join(rules),
-        " & ".join(escape_tex(t) for t in (*sheet.stubs, *(h.short for h in sheet.heads))) + r" \\",
-        r"\midrule",
-        *body,
-        r"\bottomrule",
-        r"\end{tabular}",
-    ]
-    for number, remark in enumerate(sheet.remarks):
-        space = r"\par\smallskip" if number == 0 else r"\par"
-        text = _P_VALUE.sub(_tex_p_value, escape_tex(remark))
-        lines.append(rf"{space}{{\footnotesize {text}}}")
-    return "\n".join([*lines, r"\end{table*}"]) + "\n"
-
-
 _MOST_TABLES = 6  # of one kind that a terminal is given
 _MOST_SIDE_BY_SIDE = 4  # runs that 80 characters hold
 
 
-def summary_table(results: Results, *, seed: int = 0) -> RenderableType:
+def summary_table(
+    results: Results, columns: Sequence[str] = (), *, seed: int = 0
+) -> RenderableType:
     """The tables for a terminal, turned on their side to fit 80 characters; not printed."""
-    runs, *others = all_sheets(results, compare(results, seed=seed))
+    runs, *others = all_sheets(results, compare(results, seed=seed), columns)
     title = f"Certified against attacked radii, {results.samples} samples a run"
     tables: list[RenderableType] = [*_turned(runs, title)]
     for sheet in others:

@@ -21,6 +21,8 @@ def notes_of(results: Results) -> list[str]:
     summary = results.summary
     if not summary.complete:
         notes.append(_unfinished(results))
+    if results.whole is not None and len(results.whole.runs) > len(results.runs):
+        notes.append(_part_words(results, results.whole))
     if summary.correct:
         population = wording.population(summary)
         notes.append(
@@ -41,6 +43,14 @@ def notes_of(results: Results) -> list[str]:
     if summary.merged is not None and summary.merged.left_out:
         notes.append(left_out_words(summary.merged.left_out))
     return notes
+
+
+def _part_words(results: Results, whole: Results) -> str:
+    """How many runs are shown, and that the baseline is not where it is not."""
+    words = f"Shown are {len(results.runs)} of the {len(whole.runs)} runs that were verified"
+    if whole.summary.baseline is not None and results.summary.baseline is None:
+        words += f", without the baseline {wording.one_line(whole.summary.baseline)}"
+    return words + "."
 
 
 def left_out_words(left_out: Mapping[str, Mapping[str, int]]) -> str:
@@ -67,6 +77,7 @@ def warning(results: Results) -> str | None:
 
 def contradictions(results: Results) -> list[str]:
     """Where attacks contradict proofs, each with its count; empty where all held."""
+    results = results.whole or results  # a run that is not shown takes back the proofs of all
     names = wording.quoted_names(results.runs)
     found = []
     for run, name in names.items():

@@ -8,14 +8,15 @@ from greg_cert.certificates.summary_file import Summary
 from greg_cert.report import wording
 from greg_cert.report.tables.columns import (
     SAMPLES,
+    SINGLE_METHODS,
     VIOLATIONS,
     RadiusColumns,
-    method_words,
     percents,
     radius_words,
 )
 from greg_cert.report.tables.comparison import Comparison, comparison_lines
 from greg_cert.report.tables.rows import Row, table_rows
+from greg_cert.report.tables.setting import setting_words
 from greg_cert.report.tables.sheets import CHECK, MEASURED, Column, Sheet, make_sheet
 
 
@@ -28,7 +29,7 @@ def runs_sheet(results: Results, comparisons: list[Comparison]) -> Sheet:
         {"run": lambda row: row.run},
         _columns(results.summary, rows),
         rows,
-        caption=_caption(results.summary, rows),
+        caption=_caption(results, rows),
         remarks=[
             *ladder_lines(results.summary),
             *comparison_lines([c for c in comparisons if c.main]),
@@ -58,41 +59,58 @@ def _columns(summary: Summary, rows: list[Row]) -> list[Column[Row]]:
     lipschitz, first_order = "Lipschitz {} radius, median", "First-order {} radius, median"
     above, refused = "CLEVER above attack, %", "CLEVER fit refused at 5 %, %"
     columns: list[Column[Row]] = [
-        percents(MEASURED, "ID accuracy, %", "ID acc.", lambda r: r.id_accuracy),
-        percents(MEASURED, f"{fpr} at {recall}, %", fpr, lambda r: r.fpr),
-        percents(MEASURED, "AUROC, %", "AUROC", lambda r: r.auroc),
-        *radii.certified(),
-        radii.column(PROOF, lipschitz, "Lipschitz", lambda r: r.lipschitz_median),
+        percents(*(MEASURED, "ID accuracy, %", "ID acc.", lambda r: r.id_accuracy), key="accuracy"),
+        percents(
+            *(MEASURED, f"{fpr} at {recall}, %", fpr, lambda r: r.fpr),
+            key="fpr",
+            note=f"{fpr} is the share of OOD samples accepted at {recall}.",
+        ),
+        percents(MEASURED, "AUROC, %", "AUROC", lambda r: r.auroc, key="auroc"),
+        *radii.certified(summary),
+        radii.column(
+            *(PROOF, lipschitz, "Lipschitz", lambda r: r.lipschitz_median),
+            key="lipschitz",
+            note=SINGLE_METHODS,
+        ),
         *radii.methods(PROOF, rows),
-        radii.column(ESTIMATE, first_order, "1st order", lambda r: r.gradient_median),
+        radii.column(
+            *(ESTIMATE, first_order, "1st order", lambda r: r.gradient_median),
+            key="gradient",
+            note="First order: margin over gradient norm at the sample, an estimate without proof.",
+        ),
         *radii.methods(ESTIMATE, rows),
         radii.attack(),
-        percents(CHECK, "Certified / attack, median %", "share, %", lambda r: r.share, 1),
+        percents(
+            *(CHECK, "Certified / attack, median %", "share, %", lambda r: r.share, 1),
+            key="share",
+            note="Share: median of certified / attack of each sample with an attack found.",
+        ),
     ]
     if any(row.clever_above_attack is not None for row in rows):
         short = "CLEVER > attack, %"
-        columns.append(percents(CHECK, above, short, lambda r: r.clever_above_attack, 1))
-    if any(row.clever_fit_refused is not None for row in rows):
         columns.append(
-            percents(CHECK, refused, "CLEVER misfit, %", lambda r: r.clever_fit_refused, 1)
+            percents(*(CHECK, above, short, lambda r: r.clever_above_attack, 1), key="clever-above")
+        )
+    if any(row.clever_fit_refused is not None for row in rows):
+        short = "CLEVER misfit, %"
+        columns.append(
+            percents(
+                *(CHECK, refused, short, lambda r: r.clever_fit_refused, 1),
+                key="clever-misfit",
+                note="CLEVER misfit: samples whose extreme-value fit is refused at 5 %.",
+            )
         )
     return [*columns, VIOLATIONS, SAMPLES]
 
 
-def _caption(summary: Summary, rows: list[Row]) -> str:
+def _caption(results: Results, rows: list[Row]) -> str:
     """What the table shows, in which unit and convention, as plain text."""
-    tpr = f"{100 * summary.tpr:g} %"
+    summary = results.summary
     counts = sorted({row.samples for row in rows})
     n = " to ".join(str(value) for value in {counts[0]: 0, counts[-1]: 0})
     return (
-        f"{radius_words(summary)}; "
+        f"{radius_words(summary)}, within which a sample stays {wording.right_side(summary)}; "
         f"n = {n} {wording.population(summary)}, medians and means over all of them, with radius 0 "
         f"where the clean sample is already {wording.wrong_side(summary)} or nothing is proven. "
-        f"The threshold accepts {tpr} of the ID calibration split (tpr = {summary.tpr:g}); "
-        f"{wording.fpr_name(summary.tpr)} is the share of OOD samples accepted at {tpr} ID recall. "
-        "Proof: certified by bound propagation, or by a Lipschitz bound. Upper bound: the smallest "
-        "perturbation that an attack found. Estimate: margin over gradient norm at the sample, no "
-        "proof. Certified / attack: median of the per-sample ratio, over samples with an attack "
-        "found. Violations: certificates that an attack contradicts, expected 0."
-        f"{method_words(rows)}"
+        f"{setting_words(results)}"
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from itertools import groupby
 from typing import Generic, TypeVar
 
@@ -17,12 +17,15 @@ R = TypeVar("R", contravariant=True)
 class Head:
     """What stands above a column: what its numbers are, and its title with the unit.
 
-    `short` stands under a group heading that says `status` and, for what is measured, "%".
+    `short` stands under a group heading that says `status` and, for what is measured, "%". `key` is
+    how users name the column, `note` what the caption says where it is shown.
     """
 
     status: str
     title: str
     short: str
+    key: str = field(default="", kw_only=True)
+    note: str = field(default="", kw_only=True)
 
     @property
     def heading(self) -> str:
@@ -56,8 +59,28 @@ class Sheet:
     stubs: tuple[str, ...]  # titles of the columns that name a row
     heads: tuple[Head, ...]  # of the other columns
     lines: tuple[Line, ...]
-    caption: str  # what it shows, in which unit and convention
+    about: str  # what it shows, in which unit and convention
     remarks: tuple[str, ...] = ()  # lines of text below it
+
+    @property
+    def caption(self) -> str:
+        """What the table is about, and of its columns."""
+        return " ".join(
+            dict.fromkeys(text for text in (self.about, *(h.note for h in self.heads)) if text)
+        )
+
+    def only(self, keys: Sequence[str]) -> Sheet:
+        """The table with the columns of these keys that it has, in this order."""
+        at = [k for key in keys for k, head in enumerate(self.heads) if head.key == key]
+        lines = (
+            Line(
+                line.names,
+                tuple(line.cells[k] for k in at),
+                frozenset(place for place, k in enumerate(at) if k in line.alarms),
+            )
+            for line in self.lines
+        )
+        return replace(self, heads=tuple(self.heads[k] for k in at), lines=tuple(lines))
 
     @property
     def groups(self) -> list[tuple[str, int]]:
@@ -84,5 +107,5 @@ def make_sheet(
         )
         for record in records
     )
-    heads = (Head(c.status, c.title, c.short) for c in columns)
+    heads = (Head(c.status, c.title, c.short, key=c.key, note=c.note) for c in columns)
     return Sheet(key, title, tuple(names), tuple(heads), tuple(lines), caption, tuple(remarks))

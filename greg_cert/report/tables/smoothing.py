@@ -77,12 +77,12 @@ def smoothing_sheet(results: Results) -> Sheet | None:
     radii = RadiusColumns(norm, digits, max_radius=None)
     median, mean = (f"Smoothed detector's {{}} radius, {of}" for of in ("median", "mean"))
     columns: list[Column[SmoothingRow]] = [
-        percents(PROBABILISTIC, "Right decision, %", "right, %", lambda r: r.right),
-        percents(PROBABILISTIC, "Wrong decision, %", "wrong, %", lambda r: r.wrong),
-        radii.column(PROBABILISTIC, median, "median", lambda r: r.median),
-        radii.column(PROBABILISTIC, mean, "mean", lambda r: r.mean),
-        percents(MEASURED, "Abstained, %", "abstained", lambda r: r.abstained),
-        Column(COUNT, "n", "n", lambda r: str(r.samples)),
+        percents(PROBABILISTIC, "Right decision, %", "right, %", lambda r: r.right, key="right"),
+        percents(PROBABILISTIC, "Wrong decision, %", "wrong, %", lambda r: r.wrong, key="wrong"),
+        radii.column(PROBABILISTIC, median, "median", lambda r: r.median, key="smoothed"),
+        radii.column(PROBABILISTIC, mean, "mean", lambda r: r.mean, key="smoothed-mean"),
+        percents(MEASURED, "Abstained, %", "abstained", lambda r: r.abstained, key="abstained"),
+        Column(COUNT, "n", "n", lambda r: str(r.samples), key="n"),
     ]
     return make_sheet(
         "smoothing",

@@ -26,8 +26,8 @@ def statement(results: Results, comparisons: list[Comparison]) -> str:
     sentences += [_against(results, by_run[c.run], c) for c in comparisons]
     if not comparisons:
         sentences.append(
-            "There is no baseline to compare with, so these numbers do not say whether training "
-            "made the detector more robust."
+            "There is no baseline to compare with here, so these numbers do not say whether "
+            "training made the detector more robust."
         )
     sentences += [_accuracy(rows), *_tightness(rows), _ood_side(results)]
     alarm = warning(results)

@@ -101,8 +101,12 @@ def test_one_archive_is_read_once_until_it_changes(
     assert first.classes == ("ant", "bee")
 
 
-@pytest.mark.parametrize("name", ["../x.png", "/x.png", "a/../../x.png", "a\\x.png"])
-@pytest.mark.parametrize("kind", [".tar", ".zip"])
+NAMES_OUT = ["../x.png", "/x.png", "a/../../x.png", "..\\x.png", "\\x.png"]
+
+
+@pytest.mark.parametrize(
+    ("kind", "name"), [(".tar", "a\\x.png"), *((k, n) for k in (".tar", ".zip") for n in NAMES_OUT)]
+)
 def test_names_that_lead_out_are_refused(tmp_path: Path, kind: str, name: str) -> None:
     path = write(tmp_path / f"a{kind}", CONTENT | {name: b"x"})
     with pytest.raises(DataError, match=r"^data\.id\.path: .*leads out of it"):
@@ -158,3 +162,38 @@ def test_misplaced_folders_in_archives(tmp_path: Path) -> None:
     twice = {**CONTENT, "set/train/./ant/0.png": png()}
     with pytest.raises(DataError, match="a name stands in it twice"):
         read(write(tmp_path / "c.tar", twice), inside="set/train")
+
+
+@pytest.mark.parametrize("kind", [".tar", ".zip"])
+def test_the_only_folder_that_holds_classes_is_taken(tmp_path: Path, kind: str) -> None:
+    train = {name: data for name, data in CONTENT.items() if "/train/" in name}
+    wrapped = read(write(tmp_path / f"a{kind}", train))
+    named = read(write(tmp_path / f"b{kind}", CONTENT), inside="set/train")
+    assert wrapped.classes == ("ant", "bee")
+    assert wrapped.fingerprint() == named.fingerprint()
+    said = (
+        r"^data\.id\.inside: expected the folder in .* holds the classes, of set/test, set/train,"
+    )
+    with pytest.raises(DataError, match=said):
+        read(tmp_path / f"b{kind}")
+    top = write(tmp_path / f"c{kind}", {**train, "cow/0.png": png()})
+    with pytest.raises(DataError, match=r"^data\.id\.path: "):  # classes at the top as well
+        read(top)
+
+
+def test_a_folder_around_the_class_folders_is_named(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"folders in '.*/set/test', name that one"):
+        read(unpack(tmp_path) / "set")
+
+
+def test_backslashes_part_the_folders_of_a_zip(tmp_path: Path) -> None:
+    path = tmp_path / "a.zip"
+    with zipfile.ZipFile(path, "w") as out:
+        for name, data in CONTENT.items():
+            entry = zipfile.ZipInfo()
+            entry.filename = name.replace("/", "\\")
+            out.writestr(entry, data)
+    plain = write(tmp_path / "b.zip", CONTENT)
+    found, wanted = (read(p, inside="set/train") for p in (path, plain))
+    assert found.classes == wanted.classes
+    assert torch.equal(found.images, wanted.images)

@@ -31,6 +31,8 @@ def test_classes_are_labelled_in_the_order_they_are_listed(root: Path, tmp_path:
     assert (some.images == whole.images[[*range(24, 32), *range(8)]]).all()
     (tmp_path / "list.txt").write_text("# two\ndog  # woof\n\nant\n")
     assert read(root, classes_file=tmp_path / "list.txt").fingerprint() == some.fingerprint()
+    (tmp_path / "marked.txt").write_text("dog\nant\n", encoding="utf-8-sig")  # as on Windows
+    assert read(root, classes_file=tmp_path / "marked.txt").fingerprint() == some.fingerprint()
     rest = read(root, exclude_classes_file=tmp_path / "list.txt")
     assert rest.classes == ("bee", "cow", "elk")
     assert read(root, exclude_classes=["ant"]).classes == NAMES[1:]

@@ -158,3 +158,30 @@ def test_the_command_says_it_in_one_line(
     lines = [line for line in capsys.readouterr().err.splitlines() if "no pixel" in line]
     assert len(lines) == 1
     assert lines[0].startswith("greg-cert: note: data.id.images: no pixel is above 1, where 255")
+
+
+@pytest.mark.parametrize("keep", ["memory", "disk"])
+@pytest.mark.parametrize(("dtype", "white"), [(np.float32, 1), (np.float64, 1), (np.float32, 255)])
+def test_what_rounding_leaves_outside_is_brought_to_the_ends(
+    tmp_path: Path, keep: str, dtype: Any, white: int
+) -> None:
+    stored = (RNG.random((4, 8, 8)) * white).astype(dtype)
+    inside = stored.copy()
+    stored[0, 0, :2] = white * (1 + 1e-6), -1e-6 * white
+    inside[0, 0, :2] = white, 0
+    found = read(tmp_path / "a.npy", stored, keep=keep, scale=white).pixels()
+    assert torch.equal(found, read(tmp_path / "b.npy", inside, keep=keep, scale=white).pixels())
+    for value in (white * (1 + 1e-4), -1e-4 * white, np.nan):
+        stored[0, 0, 0] = value
+        with pytest.raises(DataError, match="expected finite values in"):
+            read(tmp_path / "a.npy", stored, keep=keep, scale=white).pixels()
+
+
+def test_tensors_may_lie_outside_by_a_rounding() -> None:
+    images = torch.rand(40, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+    images[0, 0, 0, 0] = 1.0000001
+    labels = torch.arange(40) % 2
+    splits = splits_from_tensors((images, labels), (images.flip(0) * 0.9, labels), {})
+    assert float(splits.train.pixels().max()) <= 1.0
+    with pytest.raises(DataError, match=r"finite pixels in \[0, 1\]"):
+        splits_from_tensors((images * 1.01, labels), (images, labels), {})

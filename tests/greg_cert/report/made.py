@@ -18,10 +18,11 @@ from greg_cert.report import FigureStyle, load_results, summary_table
 from greg_cert.report.figures.registry import figure_specs
 from greg_cert.report.figures.render import drawn
 from greg_cert.report.figures.style import SMALLEST_TYPE
+from greg_cert.report.latex.tables import latex_table
 from greg_cert.report.page.document import html_page
 from greg_cert.report.page.pictures import given_pictures, kept_pictures, png_of
 from greg_cert.report.tables.comparison import compare
-from greg_cert.report.tables.forms import latex_table, markdown_table
+from greg_cert.report.tables.forms import markdown_table
 
 
 def frame_of(run, certified, attack, rejected=()):

@@ -60,7 +60,8 @@ def test_gradient_norms_that_are_missing_are_left_out(made, tmp_path):
 def test_histogram_leaves_out_zeros_and_counts_them(made, small):
     with made.figure_of(SPECS["radius_histogram"], load_results(small)) as figure:
         legend = [text.get_text() for text in figure.legends[0].get_texts()]
-        assert legend == ["a: 1 rejected, 1 unproven", "b: 1 rejected"]
+        assert legend == ["a: 0.100; 1 rejected, 1 unproven", "b: 0.200; 1 rejected"]
+        assert figure.legends[0].get_title().get_text() == "median certified radius"
         outlines = [p for p in figure.axes[0].patches if p.get_linewidth() > 0]
         assert [p.get_data().values.sum() for p in outlines] == [3, 4]
 

@@ -5,7 +5,7 @@ import pytest
 from greg_cert.errors import UsageError
 from greg_cert.report import FigureStyle, load_results, venue_style, write_figures
 from greg_cert.report.figures.registry import FIGURES, figure_specs
-from greg_cert.report.latex_figures import latex_figures
+from greg_cert.report.latex.figures import latex_figures
 
 STYLE = FigureStyle(dpi=60)
 

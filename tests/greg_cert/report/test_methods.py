@@ -1,5 +1,7 @@
 """Optional radii and the smoothed detector: shown only when asked, each with its status."""
 
+import re
+
 import numpy as np
 import pytest
 
@@ -8,9 +10,10 @@ from greg_cert.certificates.method_columns import OPTIONAL_METHODS
 from greg_cert.certificates.methods import STATUS, column_of
 from greg_cert.errors import RunError
 from greg_cert.report import load_results
+from greg_cert.report.latex.tables import latex_table
 from greg_cert.report.page.samples import sample_lists
 from greg_cert.report.tables.comparison import compare
-from greg_cert.report.tables.forms import all_sheets, latex_table, markdown_table, summary_table
+from greg_cert.report.tables.forms import all_sheets, markdown_table, summary_table
 from greg_cert.report.tables.rows import table_rows
 from greg_cert.report.tables.runs_sheet import ladder_lines
 from greg_cert.report.tables.smoothing import smoothing_rows
@@ -187,9 +190,12 @@ def test_latex_with_every_column_is_whole(made, tmp_path):
     frames = [made.with_methods(frame) for frame in made.realistic(30)]
     results = load_results(made.write(tmp_path / "x", frames, baseline="energy"))
     text = latex_table(results, [])
-    body = text.split(r"\midrule")[1].split(r"\bottomrule")[0].strip().splitlines()
-    assert {line.count(" & ") for line in body} == {18}
-    assert r"\begin{tabular}{l" + "r" * 18 + "}" in text
+    blocks = [b.split(r"\bottomrule")[0].strip().splitlines() for b in text.split(r"\midrule")[1:]]
+    widths = [{line.count(" & ") for line in block} for block in blocks]
+    assert sum(width for each in widths for width in each) == 18
+    assert len(widths) == 2
+    kinds = re.findall(r"\\begin\{tabular\}\{l(r+)\}", text)
+    assert [{len(kind)} for kind in kinds] == widths
     assert text.isascii()
 
 

@@ -10,7 +10,7 @@ from greg_cert.certificates.picture_file import SamplePicture, write_pictures
 from greg_cert.errors import DataError
 from greg_cert.report import load_results
 from greg_cert.report.figures.registry import FIGURES
-from greg_cert.report.latex_figures import full_caption
+from greg_cert.report.latex.figures import full_captions
 from greg_cert.report.page.pictures import amplified, kept_pictures, outside, png_of
 from greg_cert.report.tables.forms import markdown_table
 
@@ -237,7 +237,7 @@ def test_each_score_is_named_where_runs_have_several(made, page, tmp_path):
     found = provenance(page(frames, summary))
     assert "Score energy: energy, greg+: maximum logit" in found
     results = load_results(tmp_path / "v")
-    assert "scores: energy: energy, greg+: maximum logit;" in full_caption(results, FIGURES[0])
+    assert "scores: energy: energy, greg+: maximum logit;" in full_captions(results, FIGURES[:1])[0]
     for run in summary["runs"].values():  # none of them has that of the whole
         run["score"] = "max_logit"
     found = page(frames, summary).text

@@ -4,12 +4,12 @@ import pytest
 from rich.console import Console
 
 from greg_cert.report import load_results, summary_table
+from greg_cert.report.latex.tables import latex_table
+from greg_cert.report.latex.text import escape_tex
 from greg_cert.report.tables.comparison import compare
 from greg_cert.report.tables.forms import (
     _turned,
     escape_markdown,
-    escape_tex,
-    latex_table,
     markdown_table,
 )
 from greg_cert.report.tables.sheets import Head, Line, Sheet

@@ -9,8 +9,10 @@ from greg_cert.certificates.results import Results
 from greg_cert.report import wording
 from greg_cert.report.figures.registry import FigureSpec
 from greg_cert.report.figures.style import FigureStyle
-from greg_cert.report.tables.forms import escape_tex
+from greg_cert.report.latex.text import escape_tex
+from greg_cert.report.tables.columns import certified_words
 from greg_cert.report.tables.notes import beside_every_table
+from greg_cert.report.tables.setting import setting_words
 
 FOLDER = r"\gregcertfigures"
 _HEAD = rf"""% Needs \usepackage{{graphicx}}. The pictures lie in the folder {FOLDER},
@@ -21,14 +23,24 @@ _HEAD = rf"""% Needs \usepackage{{graphicx}}. The pictures lie in the folder {FO
 
 def latex_figures(results: Results, specs: Sequence[FigureSpec], style: FigureStyle) -> str:
     """A float a figure, at the width that it was drawn for; `figure*` where that is two columns."""
-    return _HEAD + "".join("\n" + _float(results, spec, style) for spec in specs)
+    captions = full_captions(results, specs)
+    floats = (_float(spec, text, style) for spec, text in zip(specs, captions, strict=True))
+    return _HEAD + "".join("\n" + text for text in floats)
 
 
-def full_caption(results: Results, spec: FigureSpec) -> str:
-    """The caption with all that a reader needs who sees nothing else of the report, plain text."""
-    setting = [_setting(results)] if spec.of_samples else []
-    title, caption = f"{spec.title}.", spec.caption(results.summary)
-    return " ".join([title, caption, *setting, *beside_every_table(results)])
+def full_captions(results: Results, specs: Sequence[FigureSpec]) -> list[str]:
+    """Captions with all that a reader needs who sees nothing else of the report, plain text."""
+    notes, setting = beside_every_table(results), [_setting(results)]
+    return [
+        " ".join(
+            [
+                *(f"{spec.title}.", spec.caption(results.summary)),
+                *(setting if spec.of_samples else []),
+                *notes,
+            ]
+        )
+        for spec in specs
+    ]
 
 
 def _setting(results: Results) -> str:
@@ -38,20 +50,19 @@ def _setting(results: Results) -> str:
     return (
         f"Radii in the {wording.norm_name(summary.norm)} norm of raw pixels in [0,1]; "
         f"{score}; n = {results.samples} "
-        f"{wording.population(summary)}{' a run' if len(results.runs) > 1 else ''}; the threshold "
-        f"\u03b3 accepts {100 * summary.tpr:g} % of the ID calibration split "
-        f"(tpr = {summary.tpr:g})."
+        f"{wording.population(summary)}{' a run' if len(results.runs) > 1 else ''}. "
+        f"{certified_words(summary)} {setting_words(results)}"
     )
 
 
-def _float(results: Results, spec: FigureSpec, style: FigureStyle) -> str:
+def _float(spec: FigureSpec, caption: str, style: FigureStyle) -> str:
     environment = "figure*" if style.wide else "figure"
     width = f"{style.width:.4f}".rstrip("0").rstrip(".")
     label = re.sub(r"[^a-z0-9]+", "-", spec.name.lower())
     return rf"""\begin{{{environment}}}[t]
-\centering
+\centering\sloppy
 \includegraphics[width={width}in]{{{FOLDER}/{spec.name}.pdf}}
-\caption{{{escape_tex(full_caption(results, spec))}}}
+\caption{{{escape_tex(caption)}}}
 \label{{fig:{label}}}
 \end{{{environment}}}
 """

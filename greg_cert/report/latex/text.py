@@ -1,0 +1,81 @@
+"""Plain text as LaTeX, and about how wide LaTeX prints it."""
+
+from __future__ import annotations
+
+import re
+from functools import lru_cache
+
+from greg_cert.report.wording import one_line
+
+_TEX = {
+    "\\": r"\textbackslash{}",
+    **{c: "\\" + c for c in "{}$&#%_"},
+    "[": "{[}",  # after a line break, a bare bracket would be its argument
+    "]": "{]}",
+    "^": r"\textasciicircum{}",
+    "~": r"\textasciitilde{}",
+    "<": r"\textless{}",
+    ">": r"\textgreater{}",
+    "|": r"\textbar{}",
+    "\u2013": "--",
+    "\u2212": "$-$",
+    "…": r"\dots{}",
+    "≤": r"$\le$",
+    "∞": r"$\infty$",
+    "∇": r"$\nabla$",
+    "\u03b1": r"$\alpha$",
+    "β": r"$\beta$",
+    "\u03b3": r"$\gamma$",
+    "ε": r"$\varepsilon$",
+    "λ": r"$\lambda$",
+    "\u03c3": r"$\sigma$",
+    "\u201c": "``",
+    "\u201d": "''",
+    "\u2019": "'",
+    "\u2014": "---",
+    "≥": r"$\ge$",
+    "\u00d7": r"$\times$",
+    "\u2016": r"$\Vert$",
+    "±": r"$\pm$",
+}
+_UNBROKEN = 20  # characters of a word that fit any line of text
+_JOINT = re.compile(r"(?<=[-_/.+=:])(?=.)")
+_NORM, _BREAK = "\0", "\1"  # cannot be in a line of printable text
+
+
+def escape_tex(text: str, unbroken: int = _UNBROKEN) -> str:
+    r"""Text with every character that LaTeX treats specially written so that it prints itself.
+
+    A word of more than `unbroken` characters may break at its joints, and wherever a part of it is
+    as long as that.
+    """
+    words = one_line(text).split(" ")
+    text = " ".join(word if len(word) <= unbroken else _breakable(word, unbroken) for word in words)
+    text = re.sub("\u2113([12∞])", rf"{_NORM}\1", text)
+    text = "".join(_TEX.get(c, c) for c in text).replace(_BREAK, r"\hspace{0pt}")
+    text = text.replace(f"{_NORM}$\\infty$", r"$\ell_\infty$")
+    return re.sub(f"{_NORM}([12])", r"$\\ell_\1$", text)
+
+
+def _breakable(word: str, unbroken: int) -> str:
+    parts = _JOINT.split(word)
+    return _BREAK.join(p[k : k + unbroken] for p in parts for k in range(0, len(p), unbroken))
+
+
+# Widths in em of Computer Modern, in which text is wider than in Times.
+_EM = {
+    **dict.fromkeys("ijl.,:;'|!", 0.28),
+    **dict.fromkeys("frst()[]I-/ ", 0.395),
+    **dict.fromkeys("ABCDEFGHJKLNOPQRSTUVXYZ", 0.75),
+    **dict.fromkeys("mwMW%&@≤≥±\u00d7∞…\u2212", 0.9),
+}
+_LETTER = 0.53
+_OPTICAL = {8: 1.065, 9: 1.03}  # Computer Modern widens as it becomes small
+
+
+@lru_cache(4096)
+def printed_width(text: str, size: float) -> float:
+    """About the width of a text in points, at a size in points; rather too large than too small."""
+    text = re.sub(r"e[+-]", " \u00d7 10", text)  # powers of ten are written so
+    ems = sum(_EM.get(c, _LETTER if c.isascii() and not c.isdigit() else 0.5) for c in text)
+    return ems * size * _OPTICAL.get(int(size), 1.0)
