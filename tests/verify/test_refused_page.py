@@ -1,4 +1,4 @@
-"""docs/refused.md: what it calls refused is refused, and what it says to take instead is bounded."""
+"""docs/refused.md: what it calls refused is refused; what it says to take instead is bounded."""
 
 from __future__ import annotations
 
