@@ -81,7 +81,7 @@ def test_the_run_folder_holds_everything(finished: RunFolder) -> None:
         assert isinstance(last[name], float)
     # The terms must add up to the loss with the default weights.
     assert last["loss"] == pytest.approx(
-        last["ce"] + 0.1 * last["score_loss"] + last["grad_loss"], rel=1e-4
+        last["ce"] + 0.1 * last["score_loss"] + 0.03 * last["grad_loss"], rel=1e-4
     )
 
 
@@ -143,7 +143,7 @@ def test_resuming_a_complete_run_changes_nothing(finished: RunFolder, splits: Da
 def test_resuming_with_another_configuration_is_refused(
     finished: RunFolder, splits: DataSplits
 ) -> None:
-    with pytest.raises(RunError, match="another configuration: seed is 9, and was 0$"):
+    with pytest.raises(RunError, match=r"another configuration: seed is 9, and was 5$"):
         fit(experiment(seed=9), splits, finished.path, resume=True)
 
 
