@@ -7,8 +7,36 @@ so a message names the field, the value found and what was expected.
 from __future__ import annotations
 
 
+def one_line(text: str) -> str:
+    """Text with every run of white space and control characters made one space."""
+    return " ".join("".join(c if c.isprintable() else " " for c in text).split())
+
+
+def visible(text: str) -> str:
+    """Text with what is no printable character written as an escape sequence of Python.
+
+    Names come from files of others: what a terminal would obey, or take for a new line, is shown.
+    """
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def shown(value: object, most: int = 120) -> str:
+    """A value as an error shows it: on one line, of at most that many characters."""
+    try:
+        text = repr(value)
+    except (ValueError, RecursionError):  # of an integer of thousands of digits; of what is deep
+        text = f"a {type(value).__name__}"
+    return text if len(text) <= most else f"{text[: most - 1]}…"
+
+
 class GregCertError(Exception):
-    """Root of every error that greg-cert raises on purpose."""
+    """Root of every error that greg-cert raises on purpose; its text is one line."""
+
+    def __str__(self) -> str:
+        """The message; what it quotes may hold line breaks, and what terminals obey."""
+        return one_line(super().__str__())
 
 
 class UsageError(GregCertError, ValueError):

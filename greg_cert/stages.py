@@ -5,20 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
-from pydantic import (
-    Field,
-    NonNegativeFloat,
-    NonNegativeInt,
-    PositiveFloat,
-    PositiveInt,
-    model_validator,
-)
+from pydantic import Field, model_validator
 
 from greg_cert.outlier_losses import OUTLIER_LOSSES
 from greg_cert.scores import SCORES
-from greg_cert.section import NormName, Section
+from greg_cert.section import Count, Natural, NonNegative, NormName, Number, Positive, Section
 
-Margin = float | Literal["auto"]
+Margin = Number | Literal["auto"]
 if TYPE_CHECKING:
     ScoreName = str
     OutlierLossName = str
@@ -70,15 +63,15 @@ class StageConfig(Section):
     absent class; `poem` outliers near the boundary, by posterior sampling; `…+grad` any of these
     with the gradient penalty.
     """
-    epochs: PositiveInt
+    epochs: Count
     """Passes over the ID training split."""
-    lr: PositiveFloat
+    lr: Positive
     """Learning rate at the start."""
     schedule: Literal["cosine", "constant", "steps"] = "cosine"
     """`cosine` to zero over the stage's steps, `constant`, or a tenth after each of `milestones`
     (`steps`).
     """
-    milestones: tuple[PositiveInt, ...] = ()
+    milestones: tuple[Count, ...] = ()
     """Epochs of `steps`, done when the rate falls."""
     optimizer: Literal["sgd", "adam", "adamw"] = "sgd"
     """`sgd`; `adam`, which the authors' code takes but for CIFAR without clusters; `adamw`."""
@@ -86,9 +79,9 @@ class StageConfig(Section):
     """Of `sgd`, with Nesterov's correction where it is positive."""
     betas: tuple[_Decay, _Decay] = _BETAS
     """Of `adam` and `adamw`: decay rates of the means of gradients and of their squares."""
-    weight_decay: NonNegativeFloat = 5e-4
+    weight_decay: NonNegative = 5e-4
     """L2 penalty of the weights, a part of the gradient; of `adamw` a part of the step instead."""
-    batch_size: PositiveInt = 64
+    batch_size: Count = 64
     """ID samples a step, over all processes."""
     score: ScoreName = "energy"
     """OOD score that margins and the gradient penalty are about, and that the run is evaluated by
@@ -99,11 +92,11 @@ class StageConfig(Section):
     `absent_class` cross-entropy of outliers to a class of their own; `openmix` that of mixtures
     with ID images to both classes, by their shares.
     """
-    lambda_score: NonNegativeFloat = 0.0
+    lambda_score: NonNegative = 0.0
     """Weight λ_S of it."""
     gradient: bool = False
     """Whether the norm of the score's input gradient is penalised."""
-    lambda_grad: NonNegativeFloat = 0.03
+    lambda_grad: NonNegative = 0.03
     """Weight λ_∇ of the gradient loss; by default 1 beside scaling reference."""
     m_in: Margin = "auto"
     """Margin of ID scores, or `auto`: their mean when the stage begins."""
@@ -116,7 +109,7 @@ class StageConfig(Section):
     """
     gradient_space: Literal["pixel", "normalized"] = "pixel"
     """Whether the gradient is by raw pixels in [0, 1] or by normalised ones."""
-    penalty_every: PositiveInt = 1
+    penalty_every: Count = 1
     """Steps from one penalty to the next, of the gradient or of L̄, which weighs as many times λ_∇
     or λ_L.
     """
@@ -124,34 +117,34 @@ class StageConfig(Section):
     """How the gradient penalty is differentiated: `double-backward` exactly; `finite-difference`
     with one more forward pass, which compiles.
     """
-    lambda_lipschitz: NonNegativeFloat = 0.0
+    lambda_lipschitz: NonNegative = 0.0
     """Weight λ_L of L̄, the formula of the score's proven Lipschitz constant over all inputs, its
     norms of layers by power iteration; 0: no such term.
     """
     lipschitz_norm: NormName = "2"
     """Of the perturbations that L̄ is about."""
-    lambda_lipschitz_ramp: NonNegativeFloat = 2.0
+    lambda_lipschitz_ramp: NonNegative = 2.0
     """Epochs over which λ_L rises from 0 when the stage begins."""
-    clip_grad: PositiveFloat | None = None
+    clip_grad: Positive | None = None
     """Largest norm of a step's gradient, by all weights together; None: no limit."""
-    aux_ratio: PositiveInt = 1
+    aux_ratio: Count = 1
     """Auxiliary samples a step for each ID sample."""
     strategy: Strategy = "random"
     """Which of the candidates are taken: `random`; `greedy`: lowest scores; `dos`: lowest score of
     each cluster; `two_ended`: lowest (for L_S) and highest (for L_∇) of each; `posterior`: nearest
     the boundary that a Bayesian linear model draws.
     """
-    candidates: PositiveInt = 6
+    candidates: Count = 6
     """Auxiliary candidates a step for each ID sample, where `strategy` chooses."""
-    pool: PositiveInt | None = None
+    pool: Count | None = None
     """Auxiliary images drawn anew each epoch, from which all steps of it choose at once; None: each
     step chooses from candidates of its own.
     """
-    clusters: PositiveInt | None = None
+    clusters: Count | None = None
     """How many clusters (`dos`, `two_ended`); by default one a sample wanted in a step, and 1,024
     in a `pool`.
     """
-    ranks: tuple[NonNegativeInt, PositiveInt] | None = None
+    ranks: tuple[Natural, Count] | None = None
     """Which of a step's candidates are clustered, by rank of their score, the hardest being 0:
     [16, 384] are ranks 16 to 383, as in the authors' DOS; None: all.
     """
@@ -159,7 +152,7 @@ class StageConfig(Section):
     """What stands for an end that its cluster is too small for: `repeat`, the image of the other
     end; `random`, a candidate that is not taken yet, as in the authors' code.
     """
-    mix_alpha: PositiveFloat = 10.0
+    mix_alpha: Positive = 10.0
     """Both parameters of the beta distribution that a step's share of ID images in its mixtures is
     drawn from (`openmix`).
     """

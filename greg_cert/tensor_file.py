@@ -14,7 +14,7 @@ from torch import Tensor
 
 from greg_cert.digests import check_digest, tensors_digest
 from greg_cert.errors import RunError
-from greg_cert.files import atomic_path
+from greg_cert.files import atomic_path, plain_file
 
 _DIGEST = "greg-cert digest"
 
@@ -49,7 +49,7 @@ def read_tensors(path: Path) -> TensorFile:
         RunError: for a file that is missing or cannot be read, or whose content has another digest.
     """
     try:
-        with safe_open(path, "pt") as file:
+        with safe_open(plain_file(path), "pt") as file:
             told = (file.metadata() or {}).get(_DIGEST)
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         found = None if told is None else tensors_digest(tensors)

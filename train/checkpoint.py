@@ -12,8 +12,10 @@ from torch import Tensor
 
 from greg_cert.digests import DIGEST, check_digest, json_digest, tell_unchecked, tensors_digest
 from greg_cert.errors import RunError
-from greg_cert.files import atomic_path
+from greg_cert.files import atomic_path, plain_file
 from greg_cert.train.progress import Progress
+
+_MOST_VALUES = 1_000_000
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,7 +52,7 @@ def load_checkpoint(path: Path) -> Checkpoint:
         RunError: for a missing or corrupt file, or one that is not as it was written.
     """
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        content = torch.load(plain_file(path), map_location="cpu", weights_only=True)
         told = content.pop(DIGEST, None)
         found = _digest(content)
         state = Checkpoint(**content)
@@ -67,8 +69,13 @@ def load_checkpoint(path: Path) -> Checkpoint:
 def _digest(content: Mapping[str, Any]) -> str:
     """Of nested plain values and the tensors among them."""
     tensors: dict[str, Tensor] = {}
+    left = _MOST_VALUES
 
     def plain(value: Any, place: str) -> Any:
+        nonlocal left
+        left -= 1
+        if left < 0:  # lists that hold one another many times over
+            raise ValueError(f"more than {_MOST_VALUES} values")
         if isinstance(value, Tensor):
             tensors[place] = value
             return "tensor"

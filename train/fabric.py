@@ -16,6 +16,10 @@ if TYPE_CHECKING:
     from lightning_fabric import Fabric
 
 
+_FEW = 16  # processes
+_LAUNCHED = {"TORCHELASTIC_RUN_ID", "LT_CLI_USED", "GROUP_RANK", "NODE_RANK", "SLURM_NTASKS"}
+
+
 def make_fabric(config: TrainConfig, *, launch: bool = True) -> Fabric:
     """Lightning Fabric as configured, its processes launched unless only they are asked for.
 
@@ -24,6 +28,7 @@ def make_fabric(config: TrainConfig, *, launch: bool = True) -> Fabric:
     """
     from lightning_fabric import Fabric
 
+    _check_processes(config)
     try:
         fabric = Fabric(
             accelerator=config.accelerator,
@@ -49,6 +54,22 @@ def make_fabric(config: TrainConfig, *, launch: bool = True) -> Fabric:
     if torch.distributed.is_initialized():
         atexit.register(_leave_the_others)
     return fabric
+
+
+def _check_processes(config: TrainConfig) -> None:
+    """Refuse what would start processes without end, or wait for others that nobody starts."""
+    most = max(_FEW, 4 * (os.cpu_count() or 1))
+    on_cpu = config.accelerator == "cpu" or not torch.cuda.is_available()
+    if on_cpu and isinstance(config.devices, int) and config.devices > most:
+        raise ConfigError(
+            f"train.devices: expected at most {most} processes without GPUs on this machine, "
+            f"but got {config.devices}"
+        )
+    if config.nodes > 1 and _LAUNCHED.isdisjoint(os.environ):
+        raise ConfigError(
+            "train.nodes: expected torchrun or fabric run to start each machine's processes, "
+            f"but got {config.nodes} and neither"
+        )
 
 
 def _leave_the_others() -> None:

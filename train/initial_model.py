@@ -8,6 +8,7 @@ from torch import nn
 from greg_cert.config import ExperimentConfig
 from greg_cert.data import DataSplits
 from greg_cert.errors import ConfigError, RunError, UnsupportedModelError, UsageError
+from greg_cert.files import is_folder
 from greg_cert.models.last_layer import pass_with_features
 from greg_cert.runs.networks import make_network
 from greg_cert.runs.records import RunFolder, model_sizes
@@ -38,7 +39,7 @@ def first_model(
     if init is None:
         return model, None
     source, target = init.weights, model
-    if source.is_dir():
+    if is_folder(source):
         run = RunFolder(source)
         run.read_weights()  # refused where they are not the ones that its manifest tells of
         source = run.weights_file

@@ -32,7 +32,7 @@ from pathlib import Path
 import numpy as np
 
 from greg_cert.errors import RunError
-from greg_cert.files import write_atomic
+from greg_cert.files import plain_file, write_atomic
 
 LARGEST = 2**28
 """Bytes that the arrays may take together; a file of more is not written, and not read."""
@@ -141,7 +141,7 @@ def read_pictures(path: Path) -> list[SamplePicture]:
     if not path.exists():
         return []
     try:
-        with zipfile.ZipFile(path) as archive:
+        with zipfile.ZipFile(plain_file(path)) as archive:
             size = sum(member.file_size for member in archive.infolist())
         if size > LARGEST:
             raise RunError(f"{path}: expected at most {LARGEST} bytes of arrays, but got {size}")

@@ -32,6 +32,7 @@ from greg_cert.certificates.score_file import (
 )
 from greg_cert.certificates.summary_file import Summary, read_document, summary_of
 from greg_cert.errors import RunError
+from greg_cert.files import plain_file
 
 
 @dataclass(frozen=True)
@@ -177,7 +178,7 @@ def load_results(folder: Path) -> Results:
             check_same_scores(folder / SCORES, everything, rows, part)
     check_agreement(folder, document, summary, _tables(frame, ood, scores, everything))
     frame = _paired(path, frame, summary)
-    fingerprint = hashlib.sha256(path.read_bytes()).hexdigest()
+    fingerprint = hashlib.sha256(plain_file(path).read_bytes()).hexdigest()
     return Results(folder, frame, document, summary, fingerprint, ood, scores, everything)
 
 

@@ -8,7 +8,6 @@ that names the file and the field.
 from __future__ import annotations
 
 import itertools
-import json
 import math
 from pathlib import Path
 from typing import Annotated, Any
@@ -27,6 +26,7 @@ from greg_cert.certificates.format import STATUSES, SUMMARY
 from greg_cert.certificates.methods import NO_METHOD, PROOFS, RADIUS_METHOD, STOPPED_BY, STOPS
 from greg_cert.digests import check_seal, tell_unchecked
 from greg_cert.errors import RunError
+from greg_cert.files import read_json
 
 SCHEMA = 1
 
@@ -269,7 +269,7 @@ def read_document(folder: Path) -> dict[str, Any]:
     """
     path = folder / SUMMARY
     try:
-        raw = json.loads(path.read_text(encoding="utf-8"))
+        raw = read_json(path)
     except FileNotFoundError:
         raise RunError(f"{path}: the file is missing; expected a verification folder") from None
     except OSError as error:

@@ -5,7 +5,9 @@ Nothing is imported here that takes time, so that a command answers at once.
 
 from __future__ import annotations
 
+import io
 import os
+import re
 import shlex
 import signal
 import sys
@@ -29,6 +31,7 @@ __getattr__, __dir__, _ = lazy_loader.attach(__name__, submod_attrs={"commands":
 _IMPORT_MUCH = {
     *("compare", "demo", "doctor", "evaluate", "predict", "report", "train", "tune", "verify"),
 }
+_NO_MEMORY = re.compile(r"allocate memory|out of memory", re.IGNORECASE)
 _SIGNALS: dict[int, str] = {signal.SIGINT: "interrupted", signal.SIGTERM: "terminated"}
 
 
@@ -51,15 +54,34 @@ def _run() -> None:
         sys.stderr.flush()
     from greg_cert.cli import screen
     from greg_cert.cli.commands import app
-    from greg_cert.errors import GregCertError, UsageError
+    from greg_cert.errors import GregCertError, UsageError, one_line
 
+    for stream in (sys.stdout, sys.stderr):  # a name that its encoding lacks ends no command
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     try:
         with screen.warnings_as_notes():
             app()
-    except GregCertError as error:
-        line = " ".join(str(error).split())
-        sys.stderr.write(f"greg-cert: error: {line}\n")
+    except (GregCertError, OSError, MemoryError, RuntimeError) as error:
+        if (line := _said_of(error)) is None:
+            raise
+        sys.stderr.write(f"greg-cert: error: {one_line(line)}\n")
         sys.exit(2 if isinstance(error, UsageError) else 1)
+
+
+def _said_of(error: Exception) -> str | None:
+    """What is said of an error; None of one that only a fault of ours can raise."""
+    from greg_cert.errors import GregCertError
+
+    if isinstance(error, GregCertError):
+        return str(error)
+    if isinstance(error, OSError):
+        why = error.strerror or str(error) or type(error).__name__
+        return f"{error.filename}: {why}" if error.filename else why
+    no_memory = isinstance(error, MemoryError) or _NO_MEMORY.search(str(error))
+    if no_memory:
+        return f"not enough memory: {str(error) or type(error).__name__}"
+    return str(error) if str(error).startswith("Symlink loop") else None  # of a path's resolve
 
 
 def first_word(arguments: Sequence[str]) -> str:

@@ -33,7 +33,7 @@ def show(
 
     found = load_any(_file(config), set_ or ())
     screen.record(found.model_dump(mode="json"))
-    screen.plain(dump_config(found).rstrip())
+    screen.plain(*dump_config(found).splitlines())
 
 
 @commands.command()
@@ -70,7 +70,7 @@ def check(
                 words += "; " + ", ".join(f"{k} {v}" for k, v in record["data"].items())
             screen.plain(f"{path}: ok ({words})")
         except GregCertError as error:
-            record["error"] = " ".join(str(error).split())
+            record["error"] = str(error)
             sys.stderr.write(f"greg-cert: error: {path}: {record['error']}\n")
         records.append(record)
     screen.record({"schema": 1, "files": records})

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
+import os
 import shlex
 import sys
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from json import dumps
@@ -16,12 +17,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from greg_cert.errors import EngineError, GregCertError, GregCertWarning, one_line, visible
 from greg_cert.launcher import first_process
 
 if TYPE_CHECKING:
-    from rich.console import Console, RenderableType
-    from rich.progress import Progress, TaskID
+    from rich.console import Console, ConsoleOptions, RenderableType
+    from rich.progress import Progress, Task, TaskID
+    from rich.segment import Segment
     from rich.status import Status
+    from rich.text import Text
 
     from greg_cert.verify.run.job import Tick
 
@@ -76,31 +80,70 @@ def speak(*, json: bool = False, quiet: bool = False) -> None:
     _voice.json, _voice.quiet = json and first, quiet or not first
 
 
+class _Visible:
+    """What rich draws, of which every text is `visible`."""
+
+    def __init__(self, inner: RenderableType) -> None:
+        self._inner = inner
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[Segment]:
+        from rich.segment import Segment
+
+        for text, style, control in console.render(self._inner, options):
+            clean = text if control else "\n".join(map(visible, text.split("\n")))
+            yield Segment(clean, style, control)
+
+
+@contextmanager
+def _printing() -> Iterator[None]:
+    """Turn a failure of standard output into an error of one line.
+
+    Raises:
+        GregCertError: such as for a full disk; where the reader has gone, typer ends the command.
+    """
+    try:
+        yield
+        sys.stdout.flush()
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        # What is still to be written would fail again when the interpreter ends.
+        with suppress(OSError), open(os.devnull, "w") as nowhere:  # noqa: PTH123
+            os.dup2(nowhere.fileno(), sys.stdout.fileno())
+        raise GregCertError(
+            f"standard output: cannot be written ({error.strerror or error})"
+        ) from error
+
+
 def out(*parts: RenderableType) -> None:
     """Print results."""
     if _voice.json or _voice.quiet:
         return
     from rich.console import Console
 
-    Console().print(*parts, soft_wrap=True)
+    with _printing():
+        Console().print(*map(_Visible, parts), soft_wrap=True)
 
 
 def plain(*lines: object) -> None:
     """Print lines as they are: no wrapping, no markup, so that paths can be copied."""
     if not (_voice.json or _voice.quiet):
-        sys.stdout.writelines(f"{line}\n" for line in lines)
+        with _printing():
+            sys.stdout.writelines(f"{visible(str(line))}\n" for line in lines)
 
 
 def note(*notes: str) -> None:
     """Say on standard error what the user should know, each in one line."""
     if not _voice.quiet:
-        sys.stderr.writelines(f"greg-cert: note: {' '.join(text.split())}\n" for text in notes)
+        with suppress(OSError):  # what cannot be said is no reason to stop
+            sys.stderr.writelines(f"greg-cert: note: {one_line(text)}\n" for text in notes)
 
 
 def step(line: str) -> None:
     """Say on standard error, above a live bar, what has been done."""
     if not _voice.quiet:
-        sys.stderr.write(f"{line}\n")
+        with suppress(OSError):
+            sys.stderr.write(f"{visible(line)}\n")
 
 
 def fail_on_violations(count: float, worst: str = "") -> None:
@@ -109,8 +152,6 @@ def fail_on_violations(count: float, worst: str = "") -> None:
     Raises:
         EngineError: says how many, and of the worst what it is given.
     """
-    from greg_cert.errors import EngineError
-
     if count:
         raise EngineError(
             f"{count:.0f} certificates are contradicted by an attack{worst}. Do not use these "
@@ -121,8 +162,6 @@ def fail_on_violations(count: float, worst: str = "") -> None:
 @contextmanager
 def warnings_as_notes() -> Iterator[None]:
     """Say what the library warns of as notes; warnings of others are Python's."""
-    from greg_cert.errors import GregCertWarning
-
     with warnings.catch_warnings():
         warnings.filterwarnings("always", category=GregCertWarning)
         others = warnings.showwarning
@@ -140,7 +179,8 @@ def warnings_as_notes() -> Iterator[None]:
 def record(found: Mapping[str, Any]) -> None:
     """Print the command's result as JSON, where that is asked for; what is not finite is null."""
     if _voice.json:
-        sys.stdout.write(dumps(strict(found), indent=2, allow_nan=False) + "\n")
+        with _printing():
+            sys.stdout.write(dumps(strict(found), indent=2, allow_nan=False) + "\n")
 
 
 def strict(value: Any) -> Any:
@@ -171,12 +211,20 @@ def _bar(*, time_left: bool = True) -> Iterator[Progress]:
     from rich.progress import BarColumn, TaskProgressColumn, TextColumn, TimeRemainingColumn
     from rich.progress import Progress as Bar
 
+    class PlainColumn(TextColumn):
+        """Of what may hold names: neither markup nor what a terminal obeys."""
+
+        def render(self, task: Task) -> Text:
+            text = super().render(task)
+            text.plain = visible(text.plain)
+            return text
+
     with Bar(
-        TextColumn("{task.description}", markup=False),  # a run may be called [1]
+        PlainColumn("{task.description}", markup=False),  # a run may be called [1]
         BarColumn(bar_width=12),
         TaskProgressColumn(),
         *([TimeRemainingColumn(compact=True)] if time_left else []),
-        TextColumn("{task.fields[shown]}", markup=False),
+        PlainColumn("{task.fields[shown]}", markup=False),
         console=_error_console(),
         refresh_per_second=5,
         disable=_voice.quiet,
@@ -289,7 +337,7 @@ def doing(what: str) -> None:
 
 
 def _no_markup(text: str) -> str:
-    return text.replace("[", r"\[")
+    return visible(text).replace("[", r"\[")
 
 
 @contextmanager

@@ -183,10 +183,11 @@ def _read_note(folder: Path) -> dict[str, Any]:
     """
     from greg_cert.digests import check_seal
     from greg_cert.errors import RunError
+    from greg_cert.files import read_json
 
     path = folder / _NOTE
     try:
-        found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        found: dict[str, Any] = read_json(path)
     except FileNotFoundError:
         return {}
     except (OSError, ValueError) as error:

@@ -5,14 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import (
-    BeforeValidator,
-    Field,
-    NonNegativeInt,
-    PositiveInt,
-    field_validator,
-    model_validator,
-)
+from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from greg_cert.config.network import Network
 from greg_cert.config.verification import VerifyConfig
@@ -24,7 +17,7 @@ from greg_cert.models.names import (
     expected_dropout,
 )
 from greg_cert.scores import SCORES
-from greg_cert.section import Section
+from greg_cert.section import Count, Name, Section, Seed
 from greg_cert.stages import Method, ScoreName, StageConfig
 
 
@@ -110,9 +103,9 @@ class TrainConfig(Section):
     """Weights to begin with; a bare path where nothing needs to be allowed."""
     accelerator: Literal["auto", "cpu", "gpu"] = "auto"
     """Of Lightning Fabric: `auto`, `cpu`, `gpu`."""
-    devices: PositiveInt | Literal["auto"] = 1
+    devices: Count | Literal["auto"] = 1
     """Processes on each node, one a device; `auto` for all GPUs of the node."""
-    nodes: PositiveInt = 1
+    nodes: Count = 1
     """Machines, each started by `torchrun` or `fabric run`."""
     precision: Literal["32", "bf16"] = "32"
     """`32`, or `bf16` for convolutions and matrix products, with scores and the norms of their
@@ -126,9 +119,9 @@ class TrainConfig(Section):
     """
     sync_batchnorm: bool = False
     """Whether BatchNorm takes its statistics over all processes (GPUs only)."""
-    log_every: PositiveInt = 10
+    log_every: Count = 10
     """Steps between two rows of `metrics.jsonl`; the first step of a stage is one."""
-    checkpoint_every: PositiveInt | None = None
+    checkpoint_every: Count | None = None
     """Steps between two checkpoints, beside that at the end of each epoch."""
 
     @field_validator("precision", mode="before")
@@ -178,9 +171,9 @@ class TrainConfig(Section):
 class ExperimentConfig(Section):
     """Everything that makes a run."""
 
-    name: Annotated[str, Field(min_length=1)] | None = None
+    name: Name | None = None
     """What tables, figures and files call the run; by default its method."""
-    seed: NonNegativeInt = 0
+    seed: Seed = 0
     """Of weights, batches and clusters."""
     data: DataConfig
     """Sources and splits."""

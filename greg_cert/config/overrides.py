@@ -15,7 +15,8 @@ from pydantic import BaseModel
 from greg_cert.config.experiment import TrainConfig
 from greg_cert.config.fields import dotted, items, members, nearest, sections
 from greg_cert.config.yaml_text import DuplicateKey, load_yaml
-from greg_cert.errors import ConfigError
+from greg_cert.errors import ConfigError, shown
+from greg_cert.files import user_path
 from greg_cert.stages import StageConfig
 
 _KEY = re.compile(r"[A-Za-z_]\w*(\.\w+|\[\d+\])*")
@@ -39,14 +40,16 @@ def parse_override(text: str) -> Override:
     key, equals, value = text.partition("=")
     key = key.strip()
     if not equals or not _KEY.fullmatch(key):
-        raise ConfigError(f"--set: expected KEY=VALUE such as train.epochs=5, but got {text!r}")
+        raise ConfigError(
+            f"--set: expected KEY=VALUE such as train.epochs=5, but got {shown(text)}"
+        )
     parts = [int(part) if part.isdecimal() else part for part in _PART.findall(key)]
     try:
         return Override(text, tuple(parts), load_yaml(value) if value.strip() else "")
     except yaml.YAMLError as error:
         why = f" ({error})" if isinstance(error, DuplicateKey) else ""
         raise ConfigError(
-            f"--set {key}: expected a value in YAML, but got {value!r}{why}"
+            f"--set {key}: expected a value in YAML, but got {shown(value)}{why}"
         ) from error
 
 
@@ -106,7 +109,7 @@ def _set(
             if not isinstance(here, dict):
                 raise ConfigError(
                     f"--set {one.text}: expected a section at {where or 'the top'}, "
-                    f"but {here!r} stands there"
+                    f"but {shown(here)} stands there"
                 )
             if not last and here.get(part) is None:
                 here[part] = {}
@@ -146,4 +149,4 @@ def _anchored(value: Any, kinds: list[Any]) -> Any:
         return [_anchored(v, inner) for v in value]
     paths = any(m is Path for kind in kinds for m in members(kind))
     paths = paths or any("weights" in f for f in fields)
-    return str(Path.cwd() / Path(value).expanduser()) if paths and isinstance(value, str) else value
+    return str(Path.cwd() / user_path(value)) if paths and isinstance(value, str) else value

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Annotated, Self
+from typing import Self
 
-from pydantic import Field, NonNegativeInt, model_validator
+from pydantic import model_validator
 
 from greg_cert.config.experiment import Init
 from greg_cert.config.network import Network
 from greg_cert.config.verification import VerifyConfig
 from greg_cert.data.schema import DataConfig
-from greg_cert.section import Section
+from greg_cert.section import Name, Section, Seed
 from greg_cert.stages import ScoreName
 
 
@@ -39,9 +39,9 @@ class OwnNetwork(Network):
 class OwnModelConfig(Section):
     """A model that was trained elsewhere, and the data that it is evaluated and verified on."""
 
-    name: Annotated[str, Field(min_length=1)] | None = None
+    name: Name | None = None
     """What tables call it; by default the name of the factory, network or file."""
-    seed: NonNegativeInt | None = None
+    seed: Seed | None = None
     """That it was trained with, where means over seeds are wanted."""
     data: DataConfig
     """As in an experiment. `id` sets the threshold, and is what detectors are fitted on."""

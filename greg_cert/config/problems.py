@@ -8,6 +8,7 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 
 from greg_cert.config.fields import all_sections, dotted, items, nearest, sections, tag_of
+from greg_cert.errors import shown
 
 _Place = tuple[int | str, ...]
 _MEMBERS = ("float", "constrained-float", "literal[")
@@ -48,8 +49,8 @@ def _told(problem: Any, root: type[BaseModel]) -> str:
     if problem["type"] == "missing":
         return f"{field}: required, but missing"
     message, found = problem["msg"].removeprefix("Value error, "), problem["input"]
-    shown = "" if isinstance(found, dict) else f", but got {found!r}"
-    return f"{field}: {message[0].lower()}{message[1:]}{shown}"
+    but = "" if isinstance(found, dict) else f", but got {shown(found)}"
+    return f"{field}: {message[0].lower()}{message[1:]}{but}"
 
 
 def _more(count: int) -> str:

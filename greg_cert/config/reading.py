@@ -15,6 +15,7 @@ from greg_cert.config.own_model import OwnModelConfig
 from greg_cert.config.problems import one_line
 from greg_cert.config.yaml_text import load_yaml
 from greg_cert.errors import ConfigError
+from greg_cert.files import read_text, user_path
 from greg_cert.section import Section
 
 _Config = TypeVar("_Config", bound=Section)
@@ -84,7 +85,7 @@ def read_mapping(path: Path) -> dict[str, Any]:
         ConfigError: for a file that cannot be read, or holds something else.
     """
     try:
-        text = path.read_text(encoding="utf-8")
+        text = read_text(path)
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"config: expected a readable file, but got {path}: {error}") from error
     try:
@@ -133,5 +134,5 @@ def _anchor(value: Any, base: Path) -> Any:
     if isinstance(value, (list, tuple)):
         return [_anchor(v, base) for v in value]
     if isinstance(value, Path):
-        return base / value.expanduser()
+        return base / user_path(value)
     return value

@@ -4,19 +4,11 @@ from __future__ import annotations
 
 from typing import Annotated, Literal, Self
 
-from pydantic import (
-    AfterValidator,
-    Field,
-    NonNegativeInt,
-    PositiveFloat,
-    PositiveInt,
-    field_validator,
-    model_validator,
-)
+from pydantic import AfterValidator, Field, field_validator, model_validator
 
 from greg_cert.certificates.methods import L2_ONLY, METHODS, TABLE, chosen_methods
 from greg_cert.devices import check_device
-from greg_cert.section import NormName, Section
+from greg_cert.section import Count, Natural, NormName, Positive, Section, Seed
 
 _METHODS = (
     "One method, or several with commas: best, a ladder of the other proofs, the cheapest first; "
@@ -27,53 +19,53 @@ _METHODS = (
 class VerifyConfig(Section):
     """How a run is verified."""
 
-    samples: PositiveInt | None = 500
+    samples: Count | None = 500
     """How many ID test samples, the same for every run; None for all."""
     norm: NormName = "2"
     """Norm of radii: 2 or inf."""
-    max_radius: PositiveFloat = 1.0
+    max_radius: Positive = 1.0
     """Radii are capped here."""
     tpr: Annotated[float, Field(gt=0, le=1)] = 0.95
     """Share of the calibration split that the threshold accepts."""
     method: Annotated[str | tuple[str, ...], Field(description=_METHODS)] = "best"
     engine: Literal["auto", "auto-lirpa", "native"] = "auto"
     """Whose bounds prove the radii: auto, auto-lirpa or native."""
-    seed: NonNegativeInt = 0
+    seed: Seed = 0
     """Of the choice of samples and of the attacks."""
     side: Literal["id", "ood", "both"] = "id"
     """What is certified: accepted ID samples stay accepted (id), rejected samples of the OOD test
     sets stay rejected (ood), or both.
     """
-    ood_samples: PositiveInt | None = 200
+    ood_samples: Count | None = 200
     """How many samples of each OOD test set; None for all."""
-    batch: PositiveInt | None = None
+    batch: Count | None = None
     """Samples certified at once, between two of which a run can be stopped; None for as many as
     suit the network.
     """
-    memory: PositiveFloat | None = None
+    memory: Positive | None = None
     """GiB that bounds may use; None for no limit."""
     correct: bool = False
     """Certify that ID samples stay accepted and classified as their labels."""
-    cuts: NonNegativeInt = 3
+    cuts: Natural = 3
     """How often a ball is cut down to where violations may lie."""
     until_share: Annotated[float, Field(gt=0, le=1)] = 0.95
     """Of the method `best`: a sample stops where its certified radius is this share of its
     attack's.
     """
-    budget: PositiveInt | None = 8000
+    budget: Count | None = 8000
     """Of the method `best`: passes of a sample through the network, forward and back, as counted
     from its size; None for no end.
     """
     seconds_per_sample: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
     """Of the method `best`, in place of the budget. Rows then depend on the machine and its load.
     """
-    auc_radii: tuple[PositiveFloat, ...] = ()
+    auc_radii: tuple[Positive, ...] = ()
     """Radii at which the least scores of OOD samples are bounded and attacked, for GAUC and AAUC;
     side `ood` or `both`.
     """
-    smoothing_sigma: PositiveFloat = 0.25
+    smoothing_sigma: Positive = 0.25
     """Noise of the method `smoothing`, in raw pixels."""
-    smoothing_n: PositiveInt = 10_000
+    smoothing_n: Count = 10_000
     """Its noisy copies of each sample."""
     smoothing_alpha: Annotated[float, Field(gt=0, lt=1)] = 0.001
     """How likely, at most, what it says of one sample is false."""

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import os
+
 from greg_cert.errors import DataError
 
 _LONGEST_VALUE = 200
+_SHARE = 0.5  # of the machine's memory that one set may fill
 
 
 def data_error(field: str, expected: str, value: object, *, hint: str = "") -> DataError:
@@ -18,3 +21,22 @@ def data_error(field: str, expected: str, value: object, *, hint: str = "") -> D
         shown = shown[: _LONGEST_VALUE - 1] + "…"
     message = f"{field}: expected {expected}, but got {shown}"
     return DataError(f"{message}. {hint}" if hint else message)
+
+
+def check_memory(field: str, size: int, *, hint: str) -> None:
+    """Refuse a set of more bytes than half of this machine's memory, before any of it is there.
+
+    Raises:
+        DataError: names the field and both sizes; ends with the `hint`.
+    """
+    most = int(_SHARE * _memory())
+    if size > most:
+        expected = f"a set of at most {most / 2**30:.1f} GiB, half of this machine's memory"
+        raise data_error(field, expected, f"{size / 2**30:.1f} GiB", hint=hint)
+
+
+def _memory() -> int:
+    """Bytes of memory that this machine has."""
+    if not hasattr(os, "sysconf"):  # Windows
+        return 1 << 40
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")

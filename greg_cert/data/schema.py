@@ -12,12 +12,12 @@ from operator import or_
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
-from pydantic import Field, NonNegativeInt, PositiveInt, ValidationInfo, model_validator
+from pydantic import Field, ValidationInfo, model_validator
 
 from greg_cert.data.sources.base import DataSource
 from greg_cert.data.sources.missing import present
 from greg_cert.data.sources.table import SOURCES
-from greg_cert.section import Section
+from greg_cert.section import Count, Section, Seed
 
 if TYPE_CHECKING:
     LabelledSource = DataSource
@@ -39,7 +39,7 @@ class DataConfig(Section):
     """Auxiliary outliers seen in training."""
     ood: tuple[Source, ...] = ()
     """Out-of-distribution test sets, never seen in training."""
-    image_size: PositiveInt | None = None
+    image_size: Count | None = None
     """Height and width of every image; that of `id` by default."""
     channels: Literal[1, 3] | None = None
     """1 (grey) or 3 (RGB); those of `id` by default."""
@@ -47,7 +47,7 @@ class DataConfig(Section):
     """Fraction of `id` that sets the threshold."""
     test: float = Field(default=0.35, gt=0, lt=1)
     """Fraction of `id` that is tested on; ignored when `id_test` is given."""
-    seed: NonNegativeInt = 0
+    seed: Seed = 0
     """Seed of the splits."""
     shared: Literal["refuse", "drop"] = "refuse"
     """What to do with images that two sets have in common which must not: "refuse", or "drop" them,

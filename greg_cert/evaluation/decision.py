@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from greg_cert.digests import check_seal, sealed, tell_unchecked
 from greg_cert.errors import DamagedFileWarning, RunError
 from greg_cert.evaluation.evaluator import Evaluator
-from greg_cert.files import write_atomic
+from greg_cert.files import read_json, write_atomic
 from greg_cert.runs.records import package_versions
 from greg_cert.runs.subjects import Subject, common_data
 
@@ -85,7 +85,7 @@ def decision_of(subject: Subject, tpr: float, device: torch.device | None = None
 def _kept(path: Path, identity: Mapping[str, Any]) -> Decision | None:
     """The decision in a file of this identity; one that is not as it was written is warned of."""
     try:
-        kept: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        kept: dict[str, Any] = read_json(path)
         whole = check_seal(kept, path)
         if kept["identity"] != identity:
             return None

@@ -16,7 +16,7 @@ import pandas as pd
 
 from greg_cert.digests import tell_unchecked
 from greg_cert.errors import DamagedFileWarning, RunError
-from greg_cert.files import write_atomic
+from greg_cert.files import parse_json, write_atomic
 from greg_cert.frames import frame_bytes, read_frame
 from greg_cert.metrics import FloatArray
 
@@ -76,7 +76,7 @@ class ScoreStore:
         path = self.path(name)
         try:
             frame, notes, checked = read_frame(path)
-            told = json.loads(notes[_KEY])
+            told = parse_json(notes[_KEY])
             values = frame.drop(columns=["part", "index"]).astype(np.float64)
             found = {
                 str(part): {str(c): rows[c].to_numpy() for c in rows}

@@ -14,6 +14,7 @@ from greg_cert.evaluation.leaderboard import openood_mean_table, openood_table, 
 from greg_cert.evaluation.seeds import Evaluated, SeedMean
 from greg_cert.evaluation.sheet import evaluation_sheet
 from greg_cert.files import file_name, write_atomic
+from greg_cert.frames import frame_csv
 from greg_cert.report.latex.tables import BOOKTABS, latex_sheet
 from greg_cert.report.tables.forms import markdown_sheet
 from greg_cert.runs.records import environment
@@ -89,7 +90,7 @@ def write_evaluation(
     sheet = evaluation_sheet(rows, means)
     files: dict[str, str] = {
         "evaluation.json": json.dumps(record, indent=2, allow_nan=False) + "\n",
-        "results.csv": results_table(rows).round(4).set_index("run").to_csv(lineterminator="\n"),
+        "results.csv": frame_csv(results_table(rows).round(4).set_index("run")),
         "table.md": markdown_sheet(sheet, sheet.title) + "\n",
         "table.tex": BOOKTABS + latex_sheet(sheet, sheet.caption),
     }
@@ -111,7 +112,7 @@ def write_evaluation(
         while f"openood/{name}.csv" in files:  # runs may have names that differ in "/" alone
             number += 1
             name = f"{file_name(title)}-{number}"
-        files[f"openood/{name}.csv"] = table.rename_axis("dataset").to_csv(lineterminator="\n")
+        files[f"openood/{name}.csv"] = frame_csv(table.rename_axis("dataset"))
     try:
         (out / "openood").mkdir(parents=True, exist_ok=True)
         return [write_atomic(out / name, text) for name, text in files.items()]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 import warnings
 from collections.abc import Mapping
@@ -13,6 +12,7 @@ import torch
 from torch import Tensor
 
 from greg_cert.errors import RunError
+from greg_cert.files import is_file, parse_json, plain_file
 from greg_cert.models.pickled_numbers import numbers_allowed
 from greg_cert.tensor_file import read_tensors
 
@@ -58,7 +58,7 @@ def read_state(path: Path, entry: str | None = None) -> State:
             code, one of ours that is not as it was written, an entry that is not there, or several
             entries to choose from.
     """
-    if not path.is_file():
+    if not is_file(path):
         raise RunError(f"weights: expected a checkpoint file, but got {path}")
     if path.name.endswith(_INDEX):
         return _read_parts(path)
@@ -113,9 +113,9 @@ def _read_parts(index: Path) -> State:
     """The tensors of several safetensors files, by the index that says which holds which."""
     expected = f"weights: expected {index} to name files beside it by tensor (weight_map)"
     try:
-        told = json.loads(index.read_text(encoding="utf-8-sig"))["weight_map"]
+        told = parse_json(plain_file(index).read_bytes().decode("utf-8-sig"))["weight_map"]
         names = {str(key): str(name) for key, name in told.items()}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         line = " ".join(str(error).split())
         raise RunError(f"{expected}, but got {type(error).__name__}: {line}") from error
     if odd := [n for n in names.values() if n != Path(n).name or not n.endswith(".safetensors")]:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
 from greg_cert.certificates.results import Results
+from greg_cert.files import read_json
 from greg_cert.runs.manifest import MANIFEST_FILE
 
 
@@ -25,7 +25,7 @@ def match_runs(results: Results, folders: Sequence[Path]) -> dict[str, Path]:
     found: dict[str, Path] = {}
     for folder in folders if recorded else ():
         try:
-            manifest = json.loads((folder / MANIFEST_FILE).read_text(encoding="utf-8"))
+            manifest = read_json(folder / MANIFEST_FILE)
         except (OSError, ValueError):
             continue
         for name, wanted in recorded.items():

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from numbers import Integral
 
 from greg_cert.certificates.summary_file import Summary
+from greg_cert.errors import one_line as one_line
 from greg_cert.scores import SCORES
 
 MISSING = "\u2013"
@@ -109,11 +110,6 @@ def confidence(alpha: float) -> str:
 def p_value(p: float) -> str:
     """A p-value to two figures; one too small for a float is given as a bound."""
     return "p < 1e-300" if p < 1e-300 else f"p = {p:.2g}"
-
-
-def one_line(text: str) -> str:
-    """Text with every run of white space and control characters made one space."""
-    return " ".join("".join(c if c.isprintable() else " " for c in text).split())
 
 
 def class_name(summary: Summary, label: object) -> str:

@@ -9,7 +9,7 @@ from typing import Any
 
 from greg_cert.digests import DIGEST, check_digest, check_seal, sealed, tell_unchecked
 from greg_cert.errors import RunError
-from greg_cert.files import write_atomic
+from greg_cert.files import read_json, write_atomic
 
 MANIFEST_FILE = "manifest.json"
 
@@ -22,7 +22,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     """
     path = folder / MANIFEST_FILE
     try:
-        found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        found: dict[str, Any] = read_json(path)
     except (OSError, ValueError) as error:
         raise RunError(
             f"run: expected a readable {MANIFEST_FILE} in {folder}, but got: {error}"

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from greg_cert.config.experiment import ModelConfig
 from greg_cert.errors import RunError
+from greg_cert.files import plain_file
 from greg_cert.models import build_model
 from greg_cert.models.normalize import Normalize
 
@@ -76,7 +77,11 @@ def code_digest(factory: str) -> str | None:
     """SHA-256 of the file that a factory stands in; None where there is no such file."""
     try:
         file = inspect.getsourcefile(_found(factory))
-        return None if file is None else hashlib.sha256(Path(file).read_bytes()).hexdigest()
+        return (
+            None
+            if file is None
+            else hashlib.sha256(plain_file(Path(file)).read_bytes()).hexdigest()
+        )
     except (OSError, TypeError):
         return None
 

@@ -17,12 +17,12 @@ import torch
 import yaml
 from torch import Tensor, nn
 
-from greg_cert.config import ExperimentConfig, dump_config, parse_config
+from greg_cert.config import ExperimentConfig, ModelConfig, dump_config, parse_config
 from greg_cert.config.yaml_text import load_yaml
 from greg_cert.data import DataSplits, load_data
 from greg_cert.digests import json_digest, tensors_digest
 from greg_cert.errors import ConfigError, GregCertWarning, RunError
-from greg_cert.files import write_atomic
+from greg_cert.files import read_text, write_atomic
 from greg_cert.runs.manifest import MANIFEST_FILE, check_file, read_manifest
 from greg_cert.runs.networks import code_digest, make_network
 from greg_cert.runs.training_log import METRICS_FILE
@@ -101,7 +101,7 @@ class RunFolder:
         """
         expected = f"run: expected a run folder with a valid config.yaml, but got {self.path}"
         try:
-            raw = load_yaml(self.config_file.read_text(encoding="utf-8"))
+            raw = load_yaml(read_text(self.config_file))
             found = config_digest(raw)
         except (OSError, ValueError, TypeError, yaml.YAMLError) as error:
             line = " ".join(str(error).split())
@@ -174,9 +174,12 @@ class RunFolder:
         tensors, described = self.read_weights(), self.config.model
         self.check_code()
         try:
+            if described.name is not None:
+                self._check_size(described, sizes, tensors)
             model = make_network(described, sizes)
-        except (TypeError, KeyError) as error:
-            raise RunError(f"run: manifest.json of {self.path} names odd sizes: {error}") from error
+        except (TypeError, KeyError, RuntimeError, OverflowError) as error:
+            line = " ".join(str(error).split())
+            raise RunError(f"run: manifest.json of {self.path} names odd sizes: {line}") from error
         try:
             model.load_state_dict(tensors)
         except RuntimeError as error:
@@ -186,6 +189,18 @@ class RunFolder:
             ) from error
         check_ties(model.state_dict(), tensors, self.weights_file)
         return model.eval()
+
+    def _check_size(
+        self, described: ModelConfig, sizes: dict[str, Any], tensors: dict[str, Tensor]
+    ) -> None:
+        """Refuse sizes of a larger network than the weights are of, before it takes any memory."""
+        with torch.device("meta"):
+            asked = sum(t.numel() for t in make_network(described, sizes).state_dict().values())
+        if asked > (held := sum(t.numel() for t in tensors.values())):
+            raise RunError(
+                f"weights: {self.weights_file} does not fit the model: it holds {held} numbers, "
+                f"but the sizes in manifest.json ask for {asked}"
+            )
 
     def check_code(self) -> None:
         """Refuse code of the network that is not in `trust`; note that its file has changed.

@@ -14,7 +14,7 @@ import numpy as np
 
 from greg_cert.digests import check_digest
 from greg_cert.errors import RunError
-from greg_cert.files import write_atomic
+from greg_cert.files import parse_json, plain_file, write_atomic
 from greg_cert.runs.manifest import MANIFEST_FILE, check_file, read_manifest
 
 METRICS_FILE = "metrics.jsonl"
@@ -69,9 +69,9 @@ class TrainingLogWriter:
 
 def _rows_until(metrics: Path, done: int) -> Iterator[bytes]:
     """Lines of the file up to step `done`, or to one that cannot be read."""
-    for line in metrics.read_bytes().splitlines(keepends=True):
+    for line in plain_file(metrics).read_bytes().splitlines(keepends=True):
         try:
-            if json.loads(line)["step"] <= done:
+            if parse_json(line)["step"] <= done:
                 yield line
         except (ValueError, TypeError, LookupError):  # the last line of a killed run
             return
@@ -116,7 +116,7 @@ def read_training_log(folder: Path) -> TrainingLog:
     """
     path = Path(folder) / METRICS_FILE
     try:
-        content = path.read_bytes()
+        content = plain_file(path).read_bytes()
     except (FileNotFoundError, NotADirectoryError):
         raise RunError(f"{path}: the file is missing; expected a run folder") from None
     except OSError as error:
@@ -138,7 +138,7 @@ def read_training_log(folder: Path) -> TrainingLog:
 
 def _is_json(text: bytes) -> bool:
     try:
-        json.loads(text)
+        parse_json(text)
     except ValueError:
         return False
     return True
@@ -147,7 +147,7 @@ def _is_json(text: bytes) -> bool:
 def _row(line: bytes, where: str, before: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """One line as a row that may follow the rows before it."""
     try:
-        row = json.loads(line)
+        row = parse_json(line)
     except ValueError as error:
         raise RunError(f"{where}: not valid JSON ({error})") from error
     if not isinstance(row, dict):

@@ -59,15 +59,44 @@ def test_other_yaml_is_read_as_pyyaml_reads_it(text: str) -> None:
     assert load_yaml(text) == yaml.safe_load(text)
 
 
-def test_a_section_within_itself() -> None:
-    found = load_yaml("a: &a {b: *a}")
-    assert found["a"]["b"] is found["a"]
+BOMB = "a0: &a0 [x, x, x, x, x, x, x, x, x, x]\n" + "".join(
+    f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 10)}]\n" for i in range(1, 10)
+)
+MERGE_BOMB = "a0: &a0 {x: 1}\n" + "".join(
+    f"a{i}: &a{i} {{<<: [{', '.join([f'*a{i - 1}'] * 10)}]}}\n" for i in range(1, 10)
+)
 
 
-@pytest.mark.parametrize("text", ["d: 2020-99-99", "[" * 600, "a: [", "a: !!python/object:os.x y"])
-def test_what_is_no_yaml_is_one_kind_of_error(text: str) -> None:
-    with pytest.raises(yaml.YAMLError):
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("d: 2024-02-30", "of the kind timestamp, but got '2024-02-30', in line 1, column 4"),
+        ("d: 2024-01-01 10:00:00 +99:00", "of the kind timestamp"),
+        ("a: 1\nb: !!int abc", "of the kind int, but got 'abc', in line 2"),
+        ("!!int ''", "of the kind int"),
+        ("!!bool x", "of the kind bool"),
+        ("!!timestamp x", "of the kind timestamp"),
+        ("1" * 5000, "of the kind int, but got '111"),
+        ("0x" + "f" * 6000, "at most 64 bits"),
+        ("99999999999999999999", "at most 64 bits"),
+        ("[" * 3000, "at most 50 levels"),
+        ("- " * 3000, "at most 50 levels"),
+        ("{a: " * 900, "at most 50 levels"),
+        ("a: &a {b: *a}", "no section within itself"),
+        (BOMB, "at most 100000 values"),
+        (MERGE_BOMB, "at most 100000 values"),
+        ('"\\0"', "without NUL"),
+        ('"\\ud800"', "without NUL and surrogates"),
+        ("{!!seq a: 1}", "sequence node"),
+        ("a: [", "parsing a flow node"),
+        ("a: !!python/object:os.x y", "constructor"),
+    ],
+)
+def test_what_is_no_yaml_is_one_kind_of_error(text: str, said: str) -> None:
+    with pytest.raises(yaml.YAMLError) as error:
         load_yaml(text)
+    assert said in str(error.value)
+    assert len(str(error.value)) < 400
 
 
 def test_every_file_that_is_read(tmp_path: Path) -> None:

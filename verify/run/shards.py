@@ -13,7 +13,7 @@ import pandas as pd
 
 from greg_cert.digests import DIGEST, check_seal, sealed, tell_unchecked
 from greg_cert.errors import RunError
-from greg_cert.files import write_atomic
+from greg_cert.files import parse_json, read_json, write_atomic
 from greg_cert.frames import frame_bytes, read_frame
 
 SETTINGS_FILE = "settings.json"
@@ -159,7 +159,7 @@ class ShardStore:
 
     def _read(self, path: Path) -> dict[str, Any]:
         """The JSON object in a file, if it is as it was written."""
-        found = json.loads(path.read_text(encoding="utf-8"))
+        found = read_json(path)
         if not isinstance(found, dict):
             raise ValueError("expected a JSON object")
         if not check_seal(found, path):
@@ -169,7 +169,7 @@ class ShardStore:
     def _read_shard(self, path: Path) -> tuple[ShardKey, pd.DataFrame]:
         try:
             frame, notes, checked = read_frame(path)
-            key = ShardKey(**json.loads(notes[_KEY]))
+            key = ShardKey(**parse_json(notes[_KEY]))
             frame["index"]
         except (OSError, ValueError, TypeError, KeyError) as error:
             line = " ".join(str(error).split())

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 from greg_cert.certificates.format import SUMMARY
 from greg_cert.certificates.results import Results
 from greg_cert.errors import RunError, UsageError
+from greg_cert.files import read_json
 
 MERGED = "merged"  # field of `summary.json` that says a folder was put together
 # A row depends on all of these.
@@ -41,7 +41,7 @@ def check_target(folders: Sequence[Path], target: Path) -> None:
     path = target / SUMMARY
     if path.exists() or (target / "shards").exists():
         try:
-            ours = MERGED in json.loads(path.read_text(encoding="utf-8"))
+            ours = MERGED in read_json(path)
         except (OSError, ValueError, TypeError):
             ours = False
         if not ours:

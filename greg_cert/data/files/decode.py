@@ -13,6 +13,7 @@ from torch import Tensor
 
 from greg_cert.data.geometry import Crop, conform
 from greg_cert.data.reject import data_error
+from greg_cert.files import plain_file
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -59,7 +60,7 @@ def decode_image(path: Path, *, field: str) -> Tensor:
         DataError: The file cannot be read, or as `decode_bytes`.
     """
     try:
-        content = path.read_bytes()
+        content = plain_file(path).read_bytes()
     except OSError as error:
         raise unreadable(str(path), error, field=field) from error
     return decode_bytes(content, str(path), field=field)

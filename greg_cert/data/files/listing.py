@@ -13,6 +13,7 @@ from greg_cert.data.files.classes import ClassChoice
 from greg_cert.data.files.decode import SUFFIXES
 from greg_cert.data.files.encoded import Files, Rows
 from greg_cert.data.reject import data_error
+from greg_cert.files import is_folder
 
 _SHOWN = 5  # folders that an error names
 _LITTER = {"thumbs.db", "desktop.ini"}  # as hidden files, these are left by file managers
@@ -89,11 +90,18 @@ def _checked(tree: _Folder | _Archive, folder: str, *, field: str) -> list[str]:
     return names
 
 
+def _is_file(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_file()
+    except OSError:  # links in a circle
+        return False
+
+
 class _Folder:
     """Names of subfolders (`folders`) and of files beside them (`loose`)."""
 
     def __init__(self, path: Path, *, field: str) -> None:
-        if not path.is_dir():
+        if not is_folder(path):
             raise data_error(field, "an existing folder of images", repr(str(path)))
         self._path = path
         entries = sorted(self.inside(""))
@@ -107,7 +115,7 @@ class _Folder:
         """Names in a folder; what is no file has a slash in it."""
         with os.scandir(self._path / folder) as entries:
             return [
-                entry.name if entry.is_file() else f"{entry.name}/"
+                entry.name if _is_file(entry) else f"{entry.name}/"
                 for entry in entries
                 if not entry.name.startswith(".") and entry.name.lower() not in _LITTER
             ]

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
-from pydantic import Field
-
-from greg_cert.data.reject import data_error
+from greg_cert.data.reject import check_memory, data_error
 from greg_cert.data.sources.base import Keep, Request, StoredSource
 from greg_cert.errors import DataError
+from greg_cert.files import is_file, real_path, user_path
+from greg_cert.section import Positive
 
 if TYPE_CHECKING:
     import numpy as np
@@ -35,7 +35,7 @@ class ArraySource(StoredSource):
     """Key of the labels in a `.npz`; read only for in-distribution sets."""
     layout: Literal["auto", "nhwc", "nchw", "nhw"] = "auto"
     """Order of the axes; "auto" takes the axis that is 1 or 3 for the channels."""
-    scale: Annotated[float, Field(gt=0)] | Literal["auto"] = "auto"
+    scale: Positive | Literal["auto"] = "auto"
     """The stored value that stands for white, such as 1, 255 or 65535; every value lies between 0
     and it, and is divided by it. "auto" takes 255 for uint8 and 1 for floating point, refuses other
     types, and says so where no pixel comes near it.
@@ -50,7 +50,7 @@ class ArraySource(StoredSource):
 
     def place(self) -> Path:
         """See `DataSource`."""
-        return self.path.expanduser().resolve()
+        return real_path(self.path)
 
     def load(self, request: Request) -> Images:
         """The set in the file; labels are read only if they are asked for.
@@ -79,7 +79,7 @@ class ArraySource(StoredSource):
         white = white_of(stored.dtype, self.scale, field=place)
         mapped = self.path.suffix == ".npy"
         if self.keep == "disk" and not mapped:
-            found = str(self.path.expanduser())
+            found = str(user_path(self.path))
             raise data_error(f"{field}.keep", "a .npy file, which can be read in parts", found)
         images: Images
         if mapped and stays_on_disk(self.keep, len(chosen) * stored[0].size * stored.itemsize):
@@ -99,8 +99,8 @@ class ArraySource(StoredSource):
         """The images as they are stored, and the labels where they are wanted."""
         import numpy as np
 
-        path = self.path.expanduser()
-        if not path.is_file():
+        path = user_path(self.path)
+        if not is_file(path):
             raise data_error(f"{field}.path", "an existing .npz or .npy file", repr(str(path)))
         if labelled and path.suffix != ".npz":
             raise data_error(
@@ -122,6 +122,14 @@ class ArraySource(StoredSource):
                     if key not in archive.files:
                         expected = f"one of the file's keys {', '.join(archive.files)}"
                         raise data_error(f"{field}.{name}", expected, repr(key))
+                assert archive.zip is not None
+                members = archive.zip.infolist()  # numpy's keys are their names without .npy
+                wanted = {*keys.values()}
+                size = sum(
+                    m.file_size for m in members if m.filename.removesuffix(".npy") in wanted
+                )
+                hint = "Save the images as a .npy file, which is read in parts, or use a folder"
+                check_memory(f"{field}.path", size, hint=hint)
                 labels = archive[self.labels] if labelled else None
                 return archive[self.images], labels
         except DataError:

@@ -6,14 +6,16 @@ the functions that read images.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
+from pydantic import Field, model_validator
 
 from greg_cert.data.files.classes import ClassChoice
-from greg_cert.section import Section
+from greg_cert.data.reject import check_memory
+from greg_cert.section import Count, Name, Section, Seed
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -50,11 +52,11 @@ class DataSource(Section):
     labelled: ClassVar[bool] = False  # whether it has labels, and so may be in-distribution
 
     source: str
-    name: Annotated[str, Field(min_length=1)] | None = None
+    name: Name | None = None
     """What tables call the set; by default named after the source."""
-    limit: PositiveInt | None = None
+    limit: Count | None = None
     """Keep at most this many images, a random subset drawn with `seed`."""
-    seed: NonNegativeInt = 0
+    seed: Seed = 0
     """Seed of everything random in the source."""
     group: Literal["near", "far"] | None = None
     """Of an OOD test set: whether it counts as `near` or `far` OOD; by default as OpenOOD groups it
@@ -115,7 +117,7 @@ class StoredSource(DataSource):
 class DrawnSource(DataSource):
     """A source that draws as many images as asked: 10,000 as auxiliary set, 500 as OOD test set."""
 
-    n: PositiveInt | None = None
+    n: Count | None = None
     """How many images are drawn; by default 10,000 as auxiliary set, 500 as OOD test set."""
 
     def load(self, request: Request) -> Images:
@@ -125,6 +127,8 @@ class DrawnSource(DataSource):
         assert request.channels is not None  # no ID set
         assert request.size is not None
         shape = self.n or DRAWN[request.role], request.channels, request.size, request.size
+        hint = "Draw fewer images, or smaller ones"
+        check_memory(f"{request.field}.n", math.prod(shape), hint=hint)
         return ImageSet(self.title, self.draw(shape, field=request.field))
 
     def draw(self, shape: tuple[int, int, int, int], *, field: str) -> Tensor:

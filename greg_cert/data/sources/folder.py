@@ -12,6 +12,7 @@ from greg_cert.data.files.class_lists import CLASS_LISTS
 from greg_cert.data.files.classes import ClassChoice
 from greg_cert.data.reject import data_error
 from greg_cert.data.sources.base import Crop, Keep, Request, StoredSource
+from greg_cert.files import is_folder, plain_file, real_path, user_path
 
 if TYPE_CHECKING:
     from greg_cert.data.types import Images
@@ -103,7 +104,7 @@ class FolderSource(StoredSource):
 
     def place(self) -> Path:
         """See `DataSource`; folders inside an archive count as folders."""
-        return self.path.expanduser().resolve() / (self.inside or "")
+        return real_path(self.path) / (self.inside or "")
 
     def chosen_classes(self, *, field: str) -> ClassChoice:
         """See `DataSource`."""
@@ -127,12 +128,12 @@ class FolderSource(StoredSource):
         from greg_cert.data.files.listing import list_images
         from greg_cert.data.scale import tell_if_dark
 
-        path, place = self.path.expanduser(), f"{request.field}.path"
+        path, place = user_path(self.path), f"{request.field}.path"
         listing = list_images(
             path,
             self.inside,
             self.chosen_classes(field=request.field),
-            archived=self.archived and not path.is_dir(),
+            archived=self.archived and not is_folder(path),
             field=place,
             labelled=request.labelled,
         )
@@ -143,9 +144,11 @@ class FolderSource(StoredSource):
 
 def _listed_in(path: Path, *, field: str) -> tuple[str, ...]:
     """The names in a text file: one a line, without comments and blank lines."""
-    path = path.expanduser()
+    path = user_path(path)
     try:
-        text = path.read_text(encoding="utf-8-sig")  # editors on Windows begin with a mark
+        text = plain_file(path).read_text(
+            encoding="utf-8-sig"
+        )  # editors on Windows begin with a mark
     except (OSError, UnicodeDecodeError) as error:
         found = f"{str(path)!r} ({type(error).__name__}: {error})"
         raise data_error(field, "a readable text file, one class a line", found) from error

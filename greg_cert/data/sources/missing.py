@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from greg_cert.errors import DataWarning
+from greg_cert.files import exists, user_path
 
 
 def present(source: Any, base: Path, field: str) -> Any:
@@ -23,7 +24,7 @@ def present(source: Any, base: Path, field: str) -> Any:
     path, other = source.get("path"), source["otherwise"]
     if not isinstance(path, (str, Path)):
         return source
-    if (base / Path(path).expanduser()).exists():
+    if exists(base / user_path(path)):
         return {key: value for key, value in source.items() if key != "otherwise"}
     what = " ".join(str(other[k]) for k in ("source", "dataset", "path") if k in other)
     warnings.warn(f"{field}: {path} is not there; {what} is taken", DataWarning, stacklevel=2)

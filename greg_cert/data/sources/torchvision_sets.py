@@ -17,6 +17,7 @@ from pydantic import model_validator
 
 from greg_cert.data.reject import data_error
 from greg_cert.data.sources.base import Crop, DataSource, Keep, Request
+from greg_cert.files import user_path
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -133,7 +134,7 @@ class TorchvisionSource(DataSource):
 
     def home(self) -> Path:
         """The file or folder that torchvision reads the set from."""
-        root = self.root.expanduser()
+        root = user_path(self.root)
         if self.dataset == "Places365" and self.split == "train":
             return root / "data_256_standard"
         known = _KNOWN[self.dataset]
@@ -172,7 +173,7 @@ class TorchvisionSource(DataSource):
             raise data_error(request.field, f"that only with sets of photographs ({sets})", name)
         names: list[str] = []
         if known.photographs is not None:
-            root = str(self.root.expanduser())
+            root = str(user_path(self.root))
             pairs = [pair for part in parts for pair in known.photographs(part)]
             names = [os.path.relpath(path, root).replace(os.sep, "/") for path, _ in pairs]
             labels = np.array([label for _, label in pairs], dtype=np.int64)
@@ -212,7 +213,7 @@ def _open(source: TorchvisionSource, *, field: str) -> list[Any]:
             # CIFAR's pickles predate numpy's present rules for dtypes.
             warnings.simplefilter("ignore", np.exceptions.VisibleDeprecationWarning)
             kind = getattr(datasets, source.dataset)
-            root, more = source.root.expanduser(), dict(known.more)
+            root, more = user_path(source.root), dict(known.more)
             return [kind(root, download=source.download, **split, **more) for split in splits]
     except Exception as error:  # parsers, sockets and archives each raise their own
         remedy = (

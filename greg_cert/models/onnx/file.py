@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from greg_cert.errors import RunError
+from greg_cert.files import plain_file
 from greg_cert.models.onnx.graph import translate
 
 FIRST_OPSET = 9
@@ -66,7 +67,7 @@ def read_onnx(path: Path) -> OnnxFile:
             "pip install 'greg-cert[onnx]'"
         ) from error
     try:
-        content = path.read_bytes()
+        content = plain_file(path).read_bytes()
         proto = onnx.load(str(path))
         onnx.checker.check_model(proto)
     except Exception as error:  # protobuf and the checker raise kinds of their own

@@ -30,6 +30,9 @@ _HATCHES = ("", "////", "....", "\\\\\\\\", "xxxx")
 _MARKERS = ("o", "s", "^", "D", "v")
 
 
+_MOST_DOTS = 20_000  # across a picture
+
+
 @dataclass(frozen=True)
 class FigureStyle:
     """Settings of every figure; sizes in inches and points.
@@ -59,15 +62,22 @@ class FigureStyle:
     attack: bool = False
 
     def __post_init__(self) -> None:
-        for name, value, least in (
-            ("width", self.width, 2.0),
-            ("height", 1.5 if self.height is None else self.height, 1.5),
-            ("font_size", self.font_size, SMALLEST_TYPE + 0.5),
-            ("dpi", self.dpi, 50),
-            ("bins", 1 if self.bins is None else self.bins, 1),
+        for name, value, least, most in (
+            ("width", self.width, 2.0, 50.0),
+            ("height", 1.5 if self.height is None else self.height, 1.5, 50.0),
+            ("font_size", self.font_size, SMALLEST_TYPE + 0.5, 72.0),
+            ("dpi", self.dpi, 50, 2400),
+            ("bins", 1 if self.bins is None else self.bins, 1, 1000),
         ):
             if not value >= least:
                 raise UsageError(f"figure {name}: expected at least {least:g}, but got {value!r}")
+            if value > most:
+                raise UsageError(f"figure {name}: expected at most {most:g}, but got {value!r}")
+        if self.width * self.dpi > _MOST_DOTS:
+            raise UsageError(
+                f"figure dpi: expected at most {_MOST_DOTS / self.width:.0f} at a width of "
+                f"{self.width:g} inches, but got {self.dpi}"
+            )
         if self.palette not in PALETTES:
             expected = " or ".join(PALETTES)
             raise UsageError(f"figure palette: expected {expected}, but got {self.palette!r}")

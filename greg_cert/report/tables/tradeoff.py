@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 import pandas as pd
 
 from greg_cert.certificates.methods import PROOF, UPPER
+from greg_cert.frames import frame_csv
 from greg_cert.report import wording
 from greg_cert.report.tables.sheets import CHECK, MEASURED, Column, Sheet, make_sheet
 from greg_cert.runs.tuned_runs import NUMBERS, TunedRun, TunedValue
@@ -87,7 +88,7 @@ def tradeoff_csv(setting: str, runs: Sequence[TunedRun]) -> str:
         | {"error": r.error}
         for r in runs
     ]
-    return pd.DataFrame(rows).to_csv(index=False, lineterminator="\n")
+    return frame_csv(pd.DataFrame(rows))
 
 
 def _cell(
