@@ -2,15 +2,25 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import torch
+from tiny_runs import SETTINGS
 from torch import nn
 
 from greg_cert.certificates import score_file
-from greg_cert.certificates.format import STATUSES
+from greg_cert.certificates.format import (
+    CERTIFICATES,
+    OOD_CERTIFICATES,
+    OOD_SCORES,
+    SCORES,
+    STATUSES,
+    SUMMARY,
+)
 from greg_cert.certificates.frame_file import COLUMNS, OOD_COLUMNS, REFUTED
 from greg_cert.certificates.method_columns import DECISION, PVALUE
 from greg_cert.certificates.methods import (
@@ -22,7 +32,9 @@ from greg_cert.certificates.methods import (
     STOPS,
     TABLE,
 )
+from greg_cert.runs.records import RunFolder
 from greg_cert.verify import certify
+from greg_cert.verify.run.runs import verify_runs
 
 PAGE = (Path(__file__).parents[2] / "docs" / "columns.md").read_text(encoding="utf-8")
 _, *SECTIONS = re.split(r"^## ", PAGE, flags=re.MULTILINE)
@@ -66,3 +78,26 @@ def test_what_certify_gives_is_on_the_page() -> None:
     frame: pd.DataFrame = found.to_frame()
     assert len(frame.columns) > 20
     assert set(frame.columns) <= set(NAMES["certificates.parquet"])
+
+
+def test_what_a_verification_writes_is_on_the_page(
+    hasty: None, slow_and_fast: list[RunFolder], tmp_path: Path
+) -> None:
+    changes = {"method": METHODS, "side": "both", "samples": 2, "ood_samples": 1}
+    changes |= {"auc_radii": (0.05,), "smoothing_n": 100, "budget": 100, "max_radius": 0.2}
+    assert verify_runs(slow_and_fast[:1], SETTINGS.model_copy(update=changes), tmp_path).complete
+    columns = set(NAMES["certificates.parquet"])
+    for file, names in {
+        CERTIFICATES: columns,
+        OOD_CERTIFICATES: columns | {"dataset"},
+        OOD_SCORES: set(NAMES["ood_scores.parquet"]),
+        SCORES: set(NAMES["scores.parquet"]),
+    }.items():
+        frame = pd.read_parquet(tmp_path / file)
+        assert set(frame.columns) == names, file
+        infinite = {c for c in frame.select_dtypes("float") if np.isinf(frame[c]).any()}
+        assert infinite <= {"radius_attack", "score_bound"}, file
+    summary = json.loads((tmp_path / SUMMARY).read_text(encoding="utf-8"))
+    for key in ("norm", "max_radius"):
+        assert key in summary
+        assert re.search(rf"[ (]`{key}`", PAGE)
