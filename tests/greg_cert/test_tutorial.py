@@ -11,7 +11,7 @@ import pytest
 from commands import run_command
 
 DOCS = Path(__file__).parents[2] / "docs"
-RECIPES = ("one/bracket.pdf", "slopes.pdf", "scores.pdf")
+RECIPES = ("one/bracket.pdf", "fraction.pdf", "ratios.pdf", "slopes.pdf", "scores.pdf")
 BLOCK = re.compile(
     r"(?:^In `(?P<file>[^`]+)`:\n\n)?^```(?P<kind>python|yaml|sh)\n(?P<code>.*?)^```$", re.M | re.S
 )
@@ -43,7 +43,7 @@ def test_the_tutorial_and_the_recipes_run(tmp_path: Path, monkeypatch: pytest.Mo
     assert not rows["violation"].any()
     assert (rows["radius_certified"] > 0).mean() > 0.5
     assert rows["correct"].mean() > 0.8
-    assert follow("plotting.md") == 3
+    assert follow("plotting.md") == 5
     for name in (
         "paper/figures.tex",
         "paper/table.tex",
