@@ -55,7 +55,7 @@ def check(
     """
     screen.speak(json=json, quiet=quiet)
     from greg_cert.config import load_any
-    from greg_cert.errors import GregCertError
+    from greg_cert.errors import GregCertError, visible
 
     records: list[dict[str, Any]] = []
     for path in configs:
@@ -71,7 +71,7 @@ def check(
             screen.plain(f"{path}: ok ({words})")
         except GregCertError as error:
             record["error"] = str(error)
-            sys.stderr.write(f"greg-cert: error: {path}: {record['error']}\n")
+            sys.stderr.write(f"greg-cert: error: {visible(str(path))}: {record['error']}\n")
         records.append(record)
     screen.record({"schema": 1, "files": records})
     if any(record["error"] for record in records):
@@ -105,7 +105,7 @@ def schema(
     kind = OwnModelConfig if model else ExperimentConfig
     rows = keys_of(kind, section or "")
     screen.record(json_schema(kind))
-    width = min(100, shutil.get_terminal_size().columns)
+    width = max(20, min(100, shutil.get_terminal_size().columns))
     for row in rows:
         told = row.default if row.default == "required" else f"default {row.default}"
         default = f"  ({told})" if row.default else ""
@@ -116,7 +116,9 @@ def schema(
 
 def _file(path: Path) -> Path:
     """The configuration in a run folder, or the file itself."""
-    return path / "config.yaml" if path.is_dir() else path
+    from greg_cert.files import is_folder
+
+    return path / "config.yaml" if is_folder(path) else path
 
 
 def _sizes(

@@ -14,7 +14,7 @@ from pydantic import BaseModel
 
 from greg_cert.config.experiment import TrainConfig
 from greg_cert.config.fields import dotted, items, members, nearest, sections
-from greg_cert.config.yaml_text import DuplicateKey, load_yaml
+from greg_cert.config.yaml_text import Refused, load_yaml
 from greg_cert.errors import ConfigError, shown
 from greg_cert.files import user_path
 from greg_cert.stages import StageConfig
@@ -47,7 +47,7 @@ def parse_override(text: str) -> Override:
     try:
         return Override(text, tuple(parts), load_yaml(value) if value.strip() else "")
     except yaml.YAMLError as error:
-        why = f" ({error})" if isinstance(error, DuplicateKey) else ""
+        why = f" ({error})" if isinstance(error, Refused) else ""
         raise ConfigError(
             f"--set {key}: expected a value in YAML, but got {shown(value)}{why}"
         ) from error

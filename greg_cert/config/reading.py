@@ -87,7 +87,8 @@ def read_mapping(path: Path) -> dict[str, Any]:
     try:
         text = read_text(path)
     except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"config: expected a readable file, but got {path}: {error}") from error
+        why = (isinstance(error, OSError) and error.strerror) or error
+        raise ConfigError(f"config: expected a readable file, but got {path}: {why}") from error
     try:
         raw = load_yaml(text)
     except yaml.YAMLError as error:

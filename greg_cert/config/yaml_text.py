@@ -19,7 +19,11 @@ MOST_DEEP, MOST_VALUES = 50, 100_000
 _BITS = 63
 
 
-class DuplicateKey(yaml.YAMLError):
+class Refused(yaml.YAMLError):
+    """Not what a configuration may hold; the message says why, and in what line."""
+
+
+class DuplicateKey(Refused):
     """Two values for one key; the message says which and in what lines."""
 
 
@@ -74,8 +78,8 @@ class _Loader(yaml.SafeLoader):
         return value
 
 
-def _refused(what: str, mark: yaml.Mark) -> yaml.YAMLError:
-    return yaml.YAMLError(f"{what}, in line {mark.line + 1}, column {mark.column + 1}")
+def _refused(what: str, mark: yaml.Mark) -> Refused:
+    return Refused(f"{what}, in line {mark.line + 1}, column {mark.column + 1}")
 
 
 def _count(node: Node, counted: dict[int, int]) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -32,7 +33,7 @@ class TrainingLogWriter:
         digest: of the rows up to there, where it is known.
 
     Raises:
-        RunError: where the rows of the file are others.
+        RunError: where the rows of the file are others, or it cannot be written.
     """
 
     def __init__(self, metrics: Path, events: Path, done: int, digest: str | None = None) -> None:
@@ -43,9 +44,11 @@ class TrainingLogWriter:
         self._digest = hashlib.sha256(rows)
         if resumed and digest is not None:
             check_digest(digest, self.digest, metrics, "journal of the checkpoint")
-        write_atomic(metrics, rows)
-        self._stream = metrics.open("ab")
-        self._writer = SummaryWriter(str(events), purge_step=done + 1)
+        self._path = metrics
+        with self._writing():
+            write_atomic(metrics, rows)
+            self._stream = metrics.open("ab")
+            self._writer = SummaryWriter(str(events), purge_step=done + 1)
 
     @property
     def digest(self) -> str:
@@ -53,18 +56,32 @@ class TrainingLogWriter:
         return self._digest.hexdigest()
 
     def row(self, stage: str, epoch: int, step: int, values: Mapping[str, float]) -> None:
-        """Append one row; `step` counts from the run's beginning, the first being 1."""
+        """Append one row; `step` counts from the run's beginning, the first being 1.
+
+        Raises:
+            RunError: it cannot be written.
+        """
         line = json.dumps({"step": step, "stage": stage, "epoch": epoch, **values}).encode() + b"\n"
         self._digest.update(line)
-        self._stream.write(line)
-        self._stream.flush()
-        for name, value in values.items():
-            self._writer.add_scalar(f"train/{name}", value, step)
+        with self._writing():
+            self._stream.write(line)
+            self._stream.flush()
+            for name, value in values.items():
+                self._writer.add_scalar(f"train/{name}", value, step)
 
     def close(self) -> None:
         """Flush and close both."""
-        self._stream.close()
-        self._writer.close()
+        with self._writing():
+            self._stream.close()
+            self._writer.close()
+
+    @contextmanager
+    def _writing(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:  # such as a full disk
+            why = error.strerror or error
+            raise RunError(f"metrics: cannot write {self._path}: {why}") from error
 
 
 def _rows_until(metrics: Path, done: int) -> Iterator[bytes]:
