@@ -31,12 +31,16 @@ def shown(value: object, most: int = 120) -> str:
     return text if len(text) <= most else f"{text[: most - 1]}…"
 
 
+_LONGEST = 2000  # characters of a message, which may quote a name of thousands
+
+
 class GregCertError(Exception):
     """Root of every error that greg-cert raises on purpose; its text is one line."""
 
     def __str__(self) -> str:
         """The message; what it quotes may hold line breaks, and what terminals obey."""
-        return one_line(super().__str__())
+        text = one_line(super().__str__())
+        return text if len(text) <= _LONGEST else f"{text[: _LONGEST - 1]}…"
 
 
 class UsageError(GregCertError, ValueError):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -9,6 +11,7 @@ import yaml
 
 from greg_cert.config import ExperimentConfig, dump_config
 from greg_cert.data import DataSplits
+from greg_cert.errors import RunError
 from greg_cert.runs.networks import code_digest
 from greg_cert.runs.records import config_digest, environment, model_sizes
 from greg_cert.runs.weights import LoadReport
@@ -48,3 +51,30 @@ def first_manifest(
         "stages": [],
         "digests": {"config.yaml": config_digest(yaml.safe_load(dump_config(config)))},
     }
+
+
+def continued(
+    before: dict[str, Any], own: dict[str, Any], session: dict[str, Any], folder: Path
+) -> dict[str, Any]:
+    """The manifest of a run that goes on, with every session that had a part in the weights.
+
+    Args:
+        before: as its folder has it.
+        own: as it would begin now.
+        session: of this call.
+        folder: for errors.
+
+    Raises:
+        RunError: the run was begun with other data or another model, or an entry is damaged.
+    """
+    required: dict[str, object] = {"data": {}, "model": {}, "code": {}}
+    for part in (*required, "method", "score", "seed", "split_sizes"):
+        told = before.get(part, required.get(part, own[part]))  # earlier versions lack the others
+        if json.dumps(told, sort_keys=True) != json.dumps(own[part], sort_keys=True):
+            raise RunError(f"resume: the {part} of {folder} changed since it was begun")
+    lists = {part: before.get(part, []) for part in ("resumed", "stages")}
+    for part, found in lists.items():
+        if not isinstance(found, list) or not all(isinstance(one, dict) for one in found):
+            raise RunError(f"resume: expected a list of records as {part} of {folder}'s manifest")
+    lists["resumed"] = [*lists["resumed"], session]
+    return {**before, **lists, "digests": own["digests"]}

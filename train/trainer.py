@@ -18,7 +18,7 @@ from greg_cert.digests import tensors_digest
 from greg_cert.errors import ConfigError, RunError
 from greg_cert.models.last_layer import pass_with_features
 from greg_cert.processes import Processes
-from greg_cert.runs.manifest import write_manifest
+from greg_cert.runs.manifest import MANIFEST_FILE, write_manifest
 from greg_cert.runs.records import RunFolder
 from greg_cert.runs.training_log import TrainingLogWriter, read_training_log
 from greg_cert.scores import score_of
@@ -31,10 +31,10 @@ from greg_cert.train.feed.feed import Feed, Look
 from greg_cert.train.feed.pool import choose_for_epoch
 from greg_cert.train.gradient_notes import explained, note_share
 from greg_cert.train.initial_model import first_model, lipschitz_of
-from greg_cert.train.manifest import first_manifest, session_record
+from greg_cert.train.manifest import continued, first_manifest, session_record
 from greg_cert.train.objective.step import Objective, Terms, compile_in_place
 from greg_cert.train.observer import Observer
-from greg_cert.train.optimizer import make_optimizer
+from greg_cert.train.optimizer import load_optimizer, make_optimizer
 from greg_cert.train.outliers.choose import Picks
 from greg_cert.train.progress import Progress, check_place
 from greg_cert.train.schedule import learning_rate, terms_of_step
@@ -142,12 +142,14 @@ class Trainer:
         self.manifest, found = state
         try:
             self.model.load_state_dict(found.model)
+            if not all(value.isfinite().all() for value in self.model.state_dict().values()):
+                raise ValueError("weights that are not finite")
             if found.epoch or found.batch:  # else its stage makes a new one
                 self.optimizer = self._optimizer(self.config.train.stages[found.stage])
-                self.optimizer.load_state_dict(found.optimizer)
+                load_optimizer(self.optimizer, found.optimizer)
             if self.lipschitz is not None and found.lipschitz is not None:
                 self.lipschitz.load_state_dict(found.lipschitz)
-        except (RuntimeError, ValueError, KeyError) as error:
+        except (RuntimeError, ValueError, TypeError, LookupError, AttributeError) as error:
             line = " ".join(str(error).split())[:200]
             raise RunError(
                 f"{self.run.checkpoint_file}: expected the state of this model and its optimiser, "
@@ -161,19 +163,15 @@ class Trainer:
             write_manifest(self.run.path, self.manifest)
             return None
         before = self.run.manifest
-        for part in ("data", "model", "code"):
-            if before.get(part, {}) != self.manifest[part]:
-                raise RunError(f"resume: the {part} of {self.run.path} changed since it was begun")
-        # Versions and times of every session that had a part in the weights.
-        manifest = {
-            **before,
-            "resumed": [*before.get("resumed", []), self.session],
-            "digests": self.manifest["digests"],
-        }
+        manifest = continued(before, self.manifest, self.session, self.run.path)
         found = load_checkpoint(self.run.checkpoint_file)
         plan = [(stage, self.feed.steps(stage)) for stage in self.config.train.stages]
         aux = 0 if self.feed.aux_set is None else len(self.feed.aux_set)
         check_place(found, plan, aux, self.run.checkpoint_file)
+        begun = found.stage + (found.epoch > 0 or found.batch > 0)
+        if len(manifest["stages"]) < begun:
+            got = len(manifest["stages"])
+            raise RunError(f"resume: expected {begun} stages in {MANIFEST_FILE}, but got {got}")
         return manifest, found
 
     def _stage(self, index: int, progress: Progress) -> Progress:

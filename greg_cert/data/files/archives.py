@@ -21,6 +21,7 @@ from typing import IO, Any
 from greg_cert.data.files.decode import SUFFIXES
 from greg_cert.data.files.encoded import Files
 from greg_cert.data.reject import data_error
+from greg_cert.files import plain_file
 
 MOST_A_FILE = 64 << 20  # bytes of one image file
 MOST_IN_ALL = 8 << 30  # bytes that a compressed .tar may unpack to
@@ -56,9 +57,9 @@ def open_archive(path: Path, *, field: str) -> Files:
             there twice, or it is larger than the bounds.
     """
     try:
-        found = path.resolve(strict=True)
+        found = plain_file(path.resolve(strict=True))
         now = found.stat()
-    except OSError as error:
+    except (OSError, RuntimeError) as error:  # the latter for links in a circle
         raise data_error(field, "an existing folder or archive", repr(str(path))) from error
     try:
         return _opened(str(found), now.st_mtime_ns, now.st_size)

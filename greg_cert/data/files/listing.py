@@ -103,7 +103,7 @@ class _Folder:
     def __init__(self, path: Path, *, field: str) -> None:
         if not is_folder(path):
             raise data_error(field, "an existing folder of images", repr(str(path)))
-        self._path = path
+        self._path, self._field = path, field
         entries = sorted(self.inside(""))
         self.folders = [e.rstrip("/") for e in entries if e.endswith("/")]
         self.loose = [e for e in entries if not e.endswith("/")]
@@ -113,12 +113,16 @@ class _Folder:
 
     def inside(self, folder: str) -> list[str]:
         """Names in a folder; what is no file has a slash in it."""
-        with os.scandir(self._path / folder) as entries:
-            return [
-                entry.name if _is_file(entry) else f"{entry.name}/"
-                for entry in entries
-                if not entry.name.startswith(".") and entry.name.lower() not in _LITTER
-            ]
+        try:
+            with os.scandir(self._path / folder) as entries:
+                return [
+                    entry.name if _is_file(entry) else f"{entry.name}/"
+                    for entry in entries
+                    if not entry.name.startswith(".") and entry.name.lower() not in _LITTER
+                ]
+        except OSError as error:  # neither a file nor a folder, or one that may not be read
+            found = f"{self.title(folder)!r} ({error.strerror or error})"
+            raise data_error(self._field, "folders and image files", found) from error
 
     def files(self, paths: list[str]) -> tuple[Files, Rows]:
         """Files that hold those at these paths, and the numbers of these among them."""
