@@ -8,7 +8,8 @@ from pathlib import Path
 
 import torch
 
-from greg_cert.config import ExperimentConfig, dump_config
+from greg_cert.config import ExperimentConfig
+from greg_cert.config.fields import difference
 from greg_cert.data import DataSplits
 from greg_cert.errors import ConfigError, RunError
 from greg_cert.files import is_vacant
@@ -143,8 +144,9 @@ def _is_fresh(run: RunFolder, config: ExperimentConfig, resume: bool) -> bool:
         )
     if not run.config_file.exists():
         raise RunError(f"resume: expected a run folder, but {run.path} has no config.yaml")
-    if dump_config(run.config) != dump_config(config):
-        raise RunError(f"resume: {run.path} was begun with another configuration")
+    now, then = (c.model_dump(mode="json") for c in (config, run.config))
+    if (what := difference(now, then)) is not None:
+        raise RunError(f"resume: {run.path} was begun with another configuration: {what}")
     return False
 
 

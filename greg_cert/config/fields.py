@@ -83,6 +83,21 @@ def tag_of(record: type[BaseModel]) -> str | None:
     return None if field is None else field.default
 
 
+def difference(one: Any, other: Any, path: tuple[str | int, ...] = ()) -> str | None:
+    """Where two values of plain keys and lists first differ, as `key is …, and was …`."""
+    if isinstance(one, dict) and isinstance(other, dict):
+        parts: Iterable[Any] = dict.fromkeys([*one, *other])
+    elif isinstance(one, list) and isinstance(other, list) and len(one) == len(other):
+        parts = range(len(one))
+    else:
+        return None if one == other else f"{dotted(path)} is {one!r}, and was {other!r}"
+    for part in parts:
+        mine, theirs = (v.get(part) if isinstance(v, dict) else v[part] for v in (one, other))
+        if (found := difference(mine, theirs, (*path, part))) is not None:
+            return found
+    return None
+
+
 def dotted(path: Iterable[str | int]) -> str:
     """Keys and list positions as one name, such as `data.ood[0].n`."""
     name = ""

@@ -12,7 +12,7 @@ from operator import or_
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
-from pydantic import Field, ValidationInfo, model_validator
+from pydantic import Field, TypeAdapter, ValidationError, ValidationInfo, model_validator
 
 from greg_cert.data.sources.base import DataSource
 from greg_cert.data.sources.missing import present
@@ -26,6 +26,22 @@ else:
     _KIND = Field(discriminator="source")
     LabelledSource = Annotated[reduce(or_, (s for s in SOURCES if s.labelled)), _KIND]
     Source = Annotated[reduce(or_, SOURCES), _KIND]
+
+
+def _taken(source: Any, base: Path, role: str) -> Any:
+    """As `present`; the other source is judged where it is not taken, too."""
+    found = present(source, base, f"data.{role}")
+    other = source.get("otherwise") if isinstance(source, dict) else None
+    if other is not None and found is not other:
+        kind = LabelledSource if role.startswith("id") else Source
+        try:
+            TypeAdapter(kind).validate_python(other)
+        except ValidationError as error:
+            problem = error.errors()[0]
+            where = ".".join(map(str, ["otherwise", *problem["loc"][1:]]))
+            said = f"{problem['msg'][0].lower()}{problem['msg'][1:]}"
+            raise ValueError(f"expected a source in data.{role}.{where}, but {said}") from None
+    return found
 
 
 class DataConfig(Section):
@@ -72,10 +88,10 @@ class DataConfig(Section):
         taken = dict(values)
         for role in ("id", "id_test", "aux"):
             if role in values:
-                taken[role] = present(values[role], base, f"data.{role}")
+                taken[role] = _taken(values[role], base, role)
         if isinstance(values.get("ood"), (list, tuple)):
             sets = enumerate(values["ood"])
-            taken["ood"] = [present(source, base, f"data.ood[{i}]") for i, source in sets]
+            taken["ood"] = [_taken(source, base, f"ood[{i}]") for i, source in sets]
         return taken
 
     @model_validator(mode="after")

@@ -198,8 +198,11 @@ REPORT = {
     "certificates": (),
     "report.tables": ("certificates", "report"),
     "report.figures": ("certificates", "report"),
+    "report.latex": ("certificates", "report", "report.figures", "report.tables"),
     "report.page": ("certificates", "report", "report.figures", "report.tables"),
-    "report": ("certificates", "report.figures", "report.page", "report.tables"),
+    "report": (
+        *("certificates", "report.figures", "report.latex", "report.page", "report.tables"),
+    ),
 }
 """Which part of the reports reads which."""
 

@@ -20,6 +20,7 @@ from greg_cert.errors import UnsupportedModelError, UsageError
 from greg_cert.models import MODEL_NAMES, build_model
 from greg_cert.models.base import Classifier
 from greg_cert.models.resnet import BasicBlock
+from greg_cert.runs.networks import make_network
 from greg_cert.scores import SCORES
 from greg_cert.train import check, fit, initial_model, lipschitz_penalty
 from greg_cert.train.initial_model import first_model
@@ -378,12 +379,13 @@ def test_penalties_every_few_steps_weigh_as_many_times(
 def test_a_network_without_a_constant_is_refused_before_anything_is_written(
     splits: DataSplits, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def jumps(*args: Any, **options: Any) -> Classifier:
-        made = build_model(*args, **options)
+    def jumps(*args: Any) -> nn.Module:
+        made = make_network(*args)
+        assert isinstance(made, Classifier)
         made.body.append(nn.Softplus())
         return made
 
-    monkeypatch.setattr(initial_model, "build_model", jumps)
+    monkeypatch.setattr(initial_model, "make_network", jumps)
     config = experiment(lambda_lipschitz=0.1)
     for attempt in (lambda: check(config, splits), lambda: fit(config, splits, tmp_path / "run")):
         with pytest.raises(UsageError, match=r"stages\[0\].lambda_lipschitz: .*Softplus"):

@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 from trained import Stopped, Stopper, rows_of, same_weights
 
 from greg_cert.config import ExperimentConfig, dump_config, parse_config
+from greg_cert.config.fields import difference
 from greg_cert.data import DataSplits, load_data
 from greg_cert.errors import ConfigError, RunError, TrainingError, UsageError
 from greg_cert.runs.records import RunFolder
@@ -80,7 +81,7 @@ def test_the_run_folder_holds_everything(finished: RunFolder) -> None:
         assert isinstance(last[name], float)
     # The terms must add up to the loss with the default weights.
     assert last["loss"] == pytest.approx(
-        last["ce"] + 0.1 * last["score_loss"] + last["grad_loss"], rel=1e-4
+        last["ce"] + 0.1 * last["score_loss"] + 0.03 * last["grad_loss"], rel=1e-4
     )
 
 
@@ -142,8 +143,16 @@ def test_resuming_a_complete_run_changes_nothing(finished: RunFolder, splits: Da
 def test_resuming_with_another_configuration_is_refused(
     finished: RunFolder, splits: DataSplits
 ) -> None:
-    with pytest.raises(RunError, match="another configuration"):
+    with pytest.raises(RunError, match=r"another configuration: seed is 9, and was 5$"):
         fit(experiment(seed=9), splits, finished.path, resume=True)
+
+
+def test_the_first_difference_is_named_by_its_path() -> None:
+    one = {"a": {"b": [1, {"c": 2.0}]}, "d": None}
+    assert difference(one, {"a": {"b": [1, {"c": 2.0}]}, "d": None}) is None
+    assert difference(one, {"a": {"b": [1, {"c": 3}]}}) == "a.b[1].c is 2.0, and was 3"
+    assert difference(one, {"a": {"b": [1]}}) == "a.b is [1, {'c': 2.0}], and was [1]"
+    assert difference({}, {"d": 1}) == "d is None, and was 1"
 
 
 @pytest.fixture

@@ -212,7 +212,7 @@ def test_chosen_samples_have_the_rows_they_have_among_all(
 ) -> None:
     everything = tables(whole)[0].query("run == 'fast'")
     label = int(everything["label"].mode()[0])
-    settings = SETTINGS.model_copy(update={"samples": None, "method": "lipschitz"})
+    settings = SETTINGS.model_copy(update={"samples": None})
     chosen = tuple(everything["index"][:5])
     done = verify_runs(
         pair[1:], settings, tmp_path, selection=Selection(indices=chosen, classes=(label,))

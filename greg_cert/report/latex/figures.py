@@ -12,7 +12,7 @@ from greg_cert.report.figures.style import FigureStyle
 from greg_cert.report.latex.text import escape_tex
 from greg_cert.report.tables.columns import certified_words
 from greg_cert.report.tables.notes import beside_every_table
-from greg_cert.report.tables.setting import setting_words
+from greg_cert.report.tables.setting import seed_words, threshold_words
 
 FOLDER = r"\gregcertfigures"
 _HEAD = rf"""% Needs \usepackage{{graphicx}}. The pictures lie in the folder {FOLDER},
@@ -47,12 +47,13 @@ def _setting(results: Results) -> str:
     summary = results.summary
     scores = wording.score_names(summary)
     score = f"scores: {scores}" if summary.several_scores else f"{scores} score"
-    return (
+    words = (
         f"Radii in the {wording.norm_name(summary.norm)} norm of raw pixels in [0,1]; "
         f"{score}; n = {results.samples} "
         f"{wording.population(summary)}{' a run' if len(results.runs) > 1 else ''}. "
-        f"{certified_words(summary)} {setting_words(results)}"
+        f"{certified_words(summary)} {threshold_words(results)}"
     )
+    return f"{words} {seeds}" if (seeds := seed_words(results)) else words
 
 
 def _float(spec: FigureSpec, caption: str, style: FigureStyle) -> str:

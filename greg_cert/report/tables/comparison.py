@@ -181,9 +181,9 @@ def _intervals(
 
 
 def comparison_lines(comparisons: Sequence[Comparison]) -> list[str]:
-    """The comparisons as lines of plain text, and before several of them what was corrected."""
+    """The comparisons as lines of plain text, and before those of several what was corrected."""
     lines = []
-    if len(comparisons) > 1:
+    if any(c.family > 1 for c in comparisons):
         baselines = list(dict.fromkeys(one_line(c.baseline) for c in comparisons))
         families = list(dict.fromkeys(c.family for c in comparisons))
         lines.append(

@@ -16,7 +16,7 @@ from greg_cert.report.tables.columns import (
 )
 from greg_cert.report.tables.comparison import Comparison, comparison_lines
 from greg_cert.report.tables.rows import Row, table_rows
-from greg_cert.report.tables.setting import setting_words
+from greg_cert.report.tables.setting import seed_words, threshold_words, training_words
 from greg_cert.report.tables.sheets import CHECK, MEASURED, Column, Sheet, make_sheet
 
 
@@ -108,9 +108,10 @@ def _caption(results: Results, rows: list[Row]) -> str:
     summary = results.summary
     counts = sorted({row.samples for row in rows})
     n = " to ".join(str(value) for value in {counts[0]: 0, counts[-1]: 0})
-    return (
+    words = (
         f"{radius_words(summary)}, within which a sample stays {wording.right_side(summary)}; "
         f"n = {n} {wording.population(summary)}, medians and means over all of them, with radius 0 "
-        f"where the clean sample is already {wording.wrong_side(summary)} or nothing is proven. "
-        f"{setting_words(results)}"
+        f"where the clean sample is already {wording.wrong_side(summary)} or nothing is proven."
     )
+    made = threshold_words(results), training_words(results), seed_words(results)
+    return " ".join(part for part in (words, *made) if part)

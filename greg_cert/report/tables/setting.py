@@ -1,4 +1,4 @@
-"""The setting that made the numbers, for captions: thresholds, training, margins and seeds."""
+"""What made the numbers, for captions: thresholds, training with its margins, and seeds."""
 
 from __future__ import annotations
 
@@ -9,29 +9,38 @@ from greg_cert.certificates.results import Results
 from greg_cert.report import wording
 
 
-def setting_words(results: Results) -> str:
-    """The thresholds, then how the runs were trained, as far as that is recorded."""
-    summary = results.summary
-    gammas = {run: wording.number(summary.runs[run].threshold, "#.4g") for run in results.runs}
-    gamma = "\u03b3 = {}"
-    words = [
-        f"The threshold \u03b3 accepts {100 * summary.tpr:g} % of the ID calibration split "
-        f"(tpr = {summary.tpr:g}): {_by_run(gamma, gammas)}.",
-    ]
-    methods = {run: wording.one_line(summary.runs[run].method) for run in results.runs}
+def threshold_words(results: Results) -> str:
+    """What the threshold is and what it accepts."""
+    tpr = results.summary.tpr
+    gammas = {
+        run: wording.number(results.summary.runs[run].threshold, "#.4g") for run in results.runs
+    }
+    return (
+        f"The threshold \u03b3 accepts {100 * tpr:g} % of the ID calibration split "
+        f"(tpr = {tpr:g}): " + _by_run("\u03b3 = {}.", gammas)
+    )
+
+
+def training_words(results: Results) -> str:
+    """Methods and margins that the runs were trained with, as far as they are recorded."""
+    methods = {run: wording.one_line(results.summary.runs[run].method) for run in results.runs}
     margins = {run: _margins(results.manifest(run)) for run in results.runs}
-    seeds = {run: _text(results.manifest(run).get("seed")) for run in results.runs}
     trained = [
         # A run that is named as its method says so already.
         _by_run("{}", methods) if any(methods[run] != run for run in results.runs) else "",
         _by_run("margins {}", margins),
-        _by_run("seed {}", seeds),
     ]
-    if any(trained):
-        words.append(f"Training: {'; '.join(part for part in trained if part)}.")
-    if summary.provenance.seed is not None:
-        words.append(f"Seed of the verification: {_text(summary.provenance.seed)}.")
-    return " ".join(words)
+    return f"Training: {'; '.join(part for part in trained if part)}." if any(trained) else ""
+
+
+def seed_words(results: Results) -> str:
+    """Seeds of the training and the verification, as far as they are recorded."""
+    training = _by_run(
+        "training {}", {r: _text(results.manifest(r).get("seed")) for r in results.runs}
+    )
+    seed = _text(results.summary.provenance.seed)
+    parts = [part for part in (training, f"verification {seed}" if seed else "") if part]
+    return f"Seeds: {', '.join(parts)}." if parts else ""
 
 
 def _by_run(words: str, values: Mapping[str, str]) -> str:

@@ -62,12 +62,23 @@ def test_the_other_is_taken_where_they_are_missing_and_the_run_names_it(tmp_path
 
 
 @pytest.mark.filterwarnings("ignore::greg_cert.errors.DataWarning")
+@pytest.mark.parametrize("path", ["none", "."])
 @pytest.mark.parametrize(
-    "other", [{"source": "clouds"}, {"source": "digits", "limit": 0}, "digits", 3]
+    "other", [{"source": "clouds"}, {"source": "digits", "limit": 0}, "digits", 3, {}]
 )
-def test_another_that_is_none_is_refused(tmp_path: Path, other: Any) -> None:
-    with pytest.raises(ConfigError, match=r"data\.id"):
-        experiment(tmp_path, id={"source": "folder", "path": "none", "otherwise": other})
+def test_another_that_is_none_is_refused_whether_it_is_taken_or_not(
+    tmp_path: Path, other: Any, path: str
+) -> None:
+    with pytest.raises(ConfigError, match=r"data\.id") as error:
+        experiment(tmp_path, id={"source": "folder", "path": path, "otherwise": other})
+    assert "\n" not in str(error.value)
+
+
+def test_another_without_labels_is_none_for_what_needs_them(tmp_path: Path) -> None:
+    folder = {"source": "folder", "path": ".", "otherwise": {"source": "uniform"}}
+    with pytest.raises(ConfigError, match=r"expected a source in data\.id\.otherwise.*'uniform'"):
+        experiment(tmp_path, id=folder)
+    assert experiment(tmp_path, id=OTHER, ood=[folder]).data.ood[0].source == "folder"
 
 
 def test_outside_of_a_data_section_it_is_refused() -> None:

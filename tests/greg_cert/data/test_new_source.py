@@ -66,7 +66,7 @@ def test_a_source_in_a_file_of_its_own_is_configured_loaded_and_told_of(tmp_path
     assert sum(found["sizes"]) == 60
     assert found["classes"] == 2
     assert found["wide"] == [80, None]
-    assert found["meaning"] == ["Of a stripe, in pixels."]
+    assert found["meaning"] == ["Of stripes: Of a stripe, in pixels."]
     assert found["heavy"] == [[], ["numpy", "torch"]]  # no library before it is needed
     kind, key = found["said"]
     assert kind.startswith("data.id: ")

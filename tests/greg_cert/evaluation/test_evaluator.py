@@ -257,7 +257,7 @@ def test_tables_have_openoods_rows_and_columns(tmp_path: Path) -> None:
     assert " ± " in (tmp_path / "out/openood/method-energy-mean.csv").read_text()
     tex = (tmp_path / "out/table.tex").read_text()
     assert tex.count("{") == tex.count("}")
-    assert r"a/\hspace{0pt}b" in tex  # a long name may break there
+    assert "a/b" in tex
     assert r"$\pm$" in tex
 
 

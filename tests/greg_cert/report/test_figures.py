@@ -66,6 +66,48 @@ def test_histogram_leaves_out_zeros_and_counts_them(made, small):
         assert [p.get_data().values.sum() for p in outlines] == [3, 4]
 
 
+def outlines(axes):
+    return [patch for patch in axes.patches if patch.get_linewidth() > 0]
+
+
+def test_the_last_bin_stands_inside_the_frame(made, small):
+    for style in ({}, {"attack": True}):
+        with made.figure_of(SPECS["radius_histogram"], load_results(small), **style) as figure:
+            (axes,) = figure.axes
+            end = max(patch.get_data().edges[-1] for patch in outlines(axes))
+            assert axes.get_xlim()[1] > end
+
+
+def test_attack_radii_are_light_outlines_where_asked_for(made, small):
+    results = load_results(small)
+    with made.figure_of(SPECS["radius_histogram"], results, attack=True) as figure:
+        made.assert_readable(figure)
+        drawn = outlines(figure.axes[0])
+        light = [patch for patch in drawn if patch.get_alpha() and patch.get_alpha() < 0.6]
+        assert len(light) == 2
+        # Of b, one sample was not broken by any attack; both have one that is rejected.
+        assert [patch.get_data().values.sum() for patch in light] == [4, 3]
+        assert max(p.get_linewidth() for p in light) < 1.0
+        legend = [text.get_text() for text in figure.legends[0].get_texts()]
+        assert legend[0] == "a: 0.100 / 0.400; 1 rejected, 1 unproven"
+        assert legend[-1] == "attack (upper bound)"
+        assert figure.legends[0].get_title().get_text() == "median: certified / attack"
+
+
+def test_a_legend_that_is_too_long_for_one_line_has_two(made, tmp_path):
+    frames = made.realistic(40, names=("energy of a long name", "greg+"))
+    results = load_results(made.write(tmp_path / "v", frames, correct=True))
+    with made.figure_of(SPECS["radius_histogram"], results, attack=True, dpi=60) as figure:
+        made.assert_readable(figure)
+        assert all("\n" in text.get_text() for text in figure.legends[0].get_texts()[:2])
+
+
+@pytest.mark.parametrize(("samples", "bins"), [(1, 2), (8, 4), (100, 10), (1000, 20), (10**5, 30)])
+def test_few_samples_have_few_bins(samples, bins):
+    assert FigureStyle().bins_of(samples) == bins
+    assert FigureStyle(bins=17).bins_of(samples) == 17
+
+
 def test_curves_are_drawn_at_values_computed_by_hand(made, small):
     with made.figure_of(SPECS["certified_fraction"], load_results(small)) as figure:
         lines = [x for x in figure.axes[0].lines if x.get_drawstyle() == "steps-post"]

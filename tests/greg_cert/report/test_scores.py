@@ -116,6 +116,26 @@ def test_figure_shows_the_shares_and_all_type_lies_inside(made, tmp_path, count,
         made.assert_apart([axes.get_legend() for axes in figure.axes])
 
 
+def test_a_bin_of_ood_samples_does_not_flatten_those_of_id(made, small):
+    frames = [made.frame_of(name, [0.1] * 5, [0.2] * 5, [4]) for name in ("a", "b")]
+    scores = [made.all_scores_of(frame) for frame in frames]
+    far = scores[0]["part"] == "ood/svhn"
+    scores[0].loc[far, "score"] = -5.0 + 1e-3 * np.arange(far.sum())
+    results = load_results(made.write_test_scores(small, scores))
+    with made.figure_of(SCORE_FIGURE, results, dpi=60) as figure:
+        made.assert_readable(figure)
+        cut, whole = figure.axes
+        heights = [patch.get_data().values for patch in cut.patches if hasattr(patch, "get_data")]
+        top = cut.get_ylim()[1]
+        assert max(max(values) for values in heights) == 1.0
+        assert top == pytest.approx(1.2 * 2.0 * max(heights[0]))
+        gamma, share = (text.get_text() for text in cut.texts)
+        assert gamma == "$\\gamma$ = \u221213.7"
+        assert share == "100 %"
+        assert len(whole.texts) == 1
+        made.assert_apart(cut.texts)
+
+
 def test_report_has_the_figure_where_there_are_scores(folder, one_figure):
     files = write_report(folder, style=FigureStyle(dpi=60))
     assert SCORE_FIGURE.name in files.figures
