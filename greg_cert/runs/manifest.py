@@ -43,7 +43,7 @@ def write_manifest(folder: Path, manifest: Mapping[str, object]) -> None:
     path = folder / MANIFEST_FILE
     try:
         write_atomic(path, json.dumps(sealed(manifest), indent=2, allow_nan=False) + "\n")
-    except OSError as error:
+    except (OSError, ValueError) as error:  # the latter of a NaN, in what a resumed run had
         raise RunError(f"manifest: cannot write {path}: {error}") from error
 
 

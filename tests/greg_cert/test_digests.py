@@ -28,6 +28,7 @@ from greg_cert.digests import (
 )
 from greg_cert.errors import RunError, UncheckedFileWarning
 from greg_cert.frames import frame_bytes, read_frame
+from greg_cert.runs.manifest import write_manifest
 
 DOCUMENT = {"b": [1, 2.5, None], "a": {"x": "é", "y": True, "z": -0.0}, "n": math.nan}
 
@@ -211,3 +212,16 @@ def test_the_digests_import_neither_torch_nor_pandas() -> None:
     code = "import sys, greg_cert.digests; print({'torch', 'pandas', 'numpy'} & {*sys.modules})"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "set()\n"
+
+
+def test_columns_of_lists_are_no_table_of_ours(tmp_path: Path) -> None:
+    path = tmp_path / "odd.parquet"
+    pd.DataFrame({"run": [["a"], ["b"]], "radius": [0.1, 0.2]}).to_parquet(path)
+    with pytest.raises(RunError, match="lists or sections in column run"):
+        read_frame(path)
+
+
+def test_a_manifest_with_nan_is_not_written(tmp_path: Path) -> None:
+    with pytest.raises(RunError, match="manifest: cannot write"):
+        write_manifest(tmp_path, {"seed": float("nan")})
+    assert list(tmp_path.iterdir()) == []
