@@ -16,7 +16,9 @@ from rich.console import Console
 from greg_cert.certificates.results import load_results
 from greg_cert.cli import screen
 from greg_cert.digests import sealed
+from greg_cert.errors import UsageError
 from greg_cert.frames import frame_bytes
+from greg_cert.report.figures.style import FigureStyle
 from greg_cert.report.page.pictures import kept_pictures
 from greg_cert.report.tables.comparison import compare
 from greg_cert.report.tables.forms import markdown_table, summary_table
@@ -73,6 +75,24 @@ def test_folders_with_odd_files(folder, data):
         path.write_bytes(data.draw(damaged(path.read_bytes())))
     found = works_or_refuses(lambda: shown(odd))
     assert found is None or set(found) <= set(filter(str.isprintable, found)) | {"\n"}
+
+
+@pytest.mark.parametrize(
+    "style",
+    [
+        {"width": float("inf")},
+        {"dpi": 10**9},
+        {"bins": 10**9},
+        {"font_size": 1000000000.0},
+        {"height": float("nan")},
+        {"width": 50.0, "dpi": 2400},
+    ],
+)
+def test_figures_that_no_page_holds(style):
+    with pytest.raises(
+        UsageError, match=f"^figure {'dpi' if len(style) == 2 else next(iter(style))}: "
+    ):
+        FigureStyle(**style)
 
 
 def test_what_a_terminal_would_obey_is_shown(made, tmp_path):
