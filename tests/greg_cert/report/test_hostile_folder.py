@@ -16,7 +16,9 @@ from rich.console import Console
 from greg_cert.certificates.results import load_results
 from greg_cert.cli import screen
 from greg_cert.digests import sealed
+from greg_cert.errors import UsageError
 from greg_cert.frames import frame_bytes
+from greg_cert.report.figures.style import FigureStyle
 from greg_cert.report.page.pictures import kept_pictures
 from greg_cert.report.tables.comparison import compare
 from greg_cert.report.tables.forms import markdown_table, summary_table
@@ -73,6 +75,22 @@ def test_folders_with_odd_files(folder, data):
         path.write_bytes(data.draw(damaged(path.read_bytes())))
     found = works_or_refuses(lambda: shown(odd))
     assert found is None or set(found) <= set(filter(str.isprintable, found)) | {"\n"}
+
+
+@pytest.mark.parametrize(
+    ("field", "style"),
+    [
+        ("width", {"width": float("inf")}),
+        ("height", {"height": float("nan")}),
+        ("font_size", {"font_size": 1e9}),
+        ("dpi", {"dpi": 10**9}),
+        ("dpi", {"dpi": 2400, "width": 50.0}),
+        ("bins", {"bins": 10**9}),
+    ],
+)
+def test_figures_that_no_page_holds(field, style):
+    with pytest.raises(UsageError, match=f"^figure {field}: expected at "):
+        FigureStyle(**style)
 
 
 def test_what_a_terminal_would_obey_is_shown(made, tmp_path):
