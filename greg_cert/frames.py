@@ -60,8 +60,6 @@ def read_frame(path: Path) -> FrameFile:
         if cells > MOST_CELLS:
             raise ValueError(f"{cells} cells, more than the {MOST_CELLS} that are read")
         table = pq.read_table(path, page_checksum_verification=True)
-        if nested := [f.name for f in table.schema if pa.types.is_nested(f.type)]:
-            raise ValueError(f"lists or sections in column {nested[0]}")
         frame: pd.DataFrame = table.to_pandas()
         metadata = table.schema.metadata or {}
         notes = {k.decode(): v.decode() for k, v in metadata.items() if k not in _OF_ARROW}

@@ -25,8 +25,10 @@ class Normalize(nn.Conv2d):
         if not all(s > 0 for s in std):
             raise UsageError(f"expected std > 0 in every channel, but got {tuple(std)}")
         super().__init__(channels, channels, kernel_size=1, groups=channels)
-        scale = 1.0 / torch.tensor(std, dtype=torch.float64)
-        shift = -torch.tensor(mean, dtype=torch.float64) * scale
+        # Python's floats: torch's division imports its compiler where tensors are on `meta`.
+        scale = [1.0 / float(s) for s in std]
+        shift = [-float(m) * s for m, s in zip(mean, scale, strict=True)]
         del self.weight, self.bias
-        self.register_buffer("weight", scale.float().reshape(channels, 1, 1, 1))
-        self.register_buffer("bias", shift.float())
+        weight = torch.tensor(scale, dtype=torch.float64).float()
+        self.register_buffer("weight", weight.reshape(channels, 1, 1, 1))
+        self.register_buffer("bias", torch.tensor(shift, dtype=torch.float64).float())

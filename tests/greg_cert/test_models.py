@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from commands import ROOT
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -481,3 +482,17 @@ def test_names_need_no_torch_and_the_registry_no_torchvision() -> None:
         "assert 'torchvision' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
+
+
+def test_sizes_are_counted_without_the_compiler() -> None:
+    """A run's network is sized on the meta device before it is made; the import takes seconds."""
+    code = (
+        "import sys, torch\nfrom greg_cert.models import build_model\n"
+        "with torch.device('meta'):\n"
+        "    for name in ('mlp', 'lip_cnn', 'densenet100'):\n"
+        "        build_model(\n"
+        "            name, num_classes=9, in_channels=1, image_size=32, mean=[0.5], std=[0.3]\n"
+        "        )\n"
+        "assert 'torch._dynamo' not in sys.modules\n"
+    )
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
