@@ -77,8 +77,8 @@ def read_rows(path: Path, required: tuple[str, ...]) -> pd.DataFrame:
         raise RunError(f"{path}: missing column {', '.join(missing)}")
     if frame.empty:
         raise RunError(f"{path}: expected at least one row, but got none")
-    for name in frame.select_dtypes("object"):
-        if not frame[name].map(pd.api.types.is_hashable).all():
+    for name in frame.columns:
+        if frame[name].dtype == object and not frame[name].map(pd.api.types.is_hashable).all():
             raise RunError(f"{path}: expected single values in column {name}, but got lists")
     return frame
 
