@@ -53,7 +53,7 @@ def _check_features(config: ExperimentConfig, model: nn.Module, shape: tuple[int
     """Refuse a network without a last linear layer where a stage chooses outliers by features."""
     stages = enumerate(config.train.stages)
     asking = [(i, s.strategy) for i, s in stages if s.chooses_by_features]
-    if not asking:
+    if not asking or config.model.factory is None:  # networks of ours end in a linear layer
         return
     was_training = model.training
     with torch.no_grad():
