@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -95,7 +96,7 @@ def measured(
         )
         found["auc"] = perturbed_auc(model, splits, folder.config.score)
         out = folder.path.with_name(f"{folder.path.name}-verify")
-        found["radii"] = {norm: radii(folder, norm, samples, out) for norm in ("2", "inf")}
+        found["radii"] = {n: radii(folder, splits, n, samples, out) for n in ("2", "inf")}
     return found | environment("cpu, one thread")
 
 
@@ -130,11 +131,22 @@ def _some(images: Images, count: int) -> torch.Tensor:
     return images.pixels(choose_samples(len(images), min(count, len(images)), 0)).double()
 
 
-def radii(run: RunFolder, norm: str, samples: int, out: Path) -> dict[str, Any]:
+@dataclass(frozen=True)
+class Loaded(RunFolder):
+    """A run folder whose data are in memory: a cell reads them once."""
+
+    splits: DataSplits = field(kw_only=True)
+
+    def load_data(self) -> DataSplits:
+        """The data that were read."""
+        return self.splits
+
+
+def radii(run: RunFolder, splits: DataSplits, norm: str, samples: int, out: Path) -> dict[str, Any]:
     """Certified and attacked radii of the same test samples under each run; rejected ones are 0."""
     how = proof(run.config.score, norm)
     settings = VerifyConfig(samples=samples, batch=BATCH, **how)
-    done = verify_runs([run], settings, out / norm)
+    done = verify_runs([Loaded(run.path, splits=splits)], settings, out / norm)
     results = load_results(out / norm)
     name = results.runs[0]
     frame = results.of(name)
