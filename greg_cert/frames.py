@@ -68,8 +68,7 @@ def read_frame(path: Path) -> FrameFile:
     except (FileNotFoundError, NotADirectoryError) as error:
         raise FileNotFoundError(str(error)) from error
     except Exception as error:  # damaged files raise anything, deep within pyarrow and pandas
-        line = " ".join(str(error).split())[:200]
-        raise RunError(f"{path}: expected a whole parquet file, but got: {line}") from error
+        raise RunError(f"{path}: expected a whole parquet file, but got: {error!s:.200}") from error
     if found is not None:
         check_digest(told, found, path)
     return FrameFile(frame, notes, told is not None)

@@ -145,8 +145,7 @@ def joined_processes() -> Iterator[Processes]:
         try:
             dist.init_process_group("gloo", rank=rank, world_size=size, timeout=_START)
         except (RuntimeError, ValueError) as error:
-            line = " ".join(str(error).split())
-            raise RunError(f"cannot meet the other processes: {line}") from error
+            raise RunError(f"cannot meet the other processes: {error}") from error
     try:
         yield Processes(rank, size, dist.new_group(backend="gloo", timeout=_WAIT))
     finally:

@@ -54,9 +54,8 @@ def read_tensors(path: Path) -> TensorFile:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         found = None if told is None else tensors_digest(tensors)
     except Exception as error:  # OSError, SafetensorError, and what odd headers lead to
-        line = " ".join(str(error).split())
         raise RunError(
-            f"weights: expected a readable safetensors file, but got {path}: {line}"
+            f"weights: expected a readable safetensors file, but got {path}: {error}"
         ) from error
     if found is not None:
         check_digest(told, found, path)

@@ -40,9 +40,8 @@ def save_checkpoint(path: Path, state: Checkpoint) -> None:
         with atomic_path(path) as temporary:
             torch.save({**content, DIGEST: _digest(content)}, temporary)
     except (OSError, RuntimeError) as error:  # torch's writer raises the latter when a disk is full
-        line = " ".join(str(error).split())[:200]
         kept = "the one before is kept" if path.exists() else "there is none yet"
-        raise RunError(f"checkpoint: cannot write {path} ({kept}): {line}") from error
+        raise RunError(f"checkpoint: cannot write {path} ({kept}): {error!s:.200}") from error
 
 
 def load_checkpoint(path: Path) -> Checkpoint:
@@ -57,8 +56,9 @@ def load_checkpoint(path: Path) -> Checkpoint:
         found = _digest(content)
         state = Checkpoint(**content)
     except Exception as error:  # a corrupt file may raise anything
-        line = " ".join(str(error).split())[:200]
-        raise RunError(f"checkpoint: expected a readable file, but got {path}: {line}") from error
+        raise RunError(
+            f"checkpoint: expected a readable file, but got {path}: {error!s:.200}"
+        ) from error
     if told is None:
         tell_unchecked(path)
     else:

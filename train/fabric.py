@@ -38,10 +38,9 @@ def make_fabric(config: TrainConfig, *, launch: bool = True) -> Fabric:
         if launch:
             fabric.launch()
     except (RuntimeError, ValueError) as error:
-        line = " ".join(str(error).split())
         raise ConfigError(
             f"train.accelerator: {config.accelerator!r} with devices = {config.devices!r} and "
-            f"nodes = {config.nodes} is not available here: {line}"
+            f"nodes = {config.nodes} is not available here: {error}"
         ) from error
     if not launch:
         return fabric

@@ -10,6 +10,7 @@ from greg_cert.data import DataSplits
 from greg_cert.errors import ConfigError, RunError, UnsupportedModelError, UsageError
 from greg_cert.files import is_folder
 from greg_cert.models.last_layer import pass_with_features
+from greg_cert.models.modes import evaluating
 from greg_cert.runs.networks import make_network
 from greg_cert.runs.records import RunFolder, model_sizes
 from greg_cert.runs.weights import LoadReport, load_foreign
@@ -55,10 +56,8 @@ def _check_features(config: ExperimentConfig, model: nn.Module, shape: tuple[int
     asking = [(i, s.strategy) for i, s in stages if s.chooses_by_features]
     if not asking or config.model.factory is None:  # networks of ours end in a linear layer
         return
-    was_training = model.training
-    with torch.no_grad():
-        found = pass_with_features(model.eval(), torch.full((1, *shape), 0.5))
-    model.train(was_training)
+    with evaluating(model), torch.no_grad():
+        found = pass_with_features(model, torch.full((1, *shape), 0.5))
     if found.features is None:
         i, strategy = asking[0]
         raise RunError(

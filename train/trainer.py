@@ -17,6 +17,7 @@ from greg_cert.data import DataSplits
 from greg_cert.digests import tensors_digest
 from greg_cert.errors import ConfigError, RunError
 from greg_cert.models.last_layer import pass_with_features
+from greg_cert.models.modes import evaluating
 from greg_cert.processes import Processes
 from greg_cert.runs.manifest import MANIFEST_FILE, write_manifest
 from greg_cert.runs.records import RunFolder
@@ -150,10 +151,9 @@ class Trainer:
             if self.lipschitz is not None and found.lipschitz is not None:
                 self.lipschitz.load_state_dict(found.lipschitz)
         except (RuntimeError, ValueError, TypeError, LookupError, AttributeError) as error:
-            line = " ".join(str(error).split())[:200]
             raise RunError(
                 f"{self.run.checkpoint_file}: expected the state of this model and its optimiser, "
-                f"but got: {line}"
+                f"but got: {error!s:.200}"
             ) from error
         return Progress(**{f.name: getattr(found, f.name) for f in fields(Progress)}), found.journal
 
@@ -241,13 +241,11 @@ class Trainer:
 
         @torch.no_grad()
         def look(images: Tensor) -> tuple[Tensor, Tensor]:
-            was_training = self.model.training
-            self.model.eval()
             bf16 = self.config.train.precision == "bf16"
-            with torch.autocast(images.device.type, torch.bfloat16, enabled=bf16):
+            autocast = torch.autocast(images.device.type, torch.bfloat16, enabled=bf16)
+            with evaluating(self.model), autocast:
                 found = pass_with_features(self.model, images)
                 logits = found.logits.float()
-            self.model.train(was_training)
             scores = score_of(score)(logits)
             self.non_finite.see(self.done, {"score": scores})
             if self._at_once:

@@ -126,9 +126,8 @@ def _alone(value: Callable[[Tensor], Tensor], x: Tensor, what: str) -> list[Tens
     except (RuntimeError, ValueError, IndexError) as error:
         if is_out_of_memory(error):
             raise
-        line = " ".join(str(error).split())
         raise UnsupportedModelError(
-            f"expected {what} to take one sample by itself, but it fails: {line}"
+            f"expected {what} to take one sample by itself, but it fails: {error}"
         ) from error
 
 

@@ -82,7 +82,7 @@ class Chooser:
         try:
             fit(config, splits, folder, resume=folder.exists())
         except (ConfigError, TrainingError) as error:
-            numbers: dict[str, Any] = {"error": " ".join(str(error).split())}
+            numbers: dict[str, Any] = {"error": str(error)}
         else:
             seconds = time.process_time() - begun
             proven = proof(config.score, "2")

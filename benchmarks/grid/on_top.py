@@ -24,7 +24,7 @@ def detectors(run: RunFolder, splits: DataSplits) -> dict[str, Any]:
         try:
             sets = evaluator.detection(name).sets
         except GregCertError as error:
-            found[name or "own"] = {"error": " ".join(str(error).split())}
+            found[name or "own"] = {"error": str(error)}
             continue
         found[name or "own"] = {
             "seconds": round(time.process_time() - begun, 1),

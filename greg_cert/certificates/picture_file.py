@@ -153,9 +153,8 @@ def read_pictures(path: Path) -> list[SamplePicture]:
     except RunError:
         raise
     except Exception as error:  # zipfile and numpy raise anything where headers are damaged
-        line = " ".join(str(error).split())[:200]
         raise RunError(
-            f"{path}: cannot be read as numpy arrays, perhaps truncated ({line})"
+            f"{path}: cannot be read as numpy arrays, perhaps truncated ({error!s:.200})"
         ) from None
     _check(path, arrays)
     found = arrays["found"]

@@ -36,7 +36,7 @@ def doctor(
     from greg_cert.verify.run.diagnose import diagnosed
     from greg_cert.verify.run.method_trials import duration
 
-    folder = open_subject(run, trust=trust or ())
+    folder = open_subject(run, trust=trust)
     with screen.waiting(f"read {run}"):
         model = folder.load_model()
         sizes = folder.manifest["model"]

@@ -84,7 +84,7 @@ def evaluate(
     from greg_cert.scores import SCORES
 
     where = find_device(device or "auto")
-    subjects = [open_subject(path, set_ or (), trust or ()) for path in runs]
+    subjects = [open_subject(path, set_, trust) for path in runs]
     if not 0 < tpr <= 1:
         raise UsageError(f"--tpr: expected a share in (0, 1], but got {tpr}")
     asked: dict[str, tuple[str | None, bool]] = {}  # what is the same, however it is written, once

@@ -56,7 +56,7 @@ def predict(
     from greg_cert.verify.certificates import ContradictionWarning
     from greg_cert.verify.run.single_image import verdicts_on
 
-    subject = open_subject(run, trust=trust or ())
+    subject = open_subject(run, trust=trust)
     chosen = verify_settings(subject.config.verify, **settings)
     where = find_device(chosen.device)
     with screen.waiting(f"read {run}"):

@@ -113,7 +113,7 @@ def _measured(
     except (RunError, DataError):  # about folders and files: the next value would meet them too
         raise
     except GregCertError as failed:
-        return TunedRun(value, config.seed, numbers, " ".join(str(failed).split()))
+        return TunedRun(value, config.seed, numbers, str(failed))
     return TunedRun(value, config.seed, {**numbers, **found}, error)
 
 

@@ -74,14 +74,14 @@ def verify(
     seconds = None if time_budget is None else parse_seconds("--time-budget", time_budget)
     of_data = [text for text in set_ or () if text.strip().startswith("data")]
     of_verify = [text.removeprefix("verify.") for text in set_ or () if text not in of_data]
-    subjects = [open_subject(path, of_data, trust or ()) for path in runs]
+    subjects = [open_subject(path, of_data, trust) for path in runs]
     chosen = verify_settings(revised(subjects[0].config.verify, of_verify), **settings)
     folder = runs[0] if runs[0].is_dir() else runs[0].with_suffix("")
     verify_and_report(
         subjects,
         chosen,
         out or folder / ("verify" if chosen.norm == "2" else "verify-linf"),
-        baseline=None if baseline is None else open_subject(baseline, of_data, trust or ()),
+        baseline=None if baseline is None else open_subject(baseline, of_data, trust),
         selection=selection,
         time_budget=seconds,
         audit=audit,

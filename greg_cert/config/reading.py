@@ -92,8 +92,7 @@ def read_mapping(path: Path) -> dict[str, Any]:
     try:
         raw = load_yaml(text)
     except yaml.YAMLError as error:
-        line = " ".join(str(error).split())
-        raise ConfigError(f"config: expected valid YAML in {path}, but got: {line}") from error
+        raise ConfigError(f"config: expected valid YAML in {path}, but got: {error}") from error
     if not isinstance(raw, dict):
         raise ConfigError(f"config: expected a mapping in {path}, but got {type(raw).__name__}")
     return raw

@@ -12,6 +12,7 @@ from torchvision import models
 from greg_cert.errors import UsageError
 from greg_cert.models.aliases import HEADS
 from greg_cert.models.base import Body
+from greg_cert.models.modes import evaluating
 from greg_cert.models.names import TORCHVISION_PREFIX, near_miss
 
 # Without their auxiliary heads these return one tensor in training too.
@@ -97,9 +98,8 @@ def _change_first_convolution(model: nn.Module, in_channels: int) -> None:
 def _check_size(
     model: nn.Module, name: str, in_channels: int, image_size: int, num_features: int
 ) -> None:
-    model.eval()
     try:
-        with torch.no_grad():
+        with evaluating(model), torch.no_grad():
             features = model(torch.zeros(1, in_channels, image_size, image_size))
     except (RuntimeError, AssertionError, ValueError) as error:
         raise _misfit(name, image_size, error) from error
@@ -108,13 +108,11 @@ def _check_size(
             f"model.name: expected a network that gives features (B, {num_features}), "
             f"but got {name!r}, which gives {tuple(features.shape)} for one image"
         )
-    model.train()
 
 
 def _misfit(name: str, image_size: int, error: Exception) -> UsageError:
-    why = " ".join(str(error).split())
     return UsageError(
-        f"image_size: expected a size that {name!r} can take, but got {image_size}: {why}"
+        f"image_size: expected a size that {name!r} can take, but got {image_size}: {error}"
     )
 
 

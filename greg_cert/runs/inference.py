@@ -60,9 +60,7 @@ def evaluation_copy(
     try:
         twin = copy.deepcopy(model, computed)
     except (RuntimeError, TypeError) as error:
-        raise UsageError(
-            f"cannot copy the model ({type(model).__name__}): {' '.join(str(error).split())}"
-        ) from error
+        raise UsageError(f"cannot copy the model ({type(model).__name__}): {error}") from error
     return twin.to(device=device, dtype=dtype).eval().requires_grad_(False)
 
 

@@ -19,6 +19,7 @@ from greg_cert.config.experiment import ModelConfig
 from greg_cert.errors import RunError
 from greg_cert.files import plain_file
 from greg_cert.models import build_model
+from greg_cert.models.modes import evaluating
 from greg_cert.models.normalize import Normalize
 
 
@@ -39,9 +40,9 @@ def make_network(described: ModelConfig, sizes: Mapping[str, Any]) -> nn.Module:
     if described.normalize:
         model = normalised(model, sizes)
     image = torch.full((1, sizes["in_channels"], sizes["image_size"], sizes["image_size"]), 0.5)
-    was_training = model.training
-    check_logits(model.eval(), image, sizes, described.factory)
-    return model.train(was_training)
+    with evaluating(model):
+        check_logits(model, image, sizes, described.factory)
+    return model
 
 
 def normalised(model: nn.Module, sizes: Mapping[str, Any]) -> nn.Module:

@@ -104,8 +104,7 @@ class RunFolder:
             raw = load_yaml(read_text(self.config_file))
             found = config_digest(raw)
         except (OSError, ValueError, TypeError, yaml.YAMLError) as error:
-            line = " ".join(str(error).split())
-            raise RunError(f"{expected}: {line}") from error
+            raise RunError(f"{expected}: {error}") from error
         if self.manifest_file.exists():  # a run begins with its configuration
             check_file(self.manifest, self.config_file, found)
         try:
@@ -178,14 +177,12 @@ class RunFolder:
                 self._check_size(described, sizes, tensors)
             model = make_network(described, sizes)
         except (TypeError, KeyError, RuntimeError, OverflowError) as error:
-            line = " ".join(str(error).split())
-            raise RunError(f"run: manifest.json of {self.path} names odd sizes: {line}") from error
+            raise RunError(f"run: manifest.json of {self.path} names odd sizes: {error}") from error
         try:
             model.load_state_dict(tensors)
         except RuntimeError as error:
-            line = " ".join(str(error).split())
             raise RunError(
-                f"weights: {self.weights_file} does not fit the model: {line}"
+                f"weights: {self.weights_file} does not fit the model: {error}"
             ) from error
         check_ties(model.state_dict(), tensors, self.weights_file)
         return model.eval()

@@ -46,7 +46,9 @@ class Subject(Protocol):
         """Its data."""
 
 
-def open_subject(path: Path, overrides: Sequence[str] = (), trust: Sequence[str] = ()) -> Subject:
+def open_subject(
+    path: Path, overrides: Sequence[str] | None = None, trust: Sequence[str] | None = None
+) -> Subject:
     """The run in a folder, or the model that a YAML file describes.
 
     `overrides` name other OOD test sets, as `data.ood[0].n=50` (`greg_cert.config.overrides`), and
@@ -55,10 +57,10 @@ def open_subject(path: Path, overrides: Sequence[str] = (), trust: Sequence[str]
     Raises:
         ConfigError: an override of anything else: the rest is what the model was trained with.
     """
-    subject: Subject = RunFolder(path, tuple(trust))
+    subject: Subject = RunFolder(path, tuple(trust or ()))
     if path.suffix in (".yaml", ".yml") and not path.is_dir():
         subject = OwnModel(path)
-    for text in overrides:
+    for text in overrides or ():
         if parse_override(text).path[:2] != ("data", "ood"):
             raise ConfigError(
                 "--set: expected a key of data.ood, since the rest is what the run was made with, "

@@ -21,7 +21,7 @@ from greg_cert.models.aliases import (
     shared_prefix,
 )
 from greg_cert.models.base import Classifier
-from greg_cert.models.state_file import State, read_state
+from greg_cert.runs.state_file import State, read_state
 from greg_cert.tensor_file import check_ties
 
 _SHOWN = 4  # names that an error lists of each kind

@@ -16,8 +16,8 @@ from torch import Tensor, nn
 
 from greg_cert.errors import RunError
 from greg_cert.models import build_model
-from greg_cert.models.pickled_numbers import numbers_allowed
-from greg_cert.models.state_file import read_state
+from greg_cert.runs.pickled_numbers import numbers_allowed
+from greg_cert.runs.state_file import read_state
 from greg_cert.runs.weights import load_foreign
 
 

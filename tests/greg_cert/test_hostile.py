@@ -27,8 +27,8 @@ from greg_cert.digests import DIGEST, sealed
 from greg_cert.errors import DataError, GregCertError, RunError
 from greg_cert.evaluation.store import ScoreStore
 from greg_cert.frames import frame_bytes, frame_csv, read_frame
-from greg_cert.models.state_file import read_state
 from greg_cert.runs.records import RunFolder
+from greg_cert.runs.state_file import read_state
 from greg_cert.runs.training_log import TrainingLogWriter, read_training_log
 from greg_cert.train import fit
 from greg_cert.train.checkpoint import _digest, load_checkpoint

@@ -10,6 +10,7 @@ from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
 from greg_cert.errors import UnsupportedModelError
+from greg_cert.models.modes import evaluating
 from greg_cert.runs.inference import device_of
 from greg_cert.verify.graph.calls import Scale
 from greg_cert.verify.graph.operations import batch_norm_scales
@@ -38,21 +39,15 @@ class LiveGraph:
         check_model(model)
         check_traceable(model)
         _check_parameters(model)
-        modes = [(module, module.training) for module in model.modules()]
         parameter = next((p for p in model.parameters() if p.is_floating_point()), None)
         dtype = torch.float32 if parameter is None else parameter.dtype
         generator = torch.Generator().manual_seed(0)
         probe = torch.rand((PROBES, *input_shape), generator=generator, dtype=dtype, device="cpu")
         self._probe = probe.to(device_of(model))
-        model.eval()
-        try:
+        with evaluating(model), torch.no_grad():
             self._traced = static_graph(model)
             first = Translation(self._traced, self._probe, whole_pools=True)
-            with torch.no_grad():
-                first.run()
-        finally:
-            for module, mode in modes:
-                module.training = mode
+            first.run()
         self._norms: list[Any] = [
             m for m in self._traced.modules() if isinstance(getattr(m, "running_var", None), Tensor)
         ]

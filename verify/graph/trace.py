@@ -234,10 +234,9 @@ class Translation:
                 return getattr(args[0], str(target))(*args[1:], **kwargs)
             return target(*args, **kwargs)
         except (RuntimeError, ValueError, IndexError, TypeError) as error:
-            line = " ".join(str(error).split())
             raise UsageError(
                 f"layer {_layer_name(node)!r} fails on inputs of shape "
-                f"{tuple(self.probe.shape[1:])}: {line}"
+                f"{tuple(self.probe.shape[1:])}: {error}"
             ) from error
 
 

@@ -172,9 +172,8 @@ class ShardStore:
             key = ShardKey(**parse_json(notes[_KEY]))
             frame["index"]
         except (OSError, ValueError, TypeError, KeyError) as error:
-            line = " ".join(str(error).split())
             raise RunError(
-                f"out: cannot read {path}: {line}; delete it, and its samples are computed again"
+                f"out: cannot read {path}: {error}; delete it, and its samples are computed again"
             ) from error
         if not checked:
             tell_unchecked(self.folder)

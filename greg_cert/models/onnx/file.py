@@ -71,10 +71,9 @@ def read_onnx(path: Path) -> OnnxFile:
         proto = onnx.load(str(path))
         onnx.checker.check_model(proto)
     except Exception as error:  # protobuf and the checker raise kinds of their own
-        line = " ".join(str(error).split())
         raise RunError(
             f"model.onnx: expected a valid ONNX file, but got {path} "
-            f"({type(error).__name__}: {line})"
+            f"({type(error).__name__}: {error})"
         ) from error
     opset = _opset(proto, path, onnx.defs.onnx_opset_version())
     name, batch, image_shape = _input(proto, path)
@@ -143,9 +142,9 @@ def _reference(
         whole: Any = ReferenceEvaluator(proto)
         parts = [whole.run(None, {name: part.numpy()})[0] for part in x[:2].split(batch)]
     except Exception as error:  # whatever an operation that it lacks raises
-        line = " ".join(str(error).split())
         raise RunError(
-            f"model.onnx: expected {path} to run in ONNX's reference implementation, but got {line}"
+            f"model.onnx: expected {path} to run in ONNX's reference implementation, "
+            f"but got {error}"
         ) from error
     return x, torch.from_numpy(np.concatenate([np.asarray(p) for p in parts]))
 

@@ -80,8 +80,7 @@ def _reference(step: Step, inputs: list[Array]) -> Array:
         run = ReferenceEvaluator(step.proto, opsets={"": step.state.opset})
         out: Any = run.run(None, dict(zip(names, inputs, strict=True)))
     except Exception as error:  # whatever an operation that is not expected raises
-        line = " ".join(str(error).split())
-        raise step.refuse(f"its constant cannot be computed ({line})") from error
+        raise step.refuse(f"its constant cannot be computed ({error})") from error
     return np.asarray(out[0])
 
 

@@ -174,7 +174,7 @@ class Step:
             with torch.no_grad():
                 return tuple(function(*given) for given in inputs)
         except (RuntimeError, ValueError, IndexError, TypeError) as error:
-            raise self.refuse(f"it fails on its inputs: {' '.join(str(error).split())}") from error
+            raise self.refuse(f"it fails on its inputs: {error}") from error
 
     def _node(self, value: Any) -> Any:
         if isinstance(value, Traced):

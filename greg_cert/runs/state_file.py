@@ -13,7 +13,7 @@ from torch import Tensor
 
 from greg_cert.errors import RunError
 from greg_cert.files import is_file, parse_json, plain_file
-from greg_cert.models.pickled_numbers import numbers_allowed
+from greg_cert.runs.pickled_numbers import numbers_allowed
 from greg_cert.tensor_file import read_tensors
 
 TORCH_SUFFIXES = (".pt", ".pth", ".ckpt", ".bin", ".tar")
@@ -116,8 +116,7 @@ def _read_parts(index: Path) -> State:
         told = parse_json(plain_file(index).read_bytes().decode("utf-8-sig"))["weight_map"]
         names = {str(key): str(name) for key, name in told.items()}
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        line = " ".join(str(error).split())
-        raise RunError(f"{expected}, but got {type(error).__name__}: {line}") from error
+        raise RunError(f"{expected}, but got {type(error).__name__}: {error}") from error
     if odd := [n for n in names.values() if n != Path(n).name or not n.endswith(".safetensors")]:
         raise RunError(f"{expected}, but got {odd[0]!r}")
     parts = {name: index.parent / name for name in sorted(set(names.values()))}
