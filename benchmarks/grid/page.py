@@ -3,27 +3,29 @@
 from __future__ import annotations
 
 import json
-import math
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import mean
 from typing import Any
 
-from page_parts import folder_name, spread, table
+from page_parts import folder_name, table
 
 from greg_cert.files import write_atomic
-from grid.settled import MATTERS, Cells, settled
+from grid.on_top import RUNS as ON_TOP
+from grid.on_top_page import best_detectors, detector_tables
+from grid.settled import Cells, settled
 from grid.tasks import EXTRA, RUNS, SEEDS, TASKS
 from grid.verdicts import (
     Cell,
     Measure,
     exceeds,
-    interval,
+    groups_of,
     mean_of_sets,
     median_radius,
+    over_seeds,
     share,
     slope,
-    verdict,
 )
 
 MARK = "<!-- The tables below are written by benchmarks/claims.py. -->"
@@ -32,19 +34,45 @@ MARK = "<!-- The tables below are written by benchmarks/claims.py. -->"
 def write_page(results: Path, page: Path) -> None:
     """Write the tables of the page below its mark."""
     before = page.read_text(encoding="utf-8").partition(MARK)[0] if page.exists() else ""
-    lines = [MARK, ""]
-    for task in TASKS:
-        if cells := read_cells(results / task, TASKS[task].runs):
-            weights = results / (TASKS[task].weights or task) / "chosen.json"
-            lines += section(task, cells, json.loads(weights.read_text(encoding="utf-8")))
-            lines += detector_tables(read_cells(results / task / "detectors", TASKS[task].runs))
+    known = {task: cells for task in TASKS if (cells := read_cells(results / task, task))}
+    on_top = {task: read_cells(results / task / "detectors", task) for task in known}
+    lines = [MARK, "", *overview(known, on_top)]
+    for task, cells in known.items():
+        weights = results / (TASKS[task].weights or task) / "chosen.json"
+        lines += section(task, cells, json.loads(weights.read_text(encoding="utf-8")))
+        lines += detector_tables(on_top[task])
     write_atomic(page, before + "\n".join(lines).rstrip() + "\n")
 
 
-def read_cells(folder: Path, runs: Sequence[str]) -> dict[str, dict[int, Cell]]:
-    """The cells that are there."""
+def overview(known: Mapping[str, Cells], on_top: Mapping[str, Cells]) -> list[str]:
+    """Each claim's verdict in each task."""
+    told: dict[tuple[str, str], dict[str, dict[str, list[str]]]] = {}
+    for task, cells in known.items():
+        for line in settled(cells):
+            of_task = told.setdefault((line.claim, line.runs), {}).setdefault(task, {})
+            short = re.sub(r" \[.*\]", "", line.found)  # without the interval
+            of_task.setdefault(line.verdict, []).append(f"{line.what} {short}")
+    rows = [
+        [claim, runs, *(_said(by_task.get(task, {})) for task in known)]
+        for (claim, runs), by_task in told.items()
+    ]
+    for run in ON_TOP:
+        best = [best_detectors(of[run]) if run in of else "" for of in on_top.values()]
+        if any(best):
+            rows.append(["g: post-hoc detectors detect better", f"on {run}", *best])
+    heads = ["claim", "runs", *(TASKS[task].short for task in known)]
+    return ["## Verdicts", "", "From the tables below:", "", *table(heads, rows), ""]
+
+
+def _said(by_verdict: Mapping[str, Sequence[str]]) -> str:
+    """What each verdict is of."""
+    return "; ".join(f"**{word}**: {', '.join(of)}" for word, of in by_verdict.items())
+
+
+def read_cells(folder: Path, task: str) -> dict[str, dict[int, Cell]]:
+    """The cells of a task that are there."""
     found: dict[str, dict[int, Cell]] = {}
-    for run in runs:
+    for run in TASKS[task].runs:
         for seed in SEEDS:
             file = folder / file_name(run, seed)
             if file.exists():
@@ -76,17 +104,12 @@ def section(task: str, cells: Cells, chosen: Mapping[str, Any]) -> list[str]:
     ]
     if "radii" in one:
         lines += [*radius_table(cells, one), *auc_table(cells, one)]
-    claims = [(line.claim, line.runs, line.found, line.verdict) for line in settled(cells)]
+    claims = [
+        (line.claim, line.runs, f"{line.what}: {line.found}", line.verdict)
+        for line in settled(cells)
+    ]
     heads = ("claim", "runs", "found [95 % interval]", "verdict")
     return [*lines, "Claims:", "", *table(heads, claims), ""]
-
-
-def over(cells: Mapping[int, Cell], measure: Measure, digits: int) -> str:
-    """Mean and standard deviation over seeds."""
-    values = [measure(cell) for cell in cells.values()]
-    if any(math.isinf(v) for v in values):
-        return "beyond the longest"
-    return spread(values, digits)
 
 
 def chosen_table(task: str, cells: Cells, chosen: Mapping[str, Any]) -> list[str]:
@@ -137,21 +160,23 @@ def candidate_table(chosen: Mapping[str, Any]) -> list[str]:
 def detection_table(cells: Cells) -> list[str]:
     """Accuracy, calibration, detection and slopes."""
     one = next(iter(next(iter(cells.values())).values()))
-    groups = [g for g in ("near", "far") if g in one["groups"].values()]
+    groups = groups_of(one)
     heads = ["run", "accuracy", "ECE"]
     heads += [f"{m}, {g}" for g in groups for m in ("AUROC", "FPR95")]
     heads += ["‖∇S‖, ID", "‖∇S‖, OOD", "training, CPU s"]
     rows = []
     for run, of_run in cells.items():
         row = [run]
-        row += [over(of_run, lambda c, k=k: c[k], 3) for k in ("accuracy", "ece")]  # type: ignore[misc]
-        row += [over(of_run, mean_of_sets(m, g), 3) for g in groups for m in ("auroc", "fpr95")]
-        row += [over(of_run, slope(of), 3) for of in ("id", "ood")]
+        row += [over_seeds(of_run, lambda c, k=k: c[k], 3) for k in ("accuracy", "ece")]  # type: ignore[misc]
+        row += [
+            over_seeds(of_run, mean_of_sets(m, g), 3) for g in groups for m in ("auroc", "fpr95")
+        ]
+        row += [over_seeds(of_run, slope(of), 3) for of in ("id", "ood")]
         seconds = [c["train_seconds"] for c in of_run.values() if c["train_seconds"] is not None]
         rows.append([*row, f"{mean(seconds):.0f}" if seconds else "–"])
     sets = list(one["ood"])
     by_set = [
-        [run, *(over(of_run, lambda c, s=s: c["ood"][s]["auroc"], 3) for s in sets)]  # type: ignore[misc]
+        [run, *(over_seeds(of_run, lambda c, s=s: c["ood"][s]["auroc"], 3) for s in sets)]  # type: ignore[misc]
         for run, of_run in cells.items()
     ]
     near = ", ".join(name for name, g in one["groups"].items() if g == "near") or "none"
@@ -179,11 +204,11 @@ def radius_table(cells: Cells, one: Cell) -> list[str]:
         row = [run]
         for norm, digits in (("2", 3), ("inf", 4)):
             row += [
-                over(of_run, median_radius(norm, f"radius_{k}"), digits)
+                over_seeds(of_run, median_radius(norm, f"radius_{k}"), digits)
                 for k in ("certified", "attack")
             ]
-            row += [over(of_run, share(norm), 2), over(of_run, exceeds(norm), 2)]
-        rows.append([*row, over(of_run, lambda c: c["lipschitz"], 1)])
+            row += [over_seeds(of_run, share(norm), 2), over_seeds(of_run, exceeds(norm), 2)]
+        rows.append([*row, over_seeds(of_run, lambda c: c["lipschitz"], 1)])
     every = [cell for of_run in cells.values() for cell in of_run.values()]
     wrong = sum(r["violations"] for cell in every for r in cell["radii"].values())
     how = "; ".join(proven(cells, norm) for norm in one["radii"])
@@ -219,7 +244,7 @@ def auc_table(cells: Cells, one: Cell) -> list[str]:
         return lambda cell: mean(of_set[radius][place] for of_set in cell["auc"].values())
 
     rows = [
-        [run, *(over(of_run, value(r, place), 3) for r in sizes for place in (0, 1))]
+        [run, *(over_seeds(of_run, value(r, place), 3) for r in sizes for place in (0, 1))]
         for run, of_run in cells.items()
     ]
     heads = [f"{name}, {r}" for r in sizes for name in ("GAUC (proof)", "AAUC (attack)")]
@@ -229,48 +254,3 @@ def auc_table(cells: Cells, one: Cell) -> list[str]:
         *table(("run", *heads), rows),
         "",
     ]
-
-
-def detector_tables(cells: Cells) -> list[str]:
-    """What post-hoc detectors add to a run's own score, the largest gain first."""
-    lines: list[str] = []
-    for run, of_run in cells.items():
-        lines += [
-            f"Claim g: post-hoc detectors on top of {run}, AUROC and its gain over the run's own "
-            "score:",
-            "",
-            *detector_table(of_run),
-            "",
-        ]
-    return lines
-
-
-def detector_table(of_run: Mapping[int, Cell]) -> list[str]:
-    """Of one run."""
-    one = next(iter(of_run.values()))
-    groups = [g for g in ("near", "far") if g in one["groups"].values()]
-
-    def value(name: str, group: str) -> Measure:
-        found = mean_of_sets("auroc", group)
-        return lambda c: found({"ood": c["detectors"][name]["ood"], "groups": c["groups"]})
-
-    rows: list[tuple[float, list[str]]] = []
-    for name in one["detectors"]:
-        if any("error" in cell["detectors"][name] for cell in of_run.values()):
-            why = next(c["detectors"][name].get("error", "") for c in of_run.values())
-            rows.append((-math.inf, [name, why or "failed for a seed", *["–"] * len(groups)]))
-            continue
-        row, first = [name], 0.0
-        for group in groups:
-            row.append(over(of_run, value(name, group), 3))
-        for group in groups:
-            own = value("own", group)
-            gain = interval([value(name, group)(c) - own(c) for c in of_run.values()])
-            base = mean(own(c) for c in of_run.values())
-            word = verdict(gain, least=MATTERS["auroc"], room=1 - base)
-            row.append("" if name == "own" else f"{gain.text(3)}: {word}")
-            first = first or gain.mean
-        rows.append((math.inf if name == "own" else first, row))
-    rows.sort(key=lambda r: -r[0])
-    heads = ["detector", *(f"AUROC, {g}" for g in groups), *(f"gain, {g}" for g in groups)]
-    return table(heads, [row[: len(heads)] for _, row in rows])

@@ -12,6 +12,7 @@ from grid.verdicts import (
     Interval,
     Measure,
     exceeds,
+    groups_of,
     harmless,
     interval,
     mean_of_sets,
@@ -40,6 +41,7 @@ class Line:
 
     claim: str
     runs: str
+    what: str
     found: str
     verdict: str
 
@@ -47,7 +49,7 @@ class Line:
 def settled(cells: Cells) -> Iterator[Line]:
     """All claims that the cells have something to say of."""
     one = next(iter(next(iter(cells.values())).values()))
-    groups = [g for g in ("near", "far") if g in one["groups"].values()]
+    groups = groups_of(one)
     for claim, pairs in (
         ("a: the penalty detects better", PENALTY),
         ("b: two-ended sampling detects better", TWO_ENDED),
@@ -62,25 +64,27 @@ def settled(cells: Cells) -> Iterator[Line]:
         yield Line(
             "c: accuracy is not harmed (1 point)",
             " − ".join(pair),
+            "accuracy",
             f"{found.text(2, 100)} points",
             harmless(found, most=_POINT),
         )
     for pair in _known(PENALISED, cells):
         for of in ("id", "ood"):
-            name = f"‖∇S‖, {of.upper()}"
+            name = f"{of.upper()} ‖∇S‖"
             yield _ratio("d: gradient norms stay down", pair, cells, name, slope(of), -1)
     for pair in _known(PENALISED, cells) if "radii" in one else ():
         for norm, title in (("2", "ℓ2"), ("inf", "ℓ∞")):
             for kind in ("certified", "attack"):
                 radius = median_radius(norm, f"radius_{kind}")
-                yield _ratio("e: radii grow", pair, cells, f"{kind}, {title}", radius, 1)
+                yield _ratio("e: radii grow", pair, cells, f"{kind} {title}", radius, 1)
     for run in (run for run in ESTIMATED if run in cells and "radii" in one):
         for norm, title in (("2", "ℓ2"), ("inf", "ℓ∞")):
             found = interval([exceeds(norm)(cell) for cell in cells[run].values()])
             yield Line(
-                "f: the estimate (γ − S)/‖∇S‖ exceeds an attack",
+                "f: (γ − S)/‖∇S‖ exceeds an attack, of accepted samples",
                 run,
-                f"{title}: {found.text(0, 100)} % of the accepted samples",
+                title,
+                f"{found.text(0, 100)} %",
                 verdict(found, least=_SOME, room=math.inf),
             )
 
@@ -105,7 +109,7 @@ def _detection(claim: str, pair: Pair, cells: Cells, metric: str, group: str) ->
         least=MATTERS[metric],
         room=1 - base if higher else base,
     )
-    return Line(claim, " − ".join(pair), f"{metric.upper()}, {group}: {found.text(3)}", settled)
+    return Line(claim, " − ".join(pair), f"{group} {metric.upper()}", found.text(3), settled)
 
 
 def _ratio(claim: str, pair: Pair, cells: Cells, name: str, measure: Measure, sign: int) -> Line:
@@ -117,13 +121,13 @@ def _ratio(claim: str, pair: Pair, cells: Cells, name: str, measure: Measure, si
 
     logs = _pairs(pair, cells, log)
     if not all(map(math.isfinite, logs)):
-        return Line(claim, " / ".join(pair), f"{name}: beyond what is measured", "–")
+        return Line(claim, " / ".join(pair), name, "beyond what is measured", "–")
     found = interval(logs)
-    text = f"{name}: × {math.exp(found.mean):.2f}"
+    text = f"× {math.exp(found.mean):.2f}"
     if found.seeds > 1:
         text += f" [{math.exp(found.low):.2f}, {math.exp(found.high):.2f}]"
     gain = found if sign > 0 else _negative(found)
-    return Line(claim, " / ".join(pair), text, verdict(gain, least=_RATIO, room=math.inf))
+    return Line(claim, " / ".join(pair), name, text, verdict(gain, least=_RATIO, room=math.inf))
 
 
 def _negative(found: Interval) -> Interval:

@@ -110,6 +110,7 @@ class Task:
 
     Attributes:
         title: of its section.
+        short: its name where there is little room.
         config: file in configs/ whose auxiliary set, network and verification it takes.
         data: what differs of its data; SHARED and WORK in a path are folders.
         first: settings of the first stage, cross-entropy.
@@ -120,6 +121,7 @@ class Task:
     """
 
     title: str
+    short: str
     config: str
     data: Settings
     first: Settings
@@ -209,12 +211,14 @@ _FEWER = ("ce", "oe", "oe+grad", "energy", "greg", "greg+", "dos", "lipschitz")
 TASKS: dict[str, Task] = {
     "mnist": Task(
         "MNIST (28×28, 10 classes, 5,950 training images)",
+        "MNIST",
         "mnist_energy.yaml",
         {"ood": [_TINY_FAR, *_FAR_SETS]},
         *_MNIST,
     ),
     "cifar10": Task(
         "CIFAR-10 (32×32, 10 classes, 10,200 training images)",
+        "CIFAR-10",
         "cifar10small_energy.yaml",
         {"id": _cifar("train", limit=12000), "ood": [_TINY, _DIGITS, *_FAR_SETS]},
         *_CIFAR,
@@ -222,6 +226,7 @@ TASKS: dict[str, Task] = {
     ),
     "mnist-split": Task(
         "MNIST, digits 0 to 7 against 8 and 9",
+        "digits 0 to 7",
         "mnist_energy.yaml",
         {
             "id": _array(_SPLIT, "train", labels="train_labels", limit=7000),
@@ -244,6 +249,7 @@ TASKS: dict[str, Task] = {
     ),
     "cifar10-split": Task(
         "CIFAR-10, six animals against four vehicles",
+        "animals",
         "cifar10small_energy.yaml",
         {
             "id": _cifar("train", classes=_ANIMALS, limit=7200),

@@ -13,11 +13,12 @@ do. Of a claim that something improves:
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import mean, median, stdev
 from typing import Any
 
+from page_parts import spread
 from scipy import stats
 
 Cell = dict[str, Any]
@@ -50,6 +51,14 @@ def interval(values: Sequence[float]) -> Interval:
     return Interval(mean(values), mean(values) - half, mean(values) + half, n)
 
 
+def over_seeds(cells: Mapping[int, Cell], measure: Measure, digits: int) -> str:
+    """Mean and standard deviation over seeds."""
+    values = [measure(cell) for cell in cells.values()]
+    if any(math.isinf(v) for v in values):
+        return "beyond the longest"
+    return spread(values, digits)
+
+
 def verdict(found: Interval, *, least: float, room: float) -> str:
     """Of a gain that should be positive; `room` is what the baseline leaves to gain."""
     if room < least:
@@ -70,6 +79,11 @@ def harmless(found: Interval, *, most: float) -> str:
     if found.low > -most:
         return "confirmed"
     return "refuted" if found.high < -most else "undecided"
+
+
+def groups_of(cell: Cell) -> list[str]:
+    """Which groups its OOD sets are of, near ones first."""
+    return [g for g in ("near", "far") if g in cell["groups"].values()]
 
 
 def mean_of_sets(metric: str, group: str | None) -> Measure:

@@ -140,13 +140,11 @@ def test_the_page_says_what_the_cells_say() -> None:
     tried.append({"values": {"lambda_score": 9.0}, "error": "not finite"})
     chosen = {run: {"candidates": tried, "chosen": {"lambda_score": 0.3}} for run in cells}
     lines = section("cifar10", cells, chosen)
-    gain = next(v for v in lines if v.startswith("| a: the penalty") and "AUROC, near" in v)
-    assert "| greg \N{MINUS SIGN} energy | AUROC, near: +0.101 [" in gain
+    gain = next(v for v in lines if v.startswith("| a: the penalty") and "near AUROC" in v)
+    assert "| greg \N{MINUS SIGN} energy | near AUROC: +0.101 [" in gain
     assert gain.endswith("| confirmed |")
     grown = next(
-        v
-        for v in lines
-        if v.startswith("| e: radii grow") and "certified, \N{SCRIPT SMALL L}2" in v
+        v for v in lines if v.startswith("| e: radii grow") and "certified \N{SCRIPT SMALL L}2" in v
     )
     assert "\N{MULTIPLICATION SIGN} 2.00 [2.00, 2.00] | confirmed" in grown
     assert "| greg | lambda_score 0.3 | lambda_grad 0.01, 0.03, 0.1, 0.3, 1 |" in lines
@@ -155,4 +153,26 @@ def test_the_page_says_what_the_cells_say() -> None:
     assert f"| greg | **lambda_score 0.3** | {row}" in lines
     assert (
         "| greg | lambda_score 9 | failed | \u2013 | \u2013 | \u2013 | \u2013 | \u2013 |" in lines
+    )
+
+
+def test_the_overview_gives_each_claim_a_line_and_each_task_a_column() -> None:
+    from grid.page import overview
+
+    cells = {
+        "energy": {s: cell(ROWS, 0.6 + 0.01 * s) for s in range(3)},
+        "greg+": {s: cell(ROWS, 0.7 + 0.011 * s) for s in range(3)},
+    }
+    own = {"own": {"ood": cell(ROWS, 0.7)["ood"]}, "failed": {"error": "why"}}
+    by = {name: {"ood": cell(ROWS, a)["ood"]} for name, a in (("low", 0.6), ("high", 0.9))}
+    groups = {"a": "near", "b": "far"}
+    on_top = {"greg+": {s: {"groups": groups, "detectors": own | by} for s in range(3)}}
+    lines = overview({"mnist": cells, "cifar10": cells}, {"mnist": {}, "cifar10": on_top})
+    assert "| claim | runs | MNIST | CIFAR-10 |" in lines
+    (line,) = (v for v in lines if v.startswith("| c: accuracy is not harmed"))
+    said = "**confirmed**: accuracy +0.00 points"
+    assert line.endswith(f"| greg+ \N{MINUS SIGN} energy | {said} | {said} |")
+    assert lines[-2] == (
+        "| g: post-hoc detectors detect better | on greg+ |  | "
+        "near: **1 of 2**, most high (+0.200); far: **0 of 2** |"
     )
