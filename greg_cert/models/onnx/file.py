@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 from greg_cert.errors import RunError
 from greg_cert.files import plain_file
 from greg_cert.models.onnx.graph import translate
+from greg_cert.models.onnx.step import MOST
 
 FIRST_OPSET = 9
 _TOLERANCE = 1e-4  # of float32 logits, relative to the largest
@@ -114,6 +116,11 @@ def _input(proto: Any, path: Path) -> tuple[str, int, tuple[int, int, int]]:
     if len(shape) != 4 or len(sizes) != 3:
         raise RunError(
             f"model.onnx: expected an input (B, C, H, W) of fixed C, H and W in {path}, "
+            f"but {name!r} is {_shown(shape)}"
+        )
+    if math.prod(sizes) > MOST:
+        raise RunError(
+            f"model.onnx: expected images of at most {MOST:,} values in {path}, "
             f"but {name!r} is {_shown(shape)}"
         )
     batch = shape[0] if isinstance(shape[0], int) else 0

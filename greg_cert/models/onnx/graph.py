@@ -15,7 +15,7 @@ from torch import fx
 
 from greg_cert.errors import UnsupportedModelError
 from greg_cert.models.onnx.layers import HANDLERS
-from greg_cert.models.onnx.step import PROBES, Array, Known, State, Step, Traced
+from greg_cert.models.onnx.step import MOST, PROBES, Array, Known, State, Step, Traced
 
 
 def translate(
@@ -28,21 +28,36 @@ def translate(
     Raises:
         UnsupportedModelError: names the first operation that cannot be read.
     """
-    from onnx import numpy_helper
-
     state = State(fixed_batch, opset)
     for tensor in model.graph.initializer:
-        state.values[tensor.name] = Known((numpy_helper.to_array(tensor),) * len(PROBES))
+        state.values[tensor.name] = Known((_stored(tensor),) * len(PROBES))
     generator = torch.Generator().manual_seed(0)
     probes = tuple(torch.rand(n, *image_shape, generator=generator) for n in PROBES)
     state.values[name] = Traced(state.graph.placeholder("images"), probes)
     for proto in model.graph.node:
-        _walk(state, proto)
+        try:
+            _walk(state, proto)
+        except UnsupportedModelError:
+            raise
+        except Exception as error:  # whatever operands and attributes that do not fit lead to
+            raise Step(state, proto, {}).refuse(f"it fails on its inputs: {error}") from error
     out = state.values[model.graph.output[0].name]
     if not isinstance(out, Traced):
         raise UnsupportedModelError("model.onnx: expected logits, but its output is a constant")
     state.graph.output(out.node)
     return fx.GraphModule(state.root, state.graph).eval()
+
+
+def _stored(tensor: Any) -> Array:
+    """The values of an `onnx.TensorProto`."""
+    from onnx import numpy_helper
+
+    try:
+        return numpy_helper.to_array(tensor)
+    except Exception as error:  # it trusts shape, kind and length of what is stored
+        raise UnsupportedModelError(
+            f"model.onnx: weight {tensor.name!r} cannot be read: {error}"
+        ) from error
 
 
 def _walk(state: State, proto: Any) -> None:
@@ -76,12 +91,26 @@ def _reference(step: Step, inputs: list[Array]) -> Array:
     from onnx.reference import ReferenceEvaluator
 
     names = [name for name in step.proto.input if name]
-    try:
-        run = ReferenceEvaluator(step.proto, opsets={"": step.state.opset})
-        out: Any = run.run(None, dict(zip(names, inputs, strict=True)))
-    except Exception as error:  # whatever an operation that is not expected raises
-        raise step.refuse(f"its constant cannot be computed ({error})") from error
+    if any(a.g.node or a.graphs for a in step.proto.attribute):
+        raise step.refuse("its constant is that of a graph of its own, which may never end")
+    if _size(step.proto.op_type, inputs) > MOST:
+        raise step.refuse(f"its constant would have more than {MOST:,} values")
+    run = ReferenceEvaluator(step.proto, opsets={"": step.state.opset})
+    out: Any = run.run(None, dict(zip(names, inputs, strict=True)))
     return np.asarray(out[0])
+
+
+def _size(kind: str, inputs: list[Array]) -> float:
+    """How many values an operation makes that may make many out of few; 0 for the others."""
+    if kind in ("ConstantOfShape", "Expand", "Tile"):
+        times = float(np.prod(inputs[-1].astype(np.float64)))
+        return times * inputs[0].size if kind == "Tile" else times
+    if kind == "Range":
+        start, limit, step = (float(v) for v in inputs)
+        return abs(limit - start) / abs(step)
+    if kind == "Pad":
+        return float(np.prod([n + float(np.abs(inputs[1]).sum()) for n in inputs[0].shape]))
+    return 0.0
 
 
 def _plain(value: Any) -> Any:
