@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from greg_cert.cli import screen
+from greg_cert.cli.report import Venue
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Sequence
@@ -40,6 +41,7 @@ def evaluate(
         Path | None,
         typer.Option(help="Folder for tables: CSV in OpenOOD's columns, Markdown, LaTeX, JSON."),
     ] = None,
+    venue: Venue = None,
     save: Annotated[
         bool, typer.Option(help="Keep scores in RUN/scores, and read what is there.")
     ] = True,
@@ -69,7 +71,7 @@ def evaluate(
 
     Example: greg-cert evaluate runs/energy runs/greg+
 
-    Example: greg-cert evaluate runs/greg+ --detector energy,ash,knn --out results
+    Example: greg-cert evaluate runs/greg+ --detector energy,ash,knn --out results --venue eccv
 
     Example: greg-cert evaluate runs/greg+ --set "data.ood=[{source: folder, path: new_images}]"
     """
@@ -80,9 +82,13 @@ def evaluate(
     from greg_cert.evaluation.evaluator import Evaluator
     from greg_cert.evaluation.seeds import over_seeds
     from greg_cert.evaluation.write import record_of, write_evaluation
+    from greg_cert.report.figures.venues import venue_style
     from greg_cert.runs.subjects import common_data, open_subject, unique_names
     from greg_cert.scores import SCORES
 
+    paper = venue_style(venue).paper
+    if venue is not None and out is None:
+        raise UsageError("--venue: expected --out beside it, the folder for the LaTeX table")
     where = find_device(device or "auto")
     subjects = [open_subject(path, set_, trust) for path in runs]
     if not 0 < tpr <= 1:
@@ -120,7 +126,7 @@ def evaluate(
     elif out is None:
         screen.plain("figures of each OOD set: --out FOLDER, or --json")
     if out is not None:
-        screen.plain(*write_evaluation(out, rows, means, record))
+        screen.plain(*write_evaluation(out, rows, means, record, paper))
 
 
 def _rows(

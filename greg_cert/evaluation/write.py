@@ -16,6 +16,7 @@ from greg_cert.evaluation.sheet import evaluation_sheet
 from greg_cert.files import file_name, write_atomic
 from greg_cert.frames import frame_csv
 from greg_cert.report.latex.tables import BOOKTABS, latex_sheet
+from greg_cert.report.paper import ANY_PAPER, Paper
 from greg_cert.report.tables.forms import markdown_sheet
 from greg_cert.runs.records import environment
 
@@ -79,9 +80,11 @@ def write_evaluation(
     rows: Sequence[Evaluated],
     means: Sequence[SeedMean],
     record: Mapping[str, Any],
+    paper: Paper = ANY_PAPER,
 ) -> list[Path]:
     """Write `evaluation.json`, `results.csv`, `table.md`, `table.tex` and a CSV for each row.
 
+    `table.tex` is laid out for `paper`.
     The CSVs in `openood/` have OpenOOD's rows and columns; those of several seeds hold mean ± std.
 
     Raises:
@@ -92,7 +95,7 @@ def write_evaluation(
         "evaluation.json": json.dumps(record, indent=2, allow_nan=False) + "\n",
         "results.csv": frame_csv(results_table(rows).round(4).set_index("run")),
         "table.md": markdown_sheet(sheet, sheet.title) + "\n",
-        "table.tex": BOOKTABS + latex_sheet(sheet, sheet.caption),
+        "table.tex": BOOKTABS + latex_sheet(sheet, sheet.caption, paper=paper),
     }
     tables: list[tuple[str, pd.DataFrame]] = [
         (f"{row.run}-{row.detection.detector}", openood_table(row).map("{:.2f}".format))

@@ -69,7 +69,11 @@ def answer(*arguments: str, cwd: Path) -> Any:
 
 def test_evaluate(work: Path) -> None:
     runs = ("runs/energy", "runs/energy-1", "runs/greg+")
-    found = answer("evaluate", *runs, "--detector", "energy,ash", "--out", "eval", cwd=work)
+    found = answer(
+        *("evaluate", *runs, "--detector", "energy,ash"),
+        *("--out", "eval", "--venue", "eccv"),
+        cwd=work,
+    )
     rows = {(r["run"], r["detector"]): r for r in found["runs"]}
     assert len(rows) == 6
     one = rows["greg+", "energy"]

@@ -3,10 +3,12 @@
 import re
 import shutil
 import subprocess
+from types import SimpleNamespace
 
 import pandas as pd
 import pytest
 
+from greg_cert.evaluation.sheet import evaluation_sheet
 from greg_cert.report import VENUES, load_results, venue_style
 from greg_cert.report.figures.registry import figure_specs
 from greg_cert.report.latex.figures import latex_figures
@@ -91,13 +93,35 @@ def compiled(folder, name, parts):
     return re.findall(bad, run.stdout, re.MULTILINE)
 
 
+def evaluated():
+    """The table of an evaluation of many runs and detectors, with all its columns."""
+    keys = ("id_accuracy", "calibration_error", "fpr95", "fpr95_ood_recall", "auroc", "aupr_in")
+    groups = [f"{group}_{metric}" for group in ("near", "far") for metric in ("fpr95", "auroc")]
+    numbers = dict.fromkeys([*keys, "aupr_out", *groups], 0.98765)
+    label = range(10_000)
+    rows = [
+        SimpleNamespace(
+            run=run,
+            detection=SimpleNamespace(detector=detector, sets={"tiny_imagenet": None}),
+            predictions=SimpleNamespace(label=label),
+            numbers=lambda: numbers,
+        )
+        for run in NAMES
+        for detector in ("energy", "pro-energy:eps=0.005,steps=3", "certified-energy")
+    ]
+    mean = SimpleNamespace(title=NAMES[-2], seeds=range(3), detector="energy")
+    mean.mean = mean.std = numbers
+    return evaluation_sheet(rows, [mean])
+
+
 @needs_latex
 @pytest.mark.parametrize("name", [*LAYOUTS.values(), None])
 def test_every_table_and_figure_fits_the_page(many, tmp_path, name):
     styles = [venue_style(name)]
     if styles[0].paper.gap is not None:
         styles.append(venue_style(name, 2))
-    parts = [latex_floats(sheets, "", styles[0].paper) for _, sheets in many]
+    tables = [*(sheets for _, sheets in many), [evaluated()]]
+    parts = [latex_floats(sheets, "", styles[0].paper) for sheets in tables]
     for style in styles:
         for results, _ in (many[0], many[-1]):
             parts.append(latex_figures(results, figure_specs(results, {}), style))
