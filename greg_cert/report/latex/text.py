@@ -3,11 +3,36 @@
 from __future__ import annotations
 
 import re
+import unicodedata
 from functools import lru_cache
 
 from greg_cert.report.wording import one_line
 
+# Capitals that look like a Latin letter are that letter, as is omicron.
+_LATIN = {0x3BF: "o"} | dict(
+    zip(
+        (0x391, 0x392, 0x395, 0x396, 0x397, 0x399, 0x39A, 0x39C, 0x39D, 0x39F, 0x3A1, 0x3A4, 0x3A7),
+        "ABEZHIKMNOPTX",
+        strict=True,
+    )
+)
+_VARIANTS = {"Lamda": "Lambda", "lamda": "lambda", "epsilon": "varepsilon", "phi": "varphi"}
+
+
+def _greek(code: int) -> str:
+    """A Greek letter in TeX, which calls it as Unicode does, but for a few."""
+    if code in _LATIN:
+        return _LATIN[code]
+    name = unicodedata.name(chr(code)).rpartition(" ")[2].capitalize()
+    name = name.lower() if chr(code).islower() else name
+    return rf"$\{_VARIANTS.get(name, name)}$"
+
+
 _TEX = {
+    **{
+        chr(c): _greek(c)
+        for c in (*range(0x391, 0x3A2), *range(0x3A3, 0x3AA), *range(0x3B1, 0x3CA))
+    },
     "\\": r"\textbackslash{}",
     **{c: "\\" + c for c in "{}$&#%_"},
     "[": "{[}",  # after a line break, a bare bracket would be its argument
@@ -23,12 +48,6 @@ _TEX = {
     "≤": r"$\le$",
     "∞": r"$\infty$",
     "∇": r"$\nabla$",
-    "\u03b1": r"$\alpha$",
-    "β": r"$\beta$",
-    "\u03b3": r"$\gamma$",
-    "ε": r"$\varepsilon$",
-    "λ": r"$\lambda$",
-    "\u03c3": r"$\sigma$",
     "\u201c": "``",
     "\u201d": "''",
     "\u2019": "'",
@@ -37,6 +56,9 @@ _TEX = {
     "\u00d7": r"$\times$",
     "\u2016": r"$\Vert$",
     "±": r"$\pm$",
+    "→": r"$\to$",
+    "≈": r"$\approx$",
+    "\u2032": r"$'$",
 }
 _UNBROKEN = 20  # characters of a word that fit any line of text
 _JOINT = re.compile(r"(?<=[-_/.+=:])(?=.)")

@@ -13,7 +13,7 @@ from greg_cert.report import VENUES, load_results, venue_style
 from greg_cert.report.figures.registry import figure_specs
 from greg_cert.report.latex.figures import latex_figures
 from greg_cert.report.latex.tables import latex_floats, latex_sheet, latex_sheets
-from greg_cert.report.latex.text import printed_width
+from greg_cert.report.latex.text import escape_tex, printed_width
 from greg_cert.report.tables.comparison import compare
 
 needs_latex = pytest.mark.skipif(shutil.which("pdflatex") is None, reason="needs pdflatex")
@@ -78,7 +78,7 @@ def compiled(folder, name, parts):
         *(f"{part}\n\\clearpage" for part in parts),
         r"\end{document}",
     ]
-    (folder / "paper.tex").write_text("\n".join(text), encoding="ascii")
+    (folder / "paper.tex").write_text("\n".join(text), encoding="utf-8")
     command = ["pdflatex", "-draftmode", "-interaction=nonstopmode", "-halt-on-error", "paper.tex"]
     run = subprocess.run(
         command,
@@ -133,6 +133,14 @@ def test_what_does_not_fit_is_seen(tmp_path):
     wide = r"\begin{table}\begin{tabular}{l}\hbox to 6in{x}\end{tabular}\end{table}"
     (found,) = compiled(tmp_path, "neurips", [wide])
     assert "Overfull" in found
+
+
+@needs_latex
+def test_latin_and_greek_letters_compile(tmp_path):
+    greek = [chr(c) for c in (*range(0x391, 0x3AA), *range(0x3B1, 0x3CA)) if c != 0x3A2]
+    latin = "ÀÁÂÃÄÅÆÇÈÉÊËÌÍÎÏÑÒÓÔÕÖØÙÚÛÜÝßàáâãäåæçèéêëìíîïñòóôõöøùúûüýÿčďěğłńňőřśšťůűźżž"
+    names = [*greek, *latin]
+    assert compiled(tmp_path, "neurips", [escape_tex(" ".join([*names, "→ ≈ \u2032"]))]) == []
 
 
 def test_type_is_no_smaller_than_the_venue_wants(many):
