@@ -2,11 +2,13 @@
 
 PyYAML takes the last one in silence, for whole sections too; YAML itself allows none. JSON is YAML,
 so this reads it as well. What no configuration needs is refused before it takes time or memory:
-deep nesting, aliases of aliases that stand for millions of values, integers beyond 64 bits.
+deep nesting, aliases of aliases that stand for millions of values, integers beyond 64 bits. So are
+numbers of base 60 and 8: `12:30:45` would be 45045, and a class called 010 would be 8.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Hashable, Iterator
 from typing import Any
 
@@ -17,6 +19,8 @@ from greg_cert.errors import shown
 
 MOST_DEEP, MOST_VALUES = 50, 100_000
 _BITS = 63
+# Of base 60 and 8; hexadecimal numbers can be taken for nothing else.
+_OTHER_BASE = re.compile(r"[-+]?(?:[\d_]+(?::[\d_]+)+(?:\.[\d_]*)?|0[\d_]+)")
 
 
 class Refused(yaml.YAMLError):
@@ -73,6 +77,11 @@ class _Loader(yaml.SafeLoader):
             kind = node.tag.rpartition(":")[2]
             found = f"expected a value of the kind {kind}, but got {shown(node.value)}"
             raise _refused(found, node.start_mark) from error
+        if isinstance(value, int | float) and _OTHER_BASE.fullmatch(text := str(node.value)):
+            found = (
+                f"expected a decimal number, or quotes, but got {text}, which is {value}"
+            )
+            raise _refused(found, node.start_mark)
         if isinstance(value, int) and value.bit_length() > _BITS:
             raise _refused("expected an integer of at most 64 bits, but got more", node.start_mark)
         return value

@@ -44,6 +44,16 @@ def test_a_key_that_stands_twice(text: str, said: str) -> None:
 
 
 @pytest.mark.parametrize(
+    ("text", "value"), [("12:30:45", "45045"), ("010", "8"), ("-1:30.5", "-90.5"), ("0_1", "1")]
+)
+def test_numbers_of_another_base(text: str, value: str) -> None:
+    with pytest.raises(yaml.YAMLError, match=f"decimal number.* but got {text}, which is {value}"):
+        load_yaml(f"a: [{text}]")
+    assert load_yaml(f"a: '{text}'") == {"a": text}
+    assert load_yaml("a: [0x10, 0, 0.5, 1_000, -0]") == {"a": [16, 0, 0.5, 1000, 0]}
+
+
+@pytest.mark.parametrize(
     "text",
     [
         "",
