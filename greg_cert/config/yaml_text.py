@@ -78,9 +78,7 @@ class _Loader(yaml.SafeLoader):
             found = f"expected a value of the kind {kind}, but got {shown(node.value)}"
             raise _refused(found, node.start_mark) from error
         if isinstance(value, int | float) and _OTHER_BASE.fullmatch(text := str(node.value)):
-            found = (
-                f"expected a decimal number, or quotes, but got {text}, which is {value}"
-            )
+            found = f"expected a decimal number, or quotes, but got {text}, which is {value}"
             raise _refused(found, node.start_mark)
         if isinstance(value, int) and value.bit_length() > _BITS:
             raise _refused("expected an integer of at most 64 bits, but got more", node.start_mark)

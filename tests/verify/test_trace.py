@@ -135,6 +135,11 @@ def test_layer_settings(layer: nn.Module) -> None:
         lambda x: x.mean(dim=(-1, -2)),
         lambda x: torch.mean(x, [2, 3], keepdim=True).view(x.shape[0], -1),
         lambda x: (x + x - 3 * x).flatten(1),
+        lambda x: x.clamp(-0.2, 0.3).flatten(1),
+        lambda x: torch.clip(x, max=0.1).flatten(1),
+        lambda x: torch.clamp(x, torch.tensor(-0.1)).flatten(1),
+        lambda x: (x.clamp_min(0.1) - x.clamp_max(max=-0.1)).flatten(1),
+        lambda x: F.hardtanh(x, -0.1, math.inf).flatten(1),
         lambda x: torch.sub(torch.mul(x, 2.0), torch.tensor([[[1.0]], [[2.0]]])).flatten(1),
     ],
 )
@@ -186,7 +191,7 @@ def test_a_linear_residual_block_of_vectors_is_one_layer() -> None:
 
 UNSUPPORTED = (
     nn.Softmax(dim=1), nn.Mish(), nn.SELU(), nn.Hardswish(), nn.ELU(0.5), nn.LeakyReLU(math.nan),
-    nn.LeakyReLU(math.inf), nn.Hardtanh(-1.0, math.inf), nn.Softplus(threshold=5.0),
+    nn.LeakyReLU(math.inf), nn.Hardtanh(-1.0, math.nan), nn.Softplus(threshold=5.0),
     nn.Softplus(beta=0.0), nn.MaxPool2d(3, 2, return_indices=True), nn.AdaptiveMaxPool2d(4),
     nn.AvgPool2d(3, 2, ceil_mode=True), nn.AvgPool2d(3, 2, 1, count_include_pad=False),
     nn.AdaptiveAvgPool2d(4), nn.BatchNorm2d(2, track_running_stats=False), nn.Linear(6, 6),
@@ -210,7 +215,11 @@ def test_unsupported_layers_are_named_beside_what_is_supported(layer: nn.Module)
         (lambda y, x: 1.0 / (x + 2), "truediv"),
         (lambda y, x: y.exp(), "exp"),
         (lambda y, x: y.sign(), "sign"),
-        (lambda y, x: y.clamp(0, 1), "clamp"),
+        (lambda y, x: y.clamp(1, 0), "clamp.*its limits are 1.0 and 0.0"),
+        (lambda y, x: y.clamp(torch.zeros(6)), "clamp.*not one number"),
+        (lambda y, x: y.clamp(x, x + 1), "clamp.*min not to be computed from the input"),
+        (lambda y, x: y.clamp(max=x), "clamp.*max not to be computed from the input"),
+        (lambda y, x: F.conv2d(y, x[:, :2]), "conv2d.*weight not to be computed from the input"),
         (lambda y, x: y.flip(3), "flip"),
         (lambda y, x: y.transpose(2, 3), "transpose"),
         (lambda y, x: y.mean(), "mean"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -112,8 +113,16 @@ class GraphBuilder:
         """Append min(max(z, low), high) as high − ReLU((high − low) − ReLU(z − low)).
 
         Not the difference of two ReLUs of z: one path has the sharper interval and slope bounds,
-        and it does not cancel for large z.
+        and it does not cancel for large z. A limit may be infinite.
         """
+        if math.isinf(low) and math.isinf(high):
+            return i
+        if math.isinf(high):
+            above = self.activation(name, self.scaled(name, i, 1.0, -low), 0.0)
+            return self.scaled(name, above, 1.0, low)
+        if math.isinf(low):
+            below = self.activation(name, self.scaled(name, i, -1.0, high), 0.0)
+            return self.scaled(name, below, -1.0, high)
         above = self.activation(name, self.scaled(name, i, 1.0, -low), 0.0)
         below = self.activation(name, self.scaled(name, above, -1.0, high - low), 0.0)
         return self.scaled(name, below, -1.0, high)

@@ -12,9 +12,9 @@ from greg_cert.errors import UnsupportedModelError
 from greg_cert.verify.graph.build import GraphBuilder
 
 _SUPPORTED = (
-    "Conv2d, Linear, BatchNorm, ReLU, LeakyReLU, PReLU, abs, MaxMin, Hardtanh, ReLU6, Sigmoid, "
-    "Tanh, Softplus, SiLU, GELU, ELU (alpha 1), addition, channel concatenation, average pools, "
-    "MaxPool2d, Flatten, Dropout and per-channel constants"
+    "Conv2d, Linear, BatchNorm, ReLU, LeakyReLU, PReLU, abs, clamp, MaxMin, Hardtanh, ReLU6, "
+    "Sigmoid, Tanh, Softplus, SiLU, GELU, ELU (alpha 1), addition, channel concatenation, average "
+    "pools, MaxPool2d, Flatten, Dropout and per-channel constants"
 )
 
 _GATE = "leave out the gate (squeeze-and-excitation), or use a network without, such as a ResNet"
@@ -112,7 +112,10 @@ class Call:
         raise self.refuse(f"expected argument {position} to be computed from the input")
 
     def argument(self, position: int, name: str, default: Any) -> Any:
-        """A parameter of the call, by position or by name."""
+        """A parameter of the call, by position or by name; it may not depend on the input."""
+        given = self.node.args[position : position + 1] or (self.node.kwargs.get(name),)
+        if isinstance(given[0], fx.Node) and given[0] in self.context.index:
+            raise self.refuse(f"expected {name} not to be computed from the input")
         if len(self.args) > position:
             return self.args[position]
         return self.kwargs.get(name, default)

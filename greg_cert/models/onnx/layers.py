@@ -168,8 +168,6 @@ def _clip(s: Step) -> Traced:
         float(s.constant(i)) if s.given(i) else float(s.attribute(name, fallback))
         for i, name, fallback in ((1, "min", -math.inf), (2, "max", math.inf))
     ]
-    if limits == [0.0, math.inf]:
-        return s.layer(nn.ReLU())
     return s.layer(nn.Hardtanh(limits[0], limits[1]))
 
 
