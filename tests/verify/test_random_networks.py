@@ -26,7 +26,7 @@ from greg_cert.verify.lipschitz import adjoint_interval, score_box
 NORMS = (2.0, math.inf)
 SAMPLES = 4
 BLOCK = 20
-NETWORKS = 100  # by the native engine
+NETWORKS = 60  # by the native engine
 RADII = torch.tensor([1e-3, 0.03, 0.3, 2.0], dtype=torch.float64)  # one a sample, of ℓ2 balls
 QUICK = {
     "attack_steps": 5, "attack_restarts": 1, "attack_polish": 4, "rounds": 4, "cut_rounds": 2,
