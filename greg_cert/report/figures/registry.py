@@ -97,9 +97,9 @@ SCORE_FIGURE = FigureSpec(
     "Scores and the threshold",
     draw_scores,
     "The OOD score over all samples of the test sets, verified or not: share of the samples per "
-    "bin, the outermost bins with what lies beyond; the tallest bar that is cut at "
-    "the top has its share beside it. A panel a run; the scores of two networks are "
-    "not on one scale. Vertical line: the threshold \u03b3, which accepts {tpr} of the ID "
+    "bin, of OOD sets that are drawn as one their mean, the outermost bins with what lies beyond; "
+    "the tallest bar that is cut at the top has its share beside it. A panel a run; the scores of "
+    "two networks are not on one scale. Vertical line: the threshold \u03b3, which accepts {tpr} of the ID "
     "calibration split. The legend names the share accepted, that is, at or below \u03b3. "
     "Measured on clean samples; nothing here is a proof.",
     of_samples=False,

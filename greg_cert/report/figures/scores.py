@@ -39,7 +39,7 @@ def groups_of(scores: Mapping[str, np.ndarray]) -> dict[str, list[np.ndarray]]:
     sets = {part.removeprefix(OOD): values for part, values in scores.items() if part != TEST}
     groups = {"ID test": [scores[TEST]]}
     if len(sets) > MOST_SETS:
-        return groups | {f"OOD, mean of {len(sets)} sets": list(sets.values())}
+        return groups | {f"{len(sets)} OOD sets": list(sets.values())}
     return groups | {name: [values] for name, values in sets.items()}
 
 

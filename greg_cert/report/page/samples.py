@@ -167,10 +167,11 @@ def _card(results: Results, row: Record, shown: Shown | None, digits: int) -> Ca
         difference, factor = amplified(shown.attacked - shown.clean)
         images |= {"attacked": shown.attacked, f"change \u00d7 {factor:g}": difference}
         if changed := outside(shown.attacked):
+            ends = (shown.attacked.min(), shown.attacked.max())
+            low, high = (wording.number(float(end), ".3f") for end in ends)
             remark = (
                 f"Clipped for display: {changed} of {shown.attacked.size} values lie outside "
-                f"[0,1] ({shown.attacked.min():.3f} to {shown.attacked.max():.3f}), as the ball "
-                "allows."
+                f"[0,1] ({low} to {high}), as the ball allows."
             )
     elif shown.searched or math.isinf(attack):
         within = "" if summary.max_radius is None else f" within {summary.max_radius:g}"

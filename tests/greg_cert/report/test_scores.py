@@ -73,10 +73,8 @@ def test_shares_by_hand():
     assert list(groups) == ["ID test", "x", "y"]
     assert [accepted_share(sets, -13.0) for sets in groups.values()] == [0.75, 0.5, 0.0]
     many = groups_of({**parts, "ood/z": np.array([-20.0]), "ood/w": np.array([0.0])})
-    assert list(many) == ["ID test", "OOD, mean of 4 sets"]
-    assert accepted_share(many["OOD, mean of 4 sets"], -13.0) == pytest.approx(
-        (0.5 + 0.0 + 1.0 + 0.0) / 4
-    )
+    assert list(many) == ["ID test", "4 OOD sets"]
+    assert accepted_share(many["4 OOD sets"], -13.0) == pytest.approx((0.5 + 0.0 + 1.0 + 0.0) / 4)
 
 
 def test_no_sample_is_lost_from_the_bins():
