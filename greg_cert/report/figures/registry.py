@@ -99,8 +99,8 @@ SCORE_FIGURE = FigureSpec(
     "The OOD score over all samples of the test sets, verified or not: share of the samples per "
     "bin, of OOD sets that are drawn as one their mean, the outermost bins with what lies beyond; "
     "the tallest bar that is cut at the top has its share beside it. A panel a run; the scores of "
-    "two networks are not on one scale. Vertical line: the threshold \u03b3, which accepts {tpr} of the ID "
-    "calibration split. The legend names the share accepted, that is, at or below \u03b3. "
+    "two networks are not on one scale. Vertical line: the threshold \u03b3, which accepts {tpr} "
+    "of the ID calibration split. The legend names the share accepted, at or below \u03b3. "
     "Measured on clean samples; nothing here is a proof.",
     of_samples=False,
 )
