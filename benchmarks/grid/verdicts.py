@@ -21,6 +21,7 @@ from typing import Any
 from page_parts import spread
 from scipy import stats
 
+_TOO_FEW = ("one seed", "two seeds")  # for a verdict
 Cell = dict[str, Any]
 Measure = Callable[[Cell], float]
 
@@ -63,8 +64,8 @@ def verdict(found: Interval, *, least: float, room: float) -> str:
     """Of a gain that should be positive; `room` is what the baseline leaves to gain."""
     if room < least:
         return "nothing to gain"
-    if found.seeds < 2:
-        return "one seed"
+    if found.seeds <= len(_TOO_FEW):
+        return _TOO_FEW[found.seeds - 1]
     if found.low > 0:
         return "confirmed"
     if found.high < least:
@@ -74,8 +75,8 @@ def verdict(found: Interval, *, least: float, room: float) -> str:
 
 def harmless(found: Interval, *, most: float) -> str:
     """Of a loss: confirmed where the interval excludes one larger than `most`."""
-    if found.seeds < 2:
-        return "one seed"
+    if found.seeds <= len(_TOO_FEW):
+        return _TOO_FEW[found.seeds - 1]
     if found.low > -most:
         return "confirmed"
     return "refuted" if found.high < -most else "undecided"

@@ -65,6 +65,7 @@ def test_a_verdict_follows_from_the_interval(
     found = Interval((low + high) / 2, low, high, 3)
     assert verdict(found, least=0.005, room=room) == word
     assert verdict(Interval(0.0, math.nan, math.nan, 1), least=0.005, room=1.0) == "one seed"
+    assert verdict(Interval(0.1, 0.09, 0.11, 2), least=0.005, room=1.0) == "two seeds"
 
 
 @pytest.mark.parametrize(
