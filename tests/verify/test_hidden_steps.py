@@ -127,7 +127,7 @@ class OwnConvolution(nn.Conv2d):
     """Keeps forward and replaces what it calls."""
 
     def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        return super()._conv_forward(input, weight, bias).clamp(max=0.3)
+        return super()._conv_forward(input, weight, bias).cos()
 
 
 def own_convolution(instance: bool) -> Callable[[], tuple[nn.Module, Tensor]]:
@@ -236,11 +236,12 @@ REFUSED: dict[str, tuple[Callable[[], tuple[nn.Module, Tensor]], str]] = {
     "replaced forward": (replaced_forward, "'2'.*forward of its own"),
     "replaced forward of the model": (replaced_forward_of_the_model, "itself.*forward of its own"),
     "own __call__": (called_its_own_way, "'2'.*__call__"),
-    "own _conv_forward": (own_convolution(False), "clamp"),
+    "own _conv_forward": (own_convolution(False), "cos"),
     "own _conv_forward of an instance": (own_convolution(True), "cos"),
     "hardtanh_, dropped": (capped(lambda h, c: F.hardtanh_(h, -c, c)), "body.3.*in place"),
     "inplace=True, dropped": (capped(lambda h, c: F.hardtanh(h, -c, c, inplace=True)), "in place"),
-    "clamp_, dropped": (capped(lambda h, c: h.clamp_(max=c)), "clamp_"),
+    "clamp_, dropped": (capped(lambda h, c: h.clamp_(max=c)), "body.3.*in place"),
+    "clamp, out=": (capped(lambda h, c: torch.clamp(h, max=c, out=h)), "in place"),
     "method sub_, dropped": (capped(lambda h, c: h.sub_(c)), "body.3.*in place"),
     "relu_ of a difference": (capped(lambda h, c: F.relu_(h.sub_(c))), "in place"),
     "assignment": (capped(lambda h, c: h.__setitem__(h > c, c)), "gt"),  # type: ignore[func-returns-value]
