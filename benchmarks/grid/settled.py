@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import mean
 
 from grid.verdicts import (
@@ -80,6 +80,7 @@ def settled(cells: Cells) -> Iterator[Line]:
     for run in (run for run in ESTIMATED if run in cells and "radii" in one):
         for norm, title in (("2", "ℓ2"), ("inf", "ℓ∞")):
             found = interval([exceeds(norm)(cell) for cell in cells[run].values()])
+            found = replace(found, low=max(found.low, 0.0), high=min(found.high, 1.0))
             yield Line(
                 "f: (γ − S)/‖∇S‖ exceeds an attack, of accepted samples",
                 run,
