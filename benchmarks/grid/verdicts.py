@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import mean, median, stdev
 from typing import Any
 
@@ -75,11 +75,8 @@ def verdict(found: Interval, *, least: float, room: float) -> str:
 
 def harmless(found: Interval, *, most: float) -> str:
     """Of a loss: confirmed where the interval excludes one larger than `most`."""
-    if found.seeds <= len(_TOO_FEW):
-        return _TOO_FEW[found.seeds - 1]
-    if found.low > -most:
-        return "confirmed"
-    return "refuted" if found.high < -most else "undecided"
+    above = replace(found, mean=found.mean + most, low=found.low + most, high=found.high + most)
+    return verdict(above, least=0.0, room=math.inf)
 
 
 def groups_of(cell: Cell) -> list[str]:

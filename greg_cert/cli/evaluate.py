@@ -82,13 +82,17 @@ def evaluate(
     from greg_cert.evaluation.evaluator import Evaluator
     from greg_cert.evaluation.seeds import over_seeds
     from greg_cert.evaluation.write import record_of, write_evaluation
-    from greg_cert.report.figures.venues import venue_style
+    from greg_cert.report.paper import ANY_PAPER
     from greg_cert.runs.subjects import common_data, open_subject, unique_names
     from greg_cert.scores import SCORES
 
-    paper = venue_style(venue).paper
-    if venue is not None and out is None:
-        raise UsageError("--venue: expected --out beside it, the folder for the LaTeX table")
+    paper = ANY_PAPER
+    if venue is not None:
+        from greg_cert.report import venue_style  # and matplotlib with it
+
+        paper = venue_style(venue).paper
+        if out is None:
+            raise UsageError("--venue: expected --out beside it, the folder for the LaTeX table")
     where = find_device(device or "auto")
     subjects = [open_subject(path, set_, trust) for path in runs]
     if not 0 < tpr <= 1:

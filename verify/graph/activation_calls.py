@@ -50,27 +50,18 @@ def _prelu(c: Call) -> int:
 
 
 def _hardtanh(c: Call) -> int:
-    return _clamped(
-        c, float(c.attribute(1, "min_val", -1.0)), float(c.attribute(2, "max_val", 1.0))
-    )
+    return _clamped(c, c.attribute(1, "min_val", -1.0), c.attribute(2, "max_val", 1.0))
 
 
-def _clamp(c: Call) -> int:
-    return _limited(c, c.argument(1, "min", None), c.argument(2, "max", None))
-
-
-def _limited(c: Call, *limits: Any) -> int:
+def _clamped(c: Call, *limits: Any) -> int:
     """Between two limits, each a number, a tensor of one, or None."""
     numbers = []
     for given, none in zip(limits, (-math.inf, math.inf), strict=True):
         if isinstance(given, Tensor) and given.numel() != 1:
             raise c.refuse("its limits are not one number each")
         numbers.append(none if given is None else float(given))
-    return _clamped(c, *numbers)
-
-
-def _clamped(c: Call, low: float, high: float) -> int:
-    if math.isnan(low) or math.isnan(high) or low > high or low == math.inf or high == -math.inf:
+    low, high = numbers
+    if not (low <= high and low < math.inf and high > -math.inf):  # nor NaN
         raise c.refuse(f"its limits are {low} and {high}")
     return c.builder.clamp(c.name, c.operand(), low, high)
 
@@ -112,15 +103,15 @@ ACTIVATION_HANDLERS: dict[Any, Callable[[Call], int]] = {
     **dict.fromkeys((nn.Hardtanh, F.hardtanh, F.hardtanh_), _hardtanh),
     **dict.fromkeys(
         (torch.clamp, torch.clamp_, torch.clip, torch.clip_, "clamp", "clamp_", "clip", "clip_"),
-        _clamp,
+        lambda c: _clamped(c, c.argument(1, "min", None), c.argument(2, "max", None)),
     ),
     **dict.fromkeys(
         (torch.clamp_min, torch.clamp_min_, "clamp_min", "clamp_min_"),
-        lambda c: _limited(c, c.argument(1, "min", None), None),
+        lambda c: _clamped(c, c.argument(1, "min", None), None),
     ),
     **dict.fromkeys(
         (torch.clamp_max, torch.clamp_max_, "clamp_max", "clamp_max_"),
-        lambda c: _limited(c, None, c.argument(1, "max", None)),
+        lambda c: _clamped(c, None, c.argument(1, "max", None)),
     ),
     F.relu6: lambda c: _clamped(c, 0.0, 6.0),
     **dict.fromkeys(

@@ -115,16 +115,12 @@ class GraphBuilder:
         Not the difference of two ReLUs of z: one path has the sharper interval and slope bounds,
         and it does not cancel for large z. A limit may be infinite.
         """
-        if math.isinf(low) and math.isinf(high):
-            return i
+        base = 0.0  # what is to be added to node i
+        if not math.isinf(low):
+            i, base = self.activation(name, self.scaled(name, i, 1.0, -low), 0.0), low
         if math.isinf(high):
-            above = self.activation(name, self.scaled(name, i, 1.0, -low), 0.0)
-            return self.scaled(name, above, 1.0, low)
-        if math.isinf(low):
-            below = self.activation(name, self.scaled(name, i, -1.0, high), 0.0)
-            return self.scaled(name, below, -1.0, high)
-        above = self.activation(name, self.scaled(name, i, 1.0, -low), 0.0)
-        below = self.activation(name, self.scaled(name, above, -1.0, high - low), 0.0)
+            return self.scaled(name, i, 1.0, base)
+        below = self.activation(name, self.scaled(name, i, -1.0, high - base), 0.0)
         return self.scaled(name, below, -1.0, high)
 
     def scaled(self, name: str, i: int, scale: float, shift: float = 0.0) -> int:

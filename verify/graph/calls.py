@@ -104,21 +104,25 @@ class Call:
 
     def operand(self, position: int = 0, name: str | None = None) -> int:
         """Canonical index of an argument that depends on the input, by position or by name."""
-        given = self.node.args[position] if len(self.node.args) > position else None
-        if name in self.node.kwargs:
-            given = self.node.kwargs[name]
-        if isinstance(given, fx.Node) and given in self.context.index:
-            return self.context.index[given]
+        index = self._computed(position, name)
+        if index is not None:
+            return index
         raise self.refuse(f"expected argument {position} to be computed from the input")
 
     def argument(self, position: int, name: str, default: Any) -> Any:
         """A parameter of the call, by position or by name; it may not depend on the input."""
-        given = self.node.args[position : position + 1] or (self.node.kwargs.get(name),)
-        if isinstance(given[0], fx.Node) and given[0] in self.context.index:
+        if self._computed(position, name) is not None:
             raise self.refuse(f"expected {name} not to be computed from the input")
         if len(self.args) > position:
             return self.args[position]
         return self.kwargs.get(name, default)
+
+    def _computed(self, position: int, name: str | None) -> int | None:
+        """Canonical index of an argument, None where it does not depend on the input."""
+        given = self.node.args[position] if len(self.node.args) > position else None
+        if name in self.node.kwargs:
+            given = self.node.kwargs[name]
+        return self.context.index.get(given) if isinstance(given, fx.Node) else None
 
     def attribute(self, position: int, name: str, default: Any = None) -> Any:
         """A setting: an attribute of a module, or a parameter of a function."""
