@@ -40,6 +40,15 @@ class Pooled(nn.Module):  # whose logits are of no linear layer
     def forward(self, x):
         return self.body(x).mean((2, 3))
 
+class Frozen(nn.Sequential):
+    def __init__(self):
+        super().__init__(nn.Flatten(), nn.Linear(64, 8), nn.BatchNorm1d(8), nn.Linear(8, 10))
+
+    def train(self, mode=True):
+        super().train(mode)
+        self[2].eval()
+        return self
+
 def text():
     return "no module"
 """
@@ -127,6 +136,20 @@ def test_it_is_trained_as_the_same_network_of_ours(folder: Path) -> None:
         last.append(run.load_model())
     x = splits.test.pixels()
     torch.testing.assert_close(last[1](x), last[0](x), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("normalize", [False, True])
+def test_batch_norm_stays_frozen_where_their_network_keeps_it_so(
+    folder: Path, normalize: bool
+) -> None:
+    run = trained(
+        folder, GREG_PLUS, factory="their_training_nets:Frozen", normalize=normalize, arguments={}
+    )
+    weights = run.read_weights()
+    (mean,) = (v for k, v in weights.items() if k.endswith("running_mean"))
+    (variance,) = (v for k, v in weights.items() if k.endswith("running_var"))
+    assert (mean == 0).all()
+    assert (variance == 1).all()
 
 
 def test_its_run_folder_runs_no_code_unless_told_to(
