@@ -270,6 +270,14 @@ class StageConfig(Section):
         return (self.gradient and not all_smoothed) or (loss is not None and loss.uses_margins)
 
     @property
+    def weights(self) -> dict[str, float]:
+        """Weights of the terms that its loss has beside the cross-entropy, by setting."""
+        weights = {"lambda_score": self.lambda_score if self.uses_outliers else 0.0}
+        weights["lambda_grad"] = self.lambda_grad if self.gradient else 0.0
+        weights["lambda_lipschitz"] = self.lambda_lipschitz
+        return {setting: weight for setting, weight in weights.items() if weight}
+
+    @property
     def chooses(self) -> bool:
         """Whether the model is asked which candidates to take."""
         return self.uses_outliers and self.strategy != "random"

@@ -218,6 +218,7 @@ class Trainer:
                     "them apart already: train longer before, or set them by hand"
                 )
         chosen = {"method": stage.method, "score": stage.score, "m_in": m_in, "m_out": m_out}
+        chosen |= stage.weights
         self.manifest["stages"] = [*self.manifest["stages"][:index], chosen]
         self.processes.once(lambda: write_manifest(self.run.path, self.manifest))
         return replace(progress, stage=index, epoch=0, m_in=m_in, m_out=m_out)

@@ -73,16 +73,17 @@ def test_the_run_folder_holds_everything(finished: RunFolder) -> None:
     ce, plus = manifest["stages"]
     assert (ce["method"], ce["m_in"]) == ("ce", None)
     assert plus["m_in"] < plus["m_out"]
+    weights = {"lambda_score": 0.1, "lambda_grad": 0.03}  # the defaults
+    assert plus.items() > weights.items()
+    assert not ce.keys() & weights.keys()
     rows = rows_of(finished.path)
     assert [r["step"] for r in rows] == list(range(1, rows[-1]["step"] + 1, 2))
     last = rows[-1]
     assert last["stage"] == "greg+"
     for name in ("loss", "ce", "score_loss", "grad_loss", "grad_norm_id", "grad_norm_aux", "lr"):
         assert isinstance(last[name], float)
-    # The terms must add up to the loss with the default weights.
-    assert last["loss"] == pytest.approx(
-        last["ce"] + 0.1 * last["score_loss"] + 0.03 * last["grad_loss"], rel=1e-4
-    )
+    terms = [weights[f"lambda_{t}"] * last[f"{t}_loss"] for t in ("score", "grad")]
+    assert last["loss"] == pytest.approx(last["ce"] + sum(terms), rel=1e-4)
 
 
 def test_the_seed_alone_decides(splits: DataSplits, tmp_path: Path) -> None:

@@ -62,7 +62,17 @@ _TEX = {
 }
 _UNBROKEN = 20  # characters of a word that fit any line of text
 _JOINT = re.compile(r"(?<=[-_/.+=:])(?=.)")
-_NORM, _BREAK = "\0", "\1"  # cannot be in a line of printable text
+_BREAK = "\1"  # cannot be in a line of printable text
+_SYMBOLS = {
+    **{f"\u2113{norm}": rf"$\ell_{norm}$" for norm in "12"},
+    "\u2113∞": r"$\ell_\infty$",
+    "λ_S": r"$\lambda_S$",
+    "λ_∇": r"$\lambda_\nabla$",
+    "λ_L": r"$\lambda_L$",
+    "m_in": r"$m_{\mathrm{in}}$",
+    "m_out": r"$m_{\mathrm{out}}$",
+}
+_SYMBOL = re.compile("(\u2113[12∞]|(?<!\\w)(?:λ_[S∇L]|m_(?:in|out))(?!\\w))")
 
 
 def escape_tex(text: str, unbroken: int = _UNBROKEN) -> str:
@@ -73,10 +83,11 @@ def escape_tex(text: str, unbroken: int = _UNBROKEN) -> str:
     """
     words = one_line(text).split(" ")
     text = " ".join(word if len(word) <= unbroken else _breakable(word, unbroken) for word in words)
-    text = re.sub("\u2113([12∞])", rf"{_NORM}\1", text)
-    text = "".join(_TEX.get(c, c) for c in text).replace(_BREAK, r"\hspace{0pt}")
-    text = text.replace(f"{_NORM}$\\infty$", r"$\ell_\infty$")
-    return re.sub(f"{_NORM}([12])", r"$\\ell_\1$", text)
+    parts = _SYMBOL.split(text)
+    return "".join(
+        _SYMBOLS[part] if k % 2 else "".join(_TEX.get(c, c) for c in part)
+        for k, part in enumerate(parts)
+    ).replace(_BREAK, r"\hspace{0pt}")
 
 
 def _breakable(word: str, unbroken: int) -> str:

@@ -1,4 +1,4 @@
-"""What made the numbers, for captions: thresholds, training with its margins, and seeds."""
+"""What made the numbers, for captions: thresholds, training, and seeds."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ from typing import Any
 
 from greg_cert.certificates.results import Results
 from greg_cert.report import wording
+
+_WEIGHTS = {"lambda_score": "λ_S", "lambda_grad": "λ_∇", "lambda_lipschitz": "λ_L"}
 
 
 def threshold_words(results: Results) -> str:
@@ -22,13 +24,14 @@ def threshold_words(results: Results) -> str:
 
 
 def training_words(results: Results) -> str:
-    """Methods and margins that the runs were trained with, as far as they are recorded."""
+    """Methods, margins and weights that the runs were trained with, as far as recorded."""
     methods = {run: wording.one_line(results.summary.runs[run].method) for run in results.runs}
-    margins = {run: _margins(results.manifest(run)) for run in results.runs}
+    last = {run: _last_stage(results.manifest(run)) for run in results.runs}
     trained = [
         # A run that is named as its method says so already.
         _by_run("{}", methods) if any(methods[run] != run for run in results.runs) else "",
-        _by_run("margins {}", margins),
+        _by_run("margins {}", {run: _margins(stage) for run, stage in last.items()}),
+        _by_run("weights {}", {run: _weights(stage) for run, stage in last.items()}),
     ]
     return f"Training: {'; '.join(part for part in trained if part)}." if any(trained) else ""
 
@@ -52,13 +55,28 @@ def _by_run(words: str, values: Mapping[str, str]) -> str:
     return words.format(", ".join(f"{value} ({runs})" for value, runs in of.items() if value))
 
 
-def _margins(manifest: Mapping[str, Any]) -> str:
-    """The energies that the last stage of training holds ID and OOD samples to."""
+def _last_stage(manifest: Mapping[str, Any]) -> Mapping[str, Any]:
+    """What is recorded of the last stage of training."""
     stages = manifest.get("stages")
     last = stages[-1] if isinstance(stages, list) and stages else None
-    found = [last.get(key) for key in ("m_in", "m_out")] if isinstance(last, dict) else []
+    return last if isinstance(last, dict) else {}
+
+
+def _margins(stage: Mapping[str, Any]) -> str:
+    """The energies that a stage holds ID and OOD samples to."""
+    found = [stage.get(key) for key in ("m_in", "m_out")]
     numbers = [wording.number(value, ".3g") for value in found if isinstance(value, int | float)]
     return "m_in = {}, m_out = {}".format(*numbers) if len(numbers) == 2 else ""
+
+
+def _weights(stage: Mapping[str, Any]) -> str:
+    """Weights of the penalties in a stage's loss."""
+    found = {symbol: stage.get(setting) for setting, symbol in _WEIGHTS.items()}
+    return ", ".join(
+        f"{symbol} = {wording.number(value, '.3g')}"
+        for symbol, value in found.items()
+        if isinstance(value, int | float)
+    )
 
 
 def _text(value: object) -> str:

@@ -9,15 +9,19 @@ from greg_cert.report.tables.forms import all_sheets, markdown_table
 from greg_cert.report.tables.setting import seed_words, threshold_words, training_words
 
 
-def manifest(seed, *stages):
-    return {"seed": seed, "stages": [{"method": m, "m_in": i, "m_out": o} for m, i, o in stages]}
+def manifest(seed, *stages, **last):
+    stages = [{"method": m, "m_in": i, "m_out": o} for m, i, o in stages]
+    stages[-1] |= last
+    return {"seed": seed, "stages": stages}
 
 
 @pytest.fixture
 def results(made, small):
     runs = {
-        "a": manifest(1, ("ce", None, None), ("greg+", -7.25, -1.5)),
-        "b": manifest(2, ("energy", -7.25, -1.5)),
+        "a": manifest(
+            1, ("ce", None, None), ("greg+", -7.25, -1.5), lambda_score=0.1, lambda_grad=0.03
+        ),
+        "b": manifest(2, ("energy", -7.25, -1.5), lambda_score=0.1, lambda_lipschitz=1e-4),
     }
     made.edit(
         *(small, "certificates.parquet"),
@@ -31,7 +35,8 @@ def test_a_fact_is_said_once_where_all_runs_have_it_and_by_run_where_not(results
     assert threshold_words(results).endswith("(tpr = 0.95): \u03b3 = \u221213.70.")
     assert training_words(results) == (
         "Training: energy (\u201ca\u201d), greg (\u201cb\u201d); "
-        "margins m_in = \u22127.25, m_out = \u22121.5."
+        "margins m_in = \u22127.25, m_out = \u22121.5; "
+        "weights λ_S = 0.1, λ_∇ = 0.03 (\u201ca\u201d), λ_S = 0.1, λ_L = 0.0001 (\u201cb\u201d)."
     )
     assert (
         seed_words(results)
@@ -46,10 +51,14 @@ def test_what_is_not_recorded_is_not_said(made, tmp_path):
     assert "  " not in all_sheets(results, [])[0].caption
 
 
-@pytest.mark.parametrize("stages", [None, [], "x", [1], [{"m_in": "auto", "m_out": -1.0}]])
-def test_margins_that_are_no_numbers_are_not_said(made, small, stages):
+@pytest.mark.parametrize(
+    "stages", [None, [], "x", [1], [{"m_in": "auto", "m_out": -1.0, "lambda_grad": "much"}]]
+)
+def test_what_is_no_number_is_not_said(made, small, stages):
     made.put(small, provenance__runs={"a": {"seed": None, "stages": stages}})
-    assert "margins" not in training_words(load_results(small))
+    words = training_words(load_results(small))
+    assert "margins" not in words
+    assert "weights" not in words
 
 
 def test_captions_have_the_facts(made, results):

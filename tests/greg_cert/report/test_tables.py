@@ -56,6 +56,8 @@ def test_escapes():
         r"a\_b \& 5\% $\ell_2$ $\ell_\infty$ \textless{} $\le$"
     )
     assert escape_tex("two\nlines") == "two lines"
+    assert escape_tex("m_in = 1, (λ_∇)") == r"$m_{\mathrm{in}}$ = 1, ($\lambda_\nabla$)"
+    assert escape_tex("norm_in m_in_2") == r"norm\_in m\_in\_2"
     assert escape_markdown("a|b <script> *x*\n`y`") == r"a\|b &lt;script&gt; \*x\* \`y\`"
 
 
