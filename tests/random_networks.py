@@ -10,10 +10,14 @@ from __future__ import annotations
 
 import random
 from dataclasses import dataclass
+from functools import cached_property
 
 import hypothesis.strategies as st
 import torch
 from torch import Tensor, nn
+
+from greg_cert.verify.graph.ops import Graph
+from greg_cert.verify.graph.trace import trace_model
 
 Shape = tuple[int, ...]
 SLOPES = (0.0, 0.01, 0.3, 0.99, 1.0)
@@ -29,6 +33,11 @@ class RandomNetwork:
     model: nn.Module
     shape: Shape
     seed: int  # of the values
+
+    @cached_property
+    def graph(self) -> Graph:
+        """Its canonical graph."""
+        return trace_model(self.model, self.shape)
 
     def inputs(self, count: int) -> Tensor:
         """(count, *shape) in [0, 1]; one in three on the border, with pixels of exactly 0 or 1."""

@@ -428,7 +428,7 @@ def bent(seed: int) -> RandomNetwork:
 @pytest.mark.parametrize("seed", SEEDS)
 def test_no_bound_of_a_random_network_gives_way(seed: int) -> None:
     network = bent(seed)
-    graph, x = trace_model(network.model, network.shape), network.inputs(3)
+    graph, x = network.graph, network.inputs(3)
     radii = torch.tensor([0.02, 0.3, 2.0]).double()
     norm, side = NORMS[seed % 2], ("id", "ood")[seed // 2 % 2]
     scale = 1.0 if norm == 2.0 else 0.25

@@ -57,14 +57,14 @@ def scale_of(norm: float) -> float:
 
 
 def attack_bounds(network: RandomNetwork, engine: str, method: str = "crown") -> int:
-    graph, x = trace_model(network.model, network.shape), network.inputs(SAMPLES)
+    graph, x = network.graph, network.inputs(SAMPLES)
     return sum(
         attack_relaxation(graph, engine, x, scale_of(norm) * RADII, norm, method) for norm in NORMS
     )
 
 
 def attack_slopes(network: RandomNetwork, engine: str) -> int:
-    graph, x = trace_model(network.model, network.shape), network.inputs(SAMPLES)
+    graph, x = network.graph, network.inputs(SAMPLES)
     return sum(
         attack_lipschitz(network.model, graph, engine, x, 0.2 * scale_of(norm), norm)
         for norm in NORMS
