@@ -207,7 +207,7 @@ _CIFAR: tuple[Settings, Settings] = (
     {"epochs": 30, "lr": 0.05, "batch_size": 64, "augment": "shift_flip"},
     {"epochs": 10, "lr": 0.01, "batch_size": 64, "augment": "shift_flip"},
 )
-_FEWER = ("ce", "oe", "oe+grad", "energy", "greg", "greg+", "dos", "lipschitz")
+_FEWER = tuple(run for run in RUNS if run not in ("poem", "poem+grad", "openmix", *EXTRA))
 TASKS: dict[str, Task] = {
     "mnist": Task(
         "MNIST (28×28, 10 classes, 5,950 training images)",
