@@ -4,8 +4,8 @@ Runs are paired by training seed: same data, same first weights, same test sampl
 Student's, 95 %, of the mean difference over the seeds, and so covers what another training would
 do. Of a claim that something improves:
 
-* **confirmed:** the interval lies above 0;
-* **refuted:** it lies below `least`, the smallest gain that would matter, or below 0;
+* **refuted:** the interval lies below `least`, the smallest gain that would matter;
+* **confirmed:** it lies above 0, and reaches that gain;
 * **undecided:** it holds both;
 * **nothing to gain:** the baseline is within `least` of the best value there is.
 """
@@ -37,10 +37,11 @@ class Interval:
 
     def text(self, digits: int, scale: float = 1.0) -> str:
         """The mean, and the interval in brackets."""
-        found = f"{scale * self.mean:+.{digits}f}"
-        if self.seeds < 2:
-            return found
-        return f"{found} [{scale * self.low:+.{digits}f}, {scale * self.high:+.{digits}f}]"
+        mean, low, high = (
+            f"{round(scale * value, digits) + 0.0:+.{digits}f}"  # no negative zero
+            for value in (self.mean, self.low, self.high)
+        )
+        return mean if self.seeds < 2 else f"{mean} [{low}, {high}]"
 
 
 def interval(values: Sequence[float]) -> Interval:
@@ -66,11 +67,9 @@ def verdict(found: Interval, *, least: float, room: float) -> str:
         return "nothing to gain"
     if found.seeds <= len(_TOO_FEW):
         return _TOO_FEW[found.seeds - 1]
-    if found.low > 0:
-        return "confirmed"
     if found.high < least:
         return "refuted"
-    return "undecided"
+    return "confirmed" if found.low > 0 else "undecided"
 
 
 def harmless(found: Interval, *, most: float) -> str:

@@ -53,6 +53,7 @@ def test_an_interval_is_students_over_the_seeds() -> None:
         (0.01, 0.09, 1.0, "confirmed"),
         (-0.09, -0.01, 1.0, "refuted"),
         (-0.01, 0.004, 1.0, "refuted"),  # no gain that would matter
+        (0.001, 0.004, 1.0, "refuted"),  # nor here, though there is one
         (-0.01, 0.09, 1.0, "undecided"),
         (-0.01, 0.09, 0.004, "nothing to gain"),
     ],
@@ -65,6 +66,7 @@ def test_a_verdict_follows_from_the_interval(
     found = Interval((low + high) / 2, low, high, 3)
     assert verdict(found, least=0.005, room=room) == word
     assert verdict(Interval(0.0, math.nan, math.nan, 1), least=0.005, room=1.0) == "one seed"
+    assert Interval(-0.0004, -0.0006, 0.0, 3).text(3) == "+0.000 [-0.001, +0.000]"
     assert verdict(Interval(0.1, 0.09, 0.11, 2), least=0.005, room=1.0) == "two seeds"
 
 
