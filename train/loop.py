@@ -10,6 +10,7 @@ import torch
 
 from greg_cert.config import ExperimentConfig
 from greg_cert.config.fields import difference
+from greg_cert.config.places import without_places
 from greg_cert.data import DataSplits
 from greg_cert.errors import ConfigError, RunError
 from greg_cert.files import is_vacant
@@ -144,7 +145,8 @@ def _is_fresh(run: RunFolder, config: ExperimentConfig, resume: bool) -> bool:
         )
     if not run.config_file.exists():
         raise RunError(f"resume: expected a run folder, but {run.path} has no config.yaml")
-    now, then = (c.model_dump(mode="json") for c in (config, run.config))
+    # Whether data that stand elsewhere are the same is told by their fingerprints.
+    now, then = (without_places(c.model_dump(mode="json"), c) for c in (config, run.config))
     if (what := difference(now, then)) is not None:
         raise RunError(f"resume: {run.path} was begun with another configuration: {what}")
     return False

@@ -49,7 +49,7 @@ def first_manifest(
         },
         "command": command,
         "stages": [],
-        "digests": {"config.yaml": config_digest(yaml.safe_load(dump_config(config)))},
+        "digests": {"config.yaml": config_digest(yaml.safe_load(dump_config(config)), config)},
     }
 
 

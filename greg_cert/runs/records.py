@@ -18,6 +18,7 @@ import yaml
 from torch import Tensor, nn
 
 from greg_cert.config import ExperimentConfig, ModelConfig, dump_config, parse_config
+from greg_cert.config.places import without_places
 from greg_cert.config.yaml_text import load_yaml
 from greg_cert.data import DataSplits, load_data
 from greg_cert.digests import json_digest, tensors_digest
@@ -102,15 +103,15 @@ class RunFolder:
         expected = f"run: expected a run folder with a valid config.yaml, but got {self.path}"
         try:
             raw = load_yaml(read_text(self.config_file))
-            found = config_digest(raw)
-        except (OSError, ValueError, TypeError, yaml.YAMLError) as error:
+            config = parse_config(raw)
+            digests = config_digest(raw, config), json_digest({"config": raw})
+        except (OSError, ValueError, TypeError, yaml.YAMLError, ConfigError) as error:
             raise RunError(f"{expected}: {error}") from error
         if self.manifest_file.exists():  # a run begins with its configuration
-            check_file(self.manifest, self.config_file, found)
-        try:
-            return parse_config(raw)
-        except ConfigError as error:
-            raise RunError(f"{expected}: {error}") from error
+            known = self.manifest.get("digests")
+            earlier = isinstance(known, dict) and known.get("config.yaml") == digests[1]
+            check_file(self.manifest, self.config_file, digests[earlier])
+        return config
 
     @cached_property
     def manifest(self) -> dict[str, Any]:
@@ -221,13 +222,12 @@ class RunFolder:
                 )
 
 
-def config_digest(raw: object) -> str:
-    """Digest of a configuration as its YAML file holds it: other formatting changes nothing.
+def config_digest(raw: dict[str, Any], config: ExperimentConfig) -> str:
+    """Digest of a configuration as its YAML file holds it.
 
-    Raises:
-        TypeError: for a value that no configuration holds, such as a date.
+    Other formatting changes nothing, nor do data that have moved.
     """
-    return json_digest({"config": raw})
+    return json_digest({"config": without_places(raw, config)})
 
 
 def write_config(run: RunFolder, config: ExperimentConfig) -> None:

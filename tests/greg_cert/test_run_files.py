@@ -16,7 +16,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from greg_cert.config import ExperimentConfig, dump_config, parse_config
-from greg_cert.digests import sealed, tensors_digest
+from greg_cert.config.places import without_places
+from greg_cert.digests import json_digest, sealed, tensors_digest
 from greg_cert.errors import RunError, UncheckedFileWarning
 from greg_cert.models import build_model
 from greg_cert.runs.manifest import write_manifest
@@ -32,7 +33,11 @@ def experiment() -> ExperimentConfig:
     stage = {"epochs": 1, "lr": 0.1}
     return parse_config(
         {
-            "data": {"id": {"source": "digits"}, "aux": {"source": "photographs", "n": 400}},
+            "data": {
+                "id": {"source": "digits"},
+                "aux": {"source": "photographs", "n": 400},
+                "ood": [{"source": "folder", "path": "here/a.zip", "inside": "x", "name": "ood"}],
+            },
             "model": {"name": "mlp"},
             "train": {"stages": [{"method": "ce", **stage}, {"method": "greg+", **stage}]},
         }
@@ -47,7 +52,7 @@ def run(tmp_path: Path) -> RunFolder:
     config, model = experiment(), build_model("mlp", **SIZES)
     write_config(folder, config)
     digests = {
-        "config.yaml": config_digest(yaml.safe_load(dump_config(config))),
+        "config.yaml": config_digest(yaml.safe_load(dump_config(config)), config),
         "model.safetensors": state_digest(model),
     }
     manifest = {"data": {"test": "x"}, "model": SIZES, "seed": 0, "digests": digests}
@@ -113,6 +118,25 @@ def test_another_layout_of_the_same_configuration_is_the_same(run: RunFolder) ->
     raw = yaml.safe_load(run.config_file.read_text())
     run.config_file.write_text("# by hand\n" + yaml.safe_dump(raw, default_flow_style=True))
     assert fresh(run).config == experiment()
+
+
+def test_data_may_move_but_not_become_others(run: RunFolder) -> None:
+    text = run.config_file.read_text()
+    run.config_file.write_text(text.replace("here/a.zip", "there.zip"))
+    assert str(fresh(run).config.data.ood[0].path) == "there.zip"  # type: ignore[union-attr]
+    run.config_file.write_text(text.replace("inside: x", "inside: y"))
+    with pytest.raises(RunError, match=r"field digests\.config\.yaml"):
+        fresh(run).config  # noqa: B018
+
+
+def test_a_digest_that_knows_where_the_data_stood_is_of_an_earlier_version(run: RunFolder) -> None:
+    text = run.config_file.read_text()
+    digest = json_digest({"config": yaml.safe_load(text)})
+    rewritten(run, lambda m: m["digests"].update({"config.yaml": digest}), seal=True)
+    assert fresh(run).config == experiment()
+    run.config_file.write_text(text.replace("seed: 0", "seed: 1"))
+    with pytest.raises(RunError, match=r"field digests\.config\.yaml"):
+        fresh(run).config  # noqa: B018
 
 
 @pytest.mark.parametrize(
@@ -185,7 +209,7 @@ def test_other_ood_sets_leave_no_digest_of_another_manifest(run: RunFolder) -> N
 
 
 FILES: dict[str, Callable[[RunFolder], object]] = {
-    "config.yaml": lambda run: run.config,
+    "config.yaml": lambda run: without_places(run.config.model_dump(mode="json"), run.config),
     "manifest.json": lambda run: {
         k: v for k, v in run.manifest.items() if k in ("data", "model", "seed", "digests")
     },

@@ -1,4 +1,4 @@
-"""Stopped anywhere, with a checkpoint in mid-epoch, and with a disk that fails."""
+"""Stopped anywhere, with a checkpoint in mid-epoch, moved data, and a disk that fails."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import errno
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from trained import Stopped, Stopper, rows_of, same_weights
@@ -81,6 +82,44 @@ def test_stopped_in_mid_epoch_a_run_goes_on_from_its_last_checkpoint(
     assert watcher.done == watcher.steps == saved
     assert same_weights(whole, resumed)
     assert rows_of(whole.path)[-1] == rows_of(resumed.path)[-1]
+
+
+def with_images(path: Path) -> ExperimentConfig:
+    """The experiment with auxiliary images of an array file."""
+    raw = experiment().model_dump(mode="json")
+    raw["data"]["aux"] = {"source": "array", "path": str(path), "images": "x"}
+    return parse_config(raw)
+
+
+@pytest.mark.parametrize("at", [1, 40])  # before and after the first checkpoint
+def test_a_run_goes_on_where_its_data_have_moved(tmp_path: Path, at: int) -> None:
+    here, there = tmp_path / "here.npz", tmp_path / "there.npz"
+    images = np.random.default_rng(0).integers(0, 256, (400, 8, 8), dtype=np.uint8)
+    np.savez(here, x=images)
+    config = with_images(here)
+    whole = fit(config, load_data(config.data), tmp_path / "whole")
+    with pytest.raises(Stopped):
+        fit(config, load_data(config.data), tmp_path / "run", observer=Stopper(at))
+    here.rename(there)
+    config = with_images(there)
+    resumed = fit(config, load_data(config.data), tmp_path / "run", resume=True)
+    assert same_weights(whole, resumed)
+    assert resumed.config == config
+    assert resumed.load_data().fingerprints() == whole.manifest["data"]
+
+
+def test_other_data_where_they_were_moved_to_are_refused(tmp_path: Path) -> None:
+    images = np.random.default_rng(0).integers(0, 256, (400, 8, 8), dtype=np.uint8)
+    np.savez(tmp_path / "here.npz", x=images)
+    np.savez(tmp_path / "there.npz", x=images[::-1])
+    config = with_images(tmp_path / "here.npz")
+    with pytest.raises(Stopped):
+        fit(config, load_data(config.data), tmp_path / "run", observer=Stopper(40))
+    before = config
+    config = with_images(tmp_path / "there.npz")
+    with pytest.raises(RunError, match=r"^resume: the data of .* changed since it was begun$"):
+        fit(config, load_data(config.data), tmp_path / "run", resume=True)
+    assert RunFolder(tmp_path / "run").config == before
 
 
 @pytest.mark.parametrize(
