@@ -15,7 +15,8 @@ from greg_cert.data import DataSplits
 from greg_cert.errors import ConfigError, RunError
 from greg_cert.files import is_vacant
 from greg_cert.processes import Processes
-from greg_cert.runs.records import RunFolder, write_config
+from greg_cert.runs.manifest import write_manifest
+from greg_cert.runs.records import RunFolder, config_digest, write_config
 from greg_cert.train.fabric import make_fabric
 from greg_cert.train.initial_model import first_model, lipschitz_of
 from greg_cert.train.observer import Observer, SilentObserver
@@ -63,7 +64,9 @@ def fit(
     _check_shares(config, splits, processes.size)
     fresh, complete = processes.once(lambda: (_is_fresh(run, config, resume), run.complete))
     if complete:
-        return run
+        if config != run.config:
+            processes.once(lambda: _move(run, config, splits))
+        return RunFolder(folder, config.model.code)
     devices = [torch.cuda.current_device()] if torch.cuda.is_available() else []
     with torch.random.fork_rng(devices):
         # Everything that can be wrong with the configuration shows here, before a file is written.
@@ -150,6 +153,17 @@ def _is_fresh(run: RunFolder, config: ExperimentConfig, resume: bool) -> bool:
     if (what := difference(now, then)) is not None:
         raise RunError(f"resume: {run.path} was begun with another configuration: {what}")
     return False
+
+
+def _move(run: RunFolder, config: ExperimentConfig, splits: DataSplits) -> None:
+    """Write where the data of a complete run stand now, if they are the same."""
+    if splits.fingerprints() != run.manifest["data"]:
+        raise RunError(f"resume: the data of {run.path} changed since it was begun")
+    known = run.manifest.get("digests")
+    if isinstance(known, dict):  # an earlier version's, which told where the data stood
+        digests = {**known, "config.yaml": config_digest(config)}
+        write_manifest(run.path, {**run.manifest, "digests": digests})
+    write_config(run, config)
 
 
 def _make_folder(run: RunFolder, config: ExperimentConfig) -> None:

@@ -7,9 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 
-from greg_cert.config import ExperimentConfig, dump_config
+from greg_cert.config import ExperimentConfig
 from greg_cert.data import DataSplits
 from greg_cert.errors import RunError
 from greg_cert.runs.networks import code_digest
@@ -49,7 +48,7 @@ def first_manifest(
         },
         "command": command,
         "stages": [],
-        "digests": {"config.yaml": config_digest(yaml.safe_load(dump_config(config)), config)},
+        "digests": {"config.yaml": config_digest(config)},
     }
 
 

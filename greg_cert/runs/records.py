@@ -104,7 +104,7 @@ class RunFolder:
         try:
             raw = load_yaml(read_text(self.config_file))
             config = parse_config(raw)
-            digests = config_digest(raw, config), json_digest({"config": raw})
+            digests = config_digest(config, raw), json_digest({"config": raw})
         except (OSError, ValueError, TypeError, yaml.YAMLError, ConfigError) as error:
             raise RunError(f"{expected}: {error}") from error
         if self.manifest_file.exists():  # a run begins with its configuration
@@ -222,11 +222,12 @@ class RunFolder:
                 )
 
 
-def config_digest(raw: dict[str, Any], config: ExperimentConfig) -> str:
-    """Digest of a configuration as its YAML file holds it.
+def config_digest(config: ExperimentConfig, raw: dict[str, Any] | None = None) -> str:
+    """Digest of a configuration, wherever its data stand.
 
-    Other formatting changes nothing, nor do data that have moved.
+    `raw` is what its YAML file holds, by default what `write_config` writes.
     """
+    raw = yaml.safe_load(dump_config(config)) if raw is None else raw
     return json_digest({"config": without_places(raw, config)})
 
 

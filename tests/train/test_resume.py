@@ -14,7 +14,7 @@ from trained import Stopped, Stopper, rows_of, same_weights
 import greg_cert.train.checkpoint as checkpoint_module
 from greg_cert.config import ExperimentConfig, parse_config
 from greg_cert.data import DataSplits, load_data
-from greg_cert.errors import RunError
+from greg_cert.errors import DataError, RunError
 from greg_cert.runs.records import RunFolder
 from greg_cert.train import fit
 
@@ -84,6 +84,9 @@ def test_stopped_in_mid_epoch_a_run_goes_on_from_its_last_checkpoint(
     assert rows_of(whole.path)[-1] == rows_of(resumed.path)[-1]
 
 
+CHANGED = r"^resume: the data of .* changed since it was begun$"
+
+
 def with_images(path: Path) -> ExperimentConfig:
     """The experiment with auxiliary images of an array file."""
     raw = experiment().model_dump(mode="json")
@@ -106,6 +109,15 @@ def test_a_run_goes_on_where_its_data_have_moved(tmp_path: Path, at: int) -> Non
     assert same_weights(whole, resumed)
     assert resumed.config == config
     assert resumed.load_data().fingerprints() == whole.manifest["data"]
+    with pytest.raises(DataError, match=r"^data\.aux\.path: "):
+        whole.load_data()
+    moved = fit(config, load_data(config.data), whole.path, resume=True)  # it is complete
+    assert moved.load_data().fingerprints() == whole.manifest["data"]
+    assert same_weights(moved, resumed)
+    np.savez(here, x=images[::-1])
+    config = with_images(here)
+    with pytest.raises(RunError, match=CHANGED):
+        fit(config, load_data(config.data), whole.path, resume=True)
 
 
 def test_other_data_where_they_were_moved_to_are_refused(tmp_path: Path) -> None:
@@ -117,7 +129,7 @@ def test_other_data_where_they_were_moved_to_are_refused(tmp_path: Path) -> None
         fit(config, load_data(config.data), tmp_path / "run", observer=Stopper(40))
     before = config
     config = with_images(tmp_path / "there.npz")
-    with pytest.raises(RunError, match=r"^resume: the data of .* changed since it was begun$"):
+    with pytest.raises(RunError, match=CHANGED):
         fit(config, load_data(config.data), tmp_path / "run", resume=True)
     assert RunFolder(tmp_path / "run").config == before
 
