@@ -28,7 +28,7 @@ from grid import on_top
 from grid.cell import measured, task_data, trained
 from grid.choose import Chooser
 from grid.page import file_name, write_page
-from grid.tasks import EXTRA, ROOT, RUNS, SEEDS, TASKS, make_digit_split
+from grid.tasks import EXTRA, ROOT, RUNS, SEEDS, TASKS, make_digit_splits
 
 from greg_cert.files import write_atomic
 
@@ -63,7 +63,7 @@ def main() -> None:
 def cells(task: str, given: argparse.Namespace) -> None:
     """Choose the weights of a task, then fill its cells."""
     work = given.work.resolve()
-    make_digit_split(work)
+    make_digit_splits(work)
     folder, of = RESULTS / task, TASKS[task].weights or task
     chooser = Chooser(TASKS[of], work / f"{of}-choose", RESULTS / of / "chosen.json")
     runs = [run for run in TASKS[task].runs if run in given.runs]

@@ -159,19 +159,25 @@ class Task:
         return load_config(ROOT / "configs" / self.config, sets)
 
 
-def make_digit_split(work: Path) -> None:
-    """Write WORK/mnist-split.npz, digits 0 to 7, and WORK/unknown.npy, 8 and 9 of the test set."""
-    path = work / "mnist-split.npz"
-    if path.exists():
+def make_digit_splits(work: Path) -> None:
+    """Files of some digits of MNIST in WORK.
+
+    `mnist-split.npz` has 0 to 7 and `mnist-six.npz` 0 to 5; `unknown.npy` has 8 and 9 of the test
+    set, `outliers.npy` 6 and 7 of the training set.
+    """
+    files = [work / name for name in _DIGIT_FILES]
+    if all(file.exists() for file in files):
         return
     stored = np.load(SHARED / "mnist.npz")
-    arrays = {}
-    for part in ("train", "test"):
-        known = stored[f"{part}_labels"] < 8
-        arrays |= {f"{part}_{k}": stored[f"{part}_{k}"][known] for k in ("images", "labels")}
     work.mkdir(parents=True, exist_ok=True)
-    np.save(work / "unknown.npy", stored["test_images"][~known])
-    np.savez(path, **arrays)
+    for file, most in zip(files, (8, 6), strict=False):
+        arrays = {}
+        for part in ("train", "test"):
+            known = stored[f"{part}_labels"] < most
+            arrays |= {f"{part}_{k}": stored[f"{part}_{k}"][known] for k in ("images", "labels")}
+        np.savez(file, **arrays)
+    np.save(files[2], stored["test_images"][stored["test_labels"] >= 8])
+    np.save(files[3], stored["train_images"][np.isin(stored["train_labels"], (6, 7))])
 
 
 def _array(file: str, part: str, **more: Any) -> dict[str, Any]:
@@ -198,7 +204,7 @@ _FAR_SETS = [
 _DIGITS = _array("SHARED/mnist.npz", "test", limit=1000, name="mnist", group="far")
 _VEHICLES = ["airplane", "automobile", "ship", "truck"]
 _ANIMALS = ["bird", "cat", "deer", "dog", "frog", "horse"]
-_SPLIT = "WORK/mnist-split.npz"
+_DIGIT_FILES = ("mnist-split.npz", "mnist-six.npz", "unknown.npy", "outliers.npy")
 _MNIST: tuple[Settings, Settings] = (
     {"epochs": 12, "lr": 0.1, "batch_size": 64, "augment": "shift"},
     {"epochs": 6, "lr": 0.01, "batch_size": 64, "augment": "shift"},
@@ -208,6 +214,30 @@ _CIFAR: tuple[Settings, Settings] = (
     {"epochs": 10, "lr": 0.01, "batch_size": 64, "augment": "shift_flip"},
 )
 _FEWER = tuple(run for run in RUNS if run not in ("poem", "poem+grad", "openmix", *EXTRA))
+_NEARER = ("ce", "energy", "greg", "greg+", "energy, far margins", "lipschitz")
+
+
+def _unseen(title: str, short: str, file: str, runs: tuple[str, ...], **data: Any) -> Task:
+    """Digits of WORK/FILE.npz against 8 and 9, with the weights of MNIST."""
+    path = f"WORK/{file}.npz"
+    unknown = {"source": "array", "path": "WORK/unknown.npy", "group": "near"}
+    parts = {
+        "id": _array(path, "train", labels="train_labels", limit=7000),
+        "id_test": _array(path, "test", labels="test_labels", limit=2000, name="test"),
+        "ood": [{**unknown, "name": "digits 8 and 9"}, _TINY_FAR, *_FAR_SETS],
+    }
+    return Task(
+        title,
+        short,
+        "mnist_energy.yaml",
+        {**parts, **data},
+        *_MNIST,
+        runs,
+        samples=0,
+        weights="mnist",
+    )
+
+
 TASKS: dict[str, Task] = {
     "mnist": Task(
         "MNIST (28×28, 10 classes, 5,950 training images)",
@@ -224,28 +254,8 @@ TASKS: dict[str, Task] = {
         *_CIFAR,
         _FEWER,
     ),
-    "mnist-split": Task(
-        "MNIST, digits 0 to 7 against 8 and 9",
-        "digits 0 to 7",
-        "mnist_energy.yaml",
-        {
-            "id": _array(_SPLIT, "train", labels="train_labels", limit=7000),
-            "id_test": _array(_SPLIT, "test", labels="test_labels", limit=2000, name="test"),
-            "ood": [
-                {
-                    "source": "array",
-                    "path": "WORK/unknown.npy",
-                    "name": "digits 8 and 9",
-                    "group": "near",
-                },
-                _TINY_FAR,
-                *_FAR_SETS,
-            ],
-        },
-        *_MNIST,
-        _FEWER,
-        samples=0,
-        weights="mnist",
+    "mnist-split": _unseen(
+        "MNIST, digits 0 to 7 against 8 and 9", "digits 0 to 7", "mnist-split", _FEWER
     ),
     "cifar10-split": Task(
         "CIFAR-10, six animals against four vehicles",
@@ -264,5 +274,18 @@ TASKS: dict[str, Task] = {
         _FEWER,
         samples=0,
         weights="cifar10",
+    ),
+    "mnist-six": _unseen(
+        "MNIST, digits 0 to 5 against 8 and 9, trained beside photographs",
+        "digits 0 to 5",
+        "mnist-six",
+        _NEARER,
+    ),
+    "mnist-six-near": _unseen(
+        "MNIST, digits 0 to 5 against 8 and 9, trained beside 6 and 7",
+        "beside 6 and 7",
+        "mnist-six",
+        _NEARER,
+        aux={"source": "array", "path": "WORK/outliers.npy", "name": "digits 6 and 7"},
     ),
 }
