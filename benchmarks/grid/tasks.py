@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from greg_cert.config import ExperimentConfig, load_config
+from greg_cert.data import load_data
 
 ROOT = Path(__file__).parents[2]
 SHARED = ROOT.parent / "shared" / "data"
@@ -163,7 +164,7 @@ def make_digit_splits(work: Path) -> None:
     """Files of some digits of MNIST in WORK.
 
     `mnist-split.npz` has 0 to 7 and `mnist-six.npz` 0 to 5; `unknown.npy` has 8 and 9 of the test
-    set, `outliers.npy` 6 and 7 of the training set.
+    set, `outliers.npy` 6 and 7 of the training set, `both.npy` as many photographs beside these.
     """
     files = [work / name for name in _DIGIT_FILES]
     if all(file.exists() for file in files):
@@ -177,7 +178,13 @@ def make_digit_splits(work: Path) -> None:
             arrays |= {f"{part}_{k}": stored[f"{part}_{k}"][known] for k in ("images", "labels")}
         np.savez(file, **arrays)
     np.save(files[2], stored["test_images"][stored["test_labels"] >= 8])
-    np.save(files[3], stored["train_images"][np.isin(stored["train_labels"], (6, 7))])
+    outliers = stored["train_images"][np.isin(stored["train_labels"], (6, 7))]
+    np.save(files[3], outliers)
+    photographs = load_data(load_config(ROOT / "configs" / "mnist_energy.yaml").data).aux
+    assert photographs is not None
+    some = np.random.default_rng(0).permutation(len(photographs))[: len(outliers)]
+    taken = photographs.stored(some.tolist()).squeeze(1).numpy()
+    np.save(files[4], np.concatenate([outliers, taken]))
 
 
 def _array(file: str, part: str, **more: Any) -> dict[str, Any]:
@@ -204,7 +211,7 @@ _FAR_SETS = [
 _DIGITS = _array("SHARED/mnist.npz", "test", limit=1000, name="mnist", group="far")
 _VEHICLES = ["airplane", "automobile", "ship", "truck"]
 _ANIMALS = ["bird", "cat", "deer", "dog", "frog", "horse"]
-_DIGIT_FILES = ("mnist-split.npz", "mnist-six.npz", "unknown.npy", "outliers.npy")
+_DIGIT_FILES = ("mnist-split.npz", "mnist-six.npz", "unknown.npy", "outliers.npy", "both.npy")
 _MNIST: tuple[Settings, Settings] = (
     {"epochs": 12, "lr": 0.1, "batch_size": 64, "augment": "shift"},
     {"epochs": 6, "lr": 0.01, "batch_size": 64, "augment": "shift"},
@@ -277,7 +284,7 @@ TASKS: dict[str, Task] = {
     ),
     "mnist-six": _unseen(
         "MNIST, digits 0 to 5 against 8 and 9, trained beside photographs",
-        "digits 0 to 5",
+        "digits 0 to 5, beside photographs",
         "mnist-six",
         _NEARER,
     ),
@@ -287,5 +294,12 @@ TASKS: dict[str, Task] = {
         "mnist-six",
         _NEARER,
         aux={"source": "array", "path": "WORK/outliers.npy", "name": "digits 6 and 7"},
+    ),
+    "mnist-six-both": _unseen(
+        "MNIST, digits 0 to 5 against 8 and 9, trained beside 6, 7 and photographs",
+        "beside 6, 7 and photographs",
+        "mnist-six",
+        _NEARER,
+        aux={"source": "array", "path": "WORK/both.npy", "name": "digits and photographs"},
     ),
 }
