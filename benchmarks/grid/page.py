@@ -36,7 +36,8 @@ def write_page(results: Path, page: Path) -> None:
     before = page.read_text(encoding="utf-8").partition(MARK)[0] if page.exists() else ""
     known = {task: cells for task in TASKS if (cells := read_cells(results / task, task))}
     on_top = {task: read_cells(results / task / "detectors", task) for task in known}
-    lines = [MARK, "", *overview(known, on_top)]
+    main = [task for task in known if TASKS[task].short]
+    lines = [MARK, "", *overview(*({task: of[task] for task in main} for of in (known, on_top)))]
     for task, cells in known.items():
         weights = results / (TASKS[task].weights or task) / "chosen.json"
         lines += section(task, cells, json.loads(weights.read_text(encoding="utf-8")))

@@ -111,7 +111,7 @@ class Task:
 
     Attributes:
         title: of its section.
-        short: its name where there is little room.
+        short: its name in the overview of all verdicts, empty where it is left out of that.
         config: file in configs/ whose auxiliary set, network and verification it takes.
         data: what differs of its data; SHARED and WORK in a path are folders.
         first: settings of the first stage, cross-entropy.
@@ -284,20 +284,20 @@ TASKS: dict[str, Task] = {
     ),
     "mnist-six": _unseen(
         "MNIST, digits 0 to 5 against 8 and 9, trained beside photographs",
-        "digits 0 to 5, beside photographs",
+        "",
         "mnist-six",
         _NEARER,
     ),
     "mnist-six-near": _unseen(
         "MNIST, digits 0 to 5 against 8 and 9, trained beside 6 and 7",
-        "beside 6 and 7",
+        "",
         "mnist-six",
         _NEARER,
         aux={"source": "array", "path": "WORK/outliers.npy", "name": "digits 6 and 7"},
     ),
     "mnist-six-both": _unseen(
         "MNIST, digits 0 to 5 against 8 and 9, trained beside 6, 7 and photographs",
-        "beside 6, 7 and photographs",
+        "",
         "mnist-six",
         _NEARER,
         aux={"source": "array", "path": "WORK/both.npy", "name": "digits and photographs"},
