@@ -84,7 +84,8 @@ def _keys(record: type[BaseModel], before: str) -> list[Key]:
         )
         inner: dict[str, dict[str, Key]] = {}  # by key, then by the kind of a union
         parts = [(key, kind) for kind in sections(field.annotation)]
-        parts += [(f"{key}[]", s) for item in items(field.annotation) for s in sections(item)]
+        if not parts:  # a list of what may stand alone, too, has the same keys
+            parts = [(f"{key}[]", s) for item in items(field.annotation) for s in sections(item)]
         for where, kind in parts:
             for one in _keys(kind, where):
                 inner.setdefault(one.key, {})[tag_of(kind) or ""] = one

@@ -8,6 +8,7 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 
 from greg_cert.config.fields import all_sections, dotted, items, nearest, sections, tag_of
+from greg_cert.data.schema import ONE, SEVERAL
 from greg_cert.errors import shown
 
 _Place = tuple[int | str, ...]
@@ -68,6 +69,8 @@ def _walk(place: _Place, root: type[BaseModel]) -> list[tuple[int | str, list[ty
     kinds: list[Any] = [root]
     for part in place:
         here = [section for kind in kinds for section in sections(kind)]
+        if part in (ONE, SEVERAL):
+            continue
         if isinstance(part, int):
             found.append((part, here))
             kinds = [item for kind in kinds for item in items(kind)]

@@ -24,8 +24,7 @@ def check_disjoint(config: DataConfig, *, field: str = "data") -> None:
     roles: list[tuple[str, str, DataSource]] = [("id", f"{field}.id", config.id)]
     if config.id_test is not None:
         roles.append(("id", f"{field}.id_test", config.id_test))
-    if config.aux is not None:
-        roles.append(("aux", f"{field}.aux", config.aux))
+    roles += [("aux", f"{field}.{key}", source) for key, source in config.auxiliary().items()]
     roles += [("ood", f"{field}.ood[{i}]", source) for i, source in enumerate(config.ood)]
     for (role, first, one), (other_role, second, other) in combinations(roles, 2):
         common = None if role == other_role else _common(one, other, fields=(first, second))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor
 
@@ -13,7 +15,7 @@ from greg_cert.data.schema import DataConfig
 from greg_cert.data.sources.base import Request
 from greg_cert.data.sources.read import read_source
 from greg_cert.data.splits import pick, stratified_split
-from greg_cert.data.types import DataSplits, Images, ImageSet
+from greg_cert.data.types import DataSplits, Images, ImageSet, unit_range
 from greg_cert.data.withheld import Withheld
 
 MOMENTS_OF = 5000  # images on disk that stand for all of them
@@ -79,11 +81,12 @@ def _load(config: DataConfig, field: str, tests: bool) -> DataSplits:
         images = read_source(source, Request(name, "ood", channels, size))
         outliers.append((name, apart(images, others, field=name, policy=config.shared)))
         ood[source.title] = outliers[-1][1].images
-    aux = None
-    if config.aux is not None:
-        name = f"{field}.aux"
-        images = read_source(config.aux, Request(name, "aux", channels, size))
-        aux = apart(images, [*outliers, *others], field=name, policy=config.shared).images
+    sets: dict[str, Images] = {}
+    for key, source in config.auxiliary().items():
+        name = f"{field}.{key}"
+        images = read_source(source, Request(name, "aux", channels, size))
+        rest = [*outliers, *others]
+        sets[name] = apart(images, rest, field=name, policy=config.shared).images
     mean, std = _normalisation(config, train, channels, field=field)
     return DataSplits(
         train=train,
@@ -91,7 +94,7 @@ def _load(config: DataConfig, field: str, tests: bool) -> DataSplits:
         test=Withheld("test", train.classes, shape)
         if not tests or tested is None
         else tested.images,
-        aux=aux,
+        aux=joined(sets) if sets else None,
         ood=ood if tests else {},
         num_classes=num_classes,
         channels=channels,
@@ -100,6 +103,29 @@ def _load(config: DataConfig, field: str, tests: bool) -> DataSplits:
         std=std,
         indices=indices if tests else {n: i for n, i in indices.items() if n != "test"},
     )
+
+
+def joined(sets: Mapping[str, Images]) -> Images:
+    """Sets, each by the path of its field, as one without labels; the one where there is one.
+
+    Raises:
+        DataError: One of several stays on disk.
+    """
+    if len(sets) == 1:
+        return next(iter(sets.values()))
+    parts: list[Tensor] = []
+    for field, images in sets.items():
+        if not isinstance(images, ImageSet):
+            raise data_error(
+                field,
+                "a set in memory, as it is one of several",
+                "one that stays on disk",
+                hint="Set keep: memory beside it",
+            )
+        parts.append(images.images)
+    if len({part.dtype for part in parts}) > 1:
+        parts = [unit_range(part) for part in parts]
+    return ImageSet(", ".join(images.name for images in sets.values()), torch.cat(parts))
 
 
 def _split_apart(

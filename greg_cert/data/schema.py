@@ -12,20 +12,40 @@ from operator import or_
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
-from pydantic import Field, TypeAdapter, ValidationError, ValidationInfo, model_validator
+from pydantic import (
+    Discriminator,
+    Field,
+    Tag,
+    TypeAdapter,
+    ValidationError,
+    ValidationInfo,
+    model_validator,
+)
 
 from greg_cert.data.sources.base import DataSource
 from greg_cert.data.sources.missing import present
 from greg_cert.data.sources.table import SOURCES
 from greg_cert.section import Count, Section, Seed
 
+ONE, SEVERAL = "<source>", "<sources>"  # stand in the place of an error, and are no keys
+
+
+def _how_many(value: Any) -> str:
+    return SEVERAL if isinstance(value, (list, tuple)) else ONE
+
+
 if TYPE_CHECKING:
     LabelledSource = DataSource
     Source = DataSource
+    Sources = DataSource | tuple[DataSource, ...]
 else:
     _KIND = Field(discriminator="source")
     LabelledSource = Annotated[reduce(or_, (s for s in SOURCES if s.labelled)), _KIND]
     Source = Annotated[reduce(or_, SOURCES), _KIND]
+    _List = Annotated[tuple[Source, ...], Field(min_length=1)]
+    Sources = Annotated[
+        Annotated[Source, Tag(ONE)] | Annotated[_List, Tag(SEVERAL)], Discriminator(_how_many)
+    ]
 
 
 def _taken(source: Any, base: Path, role: str) -> Any:
@@ -51,8 +71,9 @@ class DataConfig(Section):
     """In-distribution set; needs labels."""
     id_test: LabelledSource | None = None
     """A test set of its own; without one, the test split is cut from `id`."""
-    aux: Source | None = None
-    """Auxiliary outliers seen in training."""
+    aux: Sources | None = None
+    """Auxiliary outliers seen in training: a source, or a list of sources that are taken together.
+    """
     ood: tuple[Source, ...] = ()
     """Out-of-distribution test sets, never seen in training."""
     image_size: Count | None = None
@@ -86,13 +107,19 @@ class DataConfig(Section):
             return values
         base = (info.context or {}).get("base", Path())
         taken = dict(values)
-        for role in ("id", "id_test", "aux"):
-            if role in values:
+        for role in ("id", "id_test", "aux", "ood"):
+            if isinstance(values.get(role), (list, tuple)):
+                sets = enumerate(values[role])
+                taken[role] = [_taken(source, base, f"{role}[{i}]") for i, source in sets]
+            elif role in values:
                 taken[role] = _taken(values[role], base, role)
-        if isinstance(values.get("ood"), (list, tuple)):
-            sets = enumerate(values["ood"])
-            taken["ood"] = [_taken(source, base, f"ood[{i}]") for i, source in sets]
         return taken
+
+    def auxiliary(self) -> dict[str, DataSource]:
+        """The sources of `aux`, each by its key."""
+        if isinstance(self.aux, tuple):
+            return {f"aux[{i}]": source for i, source in enumerate(self.aux)}
+        return {} if self.aux is None else {"aux": self.aux}
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -106,7 +133,7 @@ class DataConfig(Section):
         for name, values in (("mean", self.mean), ("std", self.std)):
             if values is not None and len(values) not in (1, 3):
                 raise ValueError(f"expected one {name} a channel, 1 or 3, but got {len(values)}")
-        for role, source in (("id", self.id), ("id_test", self.id_test), ("aux", self.aux)):
+        for role, source in {"id": self.id, "id_test": self.id_test, **self.auxiliary()}.items():
             if source is not None and source.group is not None:
                 raise ValueError(f"expected group on OOD test sets alone, but {role} has one")
         twice = [name for name, n in Counter(s.title for s in self.ood).items() if n > 1]
