@@ -95,6 +95,7 @@ def tables(parts: dict[str, Any]) -> str:
     for part, found in parts.items():
         about = found["environment"]
         made = f"torch {about['versions']['torch']}, {about['created'][:10]}"
+        made += f", commit {about['git_commit'][:7]}"
         extra = [k for k in _extra(found) if k.endswith("bytes")]
         titles = ["", "sizes", "CPU s", "exponent", "peak MiB", "exponent"]
         titles += [k.removesuffix("_bytes") + ", MiB" for k in extra]
