@@ -64,8 +64,7 @@ def fit(
     _check_shares(config, splits, processes.size)
     fresh, complete = processes.once(lambda: (_is_fresh(run, config, resume), run.complete))
     if complete:
-        if config != run.config:
-            processes.once(lambda: _move(run, config, splits))
+        processes.once(lambda: _move(run, config, splits))
         return RunFolder(folder, config.model.code)
     devices = [torch.cuda.current_device()] if torch.cuda.is_available() else []
     with torch.random.fork_rng(devices):
@@ -156,7 +155,9 @@ def _is_fresh(run: RunFolder, config: ExperimentConfig, resume: bool) -> bool:
 
 
 def _move(run: RunFolder, config: ExperimentConfig, splits: DataSplits) -> None:
-    """Write where the data of a complete run stand now, if they are the same."""
+    """Write where the data of a complete run stand now, if they have moved and are the same."""
+    if config == run.config:
+        return
     if splits.fingerprints() != run.manifest["data"]:
         raise RunError(f"resume: the data of {run.path} changed since it was begun")
     known = run.manifest.get("digests")
