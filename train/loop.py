@@ -19,6 +19,7 @@ from greg_cert.runs.manifest import write_manifest
 from greg_cert.runs.records import RunFolder, config_digest, write_config
 from greg_cert.train.fabric import make_fabric
 from greg_cert.train.initial_model import first_model, lipschitz_of
+from greg_cert.train.manifest import check_same
 from greg_cert.train.observer import Observer, SilentObserver
 from greg_cert.train.trainer import Trainer
 
@@ -63,16 +64,18 @@ def fit(
     processes = Processes(fabric.global_rank, fabric.world_size)
     _check_shares(config, splits, processes.size)
     fresh, complete = processes.once(lambda: (_is_fresh(run, config, resume), run.complete))
-    if complete:
+    if not fresh:
         processes.once(lambda: _move(run, config, splits))
-        return RunFolder(folder, config.model.code)
+        run = RunFolder(folder, config.model.code)  # a new one, which has read nothing yet
+    if complete:
+        return run
     devices = [torch.cuda.current_device()] if torch.cuda.is_available() else []
     with torch.random.fork_rng(devices):
         # Everything that can be wrong with the configuration shows here, before a file is written.
         watching = observer if observer is not None and processes.first else SilentObserver()
         trainer = Trainer(config, splits, run, fabric, watching, command)
         if fresh:
-            processes.once(lambda: _make_folder(run, config))
+            processes.once(lambda: _keep_config(run, config))
         try:
             trainer.train()
         except BaseException:
@@ -155,19 +158,20 @@ def _is_fresh(run: RunFolder, config: ExperimentConfig, resume: bool) -> bool:
 
 
 def _move(run: RunFolder, config: ExperimentConfig, splits: DataSplits) -> None:
-    """Write where the data of a complete run stand now, if they have moved and are the same."""
+    """Write where the data of a run stand now, if they have moved and are the same."""
     if config == run.config:
         return
-    if splits.fingerprints() != run.manifest["data"]:
-        raise RunError(f"resume: the data of {run.path} changed since it was begun")
-    known = run.manifest.get("digests")
-    if isinstance(known, dict):  # an earlier version's, which told where the data stood
-        digests = {**known, "config.yaml": config_digest(config)}
-        write_manifest(run.path, {**run.manifest, "digests": digests})
-    write_config(run, config)
+    if run.manifest_file.exists():  # a run begins with its configuration
+        check_same(run.manifest, {"data": splits.fingerprints()}, run.path)
+        known = run.manifest.get("digests")
+        if isinstance(known, dict):  # an earlier version's told where the data stood
+            digests = {**known, "config.yaml": config_digest(config)}
+            write_manifest(run.path, {**run.manifest, "digests": digests})
+    _keep_config(run, config)
 
 
-def _make_folder(run: RunFolder, config: ExperimentConfig) -> None:
+def _keep_config(run: RunFolder, config: ExperimentConfig) -> None:
+    """Write the configuration, into a folder that may have to be made."""
     try:
         run.path.mkdir(parents=True, exist_ok=True)
         write_config(run, config)

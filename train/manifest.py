@@ -22,6 +22,9 @@ def session_record(device: torch.device, processes: int) -> dict[str, Any]:
     return {**environment(name), "processes": processes, "threads": torch.get_num_threads()}
 
 
+_REQUIRED = ("data", "model", "code")  # earlier versions lack the other parts
+
+
 def first_manifest(
     config: ExperimentConfig,
     splits: DataSplits,
@@ -66,14 +69,23 @@ def continued(
     Raises:
         RunError: the run was begun with other data or another model, or an entry is damaged.
     """
-    required: dict[str, object] = {"data": {}, "model": {}, "code": {}}
-    for part in (*required, "method", "score", "seed", "split_sizes"):
-        told = before.get(part, required.get(part, own[part]))  # earlier versions lack the others
-        if json.dumps(told, sort_keys=True) != json.dumps(own[part], sort_keys=True):
-            raise RunError(f"resume: the {part} of {folder} changed since it was begun")
+    parts = ("data", "model", "code", "method", "score", "seed", "split_sizes")
+    check_same(before, {part: own[part] for part in parts}, folder)
     lists = {part: before.get(part, []) for part in ("resumed", "stages")}
     for part, found in lists.items():
         if not isinstance(found, list) or not all(isinstance(one, dict) for one in found):
             raise RunError(f"resume: expected a list of records as {part} of {folder}'s manifest")
     lists["resumed"] = [*lists["resumed"], session]
     return {**before, **lists, "digests": own["digests"]}
+
+
+def check_same(before: dict[str, Any], own: dict[str, Any], folder: Path) -> None:
+    """Refuse to go on where a part of the manifest was another when the run was begun.
+
+    Raises:
+        RunError: names the part.
+    """
+    for part, mine in own.items():
+        told = before.get(part, {} if part in _REQUIRED else mine)
+        if json.dumps(told, sort_keys=True) != json.dumps(mine, sort_keys=True):
+            raise RunError(f"resume: the {part} of {folder} changed since it was begun")

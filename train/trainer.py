@@ -20,7 +20,7 @@ from greg_cert.models.last_layer import pass_with_features
 from greg_cert.models.modes import evaluating
 from greg_cert.processes import Processes
 from greg_cert.runs.manifest import MANIFEST_FILE, write_manifest
-from greg_cert.runs.records import RunFolder, write_config
+from greg_cert.runs.records import RunFolder
 from greg_cert.runs.training_log import TrainingLogWriter, read_training_log
 from greg_cert.scores import score_of
 from greg_cert.seeded import generator_for
@@ -160,7 +160,7 @@ class Trainer:
     def _read_state(self) -> tuple[dict[str, Any], Checkpoint] | None:
         """The manifest and checkpoint to go on from; None for a run that only begins."""
         if not self.run.checkpoint_file.exists():
-            self._keep(self.manifest)
+            write_manifest(self.run.path, self.manifest)
             return None
         before = self.run.manifest
         manifest = continued(before, self.manifest, self.session, self.run.path)
@@ -172,13 +172,7 @@ class Trainer:
         if len(manifest["stages"]) < begun:
             got = len(manifest["stages"])
             raise RunError(f"resume: expected {begun} stages in {MANIFEST_FILE}, but got {got}")
-        if self.config != self.run.config:  # its data stand elsewhere than when it was begun
-            self._keep(manifest)
         return manifest, found
-
-    def _keep(self, manifest: dict[str, Any]) -> None:
-        write_manifest(self.run.path, manifest)
-        write_config(self.run, self.config)
 
     def _stage(self, index: int, progress: Progress) -> Progress:
         stage = self.config.train.stages[index]

@@ -82,11 +82,11 @@ def _load(config: DataConfig, field: str, tests: bool) -> DataSplits:
         outliers.append((name, apart(images, others, field=name, policy=config.shared)))
         ood[source.title] = outliers[-1][1].images
     sets: dict[str, Images] = {}
+    others = [*outliers, *others]
     for key, source in config.auxiliary().items():
         name = f"{field}.{key}"
         images = read_source(source, Request(name, "aux", channels, size))
-        rest = [*outliers, *others]
-        sets[name] = apart(images, rest, field=name, policy=config.shared).images
+        sets[name] = apart(images, others, field=name, policy=config.shared).images
     mean, std = _normalisation(config, train, channels, field=field)
     return DataSplits(
         train=train,
